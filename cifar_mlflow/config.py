@@ -1,0 +1,188 @@
+"""The one definition of every setting: name, type, default, bounds and help.
+
+The command line, the parameters of the MLproject, the logged params and the search space are derived from
+these models. A setting that is not given takes its value from the recipe, then from the default below.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.recipes import RECIPES, recipe_for_model
+
+DatasetName = Literal["cifar10", "sample", "folder"]
+ModelName = Literal[
+    "cnn",
+    "fast",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+]
+RecipeName = Literal["cnn", "fast", "resnet", "vgg", "demo"]
+SplitName = Literal["train", "val", "test"]
+TtaName = Literal["none", "flip", "crops"]
+
+MODELS_WITH_WIDTH = ("cnn", "fast")
+MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
+
+# The original host answers with 55-85 kB/s since June 2026 (pytorch/vision#9536); each mirror must hold the
+# byte-identical archive, and its md5 is checked whatever the source.
+CIFAR10_MIRRORS = (
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+)
+
+
+def default_cache_dir() -> Path:
+    """Where downloads, decoded arrays and checkpoints live unless `cache_dir` says otherwise."""
+    if override := os.environ.get("CIFAR_MLFLOW_CACHE"):
+        return Path(override)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cifar_mlflow"
+
+
+def data_dir_from_environment() -> Path | None:
+    return Path(value) if (value := os.environ.get("CIFAR10_DIR")) else None
+
+
+def setting(default: Any, help_text: str, **constraints: Any) -> Any:
+    """A field of a config; `default` may be a callable that is asked at construction time."""
+    how: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**how, description=help_text, **constraints)
+
+
+class Settings(BaseModel):
+    """Base of all configs: immutable, and a name that is not a setting is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+S = TypeVar("S", bound=Settings)
+
+
+class DataConfig(Settings):
+    """Which images, and how they are divided."""
+
+    dataset: DatasetName = setting(
+        "cifar10", "cifar10 (downloaded unless data_dir has it), sample (embedded), or folder (your images)."
+    )
+    data_dir: Path | None = setting(
+        data_dir_from_environment,
+        "Where the images are: CIFAR-10 as torchvision's folder, the archive, or Hub parquet; "
+        "for dataset=folder a folder with one sub-folder a class. Default: $CIFAR10_DIR.",
+    )
+    image_size: int = setting(32, "Side in pixels to which images of a folder are resized.", ge=16, le=256)
+    val_size: float = setting(
+        0.1, "Share of the training images held out for validation; 0 trains on all of them.", ge=0, le=0.5
+    )
+    split_seed: int = setting(0, "Seed of the train/validation split.", ge=0)
+    mirrors: tuple[str, ...] = setting(
+        CIFAR10_MIRRORS, "Addresses of cifar-10-python.tar.gz, tried in this order (comma-separated)."
+    )
+    cache_dir: Path = setting(default_cache_dir, "Downloads, decoded arrays and checkpoints.")
+
+
+class TrainConfig(DataConfig):
+    """One training run."""
+
+    recipe: RecipeName | None = setting(
+        None, "Preset of settings; each can be overridden. Default: the one made for the model."
+    )
+
+    model: ModelName = setting("resnet18", "Architecture.")
+    width: float = setting(1.0, "Width multiplier (cnn and fast only).", ge=0.25, le=4)
+    dropout: float = setting(0.0, "Dropout before the head (cnn and vgg only).", ge=0, lt=1)
+    weights: str | None = setting(
+        None, "Start from these weights: a .safetensors or .h5 file, or the id of a finished run."
+    )
+
+    crop_padding: int = setting(4, "Random crop after reflection padding by this many pixels.", ge=0, le=16)
+    flip: Literal["none", "random", "alternating"] = setting(
+        "random", "Horizontal flip; alternating shows each image flipped in every second epoch."
+    )
+    cutout: int = setting(0, "Side of a random square that is blanked, in pixels; 0 is off.", ge=0, le=128)
+    mixup: float = setting(0.0, "Alpha of mixup; 0 is off.", ge=0, le=4)
+    cutmix: float = setting(0.0, "Alpha of CutMix; 0 is off.", ge=0, le=4)
+    brightness: float = setting(0.0, "Brightness jitter: factor in 1 +- this.", ge=0, le=1)
+    contrast: float = setting(0.0, "Contrast jitter: factor in 1 +- this.", ge=0, le=1)
+
+    epochs: int = setting(30, "Passes over the training images.", ge=1, le=10_000)
+    batch_size: int = setting(128, "Images a step.", ge=1, le=65_536)
+    optimizer: Literal["sgd", "adamw", "muon"] = setting(
+        "sgd", "SGD with Nesterov momentum, AdamW, or Muon for filters with SGD for the rest."
+    )
+    lr: float = setting(0.1, "Peak learning rate (of the filters, for muon).", gt=0, le=10)
+    aux_lr: float = setting(
+        0.05, "Peak rate of what Muon leaves to SGD: head, norms and biases.", gt=0, le=10
+    )
+    momentum: float = setting(0.9, "Momentum (beta1 for adamw).", ge=0, lt=1)
+    weight_decay: float = setting(5e-4, "Weight decay; never on norms and biases.", ge=0, le=1)
+    label_smoothing: float = setting(0.0, "Label smoothing.", ge=0, lt=1)
+    schedule: Literal["one_cycle", "cosine", "linear", "constant"] = setting(
+        "one_cycle", "Course of the learning rate."
+    )
+    warmup: float = setting(0.2, "Share of the training in which the rate rises.", ge=0, le=0.9)
+    grad_clip: float = setting(0.0, "Largest norm of the gradient; 0 is off.", ge=0)
+    ema: float = setting(0.0, "Decay of the averaged weights that are evaluated and saved; 0 is off.", ge=0, lt=1)
+    patience: int = setting(
+        0, "Stop after this many epochs without a better validation loss; 0 is off.", ge=0
+    )
+
+    test: bool = setting(True, "Read the test split once, at the end.")
+    tta: TtaName = setting(
+        "none", "Test-time augmentation of the final evaluation: mirror images, or mirrored crops."
+    )
+
+    seed: int = setting(0, "Seed of weights, order and augmentation.", ge=0, lt=2**32)
+    deterministic: bool = setting(False, "Only bit-reproducible kernels.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to train.")
+    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto is bf16 where the hardware is fast at it.")
+    threads: int = setting(0, "CPU threads; 0 takes one a core.", ge=0, le=1024)
+
+    experiment: str = setting(
+        lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME", "cifar10"), "MLflow experiment.", min_length=1
+    )
+    run_name: str | None = setting(None, "Name of the MLflow run; default: model and data set.")
+
+    @model_validator(mode="after")
+    def _only_what_the_model_has(self) -> "TrainConfig":
+        if self.width != 1 and self.model not in MODELS_WITH_WIDTH:
+            raise ValueError(f"width is a setting of {', '.join(MODELS_WITH_WIDTH)}; {self.model} has none")
+        if self.dropout and self.model not in MODELS_WITH_DROPOUT:
+            raise ValueError(f"dropout is a setting of {', '.join(MODELS_WITH_DROPOUT)}; {self.model} has none")
+        return self
+
+
+def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
+    """Fill what is not `given` from the recipe, then from the defaults.
+
+    Raises:
+        UsageError: a name that is no setting, or a value out of its bounds; one line for each.
+    """
+    model = given.get("model") or TrainConfig.model_fields["model"].default
+    recipe = given.get("recipe") or recipe_for_model(model)
+    return validate(TrainConfig, {**RECIPES.get(recipe, {}), **given, "recipe": recipe})
+
+
+def validate(config_class: type[S], values: dict[str, Any]) -> S:
+    """`config_class(**values)`, with pydantic's complaints put into words for a person."""
+    try:
+        return config_class.model_validate(values)
+    except ValidationError as error:
+        raise UsageError("\n".join(_complaint(config_class, issue) for issue in error.errors())) from None
+
+
+def _complaint(config_class: type[Settings], issue: Any) -> str:
+    where = str(issue["loc"][0]) if issue["loc"] else ""
+    if issue["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where, config_class.model_fields, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(config_class.model_fields)}"
+        return f"unknown setting {where}: {hint}"
+    message = issue["msg"].removeprefix("Value error, ")
+    return f"{where}: {message} (got {issue['input']!r})" if where else message

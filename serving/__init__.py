@@ -1,0 +1,1 @@
+"""From a champion to a served model."""
