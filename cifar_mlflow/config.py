@@ -167,7 +167,9 @@ def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
     """
     model = given.get("model") or TrainConfig.model_fields["model"].default
     recipe = given.get("recipe") or recipe_for_model(model)
-    return validate(TrainConfig, {**RECIPES.get(recipe, {}), **given, "recipe": recipe})
+    if recipe not in RECIPES:  # an unknown name: the validation says which are known
+        return validate(TrainConfig, given)
+    return validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
 
 
 def validate(config_class: type[S], values: dict[str, Any]) -> S:
