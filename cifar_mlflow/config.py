@@ -7,9 +7,9 @@ these models. A setting that is not given takes its value from the recipe, then 
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
@@ -35,9 +35,7 @@ MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
 
 # The original host answers with 55-85 kB/s since June 2026 (pytorch/vision#9536); each mirror must hold the
 # byte-identical archive, and its md5 is checked whatever the source.
-CIFAR10_MIRRORS = (
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-)
+CIFAR10_MIRRORS = ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",)
 
 
 def default_cache_dir() -> Path:
@@ -53,7 +51,7 @@ def data_dir_from_environment() -> Path | None:
 
 def setting(default: Any, help_text: str, **constraints: Any) -> Any:
     """A field of a config; `default` may be a callable that is asked at construction time."""
-    how: dict[str, Any] = {"default_factory": default} if callable(default) else {"default": default}
+    how = {"default_factory": default} if callable(default) else {"default": default}
     return Field(**how, description=help_text, **constraints)
 
 
@@ -67,7 +65,7 @@ S = TypeVar("S", bound=Settings)
 
 
 class DataConfig(Settings):
-    """Which images, and how they are divided."""
+    """Data: which images, and how they are divided."""
 
     dataset: DatasetName = setting(
         "cifar10", "cifar10 (downloaded unless data_dir has it), sample (embedded), or folder (your images)."
@@ -87,13 +85,14 @@ class DataConfig(Settings):
     )
     cache_dir: Path = setting(default_cache_dir, "Downloads, decoded arrays and checkpoints.")
 
+    @field_validator("mirrors", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        return [address.strip() for address in value.split(",")] if isinstance(value, str) else value
 
-class TrainConfig(DataConfig):
-    """One training run."""
 
-    recipe: RecipeName | None = setting(
-        None, "Preset of settings; each can be overridden. Default: the one made for the model."
-    )
+class ModelConfig(Settings):
+    """Model: the architecture and where its weights start."""
 
     model: ModelName = setting("resnet18", "Architecture.")
     width: float = setting(1.0, "Width multiplier (cnn and fast only).", ge=0.25, le=4)
@@ -101,6 +100,10 @@ class TrainConfig(DataConfig):
     weights: str | None = setting(
         None, "Start from these weights: a .safetensors or .h5 file, or the id of a finished run."
     )
+
+
+class AugmentConfig(Settings):
+    """Augmentation: what is done to the training images."""
 
     crop_padding: int = setting(4, "Random crop after reflection padding by this many pixels.", ge=0, le=16)
     flip: Literal["none", "random", "alternating"] = setting(
@@ -112,6 +115,10 @@ class TrainConfig(DataConfig):
     brightness: float = setting(0.0, "Brightness jitter: factor in 1 +- this.", ge=0, le=1)
     contrast: float = setting(0.0, "Contrast jitter: factor in 1 +- this.", ge=0, le=1)
 
+
+class OptimizeConfig(Settings):
+    """Optimization: the course of the training."""
+
     epochs: int = setting(30, "Passes over the training images.", ge=1, le=10_000)
     batch_size: int = setting(128, "Images a step.", ge=1, le=65_536)
     optimizer: Literal["sgd", "adamw", "muon"] = setting(
@@ -119,7 +126,7 @@ class TrainConfig(DataConfig):
     )
     lr: float = setting(0.1, "Peak learning rate (of the filters, for muon).", gt=0, le=10)
     aux_lr: float = setting(
-        0.05, "Peak rate of what Muon leaves to SGD: head, norms and biases.", gt=0, le=10
+        0.05, "Peak rate of what Muon leaves to SGD: head, norms and biases.", gt=0, le=1000
     )
     momentum: float = setting(0.9, "Momentum (beta1 for adamw).", ge=0, lt=1)
     weight_decay: float = setting(5e-4, "Weight decay; never on norms and biases.", ge=0, le=1)
@@ -129,34 +136,71 @@ class TrainConfig(DataConfig):
     )
     warmup: float = setting(0.2, "Share of the training in which the rate rises.", ge=0, le=0.9)
     grad_clip: float = setting(0.0, "Largest norm of the gradient; 0 is off.", ge=0)
-    ema: float = setting(0.0, "Decay of the averaged weights that are evaluated and saved; 0 is off.", ge=0, lt=1)
+    ema: float = setting(
+        0.0, "Decay of the averaged weights that are evaluated and saved; 0 is off.", ge=0, lt=1
+    )
     patience: int = setting(
         0, "Stop after this many epochs without a better validation loss; 0 is off.", ge=0
     )
-
-    test: bool = setting(True, "Read the test split once, at the end.")
-    tta: TtaName = setting(
-        "none", "Test-time augmentation of the final evaluation: mirror images, or mirrored crops."
-    )
-
     seed: int = setting(0, "Seed of weights, order and augmentation.", ge=0, lt=2**32)
-    deterministic: bool = setting(False, "Only bit-reproducible kernels.")
+
+
+class HardwareConfig(Settings):
+    """Hardware: where it runs, and in which precision."""
+
     device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to train.")
-    precision: Literal["auto", "fp32", "bf16"] = setting("auto", "auto is bf16 where the hardware is fast at it.")
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "auto is bf16 where the hardware is fast at it."
+    )
     threads: int = setting(0, "CPU threads; 0 takes one a core.", ge=0, le=1024)
+    deterministic: bool = setting(False, "Only bit-reproducible kernels.")
+
+
+class TrackingConfig(Settings):
+    """Tracking: how the run is called in MLflow."""
 
     experiment: str = setting(
         lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME", "cifar10"), "MLflow experiment.", min_length=1
     )
     run_name: str | None = setting(None, "Name of the MLflow run; default: model and data set.")
 
+
+class TrainConfig(DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, HardwareConfig, TrackingConfig):
+    """Training: one run from the images to an evaluated model."""
+
+    recipe: RecipeName | None = setting(
+        None, "Preset of settings; each can be overridden. Default: the one made for the model."
+    )
+    test: bool = setting(True, "Read the test split once, at the end.")
+    tta: TtaName = setting(
+        "none", "Test-time augmentation of the final evaluation: mirror images, or mirrored crops."
+    )
+
     @model_validator(mode="after")
-    def _only_what_the_model_has(self) -> "TrainConfig":
+    def _only_what_the_model_has(self) -> Self:
         if self.width != 1 and self.model not in MODELS_WITH_WIDTH:
             raise ValueError(f"width is a setting of {', '.join(MODELS_WITH_WIDTH)}; {self.model} has none")
         if self.dropout and self.model not in MODELS_WITH_DROPOUT:
-            raise ValueError(f"dropout is a setting of {', '.join(MODELS_WITH_DROPOUT)}; {self.model} has none")
+            raise ValueError(
+                f"dropout is a setting of {', '.join(MODELS_WITH_DROPOUT)}; {self.model} has none"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _patience_needs_validation(self) -> Self:
+        if self.patience and not self.val_size:
+            raise ValueError("patience watches the validation loss: it needs a val_size above 0")
+        return self
+
+
+class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):
+    """Evaluation: a saved model on a split of a data set."""
+
+    model_uri: str = setting(
+        ..., "A .safetensors or .h5 file, a run id, runs:/<id>/model, or models:/<name>@<alias>."
+    )
+    split: SplitName = setting("test", "The split to evaluate on.")
+    tta: TtaName = setting("none", "Test-time augmentation: mirror images, or mirrored crops.")
 
 
 def resolve_train_config(given: dict[str, Any]) -> TrainConfig:

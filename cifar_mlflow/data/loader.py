@@ -1,0 +1,107 @@
+"""Training batches, made on the device from images that are held there once as bytes.
+
+All chance is a function of (seed, epoch, step): a training resumed anywhere sees the batches it would have
+seen, and there is no generator state to save.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.data import augment
+from cifar_mlflow.errors import UsageError
+
+
+class TrainLoader:
+    """Shuffled, augmented batches.
+
+    An epoch shows each image once, in ceil(N / batch_size) batches of equal size (but for one image): the
+    usual small rest would be a noisy step at the full learning rate, and dropping it would waste images.
+
+    Args:
+        images: uint8 (N, H, W, 3); may be read-only, it is copied to the device.
+        labels: int64 (N,).
+    """
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+        config: TrainConfig,
+        num_classes: int,
+        device: torch.device,
+    ) -> None:
+        if max(config.cutout, config.crop_padding + 1) > min(images.shape[1:3]):
+            raise UsageError(
+                f"cutout ({config.cutout}) and crop_padding ({config.crop_padding}) must be smaller than the "
+                f"images ({images.shape[2]}x{images.shape[1]})"
+            )
+        self.config = config
+        self.num_classes = num_classes
+        self.device = device
+        self.images = torch.tensor(images, device=device)
+        self.labels = torch.tensor(labels, device=device)
+        self.mean_colour = (self.images.float().mean(dim=(0, 1, 2)) / 255) if config.cutout else None
+        # Which images alternating flip mirrors in even epochs.
+        self.mirrored_first = augment.coin_flips(len(labels), self._generator())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.labels) // self.config.batch_size)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of an epoch from `first_step` on.
+
+        Yields:
+            images: float32 (B, 3, H, W) in 0..1, channels_last.
+            targets: int64 (B,), or float32 (B, num_classes) if mixup or CutMix is on.
+        """
+        order = torch.randperm(len(self.labels), generator=self._generator(epoch), device=self.device)
+        batches = order.tensor_split(self.steps_per_epoch)
+        for step in range(first_step, len(batches)):
+            yield self._batch(batches[step], epoch, step)
+
+    def _batch(self, index: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+        config, generator = self.config, self._generator(epoch, step)
+        shift = augment.random_shift(len(index), config.crop_padding, generator)
+        mirrored = self._mirrored(index, epoch, generator)
+        pixels = augment.take_windows(self.images, index, shift, mirrored)
+        # The bytes lie channel by channel within a pixel, so this view is what torch calls channels_last.
+        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        if config.brightness or config.contrast:
+            images = augment.jitter(images, config.brightness, config.contrast, generator)
+        if self.mean_colour is not None:
+            images = augment.cutout(images, config.cutout, self.mean_colour, generator)
+        targets = self.labels[index]
+        if config.mixup or config.cutmix:
+            return self._mixed(images, targets, epoch, step, generator)
+        return images, targets
+
+    def _mirrored(self, index: Tensor, epoch: int, generator: torch.Generator) -> Tensor:
+        if self.config.flip == "alternating":
+            return self.mirrored_first[index] ^ bool(epoch % 2)
+        if self.config.flip == "random":
+            return augment.coin_flips(len(index), generator)
+        return torch.zeros_like(index, dtype=torch.bool)
+
+    def _mixed(
+        self, images: Tensor, labels: Tensor, epoch: int, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """mixup or CutMix; with both on, a coin decides for the batch."""
+        config = self.config
+        chance = np.random.default_rng([config.seed, epoch, step])
+        use_mixup = config.mixup > 0 and (config.cutmix == 0 or chance.random() < 0.5)
+        alpha = config.mixup if use_mixup else config.cutmix
+        mix = augment.mixup if use_mixup else augment.cutmix
+        targets = augment.soft_targets(labels, self.num_classes)
+        return mix(images, targets, float(chance.beta(alpha, alpha)), generator)
+
+    def _generator(self, *position: int) -> torch.Generator:
+        """For the training (), an epoch (epoch,) or a step (epoch, step)."""
+        entropy = np.random.SeedSequence([self.config.seed, len(position), *position])
+        seed = int(entropy.generate_state(1, np.uint64)[0])
+        return torch.Generator(self.device).manual_seed(seed)

@@ -1,0 +1,19 @@
+"""A plain convolutional network: the one to read first, and to train in minutes on a CPU."""
+
+from torch import nn
+
+
+def cnn(num_classes: int, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+    """Three stages of two 3x3 convolutions (32, 64 and 128 channels times `width`), each halving the
+    image."""
+    channels = [round(c * width) for c in (32, 64, 128)]
+    layers: list[nn.Module] = []
+    for c_in, c_out in zip([3, *channels], channels, strict=False):
+        layers += [*_conv(c_in, c_out), *_conv(c_out, c_out), nn.MaxPool2d(2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels[-1], num_classes)]
+    return nn.Sequential(*layers, *head)
+
+
+def _conv(c_in: int, c_out: int) -> list[nn.Module]:
+    # No bias: the batch norm that follows has one.
+    return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
