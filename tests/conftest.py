@@ -1,0 +1,36 @@
+"""What holds for every test: nothing of the user's environment leaks in, nothing is left behind."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REAL_DATA = os.environ.get("CIFAR10_DIR")
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the whole session, so that the sample is decoded once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _isolated(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_cache: Path
+) -> Iterator[None]:
+    monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(shared_cache))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    if request.node.get_closest_marker("real_data") is None:
+        monkeypatch.delenv("CIFAR10_DIR", raising=False)
+    elif REAL_DATA is None:
+        pytest.skip("CIFAR10_DIR is not set")
+    yield
+
+
+@pytest.fixture
+def real_data_dir() -> Path:
+    """The folder with the real CIFAR-10; only for tests marked real_data."""
+    assert REAL_DATA is not None
+    return Path(REAL_DATA)
