@@ -1,0 +1,94 @@
+"""Do the probabilities mean what they say? Measured by bins of confidence, mended by one temperature.
+
+Both after Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599).
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+Floats = NDArray[np.floating[Any]]
+Labels = NDArray[np.integer[Any]]
+
+# Far beyond what a trained network needs; where every answer is right, the best temperature would be 0.
+TEMPERATURES = (0.05, 20.0)
+
+
+def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Probabilities, float64 (N, classes), of logits (N, classes) divided by `temperature`."""
+    return np.exp(log_softmax(logits.astype(np.float64) / temperature, axis=1))
+
+
+def negative_log_likelihood(logits: Floats, labels: Labels, temperature: float = 1.0) -> float:
+    """Mean over the images of -log(probability of the true class)."""
+    log_probabilities = log_softmax(logits.astype(np.float64) / temperature, axis=1)
+    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
+
+
+def reliability_table(probabilities: Floats, labels: Labels, bins: int = 15) -> pd.DataFrame:
+    """Accuracy beside confidence, for predictions of like confidence.
+
+    Args:
+        probabilities: (N, classes), rows that sum to 1.
+        labels: (N,), class indices.
+        bins: how many intervals (lower, upper] of equal width 0..1 is cut into.
+
+    Returns:
+        One row a bin: `lower`, `upper`, `count`, `confidence` (mean highest probability) and `accuracy`. The
+        last two are NaN in a bin without predictions.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    bin_of = np.clip(np.searchsorted(edges, confidence) - 1, 0, bins - 1)
+    count = np.bincount(bin_of, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        mean_confidence = np.bincount(bin_of, weights=confidence, minlength=bins) / count
+        accuracy = np.bincount(bin_of, weights=correct, minlength=bins) / count
+    return pd.DataFrame(
+        {
+            "lower": edges[:-1],
+            "upper": edges[1:],
+            "count": count,
+            "confidence": mean_confidence,
+            "accuracy": accuracy,
+        }
+    )
+
+
+def calibration_error_of(table: pd.DataFrame) -> float:
+    """Expected calibration error: the |accuracy - confidence| of a bin, averaged over the predictions."""
+    filled = table[table["count"] > 0]
+    gap = (filled["accuracy"] - filled["confidence"]).abs()
+    return float((gap * filled["count"]).sum() / filled["count"].sum())
+
+
+def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int = 15) -> float:
+    """Expected calibration error, 0 (perfect) to 1; arguments as for `reliability_table`."""
+    return calibration_error_of(reliability_table(probabilities, labels, bins))
+
+
+def fit_temperature(logits: Floats, labels: Labels) -> float:
+    """The temperature with the least negative log likelihood, within 0.05 to 20.
+
+    To be fitted on validation, never on the split whose calibration is then reported.
+
+    Args:
+        logits: (N, classes), as predicted, N > 0.
+        labels: (N,), class indices.
+
+    Raises:
+        ValueError: there are no predictions to fit on.
+    """
+    if not len(labels):
+        raise ValueError("a temperature cannot be fitted without predictions")
+
+    def loss(log_temperature: float) -> float:
+        return negative_log_likelihood(logits, labels, float(np.exp(log_temperature)))
+
+    best = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(best.x))

@@ -1,0 +1,97 @@
+"""Logits of a model for a whole split, in batches, with or without test-time augmentation."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cifar_mlflow.config import TtaName
+
+Model = Callable[[Tensor], Tensor]
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: Model,
+    images: NDArray[np.uint8],
+    *,
+    batch_size: int = 500,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - a device is immutable
+    precision: Literal["fp32", "bf16"] = "fp32",
+    tta: TtaName = "none",
+) -> NDArray[np.float32]:
+    """Logits of every image, in the order given.
+
+    Args:
+        model: lives on `device`; takes float32 (B, 3, H, W) RGB in 0..1 and returns logits (B, classes). A
+            module is run in eval mode and left in the mode it came in. Any other callable will do.
+        images: uint8 (N, H, W, 3), RGB; may be a read-only memory map.
+        tta: `flip` averages the image and its mirror image. `crops` gives half the weight to those two and
+            half to the mirrored pairs of the image moved by one pixel to either corner, reflected at the
+            border (Jordan 2024, arXiv 2404.00498, section 3.5). It is logits that are averaged, not
+            probabilities, so a temperature applies to the result as it does without augmentation.
+
+    Returns:
+        float32 (N, classes).
+
+    Raises:
+        ValueError: `images` is empty, or not uint8 (N, H, W, 3).
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        raise ValueError(f"images must be uint8 (N, H, W, 3), N > 0: got {images.dtype} {images.shape}")
+    predict = _WITH_TTA[tta]
+    logits = []
+    with _eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for start in range(0, len(images), batch_size):
+            batch = _to_input(images[start : start + batch_size], device)
+            logits.append(predict(model, batch).float().cpu())
+    return torch.cat(logits).numpy()
+
+
+def _to_input(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+    # The copy is what lets torch have a read-only array. Bytes travel to the device, not floats; and seen as
+    # NCHW, an NHWC array is channels_last already.
+    batch = torch.from_numpy(np.array(images)).to(device)
+    return batch.permute(0, 3, 1, 2).float().div_(255)
+
+
+def _plain(model: Model, batch: Tensor) -> Tensor:
+    return model(batch)
+
+
+def _flip(model: Model, batch: Tensor) -> Tensor:
+    # float: a mean taken in bfloat16 would round it to three digits.
+    return (model(batch).float() + model(batch.flip(3)).float()) / 2
+
+
+def _crops(model: Model, batch: Tensor) -> Tensor:
+    padded = F.pad(batch, (1, 1, 1, 1), mode="reflect").contiguous(memory_format=torch.channels_last)
+    moved = (_flip(model, padded[:, :, :-2, :-2]) + _flip(model, padded[:, :, 2:, 2:])) / 2
+    return (_flip(model, batch) + moved) / 2
+
+
+_WITH_TTA: dict[TtaName, Callable[[Model, Tensor], Tensor]] = {
+    "none": _plain,
+    "flip": _flip,
+    "crops": _crops,
+}
+
+
+@contextmanager
+def _eval_mode(model: Model) -> Iterator[None]:
+    # By flag and by module: a part that was frozen in eval mode stays so afterwards, and a module that comes
+    # from torch.export refuses eval() and train().
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode

@@ -1,0 +1,97 @@
+"""Models as HDF5, to be read with h5py, or any HDF5 reader, and nothing of ours.
+
+Layout:
+    /             attributes: `cifar_mlflow_format` (version), `model`, `width`, `dropout`, `num_classes`,
+                  `classes` (names, in the order of the logits), `image_size`, `mean` and `std` (R, G, B, for
+                  pixels in 0..1), `temperature` (divides the logits before the softmax), `data`,
+                  `data_digest`, `run_id`
+    /metrics      one attribute a metric of the run, such as `test/accuracy`
+    /libraries    one attribute a library: the version that wrote the file
+    /weights/...  one dataset a tensor of `state_dict()`, in a group a module: the tensor
+                  `network.head.weight` is the dataset /weights/network/head/weight
+"""
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from cifar_mlflow.export.files import (
+    FORMAT_VERSION,
+    check_version,
+    damaged,
+    not_ours,
+    rebuild,
+    replacing,
+    tensors_of,
+)
+from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+
+
+def save_hdf5(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
+    """Write a model to `path`, which holds the old file or the whole new one at any time.
+
+    Raises:
+        CifarError: the file cannot be written.
+    """
+    about = card.to_dict()
+    metrics = about.pop("metrics")
+    with replacing(path) as unfinished, h5py.File(unfinished, "w") as file:
+        file.attrs["cifar_mlflow_format"] = FORMAT_VERSION
+        file.attrs["num_classes"] = len(card.classes)
+        file.attrs.update(about)
+        file.create_group("metrics").attrs.update(metrics)
+        file.create_group("libraries").attrs.update(
+            {"torch": str(torch.__version__), "numpy": np.__version__, "h5py": h5py.__version__}
+        )
+        for name, tensor in tensors_of(classifier).items():
+            file[f"weights/{name.replace('.', '/')}"] = tensor.numpy()
+
+
+def load_hdf5(path: Path) -> tuple[ImageClassifier, ModelCard]:
+    """Read what `save_hdf5` wrote; the classifier is in eval mode and on the CPU.
+
+    Raises:
+        UsageError: not a model of ours, or of a newer format.
+        CifarError: the file is damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            if "cifar_mlflow_format" not in file.attrs:
+                raise not_ours(path)
+            check_version(path, int(file.attrs["cifar_mlflow_format"]))
+            card = _read_card(file)
+            tensors = _read_tensors(file["weights"])
+        return rebuild(path, card, tensors), card
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise damaged(path, error) from error
+
+
+def _read_card(file: h5py.File) -> ModelCard:
+    about = {name: _plain(value) for name, value in file.attrs.items()}
+    del about["cifar_mlflow_format"], about["num_classes"]
+    metrics = {name: float(value) for name, value in file["metrics"].attrs.items()}
+    return ModelCard.from_dict({**about, "metrics": metrics})
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _read_tensors(group: h5py.Group) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+
+    # visititems follows no link, and what is not stored in this very file is refused: HDF5 can point into
+    # other files, or promise terabytes of zeros.
+    def read(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Group):
+            return
+        if item.external or item.id.get_storage_size() != item.nbytes:
+            raise ValueError(f"{name} is not stored in the file")
+        tensors[name.replace("/", ".")] = torch.from_numpy(np.asarray(item[()]))
+
+    group.visititems(read)
+    return tensors

@@ -1,0 +1,58 @@
+"""Models as .safetensors: the tensors of `state_dict()`, and the model card in the header.
+
+The header's metadata (text only, as the format has it) holds `format` = "pt", `cifar_mlflow_format` (version)
+and `card` (the model card as JSON). Format: https://github.com/huggingface/safetensors
+"""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from cifar_mlflow.export.files import (
+    FORMAT_VERSION,
+    check_version,
+    damaged,
+    not_ours,
+    rebuild,
+    replacing,
+    tensors_of,
+)
+from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+
+
+def save_weights(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
+    """Write a model to `path`, which holds the old file or the whole new one at any time.
+
+    Raises:
+        CifarError: the file cannot be written.
+    """
+    metadata = {
+        "format": "pt",
+        "cifar_mlflow_format": str(FORMAT_VERSION),
+        "card": json.dumps(card.to_dict()),
+    }
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(save(tensors_of(classifier), metadata))
+
+
+def load_weights_file(path: Path) -> tuple[ImageClassifier, ModelCard]:
+    """Read what `save_weights` wrote; the classifier is in eval mode and on the CPU.
+
+    Raises:
+        UsageError: not a model of ours, or of a newer format.
+        CifarError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "cifar_mlflow_format" not in metadata:
+                raise not_ours(path)
+            check_version(path, int(metadata["cifar_mlflow_format"]))
+            card = ModelCard.from_dict(json.loads(metadata["card"]))
+            # Cloned, or the weights would change under us when somebody writes into the mapped file.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
+        return rebuild(path, card, tensors), card
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from error
