@@ -45,7 +45,7 @@ class TrainLoader:
         self.device = device
         self.images = torch.tensor(images, device=device)
         self.labels = torch.tensor(labels, device=device)
-        self.mean_colour = (self.images.float().mean(dim=(0, 1, 2)) / 255) if config.cutout else None
+        self.mean_colour = self.images.mean(dim=(0, 1, 2), dtype=torch.float32) / 255 if config.cutout else None
         # Which images alternating flip mirrors in even epochs.
         self.mirrored_first = augment.coin_flips(len(labels), self._generator())
 

@@ -1,5 +1,7 @@
 """A plain convolutional network: the one to read first, and to train in minutes on a CPU."""
 
+from collections import OrderedDict
+
 from torch import nn
 
 
@@ -10,8 +12,15 @@ def cnn(num_classes: int, width: float = 1.0, dropout: float = 0.0) -> nn.Module
     layers: list[nn.Module] = []
     for c_in, c_out in zip([3, *channels], channels, strict=False):
         layers += [*_conv(c_in, c_out), *_conv(c_out, c_out), nn.MaxPool2d(2)]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels[-1], num_classes)]
-    return nn.Sequential(*layers, *head)
+    return nn.Sequential(
+        OrderedDict(
+            features=nn.Sequential(*layers),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            dropout=nn.Dropout(dropout),
+            head=nn.Linear(channels[-1], num_classes),
+        )
+    )
 
 
 def _conv(c_in: int, c_out: int) -> list[nn.Module]:

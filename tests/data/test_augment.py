@@ -1,0 +1,108 @@
+"""Augmentations on small batches whose right answers can be worked out another way."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cifar_mlflow.data import augment
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def photos(count: int = 6, height: int = 10, width: int = 12) -> Tensor:
+    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator())
+
+
+@given(rows=st.integers(-4, 4), columns=st.integers(-4, 4), mirrored=st.booleans(), index=st.integers(0, 5))
+def test_window_is_a_crop_of_the_reflected_image(rows: int, columns: int, mirrored: bool, index: int) -> None:
+    images = photos()
+    window = augment.take_windows(
+        images, torch.tensor([index]), torch.tensor([[rows, columns]]), torch.tensor([mirrored])
+    )[0]
+    padded = F.pad(images[index].permute(2, 0, 1).float(), (4, 4, 4, 4), mode="reflect")
+    expected = padded[:, 4 + rows : 14 + rows, 4 + columns : 16 + columns].permute(1, 2, 0).byte()
+    assert torch.equal(window, expected.flip(1) if mirrored else expected)
+
+
+def test_windows_of_a_batch_are_chosen_one_by_one() -> None:
+    images, index = photos(), torch.tensor([5, 0, 5])
+    shift, mirrored = torch.tensor([[0, 1], [2, -2], [-4, 0]]), torch.tensor([True, False, False])
+    batch = augment.take_windows(images, index, shift, mirrored)
+    for row in range(3):
+        one = augment.take_windows(
+            images, index[row : row + 1], shift[row : row + 1], mirrored[row : row + 1]
+        )
+        assert torch.equal(batch[row], one[0])
+
+
+def test_shifts_reach_every_offset_and_no_further() -> None:
+    shift = augment.random_shift(2000, 2, generator())
+    assert shift.unique().tolist() == [-2, -1, 0, 1, 2]
+    assert shift.shape == (2000, 2)
+
+
+def test_coins_are_fair() -> None:
+    assert augment.coin_flips(10_000, generator()).float().mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [1, 4, 10])
+def test_cutout_blanks_one_square_with_the_given_colour(size: int) -> None:
+    images = photos(count=50).permute(0, 3, 1, 2) / 255
+    colour = torch.tensor([-1.0, -2.0, -3.0])
+    result = augment.cutout(images, size, colour, generator())
+    blanked = (result == colour.view(1, 3, 1, 1)).all(dim=1)
+    assert (blanked.sum(dim=(1, 2)) == size * size).all()
+    for mask in blanked:
+        rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+        assert rows.max() - rows.min() + 1 == size
+        assert columns.max() - columns.min() + 1 == size
+    assert torch.equal(result.permute(0, 2, 3, 1)[~blanked], images.permute(0, 2, 3, 1)[~blanked])
+
+
+def test_jitter_changes_brightness_and_contrast_within_bounds() -> None:
+    images = 0.3 + 0.2 * torch.rand(200, 3, 8, 8, generator=generator())
+    spread = images.std(dim=(1, 2, 3)) / images.mean(dim=(1, 2, 3))
+    result = augment.jitter(images, 0.2, 0.3, generator(1))
+    brighter = result.mean(dim=(1, 2, 3)) / images.mean(dim=(1, 2, 3))
+    harder = result.std(dim=(1, 2, 3)) / result.mean(dim=(1, 2, 3)) / spread
+    for factors, bound in ((brighter, 0.2), (harder, 0.3)):
+        assert 1 - bound - 1e-4 <= factors.min() < 1 - 0.9 * bound
+        assert 1 + 0.9 * bound < factors.max() <= 1 + bound + 1e-4
+
+
+def test_jitter_stays_in_the_range_of_pixels() -> None:
+    result = augment.jitter(photos(count=50).permute(0, 3, 1, 2) / 255, 0.9, 0.9, generator())
+    assert result.min() == 0
+    assert result.max() == 1
+
+
+@given(share=st.floats(0, 1), seed=st.integers(0, 1000), name=st.sampled_from(["mixup", "cutmix"]))
+def test_mixed_targets_sum_to_one(share: float, seed: int, name: str) -> None:
+    images = photos().permute(0, 3, 1, 2) / 255
+    targets = augment.soft_targets(torch.arange(6) % 4, 4)
+    mixed, soft = getattr(augment, name)(images, targets, share, generator(seed))
+    assert mixed.shape == images.shape
+    torch.testing.assert_close(soft.sum(1), torch.ones(6))
+    assert soft.min() >= 0
+
+
+def test_mixup_mixes_images_as_it_mixes_targets() -> None:
+    # Images that show nothing but their label's one-hot vector: what holds of one must hold of the other.
+    targets = augment.soft_targets(torch.arange(3), 3)
+    images = targets[:, :, None, None].expand(3, 3, 8, 8)
+    mixed, soft = augment.mixup(images, targets, 0.7, generator())
+    torch.testing.assert_close(mixed.mean(dim=(2, 3)), soft)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
+def test_cutmix_takes_the_area_that_the_targets_say(share: float) -> None:
+    targets = augment.soft_targets(torch.arange(3), 3)
+    images = targets[:, :, None, None].expand(3, 3, 16, 16)
+    mixed, soft = augment.cutmix(images, targets, share, generator())
+    torch.testing.assert_close(mixed.mean(dim=(2, 3)), soft)
+    assert ((mixed == 0) | (mixed == 1)).all()

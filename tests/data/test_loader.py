@@ -1,0 +1,124 @@
+"""Batches: every image once an epoch, and the same batches wherever a training is resumed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.data.loader import TrainLoader
+from cifar_mlflow.errors import UsageError
+
+PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": "none"}
+EVERYTHING: dict[str, Any] = {
+    "crop_padding": 2,
+    "flip": "random",
+    "cutout": 4,
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "mixup": 0.4,
+    "cutmix": 1.0,
+}
+
+
+def loader(count: int = 50, **settings: Any) -> TrainLoader:
+    """Images of noise; label i is that of image i."""
+    images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    images.setflags(write=False)
+    config = resolve_train_config({"model": "cnn", "batch_size": 16, **settings})
+    return TrainLoader(images, np.arange(count, dtype=np.int64), config, count, torch.device("cpu"))
+
+
+@given(count=st.integers(1, 60), batch_size=st.integers(1, 70), epoch=st.integers(0, 5))
+def test_each_image_once_an_epoch_in_batches_of_equal_size(count: int, batch_size: int, epoch: int) -> None:
+    batches = loader(count, batch_size=batch_size, **PLAIN)
+    sizes, seen = [], []
+    for _, labels in batches.epoch(epoch):
+        sizes.append(len(labels))
+        seen += labels.tolist()
+    assert sorted(seen) == list(range(count))
+    assert len(sizes) == batches.steps_per_epoch >= 1
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_images_are_the_pixels_of_their_labels_in_channels_last() -> None:
+    batches = loader(**PLAIN)
+    for images, labels in batches.epoch(0):
+        assert images.dtype == torch.float32
+        assert labels.dtype == torch.int64
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal((images * 255).round().byte(), batches.images[labels].permute(0, 3, 1, 2))
+
+
+def test_order_differs_between_epochs_and_seeds() -> None:
+    orders = [
+        tuple(label for _, labels in loader(seed=seed, **PLAIN).epoch(epoch) for label in labels.tolist())
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert len(set(orders)) == 3
+
+
+def test_resumed_epoch_is_bit_equal() -> None:
+    straight = list(loader(**EVERYTHING).epoch(3))
+    resumed = list(loader(**EVERYTHING).epoch(3, first_step=2))
+    assert len(resumed) == len(straight) - 2
+    for (images, targets), (images_again, targets_again) in zip(straight[2:], resumed, strict=True):
+        assert torch.equal(images, images_again)
+        assert torch.equal(targets, targets_again)
+
+
+def test_mixed_targets_are_soft_and_images_stay_in_range() -> None:
+    for images, targets in loader(**EVERYTHING).epoch(0):
+        assert targets.shape == (len(images), 50)
+        torch.testing.assert_close(targets.sum(1), torch.ones(len(images)))
+        assert images.min() >= 0
+        assert images.max() <= 1
+
+
+@pytest.mark.parametrize("only", ["mixup", "cutmix"])
+def test_either_mix_works_alone(only: str) -> None:
+    kinds = {"mixup": 0, "cutmix": 0}
+    batches = loader(**PLAIN | {only: 1.0})
+    for epoch in range(3):
+        for images, _ in batches.epoch(epoch):
+            pixels = images.permute(0, 2, 3, 1).reshape(-1, 3)
+            known = (batches.images.reshape(-1, 3).float() / 255).unique(dim=0)
+            together = torch.cat([known, pixels]).unique(dim=0)
+            kinds["cutmix" if len(together) == len(known) else "mixup"] += 1
+    assert kinds[only] == sum(kinds.values())
+
+
+def test_alternating_flip_shows_each_image_both_ways_in_two_epochs() -> None:
+    batches = loader(crop_padding=0, flip="alternating")
+
+    def mirrored(epoch: int) -> dict[int, bool]:
+        result = {}
+        for images, labels in batches.epoch(epoch):
+            for image, label in zip(images, labels.tolist(), strict=True):
+                upright = batches.images[label].permute(2, 0, 1).float() / 255
+                result[label] = not torch.equal(image, upright)
+                assert torch.equal(image, upright.flip(2) if result[label] else upright)
+        return result
+
+    first, second, third = mirrored(0), mirrored(1), mirrored(2)
+    assert all(first[label] != second[label] for label in first)
+    assert first == third
+    assert 0.2 < sum(first.values()) / len(first) < 0.8
+
+
+def test_cutout_fills_with_the_mean_of_the_images() -> None:
+    batches = loader(**PLAIN, cutout=3)
+    mean = (batches.images.double().mean(dim=(0, 1, 2)) / 255).float()
+    images, _ = next(batches.epoch(0))
+    blanked = ((images - mean.view(1, 3, 1, 1)).abs() < 1e-5).all(dim=1)
+    assert (blanked.sum(dim=(1, 2)) == 9).all()
+
+
+@pytest.mark.parametrize("setting", [{"cutout": 9}, {"crop_padding": 8}])
+def test_augmentation_larger_than_the_images_is_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be smaller than the images"):
+        loader(**{"crop_padding": 0, **setting})

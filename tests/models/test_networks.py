@@ -1,0 +1,111 @@
+"""Every network: shapes, stems, gradients and the form in which it is saved."""
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from cifar_mlflow.config import ModelName
+from cifar_mlflow.models import BUILDERS, build_network
+from cifar_mlflow.models.classifier import ImageClassifier
+
+NAMES: tuple[ModelName, ...] = get_args(ModelName)
+
+
+def test_every_model_of_the_settings_can_be_built() -> None:
+    assert tuple(BUILDERS) == NAMES
+
+
+@pytest.mark.parametrize("num_classes", [10, 3])
+@pytest.mark.parametrize("side", [32, 64])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_have_one_row_an_image_and_one_column_a_class(
+    name: ModelName, side: int, num_classes: int
+) -> None:
+    network = build_network(name, num_classes).eval()
+    with torch.inference_mode():
+        logits = network(torch.rand(2, 3, side, side))
+    assert logits.shape == (2, num_classes)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["fast", "vgg16", "resnet18"])
+def test_large_images_fit(name: ModelName) -> None:
+    with torch.inference_mode():
+        assert build_network(name, 4).eval()(torch.rand(1, 3, 256, 256)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_trainable_parameter_gets_a_gradient(name: ModelName) -> None:
+    network = build_network(name, 10)
+    network(torch.rand(4, 3, 32, 32)).square().sum().backward()
+    without = [key for key, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_resnet_sees_small_images_at_full_size(name: ModelName) -> None:
+    network = build_network(name, 10).eval()
+    sides: dict[str, int] = {}
+
+    def remember(stage: str) -> object:
+        return lambda _module, _inputs, output: sides.update({stage: output.shape[-1]})
+
+    for stage in ("conv1", "layer1", "layer4"):
+        getattr(network, stage).register_forward_hook(remember(stage))
+    with torch.inference_mode():
+        network(torch.rand(1, 3, 32, 32))
+    assert sides == {"conv1": 32, "layer1": 32, "layer4": 4}
+
+
+def test_parameter_counts_are_those_of_the_published_networks() -> None:
+    def millions(name: ModelName) -> float:
+        return round(sum(p.numel() for p in build_network(name, 10).parameters()) / 1e6, 1)
+
+    assert millions("resnet18") == 11.2
+    assert millions("resnet50") == 23.5
+    assert millions("vgg16") == 14.7
+    assert millions("fast") == 2.0
+
+
+@pytest.mark.parametrize("name", ["cnn", "fast"])
+def test_width_scales_the_network(name: ModelName) -> None:
+    def filters(width: float) -> int:
+        return sum(p.numel() for p in build_network(name, 10, width).parameters())
+
+    assert filters(0.5) < filters(1) / 3
+    assert build_network(name, 10, 0.25).eval()(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", ["cnn", "vgg11"])
+def test_dropout_acts_in_training_only(name: ModelName) -> None:
+    network = build_network(name, 10, dropout=0.5)
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.5]
+    images = torch.rand(2, 3, 32, 32)
+    network.eval()
+    assert torch.equal(network(images), network(images))
+    next(m for m in network.modules() if isinstance(m, nn.Dropout)).train()
+    assert not torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize("name", ["cnn", "fast", "vgg11", "resnet18"])
+def test_exported_program_agrees_at_any_batch_size(name: ModelName) -> None:
+    _check_export(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet34", "resnet50", "vgg13", "vgg16", "vgg19"])
+def test_exported_program_of_the_larger_networks_agrees(name: ModelName) -> None:
+    _check_export(name)
+
+
+def _check_export(name: ModelName) -> None:
+    classifier = ImageClassifier(build_network(name, 10), (0.5,) * 3, (0.25,) * 3).eval()
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(
+        classifier, (torch.rand(2, 3, 32, 32),), dynamic_shapes={"images": {0: batch}}
+    )
+    images = torch.rand(5, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(program.module()(images), classifier(images), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,138 @@
+"""Optimizers: who updates what, what Muon's step looks like, and that a resumed one goes on exactly."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cifar_mlflow.config import TrainConfig, resolve_train_config
+from cifar_mlflow.data import load_dataset
+from cifar_mlflow.models import build_network
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.training.optimizers import Muon, build_optimizers, orthogonalize
+
+RATES: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": "sgd", "lr": 0.05},
+    "adamw": {"optimizer": "adamw", "lr": 0.002},
+    "muon": {"optimizer": "muon", "lr": 0.1, "aux_lr": 0.1, "momentum": 0.6},
+}
+optimizers = pytest.mark.parametrize("optimizer", list(RATES))
+
+
+def config_for(optimizer: str, **settings: Any) -> TrainConfig:
+    return resolve_train_config({"model": "cnn", "dataset": "sample", **RATES[optimizer], **settings})
+
+
+def small_classifier(model: Any = "cnn", width: float = 0.25) -> ImageClassifier:
+    torch.manual_seed(0)
+    return ImageClassifier(build_network(model, 10, width), (0.5,) * 3, (0.25,) * 3)
+
+
+@pytest.fixture(scope="module")
+def photos() -> tuple[Tensor, Tensor]:
+    """256 images of the sample in 0..1, and their labels."""
+    train = load_dataset(config_for("sgd")).split("train")
+    images = torch.tensor(train.images[:256]).permute(0, 3, 1, 2) / 255
+    return images, torch.tensor(train.labels[:256])
+
+
+def train_step(
+    classifier: ImageClassifier, steps: list[torch.optim.Optimizer], batch: tuple[Tensor, Tensor]
+) -> float:
+    classifier.zero_grad()
+    loss = F.cross_entropy(classifier(batch[0]), batch[1])
+    loss.backward()
+    for optimizer in steps:
+        optimizer.step()
+    return loss.item()
+
+
+@optimizers
+@pytest.mark.parametrize("model", ["cnn", "fast"])
+def test_each_trainable_parameter_is_in_one_group(optimizer: str, model: str) -> None:
+    classifier = small_classifier(model)
+    groups = [g for o in build_optimizers(classifier, config_for(optimizer)) for g in o.param_groups]
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in classifier.parameters() if p.requires_grad)
+
+
+@optimizers
+def test_norms_and_biases_are_not_decayed(optimizer: str) -> None:
+    classifier = small_classifier()
+    names = {id(p): name for name, p in classifier.named_parameters()}
+    decayed = {
+        names[id(parameter)]
+        for o in build_optimizers(classifier, config_for(optimizer, weight_decay=0.1))
+        for group in o.param_groups
+        if group.get("weight_decay", 0) > 0
+        for parameter in group["params"]
+    }
+    weights = {name for name, p in classifier.named_parameters() if p.ndim > 1}
+    # Muon holds the norm of its filters fixed, which leaves the head to be decayed.
+    assert decayed == ({"network.head.weight"} if optimizer == "muon" else weights)
+
+
+@optimizers
+def test_groups_remember_their_peak_rate(optimizer: str) -> None:
+    config = config_for(optimizer)
+    peaks = {g["initial_lr"] for o in build_optimizers(small_classifier(), config) for g in o.param_groups}
+    assert peaks == ({config.lr, config.aux_lr} if optimizer == "muon" else {config.lr})
+
+
+@optimizers
+def test_loss_on_photos_falls(optimizer: str, photos: tuple[Tensor, Tensor]) -> None:
+    classifier = small_classifier()
+    steps = build_optimizers(classifier, config_for(optimizer))
+    losses = [train_step(classifier, steps, photos) for _ in range(20)]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@optimizers
+def test_training_goes_on_bit_for_bit_from_saved_state(optimizer: str, photos: tuple[Tensor, Tensor]) -> None:
+    config = config_for(optimizer)
+    straight = small_classifier()
+    steps = build_optimizers(straight, config)
+    for _ in range(2):
+        train_step(straight, steps, photos)
+    resumed = small_classifier()
+    resumed.load_state_dict(straight.state_dict())
+    resumed_steps = build_optimizers(resumed, config)
+    for mine, theirs in zip(resumed_steps, steps, strict=True):
+        mine.load_state_dict(copy.deepcopy(theirs.state_dict()))  # as from a file: nothing shared
+    for _ in range(2):
+        train_step(straight, steps, photos)
+        train_step(resumed, resumed_steps, photos)
+    for name, tensor in straight.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 576), (1, 256, 64), (2, 32, 32)])
+def test_orthogonalized_singular_values_are_near_one(shape: tuple[int, int, int]) -> None:
+    steps = orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0)), iterations=5)
+    values = torch.linalg.svdvals(steps)
+    assert steps.shape == shape
+    assert values.max() < 1.3
+    # A square random matrix has singular values down to almost 0: too far to lift all the way.
+    assert values.quantile(0.05) > 0.6
+
+
+def test_orthogonalized_keeps_the_singular_directions() -> None:
+    matrix = torch.randn(16, 40, generator=torch.Generator().manual_seed(1))
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    step = orthogonalize(matrix[None], iterations=5)[0]
+    alignment = (u.T @ step @ vh.T).diagonal()
+    assert alignment.min() > 0.6
+    torch.testing.assert_close(u.T @ step @ vh.T, torch.diag(alignment), atol=1e-3, rtol=0)
+
+
+def test_muon_moves_filters_by_an_orthogonal_step_and_fixes_their_norm() -> None:
+    filters = torch.nn.Parameter(torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(2)))
+    normed = filters.detach() * (8**0.5 / filters.detach().norm())
+    filters.grad = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(3))
+    Muon([filters], lr=0.1, momentum=0.6).step()
+    values = torch.linalg.svdvals((filters.detach() - normed).flatten(1) / 0.1)
+    assert values.max() < 1.3
+    assert values.min() > 0.5
