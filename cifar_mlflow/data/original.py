@@ -1,0 +1,142 @@
+"""CIFAR-10 as it was published: the archive `cifar-10-python.tar.gz`, or the folder it unpacks to."""
+
+import hashlib
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_mlflow.data.cache import disk_errors
+from cifar_mlflow.data.dataset import CIFAR10_CLASSES, Source, SourceSplit, Split
+from cifar_mlflow.data.download import download, file_md5
+from cifar_mlflow.errors import CifarError
+
+FOLDER = "cifar-10-batches-py"
+ARCHIVE_NAME = "cifar-10-python.tar.gz"
+WITHOUT_DOWNLOAD = (
+    "Go on with --dataset sample (embedded, needs no network), or give CIFAR-10 by --data-dir or "
+    f"CIFAR10_DIR: the folder {FOLDER}, the archive {ARCHIVE_NAME}, or the Hub's parquet files."
+)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The md5 sums that tell the published files: of the archive, and of those in it, (file name, md5)."""
+
+    md5: str
+    meta: tuple[str, str]
+    train: tuple[tuple[str, str], ...]
+    test: tuple[tuple[str, str], ...]
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of the content; the same for the archive and the folder, so they share the cache."""
+        return hashlib.sha256(repr(("cifar10", self.meta, self.train, self.test)).encode()).hexdigest()
+
+
+PUBLISHED = Archive(
+    md5="c58f30108f718f92721af3b95e74349a",
+    meta=("batches.meta", "5ff9c542aee3614f3951f8cda6e48888"),
+    train=(
+        ("data_batch_1", "c99cafc152244af753f735de768cd75f"),
+        ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
+        ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+        ("data_batch_4", "634d18415352ddfa80567beed471001a"),
+        ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
+    ),
+    test=(("test_batch", "40351d587109b95175f43aff81a1287e"),),
+)
+
+
+def batches_source(folder: Path, archive: Archive) -> Source:
+    """torchvision's folder with `data_batch_1` and the others.
+
+    Raises:
+        CifarError: a file is missing or is not the published one.
+    """
+    for name, md5 in (archive.meta, *archive.train, *archive.test):
+        path = folder / name
+        if not path.is_file():
+            raise CifarError(f"{folder} is incomplete: {name} is missing. Unpack {ARCHIVE_NAME} again.")
+        if file_md5(path) != md5:
+            raise CifarError(f"{path} is damaged (wrong md5). Unpack {ARCHIVE_NAME} again.")
+
+    def read(split: SourceSplit) -> Iterator[Split]:
+        yield _read_with_torchvision(folder, split, archive)
+
+    return _source(archive, read)
+
+
+def archive_source(path: Path, archive: Archive, cache_dir: Path) -> Source:
+    """The archive, unpacked into the cache for as long as it is decoded.
+
+    Raises:
+        CifarError: it is not the published one.
+    """
+    if file_md5(path) != archive.md5:
+        raise CifarError(
+            f"{path} is damaged or unfinished (its md5 is not {archive.md5}). Download it again."
+        )
+
+    def read(split: SourceSplit) -> Iterator[Split]:
+        yield _read_archive(path, split, archive, cache_dir)
+
+    return _source(archive, read)
+
+
+def downloaded_source(mirrors: tuple[str, ...], archive: Archive, cache_dir: Path) -> Source:
+    """The archive in `cache_dir`, downloaded if it is not there.
+
+    Raises:
+        CifarError: it cannot be downloaded; the text says what was tried and how to go on without.
+    """
+    path = cache_dir / ARCHIVE_NAME
+    if not path.exists():
+        download(mirrors, path, archive.md5, WITHOUT_DOWNLOAD)
+
+    def read(split: SourceSplit) -> Iterator[Split]:
+        download(mirrors, path, archive.md5, WITHOUT_DOWNLOAD)  # only a check, unless it was damaged since
+        yield _read_archive(path, split, archive, cache_dir)
+
+    return _source(archive, read)
+
+
+def _source(archive: Archive, read: Callable[[SourceSplit], Iterator[Split]]) -> Source:
+    return Source("cifar10", CIFAR10_CLASSES, 32, archive.digest, read)
+
+
+def _read_archive(path: Path, split: SourceSplit, archive: Archive, cache_dir: Path) -> Split:
+    files = archive.train if split == "train" else archive.test
+    wanted = {f"{FOLDER}/{name}" for name, _ in (archive.meta, *files)}
+    with disk_errors(cache_dir):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        unpacked = tempfile.TemporaryDirectory(prefix=".unpacked-", dir=cache_dir)
+    with unpacked as directory, tarfile.open(path) as tar:
+        for member in tar:
+            if member.name in wanted:
+                with disk_errors(cache_dir):
+                    tar.extract(member, directory, filter="data")
+        return _read_with_torchvision(Path(directory) / FOLDER, split, archive)
+
+
+def _read_with_torchvision(folder: Path, split: SourceSplit, archive: Archive) -> Split:
+    # Imported here because it takes seconds, and a start from the cache does without.
+    from torchvision.datasets import CIFAR10
+
+    folder = folder.resolve()
+    layout: dict[str, Any] = {
+        "base_folder": folder.name,
+        "meta": {"filename": archive.meta[0], "key": "label_names", "md5": archive.meta[1]},
+        # torchvision checks the files of both lists; the other split is none of this one's business.
+        "train_list": archive.train if split == "train" else (),
+        "test_list": archive.test if split == "test" else (),
+    }
+    try:
+        data = type("PublishedFiles", (CIFAR10,), layout)(folder.parent, train=split == "train")
+    except (RuntimeError, OSError) as error:
+        raise CifarError(f"Cannot read CIFAR-10 in {folder}: {error}") from None
+    return Split(data.data, np.asarray(data.targets, dtype=np.int64))

@@ -1,0 +1,53 @@
+"""What is in a data set: images by class and split, and the statistics of its channels."""
+
+import numpy as np
+import pandas as pd
+
+from cifar_mlflow.config import DataConfig
+from cifar_mlflow.data.dataset import ImageDataset
+from cifar_mlflow.data.split import train_val_indices
+
+CHANNELS = ("red", "green", "blue")
+IMAGES_AT_A_TIME = 500
+
+
+def summarize(dataset: ImageDataset, config: DataConfig, with_test: bool = True) -> pd.DataFrame:
+    """Number of images: one row a class (the index), columns train, val and, `with_test`, test."""
+    labels = dataset.split("train").labels
+    train, val = train_val_indices(labels, config.val_size, config.split_seed)
+    parts = {"train": labels[train], "val": labels[val]}
+    if with_test:
+        parts["test"] = dataset.split("test").labels
+    counts = {name: np.bincount(part, minlength=len(dataset.classes)) for name, part in parts.items()}
+    return pd.DataFrame(counts, index=pd.Index(dataset.classes, name="class"))
+
+
+def mean_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel over all pixels.
+
+    images: uint8 (N, H, W, 3), N at least 1. Returns two float64 (3,), in units where 255 is 1.
+    """
+    stats = channel_stats(images)
+    return stats["mean"].to_numpy(), stats["std"].to_numpy()
+
+
+def channel_stats(images: np.ndarray) -> pd.DataFrame:
+    """Rows red, green and blue; columns mean, std, min and max, in units where 255 is 1.
+
+    images: uint8 (N, H, W, 3), N at least 1.
+    """
+    # A histogram holds all that is asked for, exactly, and needs only a few images in memory at a time.
+    counts_CV = np.zeros((3, 256), dtype=np.int64)  # noqa: N806  channel, value
+    for start in range(0, len(images), IMAGES_AT_A_TIME):
+        piece = images[start : start + IMAGES_AT_A_TIME]
+        for channel in range(3):
+            counts_CV[channel] += np.bincount(piece[..., channel].ravel(), minlength=256)
+    values = np.arange(256) / 255
+    share = counts_CV / counts_CV.sum(axis=1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
+    used = [values[np.flatnonzero(counts)] for counts in counts_CV]
+    return pd.DataFrame(
+        {"mean": mean, "std": std, "min": [v[0] for v in used], "max": [v[-1] for v in used]},
+        index=pd.Index(CHANNELS, name="channel"),
+    )
