@@ -1,0 +1,134 @@
+"""What a run says about one split: numbers, tables and pictures, plain and calibrated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cifar_mlflow.config import SplitName, TtaName
+from cifar_mlflow.data import Split
+from cifar_mlflow.evaluation import figures
+from cifar_mlflow.evaluation.calibration import fit_temperature, reliability_table, softmax
+from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
+from cifar_mlflow.evaluation.predict import Model, predict_logits
+
+
+class ReportSink(Protocol):
+    """Whoever takes the pictures and tables: an MLflow run."""
+
+    def log_figure(self, figure: Figure, path: str) -> None: ...
+    def log_json(self, values: Any, path: str) -> None: ...
+    def log_csv(self, table: pd.DataFrame, path: str, *, index: bool = False) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A model on a split.
+
+    Attributes:
+        split: which split, for every title and metric name.
+        logits: float32 (N, classes), without test-time augmentation.
+        temperature: what the logits are divided by for calibrated probabilities.
+        plain: the evaluation of the logits as they are.
+        calibrated: the evaluation at `temperature`.
+        augmented: the evaluation with test-time augmentation, if it was asked for.
+    """
+
+    split: SplitName
+    classes: tuple[str, ...]
+    logits: NDArray[np.float32]
+    temperature: float
+    plain: Evaluation
+    calibrated: Evaluation
+    augmented: Evaluation | None
+
+    def scalars(self) -> dict[str, float]:
+        """Metrics of the run. `ece` is the one after temperature scaling; `loss` is not scaled."""
+        scalars = self.plain.scalars(self.split)
+        scalars |= {
+            f"{self.split}/ece": self.calibrated.ece,
+            f"{self.split}/ece_uncalibrated": self.plain.ece,
+        }
+        if self.augmented:
+            scalars |= {
+                f"{self.split}/accuracy_tta": self.augmented.accuracy,
+                f"{self.split}/f1_macro_tta": self.augmented.f1_macro,
+            }
+        return scalars
+
+
+def report_on(
+    model: Model,
+    data: Split,
+    classes: tuple[str, ...],
+    split: SplitName,
+    *,
+    temperature: float | None = None,
+    tta: TtaName = "none",
+    device: torch.device,
+) -> Report:
+    """Evaluate a model on a split, in fp32, as it will be served.
+
+    Args:
+        temperature: None fits it on this split, which is right for validation and wrong for any other.
+        tta: evaluates once more with test-time augmentation.
+    """
+    logits = predict_logits(model, data.images, device=device)
+    if temperature is None:
+        temperature = fit_temperature(logits, data.labels)
+    augmented = None
+    if tta != "none":
+        augmented_logits = predict_logits(model, data.images, device=device, tta=tta)
+        augmented = evaluate_logits(augmented_logits, data.labels, classes)
+    return Report(
+        split=split,
+        classes=classes,
+        logits=logits,
+        temperature=temperature,
+        plain=evaluate_logits(logits, data.labels, classes),
+        calibrated=evaluate_logits(logits, data.labels, classes, temperature),
+        augmented=augmented,
+    )
+
+
+def log_report(sink: ReportSink, report: Report, data: Split) -> None:
+    """Pictures and tables of a report, below a folder with the name of the split."""
+    split, classes, plain = report.split, report.classes, report.plain
+    images, labels = data.images, data.labels
+    before = softmax(report.logits)
+    after = softmax(report.logits, report.temperature)
+    title = f"{len(labels):,} images of the {SPLIT_NAMES[split]}"
+    for name, figure in {
+        "confusion_matrix": figures.confusion_matrix(plain.confusion, classes, f"Confusion matrix: {title}"),
+        "f1_by_class": figures.f1_by_class(plain.per_class, f"F1 by class: {title}"),
+        "reliability": figures.reliability_diagram(
+            reliability_table(before, labels),
+            reliability_table(after, labels),
+            f"Calibration: {title}",
+            report.temperature,
+        ),
+        "confident_mistakes": figures.most_confident_mistakes(
+            images, labels, after, classes, f"Most confident mistakes: {title}"
+        ),
+    }.items():
+        sink.log_figure(figure, f"{split}/{name}.png")
+    sink.log_json({**plain.to_dict(split), **report.scalars()}, f"{split}/metrics.json")
+    sink.log_csv(plain.per_class, f"{split}/per_class.csv")
+    sink.log_csv(confusion_table(plain.confusion, classes), f"{split}/confusion_matrix.csv", index=True)
+
+
+SPLIT_NAMES: dict[SplitName, str] = {
+    "train": "training split",
+    "val": "validation split",
+    "test": "test split",
+}
+
+
+def confusion_table(confusion: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
+    """Counts with the true class as the row and the predicted one as the column."""
+    return pd.DataFrame(confusion, index=pd.Index(classes, name="true"), columns=list(classes))
