@@ -40,7 +40,7 @@ class ModelCard:
 class ImageClassifier(nn.Module):
     """A network that takes images as they are: it normalizes them itself.
 
-    Input: float32 (N, 3, H, W), RGB in 0..1. Output: float32 logits (N, classes), not scaled by a temperature.
+    Input: float32 (N, 3, H, W), RGB in 0..1. Output: float32 logits (N, classes), unscaled.
     """
 
     mean: Tensor

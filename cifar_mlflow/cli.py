@@ -1,0 +1,300 @@
+"""The command line: verbs that parse, call and print. Every setting of a config is an option of its verb.
+
+Options are made from the config models, so their names, defaults, bounds and help are written down once.
+`--batch_size 64` and `--batch-size 64` are the same: `mlflow run -P batch_size=64` passes the first form.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+
+import click
+import yaml
+from pydantic.fields import FieldInfo
+
+from cifar_mlflow.config import (
+    DataConfig,
+    EvaluateConfig,
+    Settings,
+    TrainConfig,
+    resolve_train_config,
+    validate,
+)
+from cifar_mlflow.console import set_up_logging
+from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.training.interrupt import Interrupted
+
+if (
+    TYPE_CHECKING
+):  # torch and mlflow take seconds to import; --help and a wrong option should not wait for them
+    from cifar_mlflow.pipeline import Result
+
+HELP_WIDTH = 100
+
+
+class SettingsCommand(click.Command):
+    """A command whose options are the settings of a config, listed by section."""
+
+    def __init__(self, *args: Any, config_class: type[Settings], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections: dict[type[Settings], list[click.Option]] = {
+            section: [_option(name, section.model_fields[name]) for name in inspect.get_annotations(section)]
+            for section in _sections(config_class)
+        }
+        self.params += [option for options in self.sections.values() for option in options]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        settings = {id(option) for options in self.sections.values() for option in options}
+        own = [param for param in self.get_params(ctx) if id(param) not in settings]
+        titles: dict[str, list[click.Parameter]] = {
+            (section.__doc__ or "").split("\n")[0]: [*options] for section, options in self.sections.items()
+        }
+        for title, params in {**titles, "Command": own}.items():
+            with formatter.section(title.rstrip(".")):
+                formatter.write_dl([record for param in params if (record := param.get_help_record(ctx))])
+
+
+def _sections(config_class: type[Settings]) -> list[type[Settings]]:
+    """The classes that declare settings of a config, in the order in which they are inherited."""
+    return [c for c in config_class.__mro__ if c.__module__ == config_class.__module__ and c is not Settings]
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    """An option that hands its text to the config model, which checks and converts it."""
+    is_switch = field.annotation is bool
+    return click.Option(
+        [f"--{name.replace('_', '-')}", *(["--model"] if name == "model_uri" else [])],
+        metavar=_metavar(field.annotation),
+        help=f"{field.description} {_details(field)}".strip(),
+        required=field.is_required(),
+        # A switch may stand alone, and also takes a value, since `mlflow run -P` always passes one.
+        is_flag=False,
+        flag_value="true" if is_switch else None,
+    )
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    if annotation is bool:
+        return "[true|false]"
+    names = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
+    for candidate in (annotation, *get_args(annotation)):
+        if candidate in names:
+            return names[candidate]
+        if get_origin(candidate) is Literal:
+            return "|".join(get_args(candidate))
+    return "TEXT"
+
+
+def _details(field: FieldInfo) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(rule, key)}"
+        for rule in field.metadata
+        for key, sign in signs.items()
+        if getattr(rule, key, None) is not None
+    ]
+    default = (
+        [] if field.default in (None, ...) or field.default_factory else [f"default {_text(field.default)}"]
+    )
+    details = ", ".join([*default, *bounds])
+    return f"[{details}]" if details else ""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+class Group(click.Group):
+    """Turns errors meant for a person into their text and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CifarError as error:
+            click.echo(f"Error: {error}", err=True)
+            if ctx.invoked_subcommand != "data":
+                from cifar_mlflow.tracking import tag_project_run
+
+                tag_project_run(str(error))
+            ctx.exit(error.exit_code)
+        except Interrupted as interruption:
+            ctx.exit(128 + interruption.signum)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(130)
+
+
+@click.group(
+    cls=Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": HELP_WIDTH,
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+)
+@click.version_option(package_name="cifar-mlflow")
+def main() -> None:
+    """Image classification on CIFAR-10, tracked with MLflow."""
+    set_up_logging()
+
+
+def _verb(name: str, config_class: type[Settings]) -> Callable[[Callable[..., None]], click.Command]:
+    """A verb of the command line that receives, as `given`, the settings that were really given."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        def callback(config_file: str | None = None, **options: Any) -> None:
+            settings = {name: options.pop(name) for name in config_class.model_fields}
+            given = {name: value for name, value in settings.items() if value is not None}
+            function({**_read_config_file(config_file), **given}, **options)
+
+        callback.__doc__ = function.__doc__
+        params = getattr(function, "__click_params__", [])[::-1]
+        config_file = click.Option(
+            ["--config", "config_file"], metavar="FILE", help="YAML file with settings; options win over it."
+        )
+        command = SettingsCommand(
+            name,
+            callback=callback,
+            params=[config_file, *params],
+            help=function.__doc__,
+            config_class=config_class,
+        )
+        main.add_command(command)
+        return command
+
+    return decorate
+
+
+def _read_config_file(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict | None):
+        raise UsageError(f"--config {path} must hold lines of the form 'epochs: 10', it holds {values!r:.40}")
+    return {str(name).replace("-", "_"): value for name, value in (values or {}).items()}
+
+
+def _print_config(config: Settings) -> None:
+    """YAML that `--config` reads back to the same settings."""
+    click.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@_verb("train", TrainConfig)
+@click.option("--resume", metavar="RUN_ID", help="Continue this run where it was interrupted.")
+@click.option("--print-config", is_flag=True, help="Print all settings as YAML, and do nothing.")
+def train(given: dict[str, Any], resume: str | None, print_config: bool) -> None:
+    """Train a model and track it as an MLflow run."""
+    if resume:
+        from cifar_mlflow.pipeline import resumable_config
+
+        config = resumable_config(resume, given)
+    else:
+        config = resolve_train_config(given)
+    if print_config:
+        return _print_config(config)
+    from cifar_mlflow import pipeline
+
+    _print_result(pipeline.train(config, resume))
+    return None
+
+
+@_verb("evaluate", EvaluateConfig)
+def evaluate(given: dict[str, Any]) -> None:
+    """Evaluate a saved model on a split, as an MLflow run of its own."""
+    config = validate(EvaluateConfig, given)
+    from cifar_mlflow import pipeline
+
+    _print_result(pipeline.evaluate(config))
+
+
+@_verb("demo", TrainConfig)
+def demo(given: dict[str, Any]) -> None:
+    """Train the demo recipe on the embedded sample, and say what to do next. Takes minutes on two cores."""
+    config = resolve_train_config({"recipe": "demo", **given})
+    from cifar_mlflow import pipeline
+
+    result = pipeline.train(config)
+    _print_result(result)
+    click.echo(
+        f"""
+What next:
+  make ui                                             # compare the runs: http://localhost:5000
+  cifar-mlflow train --dataset sample --model cnn     # another architecture on the same images
+  cifar-mlflow train --epochs 8 --recipe fast         # all of CIFAR-10 (downloads 170 MB)
+  cifar-mlflow evaluate --model {result.run_id} --dataset sample
+  cifar-mlflow export {result.run_id} --format hdf5 --output model.h5"""
+    )
+
+
+@_verb("data", DataConfig)
+@click.option(
+    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture of samples here."
+)
+def data(given: dict[str, Any], picture: Path | None) -> None:
+    """Summarize a data set: images by class and split, mean and deviation by channel."""
+    config = validate(DataConfig, given)
+    from cifar_mlflow.data import load_dataset
+    from cifar_mlflow.data.summary import channel_stats, summarize
+
+    dataset = load_dataset(config)
+    images = dataset.split("train")
+    counts = summarize(dataset, config)
+    counts.loc["total"] = counts.sum()
+    click.echo(f"{dataset.name}, {dataset.image_size}x{dataset.image_size}, sha256 {dataset.digest}\n")
+    click.echo(f"{counts.to_string()}\n\nPixels of the training images, in 0..1:")
+    click.echo(channel_stats(images.images).round(4).to_string())
+    if picture:
+        from cifar_mlflow.evaluation.figures import sample_grid
+
+        title = f"{dataset.name}: training images"
+        try:
+            sample_grid(images.images, images.labels, dataset.classes, title).savefig(picture)
+        except (OSError, ValueError) as error:  # matplotlib's word for an unknown suffix
+            raise UsageError(f"--picture {picture}: {error}") from error
+        click.echo(f"\nSamples: {picture}")
+
+
+@main.command()
+@click.argument("model", metavar="RUN_ID|FILE")
+@click.option(
+    "--format", "form", type=click.Choice(["hdf5", "safetensors"]), default="hdf5", show_default=True
+)
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: <model>.h5 or .safetensors"
+)
+def export(model: str, form: str, output: Path | None) -> None:
+    """Write a trained model to a file that describes itself."""
+    from cifar_mlflow.export import EXPORTERS
+    from cifar_mlflow.export.reference import load_classifier
+
+    classifier, card = load_classifier(model)
+    suffix, save = EXPORTERS[form]
+    output = output or Path(f"{card.model}{suffix}")
+    save(output, classifier, card)
+    click.echo(f"{output}  {output.stat().st_size / 1e6:.1f} MB, {card.model}, {len(card.classes)} classes")
+
+
+def _print_result(result: Result) -> None:
+    """A short table, for a person; the run has the rest."""
+    shown = ("accuracy", "accuracy_tta", "f1_macro", "loss", "ece")
+    click.echo(f"\nRun {result.run_name} ({result.run_id})")
+    for split in ("val", "test", "train"):
+        metrics = {
+            name: result.metrics[f"{split}/{name}"] for name in shown if f"{split}/{name}" in result.metrics
+        }
+        if metrics:
+            click.echo(f"  {split:5s} " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    if seconds := result.metrics.get("train_seconds"):
+        click.echo(f"  trained in {seconds:.0f} s")

@@ -1,0 +1,43 @@
+"""What a run needs to be repeated, beside its settings and its data: code and libraries."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+LIBRARIES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "scikit-learn", "cifar-mlflow")
+
+
+def git_state() -> dict[str, str]:
+    """Tags for the commit of the code and whether the tree had changes; empty outside a git checkout."""
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {}  # installed: a checkout around the environment would be somebody else's
+    commit = _git("rev-parse", "HEAD") or "none"
+    dirty = _git("status", "--porcelain", "--untracked-files=no")
+    return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(dirty)).lower()}
+
+
+def _git(*arguments: str) -> str | None:
+    here = Path(__file__).parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python, of the platform and of the libraries that decide about a result."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            continue
+    return versions
+
+
+def installed_packages() -> str:
+    """Everything that is installed, in the form of a requirements file."""
+    packages = {f"{dist.metadata['Name']}=={dist.version}" for dist in importlib.metadata.distributions()}
+    return "\n".join(sorted(packages, key=str.lower)) + "\n"

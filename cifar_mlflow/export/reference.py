@@ -1,0 +1,64 @@
+"""From what a user types for a model (a file, a run, a registry address) to the model."""
+
+import re
+import tempfile
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from torch import nn
+
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.export import load_model_file
+from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.outbox import first_line
+
+WEIGHTS_FILE = "weights/model.safetensors"
+# The key of the card in the metadata of an MLflow model.
+CARD_KEY = "card"
+
+
+def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
+    """Weights that can be trained on and exported: of a file, or of a run (by its id).
+
+    Raises:
+        UsageError: neither a model file nor a run that has weights.
+        CifarError: MLflow does not answer, or the file is damaged.
+    """
+    if not re.fullmatch(r"[0-9a-f]{32}", reference):
+        return load_model_file(Path(reference))
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            file = mlflow.artifacts.download_artifacts(
+                run_id=reference, artifact_path=WEIGHTS_FILE, dst_path=folder
+            )
+        except (MlflowException, OSError) as error:
+            raise UsageError(
+                f"run {reference} at {mlflow.get_tracking_uri()} has no weights to load: {first_line(error)}"
+            ) from error
+        return load_model_file(Path(file))
+
+
+def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
+    """Any saved model, to predict with: what `load_classifier` takes, and runs:/ or models:/ addresses.
+
+    Returns:
+        A module that takes float32 (N, 3, H, W) in 0..1 on the CPU and returns logits, and its card.
+
+    Raises:
+        UsageError: there is no such model, or it is none of ours.
+    """
+    if not reference.startswith(("runs:/", "models:/")):
+        return load_classifier(reference)
+    try:
+        folder = mlflow.artifacts.download_artifacts(reference)
+        metadata = mlflow.models.Model.load(folder).metadata or {}
+        if CARD_KEY not in metadata:
+            raise UsageError(
+                f"{reference} was not logged by cifar_mlflow: it does not say which classes it knows"
+            )
+        return mlflow.pytorch.load_model(folder), ModelCard.from_dict(metadata[CARD_KEY])
+    except (MlflowException, OSError) as error:
+        raise UsageError(
+            f"{reference} cannot be loaded from {mlflow.get_tracking_uri()}: {first_line(error)}"
+        ) from error

@@ -1,0 +1,120 @@
+"""Metrics on their way to the tracking server: sent from a thread, kept while the server is away."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import requests
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from cifar_mlflow.errors import CifarError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LONGEST_PAUSE_SECONDS = 10.0
+# What MLflow says of a server that cannot be reached or a database that cannot be written at the moment.
+# Anything else (the run was deleted, a value is not allowed) will not mend itself.
+_OUTAGES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether trying again later can help."""
+    if isinstance(error, MlflowException):
+        return error.error_code in _OUTAGES
+    return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The text of an error in a form that fits into a log line or a tag."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def patiently(call: Callable[[], T], seconds: float) -> T:
+    """`call()`, tried again while the tracking server is away, for `seconds` at the most."""
+    deadline = time.monotonic() + seconds
+    pause = 0.5
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            if not is_outage(error) or time.monotonic() + pause > deadline:
+                raise
+            logger.warning("MLflow does not answer (%s); trying again in %.0f s.", first_line(error), pause)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+class Outbox:
+    """Sends metrics in order. An outage of the server delays them and stops nothing else.
+
+    Args:
+        send: delivers a list of metrics, or raises.
+    """
+
+    def __init__(self, send: Callable[[list[Metric]], None]) -> None:
+        self._send = send
+        self._waiting: queue.Queue[list[Metric]] = queue.Queue()
+        self._unsent: list[Metric] = []
+        self._failure: Exception | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self._thread.start()
+
+    def put(self, metrics: list[Metric]) -> None:
+        """Take metrics for sending; returns at once.
+
+        Raises:
+            CifarError: earlier metrics were refused for good.
+        """
+        if self._failure:
+            raise CifarError(f"MLflow refused the metrics of this run: {self._failure}") from self._failure
+        self._waiting.put(metrics)
+
+    def close(self, patience: float) -> list[Metric]:
+        """Send what is left, for `patience` seconds at the most, and return what could not be sent."""
+        self._waiting.put([])
+        self._closing.set()
+        self._thread.join(timeout=patience)
+        return self._unsent + [metric for batch in self._waiting.queue for metric in batch]
+
+    def _work(self) -> None:
+        while not (self._closing.is_set() and self._waiting.empty()):
+            self._unsent += self._waiting.get()
+            while not self._waiting.empty():
+                self._unsent += self._waiting.get()
+            self._deliver()
+
+    def _deliver(self) -> None:
+        away_since: float | None = None
+        pause = 0.5
+        while self._unsent and not self._failure:
+            try:
+                self._send(self._unsent)
+            except Exception as error:
+                if not is_outage(error):
+                    self._failure = error
+                    return
+                if away_since is None:
+                    away_since = time.monotonic()
+                    logger.warning(
+                        "MLflow does not answer (%s); the training goes on and its metrics are kept.",
+                        first_line(error),
+                    )
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                while not self._waiting.empty():
+                    self._unsent += self._waiting.get()
+            else:
+                if away_since is not None:
+                    logger.info(
+                        "MLflow is back after %.0f s; %d metrics were sent.",
+                        time.monotonic() - away_since, len(self._unsent),
+                    )  # fmt: skip
+                self._unsent = []

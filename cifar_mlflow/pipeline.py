@@ -1,0 +1,295 @@
+"""The two jobs of the training side, from images to a finished MLflow run."""
+
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from cifar_mlflow.config import DataConfig, EvaluateConfig, TrainConfig, validate
+from cifar_mlflow.data import ImageDataset, Split, load_dataset
+from cifar_mlflow.data.split import train_val_indices
+from cifar_mlflow.data.summary import mean_std, summarize
+from cifar_mlflow.environment import library_versions
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.evaluation import figures
+from cifar_mlflow.evaluation.report import log_report, report_on
+from cifar_mlflow.export.hdf5 import save_hdf5
+from cifar_mlflow.export.reference import CARD_KEY, load_classifier, load_model
+from cifar_mlflow.export.weights import save_weights
+from cifar_mlflow.models import build_network
+from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.fast import Fast
+from cifar_mlflow.models.pretrained import load_weights
+from cifar_mlflow.run_directory import RunDirectory
+from cifar_mlflow.tracking import TrackedRun, close_stale_runs, connect, tracked_run
+from cifar_mlflow.training.device import Hardware, set_up_hardware
+from cifar_mlflow.training.interrupt import StopRequest
+from cifar_mlflow.training.loop import Training
+
+logger = logging.getLogger(__name__)
+
+# As many images as tell the whitening layer what patches look like.
+IMAGES_FOR_INITIALIZATION = 5_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job has to show: the run, and its metrics by the names they have there."""
+
+    run_id: str
+    run_name: str
+    metrics: dict[str, float]
+
+
+def train(config: TrainConfig, resume: str | None = None) -> Result:
+    """Train, evaluate, and log all of it as one run.
+
+    Args:
+        resume: the id of a run to continue; `config` is then the one of `resumable_config`.
+
+    Raises:
+        CifarError: something failed; the run, if it was begun, is FAILED and says why.
+        Interrupted: a signal came; the run is KILLED and can be resumed.
+    """
+    hardware = set_up_hardware(config, config.precision)
+    dataset = load_dataset(config)
+    train_split, val_split = divide(dataset, config)
+    torch.manual_seed(config.seed)
+    classifier = build_classifier(config, dataset, train_split)
+    connect(config.experiment)
+    close_stale_runs(config.cache_dir)
+
+    name = config.run_name or f"{config.model}-{dataset.name}"
+    with (
+        StopRequest() as stop,
+        tracked_run(kind="train", name=name, cache_dir=config.cache_dir, resume=resume) as (run, directory),
+    ):
+        logger.info("Run %s (%s) on %s, %s", run.name, run.run_id, hardware.name, hardware.precision)
+        training = Training(classifier, dataset.classes, train_split, val_split, config, hardware)
+        if resume:
+            training.load_state_dict(directory.checkpoint.load())
+            for row in run.missing_epochs(training.history):
+                run.log_metrics(row, step=int(row["epoch"]))
+        else:
+            log_start(run, config, dataset, train_split, val_split, hardware)
+            directory.checkpoint.save(training.state_dict())
+        best = training.fit(run, directory.checkpoint, stop)
+        stop.raise_if_asked()
+        metrics = finish(run, config, dataset, val_split, training, best)
+        return Result(run.run_id, run.name, metrics)
+
+
+def resumable_config(run_id: str, given: dict[str, object]) -> TrainConfig:
+    """The settings of a run that can go on, from its checkpoint.
+
+    Only where its data are may be `given` anew; anything else would make it another run.
+
+    Raises:
+        UsageError: there is nothing to resume, or another setting is given.
+    """
+    if others := sorted(set(given) - {"data_dir", "cache_dir", "mirrors"}):
+        raise UsageError(f"--resume takes the settings of the run: leave out {', '.join(others)}")
+    cache_dir = validate(TrainConfig, given).cache_dir
+    directory = RunDirectory.of(cache_dir, run_id)
+    if not directory.checkpoint.path.exists():
+        known = [other.path.name for other in RunDirectory.all(cache_dir)]
+        raise UsageError(
+            f"run {run_id} cannot be resumed: it has no checkpoint in {directory.path.parent} "
+            f"(a finished run needs none). Resumable there: {', '.join(known) or 'none'}"
+        )
+    mlflow.set_tracking_uri(directory.owner.tracking_uri)
+    return validate(TrainConfig, {**directory.checkpoint.load()["config"], **given})
+
+
+def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
+    """The training images without those held out, and those held out."""
+    images = dataset.split("train")
+    train_index, val_index = train_val_indices(images.labels, config.val_size, config.split_seed)
+    return (
+        Split(images.images[train_index], images.labels[train_index]),
+        Split(images.images[val_index], images.labels[val_index]),
+    )
+
+
+def build_classifier(config: TrainConfig, dataset: ImageDataset, train_split: Split) -> ImageClassifier:
+    """A network for the data set, normalized by its training images, with `config.weights` if given."""
+    mean, std = (values.tolist() for values in mean_std(train_split.images))
+    network = build_network(config.model, len(dataset.classes), width=config.width, dropout=config.dropout)
+    classifier = ImageClassifier(network, mean, std)
+    if isinstance(network, Fast):
+        pixels = torch.from_numpy(train_split.images[:IMAGES_FOR_INITIALIZATION]).permute(0, 3, 1, 2)
+        network.initialize_from((pixels / 255 - classifier.mean) / classifier.std)
+    if config.weights:
+        pretrained, _ = load_classifier(config.weights)
+        if fresh := load_weights(network, pretrained.network.state_dict()):
+            logger.info(
+                "Starts from %s; %s is new, for %d classes", config.weights, fresh[0], len(dataset.classes)
+            )
+    return classifier
+
+
+def log_start(
+    run: TrackedRun,
+    config: TrainConfig,
+    dataset: ImageDataset,
+    train_split: Split,
+    val_split: Split,
+    hardware: Hardware,
+) -> None:
+    """All that is known before the first step: settings, code, machine, data."""
+    run.log_settings(config)
+    run.log_environment(f"{hardware.name}, {hardware.precision}")
+    run.set_tags(
+        {
+            "dataset": dataset.name,
+            "dataset.digest": dataset.digest,
+            "validation": f"{len(val_split):,} images held out"
+            if len(val_split)
+            else "none: trained on all images",
+        }
+    )
+    contexts = ["train", *(["validation"] if len(val_split) else []), *(["test"] if config.test else [])]
+    run.log_dataset(dataset.name, dataset.digest, contexts)
+    run.log_csv(summarize(dataset, config, with_test=config.test), "data/summary.csv", index=True)
+    title = f"{dataset.name}: training images"
+    run.log_figure(
+        figures.sample_grid(train_split.images, train_split.labels, dataset.classes, title),
+        "data/samples.png",
+    )
+
+
+def finish(
+    run: TrackedRun,
+    config: TrainConfig,
+    dataset: ImageDataset,
+    val_split: Split,
+    training: Training,
+    best: ImageClassifier,
+) -> dict[str, float]:
+    """Evaluate the weights to keep, and log results and model. Metrics are of the last epoch's step."""
+    device = training.hardware.device
+    history = pd.DataFrame(training.history).set_index("epoch")
+    metrics = {"train_seconds": training.seconds}
+    temperature = 1.0
+    if len(val_split):
+        report = report_on(best, val_split, dataset.classes, "val", device=device)
+        temperature = report.temperature
+        log_report(run, report, val_split)
+        metrics |= report.scalars() | {"temperature": temperature}
+    if config.test:
+        test_split = dataset.split("test")
+        report = report_on(
+            best, test_split, dataset.classes, "test", temperature=temperature, tta=config.tta, device=device
+        )
+        log_report(run, report, test_split)
+        metrics |= report.scalars()
+    run.log_metrics(metrics, step=training.epoch)
+    run.log_figure(figures.learning_curves(history), "learning_curves.png")
+    run.log_csv(history, "history.csv", index=True)
+
+    card = ModelCard(
+        model=config.model,
+        classes=dataset.classes,
+        image_size=dataset.image_size,
+        mean=channels(best.mean),
+        std=channels(best.std),
+        width=config.width,
+        dropout=config.dropout,
+        temperature=temperature,
+        data=dataset.name,
+        data_digest=dataset.digest,
+        run_id=run.run_id,
+        metrics=metrics,
+    )
+    log_model(
+        run, best.cpu().to(memory_format=torch.contiguous_format), card, dataset.split("train").images[:2]
+    )
+    return metrics
+
+
+def channels(values: torch.Tensor) -> tuple[float, float, float]:
+    red, green, blue = values.flatten().tolist()
+    return red, green, blue
+
+
+def log_model(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> None:
+    """The network in three forms, none of them a pickle: MLflow's pt2 model, safetensors and HDF5.
+
+    Args:
+        examples: uint8 (N, H, W, 3), N > 1: torch.export would take a batch of one for a constant.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, save in (("model.safetensors", save_weights), ("model.h5", save_hdf5)):
+            save(Path(folder, name), classifier, card)
+            run.log_file(Path(folder, name), "weights")
+    size = card.image_size
+    run.log_pytorch_model(
+        pytorch_model=classifier,
+        name="model",
+        serialization_format="pt2",
+        input_example=np.ascontiguousarray(examples.transpose(0, 3, 1, 2)).astype(np.float32) / 255,
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(card.classes)))]),
+        ),
+        metadata={CARD_KEY: card.to_dict()},
+        pip_requirements=[
+            f"{name}=={library_versions()[name].split('+')[0]}" for name in ("mlflow", "torch", "numpy")
+        ],
+    )
+
+
+def evaluate(config: EvaluateConfig) -> Result:
+    """Evaluate a saved model on a split, in a run of its own.
+
+    Raises:
+        UsageError: there is no such model, or its classes are not those of the data set.
+    """
+    device = set_up_hardware(config).device
+    connect(config.experiment)
+    model, card = load_model(config.model_uri)
+    if config.dataset == "folder":
+        config = config.model_copy(update={"image_size": card.image_size})
+    dataset = load_dataset(config)
+    if dataset.classes != card.classes:
+        raise UsageError(
+            f"{config.model_uri} knows {', '.join(card.classes)}; "
+            f"{dataset.name} has {', '.join(dataset.classes)}"
+        )
+    if config.split == "test":
+        data = dataset.split("test")
+    else:
+        data = dict(zip(("train", "val"), divide(dataset, config), strict=True))[config.split]
+    if not len(data):
+        raise UsageError(f"the {config.split} split of {dataset.name} is empty: give a --val-size above 0")
+    if isinstance(model, ImageClassifier):
+        model = model.to(device)
+    else:
+        device = torch.device("cpu")  # an exported program stays where it was exported
+
+    name = config.run_name or f"evaluate-{card.model}-{dataset.name}"
+    with tracked_run(kind="evaluate", name=name, cache_dir=config.cache_dir) as (run, _):
+        logger.info("Run %s (%s): %s on %s images", run.name, run.run_id, config.model_uri, f"{len(data):,}")
+        run.log_settings(config)
+        run.log_environment(str(device))
+        run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest, "model_run_id": card.run_id})
+        run.log_dataset(dataset.name, dataset.digest, [config.split])
+        report = report_on(
+            model,
+            data,
+            dataset.classes,
+            config.split,
+            temperature=card.temperature,
+            tta=config.tta,
+            device=device,
+        )
+        log_report(run, report, data)
+        run.log_metrics(report.scalars(), step=0)
+        return Result(run.run_id, run.name, report.scalars())

@@ -1,0 +1,92 @@
+"""What a run keeps on this machine while it lasts: its checkpoint, and a lock that says that it is alive."""
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.training.checkpoint import CheckpointFile
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who writes a run, and where MLflow keeps it."""
+
+    run_id: str
+    run_name: str
+    tracking_uri: str
+    host: str
+
+
+class RunDirectory:
+    """`<cache_dir>/runs/<run_id>`. The kernel frees the lock of a process that is killed, however it dies."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = CheckpointFile(path / "checkpoint.pt")
+        self._lock = FileLock(path / "lock")
+
+    @classmethod
+    def of(cls, cache_dir: Path, run_id: str) -> "RunDirectory":
+        return cls(cache_dir / "runs" / run_id)
+
+    @classmethod
+    def all(cls, cache_dir: Path) -> Iterator["RunDirectory"]:
+        for owner in sorted(cache_dir.glob("runs/*/owner.json")):
+            yield cls(owner.parent)
+
+    def create(self, run_id: str, run_name: str, tracking_uri: str) -> None:
+        """Make the directory and hold its lock.
+
+        Raises:
+            CifarError: the place cannot be written.
+        """
+        owner = Owner(run_id, run_name, tracking_uri, socket.gethostname())
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.acquire()  # first: an owner without a lock looks like a dead one
+            (self.path / "owner.json").write_text(json.dumps(asdict(owner)))
+        except OSError as error:
+            raise CifarError(
+                f"checkpoints cannot be written to {self.path} ({error.strerror}): "
+                "choose another place with --cache-dir"
+            ) from error
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(**json.loads((self.path / "owner.json").read_text()))
+
+    def is_ours(self, tracking_uri: str) -> bool:
+        """Whether this machine wrote it, for this store: only then a free lock means a dead process."""
+        return self.owner.host == socket.gethostname() and self.owner.tracking_uri == tracking_uri
+
+    def acquire(self) -> None:
+        """Hold the lock until `release` or the end of the process.
+
+        Raises:
+            CifarError: another process holds it.
+        """
+        if not self.try_acquire():
+            raise CifarError(
+                f"run {self.path.name} is being trained by another process: wait for it, or stop it"
+            )
+
+    def try_acquire(self) -> bool:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def remove(self) -> None:
+        """Forget the checkpoint: the run is finished and its weights are in MLflow."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.release()

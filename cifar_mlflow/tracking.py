@@ -1,0 +1,237 @@
+"""Everything that is written to an MLflow run goes through here."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlflow
+import pandas as pd
+from matplotlib.figure import Figure
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
+
+from cifar_mlflow.config import Settings
+from cifar_mlflow.environment import git_state, installed_packages, library_versions
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.outbox import Outbox, first_line, is_outage, patiently
+from cifar_mlflow.run_directory import RunDirectory
+from cifar_mlflow.training.interrupt import Interrupted
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# How long the end of a run waits for a tracking server that is away.
+PATIENCE_SECONDS = float(os.environ.get("CIFAR_MLFLOW_PATIENCE", "120"))
+# MLflow's own retries would hold up a call for minutes; ours report what they wait for.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+
+class TrackedRun:
+    """One MLflow run that is being written: metrics from a thread, all else at once and with patience."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+        self._client = mlflow.MlflowClient()
+        self._outbox = Outbox(lambda metrics: self._client.log_batch(run_id, metrics=metrics))
+
+    @property
+    def name(self) -> str:
+        return str(self._client.get_run(self.run_id).info.run_name)
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        """Queue metrics; returns at once, and an outage of the server loses none."""
+        now = int(time.time() * 1000)
+        self._outbox.put([Metric(name, value, now, step) for name, value in metrics.items()])
+
+    def log_settings(self, config: Settings) -> None:
+        """Every setting as a param. What `mlflow run -P` has logged already stays as the user wrote it."""
+        known = patiently(lambda: self._client.get_run(self.run_id), PATIENCE_SECONDS).data.params
+        values = config.model_dump(mode="json")
+        params = [
+            Param(name, ", ".join(value) if isinstance(value, list) else str(value))
+            for name, value in values.items()
+            if name not in known
+        ]
+        self._patiently(lambda: self._client.log_batch(self.run_id, params=params))
+
+    def set_tags(self, tags: dict[str, Any]) -> None:
+        run_tags = [RunTag(key, str(value)) for key, value in tags.items()]
+        self._patiently(lambda: self._client.log_batch(self.run_id, tags=run_tags))
+
+    def log_environment(self, hardware: str) -> None:
+        """Commit, library versions, device."""
+        self.set_tags({**git_state(), "device": hardware})
+        self.log_json(library_versions(), "environment/versions.json")
+        self.log_text(installed_packages(), "environment/requirements.txt")
+
+    def log_dataset(self, name: str, digest: str, contexts: list[str]) -> None:
+        """The data set as an input of the run, once for each split that is used."""
+        longest_digest = digest[:36]  # that MLflow keeps; the whole one is a tag
+        inputs = []
+        for context in contexts:
+            # MLflow takes two inputs of one name and digest for one.
+            dataset = MetaDataset(CodeDatasetSource(tags={}), f"{name}-{context}", longest_digest)
+            tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
+            inputs.append(DatasetInput(dataset._to_mlflow_entity(), tags))
+        self._patiently(lambda: self._client.log_inputs(self.run_id, inputs))
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        self._patiently(lambda: self._client.log_figure(self.run_id, figure, path))
+
+    def log_json(self, values: Any, path: str) -> None:
+        self._patiently(lambda: self._client.log_dict(self.run_id, values, path))
+
+    def log_text(self, text: str, path: str) -> None:
+        self._patiently(lambda: self._client.log_text(self.run_id, text, path))
+
+    def log_csv(self, table: pd.DataFrame, path: str, *, index: bool = False) -> None:
+        self.log_text(table.to_csv(index=index), path)
+
+    def log_file(self, file: Path, folder: str) -> None:
+        self._patiently(lambda: self._client.log_artifact(self.run_id, str(file), folder))
+
+    def log_pytorch_model(self, **arguments: Any) -> None:
+        """`mlflow.pytorch.log_model`, with patience."""
+        self._patiently(lambda: mlflow.pytorch.log_model(**arguments))
+
+    def missing_epochs(self, history: list[dict[str, float]]) -> list[dict[str, float]]:
+        """The rows of a history whose metrics never reached the run (its process was killed before)."""
+        logged = self._patiently(lambda: self._client.get_metric_history(self.run_id, "train/loss"))
+        steps = {metric.step for metric in logged}
+        return [row for row in history if row["epoch"] not in steps]
+
+    def flush(self) -> None:
+        """Wait until all metrics have arrived.
+
+        Raises:
+            TrackingLostError: MLflow is away for too long.
+        """
+        unsent = self._outbox.close(PATIENCE_SECONDS)
+        if unsent:
+            steps = sorted({metric.step for metric in unsent})
+            raise TrackingLostError(f"the metrics of epochs {steps[0]} to {steps[-1]}")
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        try:
+            return patiently(call, PATIENCE_SECONDS)
+        except Exception as error:
+            if is_outage(error):
+                raise TrackingLostError("what comes at the end of the training") from error
+            if isinstance(error, OSError | MlflowException):
+                raise CifarError(f"the run could not be written to MLflow: {first_line(error)}") from error
+            raise
+
+
+class TrackingLostError(CifarError):
+    """MLflow stayed away, so the run lacks something."""
+
+    def __init__(self, missing: str) -> None:
+        super().__init__(f"MLflow at {mlflow.get_tracking_uri()} does not answer; the run lacks {missing}")
+
+
+def connect(experiment: str) -> None:
+    """Make the experiment the current one, creating it if needed; in `mlflow run` it is chosen already.
+
+    Raises:
+        CifarError: the tracking store cannot be reached or written.
+    """
+    # A new SQLite store reports each of its many migrations.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        if "MLFLOW_RUN_ID" not in os.environ:
+            mlflow.set_experiment(experiment)
+    except Exception as error:  # each kind of store has errors of its own
+        raise CifarError(
+            f"MLflow's store {mlflow.get_tracking_uri()} cannot be used: {first_line(error)}\n"
+            "MLFLOW_TRACKING_URI names another one, such as sqlite:////a/folder/mlflow.db or http://host:5000"
+        ) from error
+
+
+def close_stale_runs(cache_dir: Path) -> None:
+    """Mark runs as KILLED whose process died on this machine without a word (`kill -9`, power failure).
+
+    Only runs whose directory is here and whose lock is free: a run of another machine is never touched.
+    """
+    client = mlflow.MlflowClient()
+    for directory in RunDirectory.all(cache_dir):
+        if not directory.is_ours(mlflow.get_tracking_uri()) or not directory.try_acquire():
+            continue
+        try:
+            run_id = directory.owner.run_id
+            if client.get_run(run_id).info.status == "RUNNING":
+                client.set_tag(run_id, "error", "its process was killed")
+                client.set_terminated(run_id, "KILLED")
+                logger.warning(
+                    "Run %s (%s) was killed; continue it with: cifar-mlflow train --resume %s",
+                    directory.owner.run_name, run_id, run_id,
+                )  # fmt: skip
+        except MlflowException as error:
+            logger.warning("Run %s cannot be looked up: %s", directory.path.name, first_line(error))
+        finally:
+            directory.release()
+
+
+def tag_project_run(error: str) -> None:
+    """Give the run that `mlflow run` made before it called us the reason why nothing is in it."""
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        with suppress(MlflowException):  # the error itself is on its way to the terminal
+            mlflow.MlflowClient().set_tag(run_id, "error", error)
+
+
+@contextmanager
+def tracked_run(
+    *, kind: str, name: str, cache_dir: Path, resume: str | None = None
+) -> Iterator[tuple[TrackedRun, RunDirectory]]:
+    """A run that ends FINISHED, FAILED (with the error as a tag) or KILLED, whatever happens in the block.
+
+    Its directory keeps the checkpoint unless the run is FINISHED.
+
+    Args:
+        resume: id of the run to continue; its directory must be locked by the caller.
+    """
+    active = mlflow.start_run(run_id=resume, run_name=None if resume else name)
+    run = TrackedRun(active.info.run_id)
+    directory = RunDirectory.of(cache_dir, run.run_id)
+    status = "FAILED"
+    try:
+        directory.create(run.run_id, active.info.run_name, mlflow.get_tracking_uri())
+        run.set_tags({"kind": kind, "host": directory.owner.host, "pid": os.getpid()})
+        yield run, directory
+        run.flush()
+        status = "FINISHED"
+    except (Interrupted, KeyboardInterrupt):
+        status = "KILLED"
+        run.flush()
+        raise
+    except TrackingLostError as error:
+        raise CifarError(
+            f"{error}.\nNothing is lost: when MLflow is back, "
+            f"cifar-mlflow train --resume {run.run_id} completes the run."
+        ) from error
+    except Exception as error:
+        run.set_tags({"error": first_line(error)})
+        run.flush()
+        raise
+    finally:
+        _end(run.run_id, status)
+        if status == "FINISHED":
+            directory.remove()
+        else:
+            directory.release()
+
+
+def _end(run_id: str, status: str) -> None:
+    try:
+        patiently(lambda: mlflow.MlflowClient().set_terminated(run_id, status), PATIENCE_SECONDS)
+    except Exception as error:
+        logger.error("Run %s could not be marked as %s: %s", run_id, status, first_line(error))
+    mlflow.end_run(status)

@@ -1,0 +1,264 @@
+"""The training itself, from top to bottom. It knows nothing of MLflow: a recorder receives the metrics."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.console import training_bar
+from cifar_mlflow.data import Split
+from cifar_mlflow.data.loader import TrainLoader
+from cifar_mlflow.errors import TrainingDivergedError
+from cifar_mlflow.evaluation.metrics import evaluate_logits
+from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.training.checkpoint import CheckpointFile
+from cifar_mlflow.training.device import Hardware
+from cifar_mlflow.training.interrupt import StopRequest
+from cifar_mlflow.training.optimizers import build_optimizers
+from cifar_mlflow.training.schedules import lr_factor
+
+logger = logging.getLogger(__name__)
+
+# Reading a loss waits for the GPU, so it is done in batches of steps there.
+STEPS_BETWEEN_CHECKS = 20
+SECONDS_BETWEEN_LOG_LINES = 30
+
+
+class Recorder(Protocol):
+    """Whoever wants to know the metrics of each epoch: an MLflow run, or a list in a benchmark."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+
+
+class Training:
+    """A training in progress. Everything that changes from one step to the next is in `state_dict`."""
+
+    def __init__(
+        self,
+        classifier: ImageClassifier,
+        classes: tuple[str, ...],
+        train: Split,
+        val: Split,
+        config: TrainConfig,
+        hardware: Hardware,
+    ) -> None:
+        self.classifier = classifier.to(hardware.device).to(memory_format=torch.channels_last)
+        self.classes = classes
+        self.val = val
+        self.config = config
+        self.hardware = hardware
+        self.loader = TrainLoader(train.images, train.labels, config, len(classes), hardware.device)
+        self.optimizers = build_optimizers(self.classifier, config)
+        self.averaged = (
+            AveragedModel(self.classifier, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            if config.ema
+            else None
+        )
+        self.epoch = 0  # completed epochs
+        self.step = 0  # completed steps of the current epoch
+        self.seen = 0  # images in these steps
+        self.losses: list[Tensor] = []  # of the current epoch
+        self.correct = torch.zeros((), dtype=torch.long, device=hardware.device)  # in the current epoch
+        self.epoch_seconds = 0.0  # spent in the current epoch
+        self.seconds = 0.0  # spent in completed epochs, validation included
+        self.history: list[dict[str, float]] = []
+        self.best_loss = math.inf
+        self.best_epoch = 0
+        self.best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def evaluated(self) -> ImageClassifier:
+        """The weights that are evaluated and saved: the averaged ones where there are any."""
+        return cast(ImageClassifier, self.averaged.module) if self.averaged else self.classifier
+
+    @property
+    def finished(self) -> bool:
+        patience = self.config.patience
+        out_of_patience = patience and self.epoch - self.best_epoch >= patience
+        return bool(self.epoch >= self.config.epochs or out_of_patience)
+
+    def fit(
+        self, recorder: Recorder, checkpoint: CheckpointFile | None = None, stop: StopRequest | None = None
+    ) -> ImageClassifier:
+        """Train to the end, from wherever the state is, and return the weights to keep, in eval mode.
+
+        With `patience` these are the weights of the epoch with the lowest validation loss, else the last.
+
+        Raises:
+            TrainingDivergedError: the loss became NaN or infinite; the last good checkpoint stays.
+            Interrupted: `stop` was asked for; the checkpoint is written.
+        """
+        with training_bar() as bar:
+            task = bar.add_task("", total=self.config.epochs * self.loader.steps_per_epoch, note="")
+            while not self.finished:
+                for _ in self._train_epoch():
+                    done = self.epoch * self.loader.steps_per_epoch + self.step
+                    note = f"loss {self.losses[-1]:.3f}" if bar.live.is_started else ""
+                    bar.update(
+                        task,
+                        completed=done,
+                        description=f"epoch {self.epoch + 1}/{self.config.epochs}",
+                        note=note,
+                    )
+                    if stop and stop.signum:
+                        self._raise_if_diverged()
+                        if checkpoint:
+                            checkpoint.save(self.state_dict())
+                        stop.raise_if_asked()
+                metrics = self._finish_epoch()
+                if checkpoint:
+                    checkpoint.save(self.state_dict())
+                recorder.log_metrics(metrics, step=self.epoch)
+                logger.info("%s", self._epoch_line(metrics))
+        if self.best_weights is not None:
+            self.evaluated.load_state_dict(self.best_weights)
+        return self.evaluated.eval()
+
+    def _train_epoch(self) -> Iterator[None]:
+        """Train the rest of the current epoch, and yield after each step."""
+        config, loader = self.config, self.loader
+        total_steps = config.epochs * loader.steps_per_epoch
+        self.classifier.train()
+        resumed_seconds, start = self.epoch_seconds, time.perf_counter()
+        last_line = start
+        for images, targets in loader.epoch(self.epoch, first_step=self.step):
+            progress = (self.epoch * loader.steps_per_epoch + self.step) / total_steps
+            factor = lr_factor(config.schedule, config.warmup, progress)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * factor
+                optimizer.zero_grad(set_to_none=True)
+
+            with self.hardware.autocast():
+                logits = self.classifier(images)
+            loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+            loss.backward()
+            if config.grad_clip:
+                torch.nn.utils.clip_grad_norm_(self.classifier.parameters(), config.grad_clip)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            if self.averaged:
+                self.averaged.update_parameters(self.classifier)
+
+            hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
+            self.correct += (logits.detach().argmax(1) == hard_targets).sum()
+            self.losses.append(loss.detach())
+            self.step += 1
+            self.seen += len(images)
+            now = time.perf_counter()
+            self.epoch_seconds = resumed_seconds + now - start
+            if self.hardware.device.type == "cpu" or self.step % STEPS_BETWEEN_CHECKS == 0:
+                self._raise_if_diverged()
+            if now - last_line > SECONDS_BETWEEN_LOG_LINES:
+                last_line = now
+                logger.info(
+                    "epoch %d/%d step %d/%d loss %.3f",
+                    self.epoch + 1, config.epochs, self.step, loader.steps_per_epoch, self.losses[-1],
+                )  # fmt: skip
+            yield
+
+    def _raise_if_diverged(self) -> None:
+        losses = torch.stack(self.losses)
+        bad = (~torch.isfinite(losses)).nonzero()
+        if len(bad):
+            first = int(bad[0])
+            step = self.epoch * self.loader.steps_per_epoch + first + 1
+            raise TrainingDivergedError(
+                f"the loss became {losses[first].item()} at step {step} (epoch {self.epoch + 1}) with "
+                f"lr={self.config.lr:g}, optimizer={self.config.optimizer}, "
+                f"batch_size={self.config.batch_size}: try a lower --lr, a longer --warmup, or --grad-clip 1"
+            )
+
+    def _finish_epoch(self) -> dict[str, float]:
+        """Validate, note the epoch in the history, and start a new epoch."""
+        self._raise_if_diverged()
+        metrics = {
+            "train/loss": torch.stack(self.losses).mean().item(),
+            "train/accuracy": self.correct.item() / self.seen,
+            "lr": self.optimizers[0].param_groups[0]["lr"],
+            "images_per_second": self.seen / self.epoch_seconds,
+        }
+        start = time.perf_counter()
+        if len(self.val.labels):
+            logits = predict_logits(
+                self.evaluated,
+                self.val.images,
+                device=self.hardware.device,
+                precision=self.hardware.precision,
+            )
+            scalars = evaluate_logits(logits, self.val.labels, self.classes).scalars("val")
+            metrics |= {name: scalars[name] for name in ("val/loss", "val/accuracy", "val/f1_macro")}
+        self.seconds += self.epoch_seconds + time.perf_counter() - start
+        self.epoch += 1
+        self.step, self.seen, self.losses, self.epoch_seconds = 0, 0, [], 0.0
+        self.correct.zero_()
+        if self.config.patience and metrics["val/loss"] < self.best_loss:
+            self.best_loss, self.best_epoch = metrics["val/loss"], self.epoch
+            self.best_weights = {name: t.detach().clone() for name, t in self.evaluated.state_dict().items()}
+        self.history.append({"epoch": self.epoch, "seconds": self.seconds, **metrics})
+        return metrics
+
+    def _epoch_line(self, metrics: dict[str, float]) -> str:
+        shown = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second")
+        figures = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
+        return f"epoch {self.epoch}/{self.config.epochs}  {figures}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed training needs to end with the very weights of an uninterrupted one.
+
+        The order of the images and their augmentation are functions of seed, epoch and step, so their state
+        is `epoch` and `step`; the generators saved here are those of dropout.
+        """
+        cuda = self.hardware.device.type == "cuda"
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "classifier": self.classifier.state_dict(),
+            "averaged": self.averaged.state_dict() if self.averaged else None,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.hardware.device) if cuda else None,
+            "epoch": self.epoch,
+            "step": self.step,
+            "seen": self.seen,
+            "losses": self.losses,
+            "correct": self.correct,
+            "epoch_seconds": self.epoch_seconds,
+            "seconds": self.seconds,
+            "history": self.history,
+            "best_loss": self.best_loss,
+            "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state` was taken."""
+        self.classifier.load_state_dict(state["classifier"])
+        if self.averaged:
+            self.averaged.load_state_dict(state["averaged"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and self.hardware.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.hardware.device)
+        self.losses = [loss.to(self.hardware.device) for loss in state["losses"]]
+        self.correct = state["correct"].to(self.hardware.device)
+        plain = (
+            "epoch",
+            "step",
+            "epoch_seconds",
+            "seconds",
+            "history",
+            "best_loss",
+            "best_epoch",
+            "best_weights",
+        )
+        for name in plain:
+            setattr(self, name, state[name])
