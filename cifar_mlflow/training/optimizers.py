@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.training.device import _bf16_is_fast as bf16_is_fast
+
+# Of the SGD beside Muon; the record's.
+AUX_MOMENTUM = 0.85
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
@@ -37,9 +41,6 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
-
-
-AUX_MOMENTUM = 0.85
 
 
 def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -94,20 +95,25 @@ def orthogonalize(matrices: Tensor, iterations: int = 3) -> Tensor:
     """Nearly the nearest orthogonal matrices: singular values moved towards 1 by a Newton-Schulz iteration.
 
     Args:
-        matrices: (B, rows, columns).
+        matrices: float (B, rows, columns).
         iterations: of the quintic polynomial of Muon's authors, whose steep start matters more than its
-        precision.
+            precision: a direction is as good with singular values from 0.7 to 1.2 as with exact ones.
 
     Returns:
-        Same shape, float32.
+        Same shape and type.
     """
-    # bf16 has tensor cores on a GPU; on a CPU these products are about 1 % of a step whatever their type.
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x.to(torch.bfloat16 if bf16_is_fast(x.device) else torch.float32)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    # Each iteration multiplies x by a polynomial of its Gram matrix. All of these commute, so the iterations
+    # can be carried out on the small Gram matrix alone, and x, often nine times as wide, is used only twice.
+    gram = x @ x.mT
+    identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device).expand_as(gram)
+    product = identity
     for _ in range(iterations):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return (x.mT if tall else x).float()
+        factor = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315) + 3.4445 * identity
+        product = factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
+    return (x.mT if tall else x).to(matrices.dtype)
