@@ -164,7 +164,7 @@ def _continues_at(response: http.client.HTTPResponse, offset: int) -> bool:
 
 @contextmanager
 def _progress(name: str) -> Iterator[Report]:
-    """To be called with (bytes here, bytes in all): a bar in a terminal, now and then a log line elsewhere."""
+    """To be called with (bytes here, bytes in all): a bar in a terminal, log lines elsewhere."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress("{task.description}", *columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_mlflow.data.cache import disk_errors
+from cifar_mlflow.data.cache import disk_errors, remembered
 from cifar_mlflow.data.dataset import CIFAR10_CLASSES, Source, SourceSplit, Split
 from cifar_mlflow.data.download import download, file_md5
 from cifar_mlflow.errors import CifarError
@@ -52,7 +52,7 @@ PUBLISHED = Archive(
 )
 
 
-def batches_source(folder: Path, archive: Archive) -> Source:
+def batches_source(folder: Path, archive: Archive, cache_dir: Path) -> Source:
     """torchvision's folder with `data_batch_1` and the others.
 
     Raises:
@@ -62,7 +62,7 @@ def batches_source(folder: Path, archive: Archive) -> Source:
         path = folder / name
         if not path.is_file():
             raise CifarError(f"{folder} is incomplete: {name} is missing. Unpack {ARCHIVE_NAME} again.")
-        if file_md5(path) != md5:
+        if _md5_of(path, cache_dir) != md5:
             raise CifarError(f"{path} is damaged (wrong md5). Unpack {ARCHIVE_NAME} again.")
 
     def read(split: SourceSplit) -> Iterator[Split]:
@@ -77,7 +77,7 @@ def archive_source(path: Path, archive: Archive, cache_dir: Path) -> Source:
     Raises:
         CifarError: it is not the published one.
     """
-    if file_md5(path) != archive.md5:
+    if _md5_of(path, cache_dir) != archive.md5:
         raise CifarError(
             f"{path} is damaged or unfinished (its md5 is not {archive.md5}). Download it again."
         )
@@ -103,6 +103,11 @@ def downloaded_source(mirrors: tuple[str, ...], archive: Archive, cache_dir: Pat
         yield _read_archive(path, split, archive, cache_dir)
 
     return _source(archive, read)
+
+
+def _md5_of(path: Path, cache_dir: Path) -> str:
+    """Computed once for each version of the file; torchvision checks again what it decodes."""
+    return remembered(cache_dir, "md5", [path], lambda: file_md5(path))
 
 
 def _source(archive: Archive, read: Callable[[SourceSplit], Iterator[Split]]) -> Source:

@@ -56,7 +56,7 @@ def _source(config: DataConfig, archive: Archive) -> Source:
 def _cifar10_in(directory: Path, archive: Archive, cache_dir: Path) -> Source:
     for folder in (directory / FOLDER, directory):
         if (folder / archive.train[0][0]).is_file():
-            return batches_source(folder, archive)
+            return batches_source(folder, archive, cache_dir)
     for path in (directory / ARCHIVE_NAME, directory):
         if path.is_file():
             return archive_source(path, archive, cache_dir)

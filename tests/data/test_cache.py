@@ -1,0 +1,123 @@
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_mlflow.data.cache import cached_split, disk_errors
+from cifar_mlflow.data.dataset import ImageDataset, SourceSplit, Split
+from cifar_mlflow.errors import CifarError
+
+DIGEST = "0" * 64
+
+
+def pieces(_: SourceSplit) -> Iterator[Split]:
+    rng = np.random.default_rng(0)
+    for size in (7, 5):
+        yield Split(rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8), np.arange(size, dtype=np.int64))
+
+
+def must_not_read(_: SourceSplit) -> Iterator[Split]:
+    raise AssertionError("decoded again")
+
+
+def get(cache_dir: Path) -> Split:
+    return cached_split(cache_dir, DIGEST, "train", pieces)
+
+
+def test_what_comes_back_is_what_was_decoded(tmp_path: Path) -> None:
+    expected = list(pieces("train"))
+    for split in (get(tmp_path), cached_split(tmp_path, DIGEST, "train", must_not_read)):
+        np.testing.assert_array_equal(split.images, np.concatenate([piece.images for piece in expected]))
+        np.testing.assert_array_equal(split.labels, np.concatenate([piece.labels for piece in expected]))
+        assert isinstance(split.images, np.memmap)
+        assert not split.images.flags.writeable
+
+
+def test_each_digest_and_split_has_its_own_entry(tmp_path: Path) -> None:
+    get(tmp_path)
+    for digest, name in ((DIGEST, "test"), ("1" * 64, "train")):
+        with pytest.raises(AssertionError, match="decoded again"):
+            cached_split(tmp_path, digest, name, must_not_read)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("damage", ["cut images", "cut labels", "no meta", "broken meta", "old format"])
+def test_a_damaged_entry_is_made_again(tmp_path: Path, damage: str) -> None:
+    before = get(tmp_path)
+    entry = tmp_path / "arrays" / DIGEST / "train"
+    if damage == "cut images":
+        os.truncate(entry / "images.npy", 1_000)
+    elif damage == "cut labels":
+        os.truncate(entry / "labels.npy", 130)
+    elif damage == "no meta":
+        (entry / "meta.json").unlink()
+    elif damage == "broken meta":
+        (entry / "meta.json").write_text("{")
+    else:
+        text = (entry / "meta.json").read_text()
+        (entry / "meta.json").write_text(text.replace('"format": 1', '"format": 0'))
+    with pytest.raises(AssertionError, match="decoded again"):
+        cached_split(tmp_path, DIGEST, "train", must_not_read)
+    after = get(tmp_path)
+    np.testing.assert_array_equal(after.labels, before.labels)
+    assert len(after.images) == 12
+
+
+def test_a_decoding_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fails_midway(name: SourceSplit) -> Iterator[Split]:
+        yield next(pieces(name))
+        raise CifarError("a corrupt image")
+
+    with pytest.raises(CifarError, match="a corrupt image"):
+        cached_split(tmp_path, DIGEST, "train", fails_midway)
+    assert [path.name for path in (tmp_path / "arrays" / DIGEST).iterdir()] == ["train.lock"]
+    assert len(get(tmp_path)) == 12
+
+
+def _count_decodings(cache_dir: Path, counter: Path) -> None:
+    def counted(name: SourceSplit) -> Iterator[Split]:
+        with counter.open("a") as file:
+            file.write("x")
+        yield from pieces(name)
+
+    assert len(cached_split(cache_dir, DIGEST, "train", counted)) == 12
+
+
+def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    arguments = (tmp_path / "cache", tmp_path / "counter")
+    processes = [spawn.Process(target=_count_decodings, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "x"
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        CifarError, match=r"Cannot write .*choose a writable cache_dir \(or CIFAR_MLFLOW_CACHE\)"
+    ):
+        get(tmp_path / "file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CifarError, match="No space left"), disk_errors(tmp_path):
+        Path("/dev/full").write_text("x")
+
+
+def test_a_split_is_loaded_only_when_asked_for() -> None:
+    def load(name: SourceSplit) -> Split:
+        if name == "test":
+            raise AssertionError("read the test split")
+        return next(pieces(name))
+
+    dataset = ImageDataset("tiny", ("a", "b"), 16, DIGEST, load)
+    assert len(dataset.split("train")) == 7
+    with pytest.raises(AssertionError, match="read the test split"):
+        dataset.split("test")
