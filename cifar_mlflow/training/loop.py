@@ -253,6 +253,7 @@ class Training:
         plain = (
             "epoch",
             "step",
+            "seen",
             "epoch_seconds",
             "seconds",
             "history",
