@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from cifar_mlflow.evaluation.calibration import (
+    calibration_error_of,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_table,
+    softmax,
+)
+
+
+def drawn_from(logits: NDArray[np.float64], seed: int = 1) -> NDArray[np.int64]:
+    """Labels drawn with exactly the probabilities that the logits state."""
+    uniform = np.random.default_rng(seed).random((len(logits), 1))
+    drawn: NDArray[np.int64] = (softmax(logits).cumsum(axis=1) < uniform).sum(axis=1)
+    return drawn.clip(max=logits.shape[1] - 1)
+
+
+@pytest.fixture(scope="module")
+def honest() -> NDArray[np.float64]:
+    return np.random.default_rng(0).normal(scale=2, size=(20_000, 10))
+
+
+def test_softmax_by_hand_and_far_out() -> None:
+    np.testing.assert_allclose(softmax(np.array([[0.0, np.log(3)]])), [[0.25, 0.75]])
+    np.testing.assert_allclose(softmax(np.array([[0.0, 2 * np.log(3)]]), temperature=2), [[0.25, 0.75]])
+    np.testing.assert_allclose(softmax(np.array([[1e4, 0.0, -1e4]])), [[1, 0, 0]])
+
+
+def test_error_of_a_calibrated_model_is_near_zero(honest: NDArray[np.float64]) -> None:
+    assert expected_calibration_error(softmax(honest), drawn_from(honest)) < 0.01
+
+
+def test_error_of_an_over_confident_model_is_its_excess() -> None:
+    # Says 90 % each time, is right 60 % of the time.
+    probabilities = np.tile([0.9, 0.1], (1000, 1))
+    labels = np.repeat([0, 1], [600, 400])
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.3)
+
+
+def test_error_weighs_bins_by_their_predictions() -> None:
+    # 3 say 0.95 and all are right (gap 0.05); 1 says 0.55 and is wrong (gap 0.55).
+    probabilities = np.array([[0.95, 0.05]] * 3 + [[0.55, 0.45]])
+    error = expected_calibration_error(probabilities, np.array([0, 0, 0, 1]))
+    assert error == pytest.approx((3 * 0.05 + 0.55) / 4)
+
+
+def test_table_holds_every_prediction_in_its_bin() -> None:
+    # 0.6 is the upper bound of the third of five bins and belongs to it; 1 belongs to the last one.
+    probabilities = np.array([[0.6, 0.4], [0.7, 0.3], [0.7, 0.3], [1.0, 0.0]])
+    table = reliability_table(probabilities, np.array([0, 0, 1, 0]), bins=5)
+    assert table["count"].tolist() == [0, 0, 1, 2, 1]
+    np.testing.assert_allclose(table["lower"], [0, 0.2, 0.4, 0.6, 0.8])
+    np.testing.assert_allclose(table["upper"], [0.2, 0.4, 0.6, 0.8, 1])
+    np.testing.assert_allclose(table["confidence"], [np.nan, np.nan, 0.6, 0.7, 1])
+    np.testing.assert_allclose(table["accuracy"], [np.nan, np.nan, 1, 0.5, 1])
+
+
+@given(st.integers(1, 60), st.integers(2, 12), st.integers(1, 30), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_table_sums_up_to_the_whole(n: int, classes: int, bins: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    probabilities = softmax(rng.normal(scale=5, size=(n, classes)))
+    labels = rng.integers(0, classes, n)
+    table = reliability_table(probabilities, labels, bins)
+    assert table["count"].sum() == n
+    accuracy = (table["accuracy"] * table["count"]).sum() / n
+    assert accuracy == pytest.approx((probabilities.argmax(1) == labels).mean())
+    filled = table[table["count"] > 0]
+    assert (filled["confidence"] > filled["lower"] - 1e-9).all()
+    assert (filled["confidence"] < filled["upper"] + 1e-9).all()
+    assert 0 <= calibration_error_of(table) <= 1
+
+
+@given(st.floats(0.3, 5))
+@settings(max_examples=20, deadline=None)
+def test_the_temperature_that_spoilt_the_logits_is_found(temperature: float) -> None:
+    honest = np.random.default_rng(0).normal(scale=2, size=(5000, 10))
+    labels = drawn_from(honest)
+    assert fit_temperature(honest * temperature, labels) == pytest.approx(temperature, rel=0.06)
+
+
+def test_the_fitted_temperature_mends_calibration_and_is_a_minimum(honest: NDArray[np.float64]) -> None:
+    labels = drawn_from(honest)
+    logits = (honest * 3).astype(np.float32)
+    temperature = fit_temperature(logits[:5000], labels[:5000])
+    unseen, truth = logits[5000:], labels[5000:]
+    assert expected_calibration_error(softmax(unseen), truth) > 0.1
+    assert expected_calibration_error(softmax(unseen, temperature), truth) < 0.02
+    best = negative_log_likelihood(logits[:5000], labels[:5000], temperature)
+    for other in (temperature * 0.98, temperature * 1.02, 1.0):
+        assert negative_log_likelihood(logits[:5000], labels[:5000], other) > best
+
+
+def test_a_faultless_model_gets_a_finite_temperature() -> None:
+    logits = np.eye(3)[[0, 1, 2]]
+    assert 0.04 < fit_temperature(logits, np.arange(3)) < 0.1
+
+
+def test_nothing_to_fit_on_is_refused() -> None:
+    with pytest.raises(ValueError, match="without predictions"):
+        fit_temperature(np.zeros((0, 3)), np.zeros(0, int))

@@ -1,0 +1,212 @@
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from cifar_mlflow.evaluation import figures
+from cifar_mlflow.evaluation.calibration import reliability_table, softmax
+from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# What folders may be called: a formula to matplotlib, and longer than a picture is wide.
+ODD = ("$5_a$ & $\\frac", "defective part, scratched on its left side")
+MANY = tuple(f"kind number {i}" for i in range(100))
+
+
+class Case:
+    """Predictions of a fairly good model, with the last class missing if there are many."""
+
+    def __init__(self, classes: tuple[str, ...], n: int = 600, size: int = 32) -> None:
+        rng = np.random.default_rng(0)
+        self.classes = classes
+        self.labels = rng.integers(0, len(classes) - (len(classes) > 20), n)
+        self.images = rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+        self.logits = rng.normal(size=(n, len(classes)))
+        self.logits[np.arange(n), self.labels] += 2
+        self.probabilities = softmax(self.logits)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        return evaluate_logits(self.logits, self.labels, self.classes)
+
+
+@pytest.fixture(params=[CIFAR, ODD, MANY], ids=["10", "2", "100"])
+def case(request: pytest.FixtureRequest) -> Case:
+    return Case(request.param)
+
+
+def history(epochs: int) -> pd.DataFrame:
+    number = np.arange(1, epochs + 1)
+    return pd.DataFrame(
+        {
+            "train/loss": 2 / number,
+            "val/loss": 2.1 / number,
+            "train/accuracy": 1 - 0.6 / number,
+            "val/accuracy": 0.9 - 0.6 / number,
+            "lr": 0.1 / number,
+        },
+        index=number,
+    )
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
+
+
+def saved(figure: Figure, tmp_path: Path, words: tuple[str, ...] = ()) -> tuple[int, int]:
+    """Width and height of the PNG; each word is on it, and no text that has one reaches over the edge."""
+    FigureCanvasAgg(figure).print_png(tmp_path / "figure.png")
+    said = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+    for word in words:
+        having = [text for text in said if word in text.get_text()]
+        assert having, f"{word} is not on the picture"
+        for text in having:
+            box = text.get_window_extent()
+            assert box.x0 >= 0, text
+            assert box.y0 >= 0, text
+            assert box.x1 <= figure.bbox.x1, text
+            assert box.y1 <= figure.bbox.y1, text
+    with Image.open(tmp_path / "figure.png") as png:
+        return png.size
+
+
+def test_confusion_matrix(case: Case, tmp_path: Path) -> None:
+    figure = figures.confusion_matrix(case.evaluation.confusion, case.classes, "Confusion: test split")
+    assert saved(figure, tmp_path, (*case.classes, "Confusion: test split"))[0] == (
+        1600 if len(case.classes) == 100 else 900
+    )
+
+
+def test_confusion_matrix_states_counts_and_row_shares() -> None:
+    figure = figures.confusion_matrix(np.array([[30, 10], [0, 0]]), ["cat", "dog"], "val split")
+    assert {"30\n75.0%", "10\n25.0%", "cat (40)", "dog (0)"} <= set(texts(figure))
+
+
+def test_f1_by_class(case: Case, tmp_path: Path) -> None:
+    figure = figures.f1_by_class(case.evaluation.per_class, "F1: val split")
+    assert saved(figure, tmp_path, (*case.classes, "F1: val split", "precision", "recall"))[0] == 900
+
+
+def test_f1_by_class_has_the_worst_at_the_top() -> None:
+    per_class = pd.DataFrame(
+        {"class": ["a", "b", "c"], "precision": 0.5, "recall": 0.5, "f1": [0.5, 0.2, 0.9], "support": 7}
+    )
+    (ax,) = figures.f1_by_class(per_class, "test split").axes
+    upwards = [label.get_text() for label in ax.get_yticklabels()]
+    assert upwards == ["c (7)", "a (7)", "b (7)"]
+    assert [bar.get_width() for bar in ax.patches] == [0.9, 0.5, 0.2]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 300])
+def test_learning_curves(epochs: int, tmp_path: Path) -> None:
+    figure = figures.learning_curves(history(epochs))
+    best = f"val, best {0.9 - 0.6 / epochs:.1%} in epoch {epochs}"
+    assert saved(figure, tmp_path, ("Learning curves: train and val split", "learning rate", best))[0] == 900
+    ticks = [label.get_text() for ax in figure.axes for label in ax.get_xticklabels()]
+    assert all(float(tick.replace("−", "-")).is_integer() for tick in ticks)
+
+
+def test_learning_curves_of_a_training_on_all_images_name_no_validation() -> None:
+    figure = figures.learning_curves(history(3).drop(columns=["val/loss", "val/accuracy"]))
+    assert "Learning curves: train split" in texts(figure)
+    assert not any("val" in text for text in texts(figure))
+
+
+def test_learning_curves_of_a_diverged_training(tmp_path: Path) -> None:
+    diverged = history(3)
+    diverged.loc[2:, ["train/loss", "val/loss"]] = [np.inf, np.nan]
+    figure = figures.learning_curves(diverged)
+    assert "val, best 2.100 in epoch 1" in texts(figure)
+    saved(figure, tmp_path)
+    diverged[["train/loss", "val/loss"]] = np.nan
+    saved(figures.learning_curves(diverged), tmp_path)
+
+
+def test_reliability_diagram_with_empty_bins(tmp_path: Path) -> None:
+    labels = np.repeat([0, 1], [60, 40])
+    before = reliability_table(np.tile([0.9, 0.1], (100, 1)), labels)
+    after = reliability_table(np.tile([0.6, 0.4], (100, 1)), labels)
+    figure = figures.reliability_diagram(before, after, "Reliability: test split", temperature=5.419)
+    wanted = ("Reliability: test split", "ECE 0.3000", "T = 5.42: ECE 0.0000", "mean confidence")
+    assert saved(figure, tmp_path, wanted) == (900, 540)
+    heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]  # type: ignore[attr-defined]
+    assert heights == [[0.6], [0.6], [100], [100]]
+
+
+def test_most_confident_mistakes(case: Case, tmp_path: Path) -> None:
+    figure = figures.most_confident_mistakes(
+        case.images, case.labels, case.probabilities, case.classes, "Mistakes: test split"
+    )
+    wrong = case.probabilities.argmax(1) != case.labels
+    assert (
+        saved(figure, tmp_path, ("Mistakes: test split", f"{wrong.sum()} of 600 images are wrong", "said: "))[
+            0
+        ]
+        == 900
+    )
+    captions = [ax.get_title() for ax in figure.axes]
+    surest = case.probabilities.max(1)[wrong].max()
+    assert len(captions) == 25
+    assert f"{surest:.1%}" in captions[0]
+    first = np.flatnonzero(wrong)[case.probabilities.max(1)[wrong].argmax()]
+    truth, said = (case.classes[i] for i in (case.labels[first], case.probabilities[first].argmax()))
+    assert captions[0].replace("\n", " ") == f"true: {truth} said: {said}, {surest:.1%}"
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), case.images[first])
+    assert figure.axes[0].images[0].get_interpolation() == "nearest"
+
+
+@pytest.mark.parametrize("mistakes", [0, 1, 7])
+def test_fewer_mistakes_than_places(mistakes: int, tmp_path: Path) -> None:
+    images = np.zeros((40, 32, 32, 3), np.uint8)
+    labels = np.zeros(40, int)
+    probabilities = np.tile([0.9, 0.1], (40, 1))
+    probabilities[:mistakes] = [0.2, 0.8]
+    figure = figures.most_confident_mistakes(images, labels, probabilities, ["cat", "dog"], "test split")
+    assert sum("said: dog, 80.0%" in text for text in texts(figure)) == mistakes
+    assert saved(figure, tmp_path, (f"{mistakes} of 40 images are wrong",))[0] == 900
+
+
+def test_sample_grid(case: Case, tmp_path: Path) -> None:
+    figure = figures.sample_grid(case.images, case.labels, case.classes, "Images: training split")
+    assert saved(figure, tmp_path, (*case.classes, "Images: training split"))[0] == 900
+    assert figure.axes[0].images[0].get_interpolation() == "nearest"
+
+
+def test_sample_grid_has_a_row_a_class_in_order() -> None:
+    images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
+    figure = figures.sample_grid(images, np.array([1, 0, 1, 1, 0, 1]), "abc", "train split", per_class=3)
+    mosaic = figure.axes[0].images[0].get_array()
+    assert mosaic is not None
+    seen = mosaic[17::34, 17::34, 0].tolist()
+    assert seen == [[1, 4, 255], [0, 2, 3], [255, 255, 255]]
+
+
+def test_large_images_are_thinned_out_for_the_grid() -> None:
+    case = Case(ODD, n=20, size=250)
+    mosaic = figures.sample_grid(case.images, case.labels, ODD, "train split").axes[0].images[0].get_array()
+    assert mosaic is not None
+    assert mosaic.shape[1] <= 10 * 66
+
+
+def test_figures_can_be_made_in_threads_and_leave_nothing_behind(tmp_path: Path) -> None:
+    case = Case(CIFAR)
+    confusion = case.evaluation.confusion
+
+    def draw(i: int) -> bytes:
+        path = tmp_path / f"{i}.png"
+        figures.confusion_matrix(confusion, CIFAR, "test split").savefig(path, metadata={"Software": None})
+        return path.read_bytes()
+
+    with ThreadPoolExecutor(4) as pool:
+        drawn = set(pool.map(draw, range(4)))
+    assert len(drawn) == 1
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
