@@ -177,16 +177,18 @@ def _progress(name: str) -> Iterator[Report]:
             bar.update(task, completed=have, total=total)
             if not console.is_terminal and now - said >= SECONDS_BETWEEN_LOG_LINES:
                 said = now
-                logger.info("%s: %s", name, _state(have, total, (have - began_at) / (now - began)))
+                logger.info("%s: %s", name, log_line(have, total, (have - began_at) / (now - began)))
 
         yield report
 
 
-def _state(have: int, total: int | None, speed: float) -> str:
+def log_line(have: int, total: int | None, speed: float) -> str:
+    """Progress in words: bytes here, bytes in all if known, bytes a second."""
     if total is None:
         return f"{have / 1e6:.0f} MB, {speed / 1e6:.2f} MB/s"
-    left = f"{(total - have) / speed / 60:.0f} min left" if speed else "stalled"
-    return f"{have / 1e6:.0f} of {total / 1e6:.0f} MB, {speed / 1e6:.2f} MB/s, {left}"
+    seconds = (total - have) / max(speed, 1)
+    left = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{have / 1e6:.0f} of {total / 1e6:.0f} MB, {speed / 1e6:.2f} MB/s, {left} left"
 
 
 def _reason(error: Exception, part: Path) -> str:

@@ -69,6 +69,7 @@ class Mirrors:
     content: bytes
     port: int = 0
     asked: list[tuple[str, str | None]] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
 
     def url(self, character: str) -> str:
         return f"http://127.0.0.1:{self.port}/{character}/{ARCHIVE_NAME}"
@@ -94,6 +95,7 @@ def mirrors(published: Published) -> Iterator[Mirrors]:
     state.port = server.server_port
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield state
+    state.over.set()
     server.shutdown()
     server.server_close()
 
@@ -135,7 +137,7 @@ def _cut(handler: BaseHTTPRequestHandler, state: Mirrors) -> None:
 def _stall(handler: BaseHTTPRequestHandler, state: Mirrors) -> None:
     offset = _start(handler, len(state.content))
     handler.wfile.write(state.content[offset : offset + 1000])
-    time.sleep(1.5)
+    state.over.wait(20)
 
 
 def _slow(handler: BaseHTTPRequestHandler, state: Mirrors) -> None:

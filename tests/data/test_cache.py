@@ -1,6 +1,8 @@
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -76,24 +78,26 @@ def test_a_decoding_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert len(get(tmp_path)) == 12
 
 
-def _count_decodings(cache_dir: Path, counter: Path) -> None:
+def _count_decodings(cache_dir: Path, counter: Path, start: Barrier) -> None:
     def counted(name: SourceSplit) -> Iterator[Split]:
         with counter.open("a") as file:
             file.write("x")
+        time.sleep(0.5)  # long enough that the other ones come while the lock is held
         yield from pieces(name)
 
+    start.wait(30)
     assert len(cached_split(cache_dir, DIGEST, "train", counted)) == 12
 
 
 def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
-    arguments = (tmp_path / "cache", tmp_path / "counter")
-    processes = [spawn.Process(target=_count_decodings, args=arguments) for _ in range(3)]
+    arguments = (tmp_path / "cache", tmp_path / "counter", spawn.Barrier(2))
+    processes = [spawn.Process(target=_count_decodings, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(30)
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [process.exitcode for process in processes] == [0, 0]
     assert (tmp_path / "counter").read_text() == "x"
 
 

@@ -1,12 +1,14 @@
 import multiprocessing
 import resource
+import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import load_dataset
-from cifar_mlflow.data.download import Patience, download, file_md5
+from cifar_mlflow.data.download import Patience, download, file_md5, log_line
 from cifar_mlflow.data.original import ARCHIVE_NAME
 from cifar_mlflow.errors import CifarError
 from tests.data.conftest import Mirrors, Published
@@ -46,6 +48,14 @@ def test_the_next_mirror_is_tried(
     fetch(target, published, mirrors.url(character), mirrors.url("good"))
     assert is_whole(target, published)
     assert mirrors.times(character) >= 1
+
+
+def test_a_connection_that_stalls_is_given_up(target: Path, published: Published, mirrors: Mirrors) -> None:
+    began = time.monotonic()
+    with pytest.raises(CifarError, match="no answer in time"):
+        fetch(target, published, mirrors.url("stall"))
+    assert time.monotonic() - began < 15
+    assert mirrors.times("stall") == QUICK.attempts
 
 
 def test_mirrors_are_tried_in_the_order_given(target: Path, published: Published, mirrors: Mirrors) -> None:
@@ -124,13 +134,26 @@ def test_nothing_reachable_says_what_was_tried_and_how_to_go_on(
     assert not list(tmp_path.glob("*.part"))
 
 
-def _download_in_process(url: str, target: Path, md5: str) -> None:
+@pytest.mark.parametrize(
+    ("have", "total", "speed", "text"),
+    [
+        (20_000_000, 170_498_071, 60_000, "20 of 170 MB, 0.06 MB/s, 42 min left"),
+        (169_000_000, 170_498_071, 60_000, "169 of 170 MB, 0.06 MB/s, 25 s left"),
+        (20_000_000, None, 60_000, "20 MB, 0.06 MB/s"),
+    ],
+)
+def test_log_lines_say_how_long_it_will_take(have: int, total: int | None, speed: float, text: str) -> None:
+    assert log_line(have, total, speed) == text
+
+
+def _download_in_process(url: str, target: Path, md5: str, start: Barrier) -> None:
+    start.wait(30)
     download((url,), target, md5, "", QUICK)
 
 
 def test_two_processes_download_once(target: Path, published: Published, mirrors: Mirrors) -> None:
     spawn = multiprocessing.get_context("spawn")
-    arguments = (mirrors.url("slow"), target, published.archive.md5)
+    arguments = (mirrors.url("slow"), target, published.archive.md5, spawn.Barrier(2))
     processes = [spawn.Process(target=_download_in_process, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
