@@ -119,6 +119,9 @@ class AugmentConfig(Settings):
     cutmix: float = setting(0.0, "Alpha of CutMix; 0 is off.", ge=0, le=4)
     brightness: float = setting(0.0, "Brightness jitter: factor in 1 +- this.", ge=0, le=1)
     contrast: float = setting(0.0, "Contrast jitter: factor in 1 +- this.", ge=0, le=1)
+    small_images: float = setting(
+        0.0, "Share of the epochs, the first ones, with images at 3/4 of their side: faster.", ge=0, le=1
+    )
 
 
 class OptimizeConfig(Settings):

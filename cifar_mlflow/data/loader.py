@@ -15,6 +15,10 @@ from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.data import augment
 from cifar_mlflow.errors import UsageError
 
+# Of each side, during the share of the epochs that `small_images` sets: a little over half of the pixels.
+# What is learnt there carries over to full size within an epoch or two.
+SMALL = 0.75
+
 
 class TrainLoader:
     """Shuffled, augmented batches.
@@ -35,17 +39,20 @@ class TrainLoader:
         num_classes: int,
         device: torch.device,
     ) -> None:
-        if max(config.cutout, config.crop_padding + 1) > min(images.shape[1:3]):
+        side = round(min(images.shape[1:3]) * (SMALL if config.small_images else 1))
+        if max(config.cutout, config.crop_padding + 1) > side:
             raise UsageError(
                 f"cutout ({config.cutout}) and crop_padding ({config.crop_padding}) must be smaller than the "
-                f"images ({images.shape[2]}x{images.shape[1]})"
+                f"images: {side} pixels"
             )
         self.config = config
         self.num_classes = num_classes
         self.device = device
         self.images = torch.tensor(images, device=device)
         self.labels = torch.tensor(labels, device=device)
-        self.mean_colour = self.images.mean(dim=(0, 1, 2), dtype=torch.float32) / 255 if config.cutout else None
+        self.mean_colour = (
+            self.images.mean(dim=(0, 1, 2), dtype=torch.float32) / 255 if config.cutout else None
+        )
         # Which images alternating flip mirrors in even epochs.
         self.mirrored_first = augment.coin_flips(len(labels), self._generator())
 
@@ -57,7 +64,7 @@ class TrainLoader:
         """Batches of an epoch from `first_step` on.
 
         Yields:
-            images: float32 (B, 3, H, W) in 0..1, channels_last.
+            images: float32 (B, 3, H, W) in 0..1, channels_last; at first smaller with `small_images`.
             targets: int64 (B,), or float32 (B, num_classes) if mixup or CutMix is on.
         """
         order = torch.randperm(len(self.labels), generator=self._generator(epoch), device=self.device)
@@ -69,9 +76,12 @@ class TrainLoader:
         config, generator = self.config, self._generator(epoch, step)
         shift = augment.random_shift(len(index), config.crop_padding, generator)
         mirrored = self._mirrored(index, epoch, generator)
-        pixels = augment.take_windows(self.images, index, shift, mirrored)
+        windows = augment.take_windows(self.images, index, shift, mirrored)
         # The bytes lie channel by channel within a pixel, so this view is what torch calls channels_last.
-        images = pixels.permute(0, 3, 1, 2).float().div_(255)
+        pixels = windows.permute(0, 3, 1, 2)
+        if epoch < config.small_images * config.epochs:
+            pixels = augment.shrink(pixels, SMALL)
+        images = pixels.float().div_(255)
         if config.brightness or config.contrast:
             images = augment.jitter(images, config.brightness, config.contrast, generator)
         if self.mean_colour is not None:

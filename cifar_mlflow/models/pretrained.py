@@ -19,20 +19,21 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str
         UsageError: other tensors are missing, unknown or of another shape; nothing was copied then.
     """
     own = model.state_dict()
-    head = _head_tensors(model)
+    common = own.keys() & state_dict.keys()
+    different = [
+        name
+        for name in {**own, **state_dict}
+        if name not in common or own[name].shape != state_dict[name].shape
+    ]
+    # A head of another number of classes differs in its first dimension only; in more it is of another width.
     replaced = [
         name
-        for name in head
-        if name in state_dict and state_dict[name].shape[0] != own[name].shape[0]
-        and state_dict[name].shape[1:] == own[name].shape[1:]
-    ]  # fmt: skip
-    wrong = [name for name in own if name not in state_dict]
-    wrong += [name for name in state_dict if name not in own]
-    wrong += [
-        name
-        for name in own
-        if name in state_dict and name not in replaced and state_dict[name].shape != own[name].shape
+        for name in different
+        if name in _head_tensors(model)
+        and name in common
+        and own[name].shape[1:] == state_dict[name].shape[1:]
     ]
+    wrong = [name for name in different if name not in replaced]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UsageError(
@@ -47,5 +48,5 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str
 
 def _head_tensors(model: nn.Module) -> list[str]:
     """Names of the weight and bias of the last linear layer."""
-    name, linear = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+    name, linear = [item for item in model.named_modules() if isinstance(item[1], nn.Linear)][-1]
     return [f"{name}.{key}" for key in linear.state_dict()]

@@ -122,3 +122,12 @@ def test_cutout_fills_with_the_mean_of_the_images() -> None:
 def test_augmentation_larger_than_the_images_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="must be smaller than the images"):
         loader(**{"crop_padding": 0, **setting})
+
+
+def test_small_images_come_first_and_then_full_ones() -> None:
+    batches = loader(epochs=4, small_images=0.5, **PLAIN)
+    first = [next(batches.epoch(epoch))[0] for epoch in range(4)]
+    assert [images.shape[2:] for images in first] == [(6, 6), (6, 6), (8, 8), (8, 8)]
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in first)
+    assert min(images.min() for images in first) >= 0
+    assert max(images.max() for images in first) <= 1
