@@ -51,14 +51,14 @@ def test_error_weighs_bins_by_their_predictions() -> None:
 
 
 def test_table_holds_every_prediction_in_its_bin() -> None:
-    # 0.6 is the upper bound of the third of five bins and belongs to it; 1 belongs to the last one.
-    probabilities = np.array([[0.6, 0.4], [0.7, 0.3], [0.7, 0.3], [1.0, 0.0]])
-    table = reliability_table(probabilities, np.array([0, 0, 1, 0]), bins=5)
-    assert table["count"].tolist() == [0, 0, 1, 2, 1]
-    np.testing.assert_allclose(table["lower"], [0, 0.2, 0.4, 0.6, 0.8])
-    np.testing.assert_allclose(table["upper"], [0.2, 0.4, 0.6, 0.8, 1])
-    np.testing.assert_allclose(table["confidence"], [np.nan, np.nan, 0.6, 0.7, 1])
-    np.testing.assert_allclose(table["accuracy"], [np.nan, np.nan, 1, 0.5, 1])
+    # 0.5 is the upper bound of the second of four bins and belongs to it; 1 belongs to the last one.
+    probabilities = np.array([[0.5, 0.5], [0.7, 0.3], [0.7, 0.3], [1.0, 0.0]])
+    table = reliability_table(probabilities, np.array([0, 0, 1, 0]), bins=4)
+    assert table["count"].tolist() == [0, 1, 2, 1]
+    assert table["lower"].tolist() == [0, 0.25, 0.5, 0.75]
+    assert table["upper"].tolist() == [0.25, 0.5, 0.75, 1]
+    np.testing.assert_allclose(table["confidence"], [np.nan, 0.5, 0.7, 1])
+    np.testing.assert_allclose(table["accuracy"], [np.nan, 1, 0.5, 1])
 
 
 @given(st.integers(1, 60), st.integers(2, 12), st.integers(1, 30), st.integers(0, 2**32 - 1))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # What folders may be called: a formula to matplotlib, and longer than a picture is wide.
-ODD = ("$5_a$ & $\\frac", "defective part, scratched on its left side")
+ODD = ("$\\frac$ 5_a", "defective part, scratched on its left side")
 MANY = tuple(f"kind number {i}" for i in range(100))
 
 

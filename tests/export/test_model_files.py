@@ -114,6 +114,14 @@ def test_loading_leaves_the_random_state_alone(saved: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_loaded_model_does_not_hang_on_its_file(saved: Path, classifier: ImageClassifier) -> None:
+    loaded, _ = load_model_file(saved)
+    with saved.open("r+b") as file:
+        file.write(b"\x01" * saved.stat().st_size)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, classifier.state_dict()[name]), name
+
+
 def test_hdf5_explains_itself_to_plain_h5py(tmp_path: Path, classifier: ImageClassifier) -> None:
     save_hdf5(tmp_path / "model.h5", classifier, CARD)
     with h5py.File(tmp_path / "model.h5") as file:
