@@ -86,7 +86,7 @@ def jitter(images: Tensor, brightness: float, contrast: float, generator: torch.
 
 
 def shrink(images: Tensor, share: float) -> Tensor:
-    """Resize uint8 (B, 3, H, W) to `share` of its sides, antialiased; on bytes, three times as fast as on floats."""
+    """Resize uint8 (B, 3, H, W) to `share` of its sides, antialiased. Floats take three times as long."""
     size = [round(share * side) for side in images.shape[2:]]
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
