@@ -128,10 +128,9 @@ def build_classifier(config: TrainConfig, dataset: ImageDataset, train_split: Sp
         network.initialize_from((pixels / 255 - classifier.mean) / classifier.std)
     if config.weights:
         pretrained, _ = load_classifier(config.weights)
-        if fresh := load_weights(network, pretrained.network.state_dict()):
-            logger.info(
-                "Starts from %s; %s is new, for %d classes", config.weights, fresh[0], len(dataset.classes)
-            )
+        fresh = load_weights(network, pretrained.network.state_dict())
+        news = f"; new for {len(dataset.classes)} classes: {', '.join(fresh)}" if fresh else ""
+        logger.info("Starts from %s%s", config.weights, news)
     return classifier
 
 

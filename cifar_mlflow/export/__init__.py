@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.export.hdf5 import load_hdf5
-from cifar_mlflow.export.weights import load_weights_file
+from cifar_mlflow.export.hdf5 import load_hdf5, save_hdf5
+from cifar_mlflow.export.weights import load_weights_file, save_weights
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 
+# The name of a format for `export`: its suffix, and its writer.
+EXPORTERS = {"hdf5": (".h5", save_hdf5), "safetensors": (".safetensors", save_weights)}
 _LOADERS = {".safetensors": load_weights_file, ".h5": load_hdf5, ".hdf5": load_hdf5}
 
 

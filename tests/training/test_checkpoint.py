@@ -26,7 +26,7 @@ def test_what_is_saved_comes_back(checkpoint: CheckpointFile) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
 def test_a_full_disk_is_one_clear_error_and_leaves_the_former_checkpoint(checkpoint: CheckpointFile) -> None:
     checkpoint.save({"epoch": 1})
-    os.symlink("/dev/full", checkpoint.path.with_suffix(".unfinished"))
+    checkpoint.path.with_suffix(".unfinished").symlink_to("/dev/full")
     with pytest.raises(CifarError, match=r"could not be written.*No space left.*--cache-dir"):
         checkpoint.save({"epoch": 2, "weights": torch.zeros(100_000)})
     assert checkpoint.load()["epoch"] == 1

@@ -19,7 +19,7 @@ from cifar_mlflow.training.interrupt import Interrupted, StopRequest
 from cifar_mlflow.training.loop import Training
 
 CLASSES = ("bright", "dark")
-EVERYTHING_THAT_HAS_STATE = {"dropout": 0.3, "ema": 0.9, "cutout": 8, "flip": "alternating", "brightness": 0.2}
+EVERYTHING_THAT_HAS_STATE = {"dropout": 0.3, "ema": 0.9, "cutout": 8, "flip": "alternating"}
 
 
 class Recorded:
@@ -148,7 +148,8 @@ def test_each_epoch_is_recorded_with_its_metrics() -> None:
     assert [step for step, _ in recorded.rows] == [1, 2]
     for _, metrics in recorded.rows:
         assert metrics.keys() == {
-            "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "lr", "images_per_second",
+            "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "lr",
+            "images_per_second",
         }  # fmt: skip
         assert all(np.isfinite(value) for value in metrics.values())
 
@@ -158,13 +159,14 @@ def test_the_averaged_weights_are_the_ones_that_are_kept() -> None:
     kept = training.fit(Recorded())
     plain = make_training().fit(Recorded())
     assert_equal(weights(training.classifier), weights(plain))
-    assert not torch.equal(kept.network.head.weight, plain.network.head.weight)
+    assert not torch.equal(weights(kept)["network.head.weight"], weights(plain)["network.head.weight"])
 
 
 def test_gradient_clipping_bounds_what_a_step_can_do() -> None:
     free = make_training(epochs=1, lr=0.01, warmup=0)
     clipped = make_training(epochs=1, lr=0.01, warmup=0, grad_clip=1e-6)
-    start = weights(clipped.classifier)["network.head.weight"]
-    moved = [(t.fit(Recorded()).network.head.weight - start).abs().max().item() for t in (free, clipped)]
+    head = "network.head.weight"
+    start = weights(clipped.classifier)[head]
+    moved = [(weights(t.fit(Recorded()))[head] - start).abs().max().item() for t in (free, clipped)]
     # weight decay still moves the clipped ones, by lr * decay * weight
     assert moved[1] < 0.1 * moved[0]

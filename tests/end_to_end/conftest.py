@@ -1,0 +1,163 @@
+"""The product as a user runs it: a process in a folder of its own, a real MLflow store, and small images."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities import Run
+from PIL import Image
+
+# A training that takes a second: three classes of flat colours, and a narrow network.
+QUICK = ("--model", "cnn", "--width", "0.25", "--epochs", "2", "--batch-size", "16", "--threads", "1")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images sorted into one folder a class; sizes and formats differ."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("blue", "green", "red")):
+        (root / name).mkdir()
+        for i in range(40):
+            pixels = rng.integers(0, 80, (36 + i % 5, 40, 3))
+            pixels[..., 2 - label] += 150
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:02}.{('png', 'jpg')[i % 2]}")
+    return root
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new SQLite store of MLflow; making one takes seconds, so the tests copy it."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@dataclass
+class Project:
+    """A working folder with a store, in which commands are run."""
+
+    folder: Path
+    images: Path
+    env: dict[str, str]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return mlflow.MlflowClient(self.env["MLFLOW_TRACKING_URI"])
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, the newest first."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        return list(self.client.search_runs(experiments))
+
+    @property
+    def trained_run(self) -> Run:
+        """The run of the `trained` fixture."""
+        return next(run for run in self.runs if run.info.run_name == "trained")
+
+    def artifacts(self, run_id: str, folder: str = "") -> set[str]:
+        found: set[str] = set()
+        for item in self.client.list_artifacts(run_id, folder):
+            found |= self.artifacts(run_id, item.path) if item.is_dir else {item.path}
+        return found
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        """Start `cifar-mlflow` with these arguments; its output is in `<folder>/output`."""
+        with (self.folder / "output").open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cifar_mlflow", *arguments],
+                cwd=self.folder, env=self.env, text=True, stdout=output, stderr=subprocess.STDOUT, **options,
+            )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def run(self, *arguments: str, code: int = 0) -> str:
+        """Run `cifar-mlflow` to its end and return what it printed."""
+        process = self.start(*arguments)
+        process.wait(timeout=300)
+        output = self.output()
+        assert process.returncode == code, output
+        assert "Traceback" not in output, output
+        return output
+
+    def output(self) -> str:
+        return (self.folder / "output").read_text()
+
+    def train(self, *arguments: str, code: int = 0) -> str:
+        """A quick training on the folder of images."""
+        return self.run("train", *self.quick, *arguments, code=code)
+
+    @property
+    def quick(self) -> tuple[str, ...]:
+        return (*QUICK, "--dataset", "folder", "--data-dir", str(self.images))
+
+    def wait_for(self, condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"waited for {what}\n{self.output()}"
+            time.sleep(0.05)
+
+    def stop(self, process: subprocess.Popen[str], signum: int) -> int:
+        """Send a signal and return the exit code."""
+        process.send_signal(signum)
+        return process.wait(timeout=120)
+
+
+@contextmanager
+def open_project(folder: Path, images: Path, empty_store: Path, cache: Path) -> Iterator[Project]:
+    store = folder / "mlflow.db"
+    shutil.copy(empty_store, store)
+    started = Project(
+        folder,
+        images,
+        os.environ
+        | {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
+            # One cache for all, or each would decode the images again; runs are told apart by their ids.
+            "CIFAR_MLFLOW_CACHE": str(cache),
+            "CIFAR_MLFLOW_PATIENCE": "60",
+        },
+    )
+    started.env.pop("CIFAR10_DIR", None)
+    yield started
+    for process in started.processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def project(tmp_path: Path, images: Path, empty_store: Path, shared_cache: Path) -> Iterator[Project]:
+    with open_project(tmp_path, images, empty_store, shared_cache) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, images: Path, empty_store: Path, shared_cache: Path
+) -> Iterator[Project]:
+    """A project with one finished training, for tests that look at it or add to it."""
+    with open_project(tmp_path_factory.mktemp("trained"), images, empty_store, shared_cache) as started:
+        started.train("--tta", "flip", "--seed", "3", "--run-name", "trained")
+        yield started
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

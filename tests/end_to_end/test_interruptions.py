@@ -1,0 +1,198 @@
+"""Signals, kill -9, a tracking server that goes away: nothing stays RUNNING, and nothing is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cifar_mlflow.export import load_model_file
+from tests.end_to_end.conftest import Project
+
+LONG = ("--epochs", "60")
+
+
+def weights_of(project: Project, run_id: str) -> dict[str, list[float]]:
+    file = project.client.download_artifacts(run_id, "weights/model.safetensors")
+    classifier, _ = load_model_file(Path(file))
+    return {name: tensor.flatten().tolist() for name, tensor in classifier.state_dict().items()}
+
+
+def epochs_in(project: Project, run_id: str) -> list[int]:
+    return [metric.step for metric in project.client.get_metric_history(run_id, "val/accuracy")]
+
+
+def wait_for_epoch(project: Project, epoch: int) -> None:
+    project.wait_for(lambda: f"epoch {epoch}/60  " in project.output(), f"epoch {epoch}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_the_run_as_killed_and_resuming_gives_the_weights_of_an_uninterrupted_run(
+    project: Project, signum: int, code: int
+) -> None:
+    process = project.start("train", *project.quick, *LONG)
+    wait_for_epoch(project, 3)
+    assert project.stop(process, signum) == code
+    assert "Traceback" not in project.output()
+    (run,) = project.runs
+    assert run.info.status == "KILLED"
+    assert f"train --resume {run.info.run_id}" in project.output()
+
+    project.run("train", "--resume", run.info.run_id)
+    resumed = project.client.get_run(run.info.run_id)
+    assert resumed.info.status == "FINISHED"
+    assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, 61))
+    assert resumed.data.metrics["test/accuracy"] == 1.0
+
+    if signum == signal.SIGTERM:  # once is enough for the long comparison
+        project.train(*LONG)
+        assert weights_of(project, project.runs[0].info.run_id) == weights_of(project, run.info.run_id)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_at_once(project: Project) -> None:
+    process = project.start("train", *project.quick, *LONG, "--batch-size", "1")
+    wait_for_epoch(project, 1)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "Traceback" not in project.output()
+    (run,) = project.runs
+    assert run.info.status == "KILLED"
+
+
+@pytest.mark.slow
+def test_a_run_killed_without_a_word_is_found_closed_and_continued(project: Project) -> None:
+    process = project.start("train", *project.quick, *LONG)
+    wait_for_epoch(project, 3)
+    project.stop(process, signal.SIGKILL)
+    (run,) = project.runs
+    assert run.info.status == "RUNNING"
+
+    output = project.train("--epochs", "1")  # any later training finds it
+    assert f"train --resume {run.info.run_id}" in output
+    killed = project.client.get_run(run.info.run_id)
+    assert (killed.info.status, killed.data.tags["error"]) == ("KILLED", "its process was killed")
+
+    project.run("train", "--resume", run.info.run_id)
+    resumed = project.client.get_run(run.info.run_id)
+    assert resumed.info.status == "FINISHED"
+    assert "error" not in resumed.data.tags
+    assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_a_run_that_lives_is_neither_closed_nor_resumed_by_another(project: Project) -> None:
+    process = project.start("train", *project.quick, *LONG, "--epochs", "5000")
+    project.wait_for(lambda: "epoch 2/5000  " in project.output(), "epoch 2")
+    (run,) = project.runs
+    project.train("--epochs", "1")
+    assert project.client.get_run(run.info.run_id).info.status == "RUNNING"
+    refusal = project.run("train", "--resume", run.info.run_id, code=1)
+    assert "is being trained by another process" in refusal
+    assert project.client.get_run(run.info.run_id).info.status == "RUNNING"
+    assert project.stop(process, signal.SIGTERM) == 143
+
+
+def test_a_run_of_another_machine_is_left_alone(project: Project) -> None:
+    """Its process cannot be seen from here, so its lock says nothing."""
+    process = project.start("train", *project.quick, *LONG)
+    project.wait_for(lambda: "epoch 1/60  " in project.output(), "epoch 1")
+    project.stop(process, signal.SIGKILL)
+    (run,) = project.runs
+    owner = Path(project.env["CIFAR_MLFLOW_CACHE"], "runs", run.info.run_id, "owner.json")
+    owner.write_text(owner.read_text().replace(socket.gethostname(), "elsewhere"))
+    project.train("--epochs", "1")
+    assert project.client.get_run(run.info.run_id).info.status == "RUNNING"
+
+
+class Server:
+    """A real `mlflow server`, which can be taken away and brought back."""
+
+    def __init__(self, project: Project, port: int) -> None:
+        self.uri = f"http://127.0.0.1:{port}"
+        self._store = project.env["MLFLOW_TRACKING_URI"]
+        self._folder = project.folder
+        self._port = port
+        project.env["MLFLOW_TRACKING_URI"] = self.uri
+        self.start()
+
+    def start(self) -> None:
+        with (self._folder / "server.log").open("a") as log:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store,
+                    "--artifacts-destination", str(self._folder / "served"),
+                    "--port", str(self._port), "--workers", "1",
+                ],
+                cwd=self._folder, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        deadline = time.monotonic() + 90
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                    return
+            assert time.monotonic() < deadline, (self._folder / "server.log").read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+@pytest.fixture
+def server(project: Project, free_port: int) -> Iterator[Server]:
+    running = Server(project, free_port)
+    yield running
+    running.stop()
+
+
+@pytest.mark.slow
+def test_a_tracking_server_works_like_the_local_store_and_may_go_away_meanwhile(
+    project: Project, server: Server
+) -> None:
+    process = project.start("train", *project.quick, *LONG)
+    wait_for_epoch(project, 2)
+    server.stop()
+    project.wait_for(lambda: "its metrics are kept" in project.output(), "the outage to be noticed")
+    epoch = project.output().count("/60  ")
+    wait_for_epoch(project, epoch + 3)  # the training goes on
+    server.start()
+    assert process.wait(timeout=240) == 0, project.output()
+    assert "MLflow is back" in project.output() or "trying again" in project.output()
+    (run,) = project.runs
+    assert run.info.status == "FINISHED"
+    assert epochs_in(project, run.info.run_id)[:60] == list(range(1, 61))
+    assert "test/confusion_matrix.png" in project.artifacts(run.info.run_id)
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_away_costs_an_error_that_says_how_to_complete_the_run(
+    project: Project, server: Server
+) -> None:
+    project.env["CIFAR_MLFLOW_PATIENCE"] = "2"
+    process = project.start("train", *project.quick, *LONG)
+    wait_for_epoch(project, 2)
+    server.stop()
+    assert process.wait(timeout=240) == 1
+    output = project.output()
+    assert "Traceback" not in output
+    assert "does not answer" in output
+    assert "completes the run" in output
+
+    server.start()
+    (run,) = project.runs
+    project.run("train", "--resume", run.info.run_id)
+    completed = project.client.get_run(run.info.run_id)
+    assert completed.info.status == "FINISHED"
+    assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, 61))
+    assert "test/accuracy" in completed.data.metrics

@@ -1,0 +1,193 @@
+"""A training from the command line to a finished run: what is in it, and what comes back out of it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import h5py
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from cifar_mlflow.config import TrainConfig
+from tests.end_to_end.conftest import Project
+
+PICTURES = {
+    "data/samples.png",
+    "learning_curves.png",
+    *(
+        f"{split}/{name}.png"
+        for split in ("val", "test")
+        for name in ("confusion_matrix", "f1_by_class", "reliability", "confident_mistakes")
+    ),
+}
+TABLES = {
+    "data/summary.csv",
+    "history.csv",
+    "environment/versions.json",
+    "environment/requirements.txt",
+    *(
+        f"{split}/{name}"
+        for split in ("val", "test")
+        for name in ("metrics.json", "per_class.csv", "confusion_matrix.csv")
+    ),
+}
+
+
+def test_a_finished_run_holds_everything_needed_to_read_and_repeat_it(trained: Project) -> None:
+    run = trained.trained_run
+    assert run.info.status == "FINISHED"
+
+    assert run.data.params.keys() == TrainConfig.model_fields.keys()
+    assert (run.data.params["seed"], run.data.params["tta"], run.data.params["recipe"]) == (
+        "3",
+        "flip",
+        "cnn",
+    )
+    assert run.data.metrics.keys() >= {
+        "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "lr",
+        "images_per_second",
+        "val/f1_weighted", "val/ece", "val/ece_uncalibrated", "temperature", "train_seconds",
+        "test/accuracy", "test/f1_macro", "test/f1_weighted", "test/loss", "test/ece",
+        "test/ece_uncalibrated",
+        "test/accuracy_tta", "test/f1_macro_tta",
+    }  # fmt: skip
+    steps = [metric.step for metric in trained.client.get_metric_history(run.info.run_id, "train/loss")]
+    assert steps == [1, 2]
+    assert run.data.metrics["test/accuracy"] == 1.0  # flat colours
+
+    tags = run.data.tags
+    assert tags["kind"] == "train"
+    assert tags["git.dirty"] in ("true", "false")
+    assert len(tags["mlflow.source.git.commit"]) == 40
+    assert "threads" in tags["device"]
+    assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"train", "validation", "test"}
+    assert all(tags["dataset.digest"].startswith(d.dataset.digest) for d in run.inputs.dataset_inputs)
+
+    assert trained.artifacts(run.info.run_id) >= PICTURES | TABLES | {
+        "weights/model.safetensors",
+        "weights/model.h5",
+    }
+    # Nothing of it is left on this machine's disk.
+    assert not (Path(trained.env["CIFAR_MLFLOW_CACHE"]) / "runs" / run.info.run_id).exists()
+
+
+def test_the_pictures_and_tables_say_what_the_metrics_say(trained: Project) -> None:
+    run = trained.trained_run
+    folder = Path(trained.client.download_artifacts(run.info.run_id, ""))
+    numbers = json.loads((folder / "test/metrics.json").read_text())
+    assert numbers["test/accuracy"] == run.data.metrics["test/accuracy"]
+    confusion = pd.read_csv(folder / "test/confusion_matrix.csv", index_col="true")
+    assert np.trace(confusion.to_numpy()) / confusion.to_numpy().sum() == numbers["test/accuracy"]
+    summary = pd.read_csv(folder / "data/summary.csv", index_col="class")
+    assert summary.loc["blue"].to_dict() == {"train": 32, "val": 4, "test": 4}
+    history = pd.read_csv(folder / "history.csv", index_col="epoch")
+    assert history.loc[2, "train/loss"] == pytest.approx(run.data.metrics["train/loss"])
+    for picture in PICTURES:
+        with Image.open(folder / picture) as image:
+            image.load()
+            assert image.width >= 600
+
+
+def test_the_saved_model_predicts_alike_in_every_form(trained: Project) -> None:
+    """pt2 from the run, weights from the run, HDF5 exported to a file: the same numbers."""
+    run = trained.trained_run
+    trained.run("export", run.info.run_id, "--format", "hdf5", "--output", "model.h5")
+    with h5py.File(trained.folder / "model.h5") as file:
+        assert list(file.attrs["classes"]) == ["blue", "green", "red"]
+
+    expected = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    for reference in (run.info.run_id, f"runs:/{run.info.run_id}/model", "model.h5"):
+        trained.run(
+            "evaluate", "--model", reference, "--dataset", "folder", "--data-dir", str(trained.images),
+            "--threads", "1", "--tta", "flip",
+        )  # fmt: skip
+        evaluated = trained.runs[0]
+        assert evaluated.info.status == "FINISHED"
+        assert evaluated.data.tags["kind"] == "evaluate"
+        assert evaluated.data.metrics == pytest.approx(expected, abs=1e-6)
+        assert "test/confusion_matrix.png" in trained.artifacts(evaluated.info.run_id)
+
+
+def test_the_mlflow_model_is_no_pickle_and_takes_any_batch(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained.trained_run
+    mlflow.set_tracking_uri(trained.env["MLFLOW_TRACKING_URI"])
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    model = mlflow.pyfunc.load_model(f"runs:/{run.info.run_id}/model")
+    for count in (1, 2, 7):
+        logits = model.predict(np.random.default_rng(0).random((count, 3, 32, 32), dtype=np.float32))
+        assert logits.shape == (count, 3)
+    assert model.metadata.get_input_schema().inputs[0].shape == (-1, 3, 32, 32)
+
+
+def test_a_registered_model_is_evaluated_by_its_alias(trained: Project) -> None:
+    run = trained.trained_run
+    mlflow.set_tracking_uri(trained.env["MLFLOW_TRACKING_URI"])
+    version = mlflow.register_model(f"runs:/{run.info.run_id}/model", "colours")
+    trained.client.set_registered_model_alias("colours", "champion", version.version)
+    images = ("--dataset", "folder", "--data-dir", str(trained.images))
+    trained.run("evaluate", "--model-uri", "models:/colours@champion", *images, "--split", "val")
+    assert trained.runs[0].data.metrics["val/accuracy"] == run.data.metrics["val/accuracy"]
+
+
+def test_fine_tuning_starts_from_a_run_and_replaces_the_head(trained: Project) -> None:
+    project, run = trained, trained.trained_run
+    two_classes = project.folder / "two"
+    for name in ("blue", "red"):
+        (two_classes / name).parent.mkdir(exist_ok=True)
+        (two_classes / name).symlink_to(project.images / name)
+    output = project.run(
+        "train", *project.quick, "--data-dir", str(two_classes), "--weights", run.info.run_id, "--epochs", "1"
+    )
+    assert f"Starts from {run.info.run_id}; new for 2 classes: head.weight" in output
+
+
+def test_without_a_test_split_or_validation_the_run_says_so(project: Project) -> None:
+    project.train("--val-size", "0", "--test", "false")
+    (run,) = project.runs
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["validation"] == "none: trained on all images"
+    assert not [name for name in run.data.metrics if name.startswith(("val/", "test/"))]
+    assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"train"}
+
+
+def test_the_printed_config_trains_the_same_again(project: Project) -> None:
+    printed = project.run("train", *project.quick, "--lr", "0.02", "--print-config")
+    (project.folder / "config.yaml").write_text(printed)
+    assert yaml.safe_load(printed)["lr"] == 0.02
+    project.run("train", "--config", "config.yaml")
+    again = project.run("train", "--config", "config.yaml", "--epochs", "1", "--print-config")
+    assert yaml.safe_load(again) == yaml.safe_load(printed) | {"epochs": 1}
+    (run,) = project.runs
+    assert run.data.params["lr"] == "0.02"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry_point", ["main", "demo"])
+def test_mlflow_run_trains_in_the_run_it_made(
+    project: Project, entry_point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every setting works as -P, also one whose text is not what the log would write (1e-2, underscores)."""
+    root = Path(__file__).parents[2]
+    # With the environment manager `local`, MLflow runs the `python` of the active environment.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    settings = {
+        "dataset": "folder", "data_dir": str(project.images), "model": "cnn", "width": "0.25", "epochs": "1",
+        "batch_size": "16", "lr": "1e-2", "optimizer": "sgd", "deterministic": "True",
+    }  # fmt: skip
+    mlflow.set_tracking_uri(project.env["MLFLOW_TRACKING_URI"])
+    submitted = mlflow.projects.run(
+        str(root), entry_point, parameters=settings, env_manager="local", experiment_name="projects"
+    )
+    (run,) = project.runs
+    assert run.info.run_id == submitted.run_id
+    assert run.info.status == "FINISHED"
+    assert run.data.params.keys() == TrainConfig.model_fields.keys()
+    assert run.data.params["lr"] == "1e-2"
+    assert "test/accuracy" in run.data.metrics
