@@ -10,13 +10,15 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cnn": {"model": "cnn", "epochs": 30, "lr": 0.05, "batch_size": 128, "dropout": 0.1},
     "resnet": {"epochs": 30, "lr": 0.1, "batch_size": 128},
     "vgg": {"epochs": 30, "lr": 0.05, "batch_size": 128, "dropout": 0.2},
+    # Muon's rate, label smoothing and alternating flip are those of the record (arXiv 2404.00498 and its later
+    # variant with Muon). Half of the epochs on small images cost no accuracy and save a quarter of the time.
     "fast": {
         "model": "fast",
         "epochs": 8,
         "batch_size": 1000,
         "optimizer": "muon",
         "lr": 0.24,
-        "aux_lr": 0.05,
+        "aux_lr": 0.5,
         "momentum": 0.6,
         "weight_decay": 2e-6,
         "label_smoothing": 0.2,
@@ -24,10 +26,17 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup": 0.0,
         "crop_padding": 2,
         "flip": "alternating",
+        "small_images": 0.5,
         "tta": "crops",
     },
 }
-RECIPES["demo"] = RECIPES["fast"] | {"dataset": "sample", "epochs": 12, "batch_size": 250}
+# A tenth of the images needs more epochs, and smaller batches for enough steps. Cutout made it worse.
+RECIPES["demo"] = RECIPES["fast"] | {
+    "dataset": "sample",
+    "epochs": 20,
+    "batch_size": 250,
+    "small_images": 0.6,
+}
 
 
 def recipe_for_model(model: str) -> str:
