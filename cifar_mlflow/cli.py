@@ -64,15 +64,14 @@ def _sections(config_class: type[Settings]) -> list[type[Settings]]:
 
 def _option(name: str, field: FieldInfo) -> click.Option:
     """An option that hands its text to the config model, which checks and converts it."""
-    is_switch = field.annotation is bool
+    # A switch may stand alone, and also takes a value, since `mlflow run -P` always passes one.
+    switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
     return click.Option(
         [f"--{name.replace('_', '-')}", *(["--model"] if name == "model_uri" else [])],
         metavar=_metavar(field.annotation),
         help=f"{field.description} {_details(field)}".strip(),
         required=field.is_required(),
-        # A switch may stand alone, and also takes a value, since `mlflow run -P` always passes one.
-        is_flag=False,
-        flag_value="true" if is_switch else None,
+        **switch,
     )
 
 

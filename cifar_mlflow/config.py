@@ -218,8 +218,8 @@ def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
         UsageError: a name that is no setting, or a value out of its bounds; one line for each.
     """
     model = given.get("model") or TrainConfig.model_fields["model"].default
-    recipe = given.get("recipe") or recipe_for_model(model)
-    if recipe not in RECIPES:  # an unknown name: the validation says which are known
+    recipe = given.get("recipe") or recipe_for_model(str(model))
+    if not isinstance(recipe, str) or recipe not in RECIPES:  # the validation says which names are known
         return validate(TrainConfig, given)
     return validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
 

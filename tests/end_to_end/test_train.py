@@ -176,6 +176,7 @@ def test_mlflow_run_trains_in_the_run_it_made(
     """Every setting works as -P, also one whose text is not what the log would write (1e-2, underscores)."""
     root = Path(__file__).parents[2]
     # With the environment manager `local`, MLflow runs the `python` of the active environment.
+    monkeypatch.chdir(project.folder)  # where a new experiment keeps its artifacts
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     settings = {
         "dataset": "folder", "data_dir": str(project.images), "model": "cnn", "width": "0.25", "epochs": "1",
