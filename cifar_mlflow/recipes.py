@@ -10,8 +10,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cnn": {"model": "cnn", "epochs": 30, "lr": 0.05, "batch_size": 128, "dropout": 0.1},
     "resnet": {"epochs": 30, "lr": 0.1, "batch_size": 128},
     "vgg": {"epochs": 30, "lr": 0.05, "batch_size": 128, "dropout": 0.2},
-    # Muon's rate, label smoothing and alternating flip are those of the record (arXiv 2404.00498 and its later
-    # variant with Muon). Half of the epochs on small images: a quarter of the time less, hardly less accuracy.
+    # Muon's rate, label smoothing and alternating flip are the record's (arXiv 2404.00498, and its later variant
+    # with Muon). Half of the epochs on small images: a quarter of the time less, hardly less accuracy.
     "fast": {
         "model": "fast",
         "epochs": 8,

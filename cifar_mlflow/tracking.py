@@ -54,7 +54,7 @@ class TrackedRun:
 
     def log_settings(self, config: Settings) -> None:
         """Every setting as a param. What `mlflow run -P` has logged already stays as the user wrote it."""
-        known = patiently(lambda: self._client.get_run(self.run_id), PATIENCE_SECONDS).data.params
+        known = self._patiently(lambda: self._client.get_run(self.run_id)).data.params
         values = config.model_dump(mode="json")
         params = [
             Param(name, ", ".join(value) if isinstance(value, list) else str(value))
@@ -66,6 +66,11 @@ class TrackedRun:
     def set_tags(self, tags: dict[str, Any]) -> None:
         run_tags = [RunTag(key, str(value)) for key, value in tags.items()]
         self._patiently(lambda: self._client.log_batch(self.run_id, tags=run_tags))
+
+    def clear_error(self) -> None:
+        """Forget why an earlier attempt ended."""
+        if "error" in self._patiently(lambda: self._client.get_run(self.run_id)).data.tags:
+            self._patiently(lambda: self._client.delete_tag(self.run_id, "error"))
 
     def log_environment(self, hardware: str) -> None:
         """Commit, library versions, device."""
@@ -196,20 +201,35 @@ def tracked_run(
     Its directory keeps the checkpoint unless the run is FINISHED.
 
     Args:
-        resume: id of the run to continue; its directory must be locked by the caller.
+        resume: id of the run to continue, whose directory is in `cache_dir`.
+
+    Raises:
+        CifarError: another process is at work on the run to resume; it is left alone.
     """
-    active = mlflow.start_run(run_id=resume, run_name=None if resume else name)
+    if resume:
+        directory = RunDirectory.of(cache_dir, resume)
+        directory.acquire()
+        active = _start(run_id=resume)
+    else:
+        active = _start(run_name=name)
+        directory = RunDirectory.of(cache_dir, active.info.run_id)
     run = TrackedRun(active.info.run_id)
-    directory = RunDirectory.of(cache_dir, run.run_id)
     status = "FAILED"
     try:
-        directory.create(run.run_id, active.info.run_name, mlflow.get_tracking_uri())
+        if resume:
+            run.clear_error()
+        else:
+            directory.create(run.run_id, active.info.run_name, mlflow.get_tracking_uri())
         run.set_tags({"kind": kind, "host": directory.owner.host, "pid": os.getpid()})
         yield run, directory
         run.flush()
         status = "FINISHED"
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt) as interruption:
         status = "KILLED"
+        why = str(interruption) or "Ctrl-C"
+        if directory.checkpoint.path.exists():
+            logger.warning("Stopped by %s; continue with: cifar-mlflow train --resume %s", why, run.run_id)
+        run.set_tags({"error": f"stopped by {why}"})
         run.flush()
         raise
     except TrackingLostError as error:
@@ -229,9 +249,17 @@ def tracked_run(
             directory.release()
 
 
+def _start(**which: str) -> mlflow.ActiveRun:
+    try:
+        return patiently(lambda: mlflow.start_run(**which), PATIENCE_SECONDS)
+    except MlflowException as error:
+        raise CifarError(f"MLflow does not start the run: {first_line(error)}") from error
+
+
 def _end(run_id: str, status: str) -> None:
     try:
         patiently(lambda: mlflow.MlflowClient().set_terminated(run_id, status), PATIENCE_SECONDS)
     except Exception as error:
         logger.error("Run %s could not be marked as %s: %s", run_id, status, first_line(error))
-    mlflow.end_run(status)
+    with suppress(MlflowException):  # it is marked; this only tells the fluent API that no run is active
+        mlflow.end_run(status)

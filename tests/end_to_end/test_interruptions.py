@@ -134,6 +134,8 @@ class Server:
                     "--port", str(self._port), "--workers", "1",
                 ],
                 cwd=self._folder, stdout=log, stderr=log, start_new_session=True,
+                # its dozen of job processes have no part in tracking
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )  # fmt: skip
         deadline = time.monotonic() + 90
         while True:

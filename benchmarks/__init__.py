@@ -1,0 +1,7 @@
+"""Claims about speed and cost, each measured beside the usual way in the same run: `python -m benchmarks`.
+
+A benchmark is a module here with one function `measure() -> list[Row]` whose defaults are the sizes to
+report, and whose docstring says what is measured and why that is fair. Its name goes into `NAMES`.
+"""
+
+NAMES = ("training", "tracking_cost", "data_start")

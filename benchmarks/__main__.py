@@ -1,0 +1,32 @@
+"""`python -m benchmarks [names...]`: run all benchmarks, or those that are named, and print one table."""
+
+import importlib
+import shlex
+import sys
+
+import click
+
+from benchmarks import NAMES
+from benchmarks.harness import Row, conditions, in_fresh_process, markdown, progress
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice(NAMES))
+def main(names: tuple[str, ...]) -> None:
+    """Measure claims beside the usual way. The table goes to standard output, progress to standard error."""
+    before = conditions()
+    rows = []
+    for name in names or NAMES:
+        progress(f"{name} …")
+        rows += in_fresh_process(_measure, name)
+    command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    click.echo(f"`{command}` on {before}\n\n{markdown(rows)}")
+
+
+def _measure(name: str) -> list[Row]:
+    rows: list[Row] = importlib.import_module(f"benchmarks.{name}").measure()
+    return rows
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

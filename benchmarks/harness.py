@@ -1,0 +1,78 @@
+"""What all benchmarks share: a row of the table, the table, the machine, and processes without a past."""
+
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim.
+
+    ours, beside: what was measured on either side, in words. figure: what it comes to, in `unit`; the target
+    is `at_least` or `at_most` of it, and neither where a figure is only for information.
+    """
+
+    what: str
+    ours: str
+    beside: str
+    figure: float
+    unit: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def target(self) -> str:
+        if self.at_least is not None:
+            return f"≥ {self.at_least:g} {self.unit}"
+        if self.at_most is not None:
+            return f"≤ {self.at_most:g} {self.unit}"
+        return "-"
+
+    @property
+    def met(self) -> str:
+        if self.at_least is not None:
+            return "yes" if self.figure >= self.at_least else "no"
+        if self.at_most is not None:
+            return "yes" if self.figure <= self.at_most else "no"
+        return "-"
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a table for a README."""
+    cells = [["what", "ours", "beside", "figure", "target", "met"], ["---"] * 6]
+    cells += [
+        [row.what, row.ours, row.beside, f"{row.figure:.2f} {row.unit}", row.target, row.met] for row in rows
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def conditions() -> str:
+    """The machine, what runs on it, and how busy it is: under load no figure means much."""
+    import torch  # here: a fresh process that only loads data has no use for it
+
+    cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "mlflow"))
+    return (
+        f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}; "
+        f"load before: {os.getloadavg()[0]:.1f}"
+    )
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call `function` in a new interpreter: nothing is imported, warm or set there by what ran before."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()

@@ -1,0 +1,175 @@
+"""What tracking takes from a training: the demo's recipe on the embedded sample, logged to MLflow in SQLite.
+
+The peer is the same training, seed for seed, whose metrics go to a list and which writes no checkpoint. The
+sample is the worst case: its epochs are a tenth of CIFAR-10's, and each costs the same to log.
+
+Two trainings of the same work differ by some percent in time even on a quiet machine, so a share of a
+hundredth does not show in the difference of two clocks. It is added up instead from what tracking does, where
+it happens:
+
+- the calls that the training waits for, by the wall clock of its own thread;
+- the thread that sends the metrics, by its CPU time. It is charged in full, as if the training stood still
+  while that thread works: an upper bound, as there are other cores.
+
+As a check that no part is forgotten, the CPU times of the whole trainings, all threads, stand below.
+"""
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, cast
+
+import mlflow
+import torch
+
+from benchmarks.harness import Row, progress
+from cifar_mlflow.config import TrainConfig, resolve_train_config
+from cifar_mlflow.data import ImageDataset, load_dataset
+from cifar_mlflow.pipeline import build_classifier, divide, finish, log_start
+from cifar_mlflow.tracking import TrackedRun, connect, tracked_run
+from cifar_mlflow.training.checkpoint import CheckpointFile
+from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.training.loop import Training
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one training: of its epochs (wall clock), of all of `fit` (CPU time), and of tracking."""
+
+    epochs: float
+    cpu: float
+    metrics: float = 0
+    checkpoints: float = 0
+    start_and_end: float = 0
+
+
+def measure(epochs: int = 3, rounds: int = 5, **settings: Any) -> list[Row]:
+    """Four rows. A round is one training without tracking and one with; `settings` are a training's."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = resolve_train_config(
+            {"recipe": "demo", "epochs": epochs, "cache_dir": Path(folder), **settings}
+        )
+        dataset = load_dataset(config)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        mlflow.create_experiment(config.experiment, artifact_location=f"{folder}/artifacts")
+        connect(config.experiment)
+        train_untracked(config.model_copy(update={"epochs": 1}), dataset)  # for what is set up once
+        pairs = []
+        for number in range(rounds):
+            pairs.append((train_untracked(config, dataset), train_tracked(config, dataset)))
+            progress(f"  {number + 1}/{rounds}: {pairs[-1]}")
+
+    def of_median(side: int, value: Callable[[Cost], float]) -> float:
+        return median(value(pair[side]) for pair in pairs)
+
+    seconds = of_median(0, lambda cost: cost.epochs)
+    metrics = of_median(1, lambda cost: cost.metrics)
+    checkpoints = of_median(1, lambda cost: cost.checkpoints)
+    cpu, cpu_tracked = (of_median(side, lambda cost: cost.cpu) for side in (0, 1))
+    changes = [100 * (tracked.cpu / untracked.cpu - 1) for untracked, tracked in pairs]
+    beside = f"{seconds / epochs:.2f} s an epoch (metrics to a list)"
+    return [
+        Row(
+            what="logging the metrics of each epoch, share of training time",
+            ours=f"{1000 * metrics / epochs:.1f} ms an epoch (MLflow, SQLite)",
+            beside=beside,
+            figure=100 * metrics / seconds,
+            unit="%",
+            at_most=1,
+        ),
+        Row(
+            what="a checkpoint after each epoch, share of training time",
+            ours=f"{1000 * checkpoints / epochs:.1f} ms an epoch",
+            beside=beside,
+            figure=100 * checkpoints / seconds,
+            unit="%",
+        ),
+        Row(
+            what=f"check: CPU time ({min(changes):+.1f} to {max(changes):+.1f} % in {rounds} pairs)",
+            ours=f"{cpu_tracked:.1f} s (metrics and checkpoints)",
+            beside=f"{cpu:.1f} s (neither)",
+            figure=median(changes),
+            unit="%",
+        ),
+        Row(
+            what="once a run: settings, environment, data, pictures, models",
+            ours="MLflow, SQLite",
+            beside="-",
+            figure=of_median(1, lambda cost: cost.start_and_end),
+            unit="s",
+        ),
+    ]
+
+
+class MetricsInAList:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.rows.append(metrics)
+
+
+def train_untracked(config: TrainConfig, dataset: ImageDataset) -> Cost:
+    training = new_training(config, dataset)
+    start = time.process_time()
+    training.fit(MetricsInAList())
+    return Cost(training.seconds, time.process_time() - start)
+
+
+def train_tracked(config: TrainConfig, dataset: ImageDataset) -> Cost:
+    """What `pipeline.train` does, with clocks in it."""
+    train, val = divide(dataset, config)
+    training = new_training(config, dataset)
+    with tracked_run(kind="benchmark", name="tracked", cache_dir=config.cache_dir) as (run, directory):
+        once = Clocked(run)
+        log_start(cast(TrackedRun, once), config, dataset, train, val, training.hardware)
+
+        metrics, checkpoint = Clocked(run), Clocked(directory.checkpoint)
+        sender = next(thread for thread in threading.enumerate() if thread.name == "outbox")
+        sent_before, start = cpu_seconds(sender), time.process_time()
+        best = training.fit(cast(TrackedRun, metrics), cast(CheckpointFile, checkpoint))
+        while run.missing_epochs(training.history):  # the last ones are still on their way
+            time.sleep(0.01)
+        cpu = time.process_time() - start
+        sending = cpu_seconds(sender) - sent_before
+
+        finish(cast(TrackedRun, once), config, dataset, val, training, best)
+    return Cost(training.seconds, cpu, metrics.seconds + sending, checkpoint.seconds, once.seconds)
+
+
+def new_training(config: TrainConfig, dataset: ImageDataset) -> Training:
+    hardware = set_up_hardware(config, config.precision)
+    train, val = divide(dataset, config)
+    torch.manual_seed(config.seed)
+    return Training(build_classifier(config, dataset, train), dataset.classes, train, val, config, hardware)
+
+
+class Clocked:
+    """Stands for an object, and adds up how long the calls of its methods took."""
+
+    def __init__(self, target: object) -> None:
+        self._target = target
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not callable(value):
+            return value
+
+        def clocked(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return value(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return clocked
+
+
+def cpu_seconds(thread: threading.Thread) -> float:
+    assert thread.ident is not None, "it has not been started"
+    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))

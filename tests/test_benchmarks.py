@@ -1,0 +1,64 @@
+"""The benchmarks run, and their table says what was measured. How fast anything is, no test can tell."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import NAMES, data_start, tracking_cost, training
+from benchmarks.harness import Row, in_fresh_process, markdown
+
+QUICK = {
+    "recipe": "cnn",
+    "width": 0.25,
+    "batch_size": 16,
+    "dataset": "folder",
+    "val_size": 0.25,
+    "test": False,
+}
+TINY: dict[str, tuple[Callable[..., list[Row]], dict[str, Any]]] = {
+    "training": (training.measure, {"targets": {"cnn": 1}, "images": 4, "batch_size": 2, "rounds": 1}),
+    "tracking_cost": (tracking_cost.measure, {"epochs": 1, "rounds": 1, "data_dir": Path("images"), **QUICK}),
+    "data_start": (data_start.measure, {"copies": 1, "repeats": 1}),
+}
+
+
+def test_the_table_has_a_line_a_claim_and_says_whether_the_target_is_met() -> None:
+    rows = [
+        Row("speed", "30 images/s", "10 images/s", 2.99, "x", at_least=3),
+        Row("share", "1 ms", "1 s", 0.1, "%", at_most=1),
+        Row("start", "0.7 s", "9 s", 0.7, "s", at_most=0.5),
+        Row("for information", "a", "b", 1234.5, "s"),
+    ]
+    assert markdown(rows).splitlines() == [
+        "| what | ours | beside | figure | target | met |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| speed | 30 images/s | 10 images/s | 2.99 x | ≥ 3 x | no |",
+        "| share | 1 ms | 1 s | 0.10 % | ≤ 1 % | yes |",
+        "| start | 0.7 s | 9 s | 0.70 s | ≤ 0.5 s | no |",
+        "| for information | a | b | 1234.50 s | - | - |",
+    ]
+
+
+@pytest.fixture
+def _images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of images in the working directory: two classes, flat colours."""
+    for label, name in enumerate(("bright", "dark")):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.full((32, 32, 3), 250 - 200 * label - i, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("_images")
+@pytest.mark.parametrize("name", NAMES)
+def test_each_benchmark_runs(name: str) -> None:
+    function, sizes = TINY[name]
+    rows = in_fresh_process(function, **sizes)
+    assert rows
+    assert all(row.figure > 0 or row.what.startswith("check") for row in rows)
+    assert [path.name for path in Path().iterdir()] == ["images"], "nothing is left in the working directory"
