@@ -61,6 +61,8 @@ def train(config: TrainConfig, resume: str | None = None) -> Result:
     hardware = set_up_hardware(config, config.precision)
     dataset = load_dataset(config)
     train_split, val_split = divide(dataset, config)
+    if config.test:
+        dataset.split("test")  # decoded now: a damaged file should not wait for the end of the training
     torch.manual_seed(config.seed)
     classifier = build_classifier(config, dataset, train_split)
     connect(config.experiment)

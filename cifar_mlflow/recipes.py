@@ -8,8 +8,8 @@ from typing import Any
 
 RECIPES: dict[str, dict[str, Any]] = {
     "cnn": {"model": "cnn", "epochs": 30, "lr": 0.05, "batch_size": 128, "dropout": 0.1},
-    "resnet": {"epochs": 30, "lr": 0.1, "batch_size": 128},
-    "vgg": {"epochs": 30, "lr": 0.02, "batch_size": 128, "dropout": 0.2},
+    "resnet": {"model": "resnet18", "epochs": 30, "lr": 0.1, "batch_size": 128},
+    "vgg": {"model": "vgg16", "epochs": 30, "lr": 0.02, "batch_size": 128, "dropout": 0.2},
     # Muon's rate, label smoothing and alternating flip are the record's (arXiv 2404.00498, and its later
     # variant with Muon). Small images in half of the epochs save a quarter of the time.
     "fast": {

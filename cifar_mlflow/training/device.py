@@ -47,7 +47,7 @@ def set_up_hardware(config: HardwareConfig, precision: Literal["auto", "fp32", "
 
     device = torch.device(_choose_device(config.device))
     if precision == "auto":
-        precision = "bf16" if _bf16_is_fast(device) else "fp32"
+        precision = "bf16" if bf16_is_fast(device) else "fp32"
     return Hardware(device, precision)
 
 
@@ -61,7 +61,7 @@ def _choose_device(wanted: str) -> str:
     return wanted
 
 
-def _bf16_is_fast(device: torch.device) -> bool:
+def bf16_is_fast(device: torch.device) -> bool:
     """True where bf16 has its own instructions; elsewhere it is emulated and slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_mlflow.config import TrainConfig
-from cifar_mlflow.training.device import _bf16_is_fast as bf16_is_fast
+from cifar_mlflow.training.device import bf16_is_fast
 
 # Of the SGD beside Muon; the record's.
 AUX_MOMENTUM = 0.85
