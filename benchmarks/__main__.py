@@ -1,13 +1,12 @@
 """`python -m benchmarks [names...]`: run all benchmarks, or those that are named, and print one table."""
 
-import importlib
 import shlex
 import sys
 
 import click
 
 from benchmarks import NAMES
-from benchmarks.harness import Row, conditions, in_fresh_process, markdown, progress
+from benchmarks.harness import conditions, in_fresh_process, markdown, measure, progress
 
 
 @click.command()
@@ -18,14 +17,9 @@ def main(names: tuple[str, ...]) -> None:
     rows = []
     for name in names or NAMES:
         progress(f"{name} …")
-        rows += in_fresh_process(_measure, name)
+        rows += in_fresh_process(measure, name)
     command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
     click.echo(f"`{command}` on {before}\n\n{markdown(rows)}")
-
-
-def _measure(name: str) -> list[Row]:
-    rows: list[Row] = importlib.import_module(f"benchmarks.{name}").measure()
-    return rows
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What all benchmarks share: a row of the table, the table, the machine, and processes without a past."""
 
+import importlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,6 +46,12 @@ class Row:
         if self.at_most is not None:
             return "yes" if self.figure <= self.at_most else "no"
         return "-"
+
+
+def measure(name: str, **sizes: Any) -> list[Row]:
+    """Run `benchmarks.<name>`; `sizes` instead of those to report."""
+    rows: list[Row] = importlib.import_module(f"benchmarks.{name}").measure(**sizes)
+    return rows
 
 
 def markdown(rows: list[Row]) -> str:

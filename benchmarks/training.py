@@ -37,13 +37,23 @@ DATALOADER_WORKERS = 2
 
 
 def measure(
-    targets: Mapping[ModelName, float] = TARGETS, images: int = 1024, batch_size: int = 128, rounds: int = 5
+    targets: Mapping[ModelName, float] = TARGETS,
+    images: int = 1024,
+    batch_size: int = 128,
+    rounds: int = 5,
+    threads: int = 0,
 ) -> list[Row]:
     """One row a network. A round is one pass over so many photos by each side."""
     rows = []
     for model, target in targets.items():
         config = resolve_train_config(
-            {"model": model, "dataset": "sample", "epochs": 1, "batch_size": batch_size}
+            {
+                "model": model,
+                "dataset": "sample",
+                "epochs": 1,
+                "batch_size": batch_size,
+                "threads": threads,
+            }
         )
         hardware = set_up_hardware(config, config.precision)
         dataset = load_dataset(config)
@@ -123,7 +133,11 @@ def peer(config: TrainConfig, hardware: Hardware, photos: Split, classes: tuple[
     network.to(hardware.device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4)
     loader = DataLoader(
-        PhotosOneByOne(photos), batch_size=config.batch_size, shuffle=True, num_workers=DATALOADER_WORKERS
+        PhotosOneByOne(photos),
+        batch_size=config.batch_size,
+        shuffle=True,
+        num_workers=DATALOADER_WORKERS,
+        multiprocessing_context="fork",  # as in a script; here they would import all of torch again
     )
     start = None
     total_loss, correct = 0.0, 0
