@@ -73,19 +73,29 @@ class Outbox:
         Raises:
             CifarError: earlier metrics were refused for good.
         """
-        if self._failure:
-            raise CifarError(f"MLflow refused the metrics of this run: {self._failure}") from self._failure
+        self._raise_if_refused()
         self._waiting.put(metrics)
 
     def close(self, patience: float) -> list[Metric]:
-        """Send what is left, for `patience` seconds at the most, and return what could not be sent."""
+        """Send what is left, for `patience` seconds at the most, and return what could not be sent.
+
+        Raises:
+            CifarError: metrics were refused for good.
+        """
         self._waiting.put([])
         self._closing.set()
         self._thread.join(timeout=patience)
+        self._raise_if_refused()
         return self._unsent + [metric for batch in self._waiting.queue for metric in batch]
 
+    def _raise_if_refused(self) -> None:
+        if self._failure:
+            raise CifarError(
+                f"MLflow refused the metrics of this run: {first_line(self._failure)}"
+            ) from self._failure
+
     def _work(self) -> None:
-        while not (self._closing.is_set() and self._waiting.empty()):
+        while not (self._failure or (self._closing.is_set() and self._waiting.empty())):
             self._unsent += self._waiting.get()
             while not self._waiting.empty():
                 self._unsent += self._waiting.get()

@@ -38,14 +38,11 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 class TrackedRun:
     """One MLflow run that is being written: metrics from a thread, all else at once and with patience."""
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, name: str) -> None:
         self.run_id = run_id
+        self.name = name
         self._client = mlflow.MlflowClient()
         self._outbox = Outbox(lambda metrics: self._client.log_batch(run_id, metrics=metrics))
-
-    @property
-    def name(self) -> str:
-        return str(self._client.get_run(self.run_id).info.run_name)
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Queue metrics; returns at once, and an outage of the server loses none."""
@@ -213,7 +210,7 @@ def tracked_run(
     else:
         active = _start(run_name=name)
         directory = RunDirectory.of(cache_dir, active.info.run_id)
-    run = TrackedRun(active.info.run_id)
+    run = TrackedRun(active.info.run_id, active.info.run_name)
     status = "FAILED"
     try:
         if resume:

@@ -14,6 +14,7 @@ import pytest
 from cifar_mlflow.export import load_model_file
 from tests.end_to_end.conftest import Project
 
+ROOT = Path(__file__).parents[2]
 LONG = ("--epochs", "60")
 
 
@@ -100,6 +101,37 @@ def test_a_run_that_lives_is_neither_closed_nor_resumed_by_another(project: Proj
     assert "is being trained by another process" in refusal
     assert project.client.get_run(run.info.run_id).info.status == "RUNNING"
     assert project.stop(process, signal.SIGTERM) == 143
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_mlflow_run_saves_the_checkpoint_and_says_how_to_go_on(project: Project) -> None:
+    """The terminal interrupts MLflow and the training at once, and MLflow passes on a SIGTERM as well.
+
+    The training ends its run as KILLED; `mlflow run` then overwrites that with FAILED, as it does with every
+    status, so the reason is in the tag.
+    """
+    parameters = [
+        f"-P{name[2:]}={value}"
+        for name, value in zip(project.quick[::2], project.quick[1::2], strict=True)
+        if name != "--epochs"
+    ]
+    with (project.folder / "output").open("w") as output:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local",
+                *parameters, "-Pepochs=60",
+            ],
+            cwd=project.folder, stdout=output, stderr=output, start_new_session=True,
+            env=project.env | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        )  # fmt: skip
+    wait_for_epoch(project, 3)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=60)
+    (run,) = project.runs
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", "stopped by SIGINT")
+    assert f"train --resume {run.info.run_id}" in project.output()
+    project.run("train", "--resume", run.info.run_id)
+    assert project.client.get_run(run.info.run_id).info.status == "FINISHED"
 
 
 def test_a_run_of_another_machine_is_left_alone(project: Project) -> None:

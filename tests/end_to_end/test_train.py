@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from cifar_mlflow.config import TrainConfig
 from tests.end_to_end.conftest import Project
 
+ROOT = Path(__file__).parents[2]
 PICTURES = {
     "data/samples.png",
     "learning_curves.png",
@@ -168,13 +170,43 @@ def test_the_printed_config_trains_the_same_again(project: Project) -> None:
     assert run.data.params["lr"] == "0.02"
 
 
+def test_a_loss_that_is_nan_ends_the_run_as_failed_with_the_reason(trained: Project) -> None:
+    project = trained
+    project.run("export", project.trained_run.info.run_id, "--output", "broken.h5")
+    with h5py.File(project.folder / "broken.h5", "r+") as file:
+        file["weights/network/head/weight"][...] = np.nan
+    output = project.train("--weights", "broken.h5", code=1)
+    assert "the loss became nan at step 1 (epoch 1)" in output
+    run = project.runs[0]
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"].startswith("the loss became nan at step 1")
+
+
+def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) -> None:
+    """A bound on the size of a file stands in for the disk: the checkpoint is larger, the store is not."""
+    process = project.start(
+        "train",
+        *project.quick,
+        "--width",
+        "1",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000)),
+    )
+    assert process.wait(timeout=300) == 1
+    output = project.output()
+    assert "Traceback" not in output
+    assert "could not be written" in output
+    assert "--cache-dir" in output
+    (run,) = project.runs
+    assert run.info.status == "FAILED"
+    assert "could not be written" in run.data.tags["error"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("entry_point", ["main", "demo"])
 def test_mlflow_run_trains_in_the_run_it_made(
     project: Project, entry_point: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every setting works as -P, also one whose text is not what the log would write (1e-2, underscores)."""
-    root = Path(__file__).parents[2]
     # With the environment manager `local`, MLflow runs the `python` of the active environment.
     monkeypatch.chdir(project.folder)  # where a new experiment keeps its artifacts
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
@@ -184,7 +216,7 @@ def test_mlflow_run_trains_in_the_run_it_made(
     }  # fmt: skip
     mlflow.set_tracking_uri(project.env["MLFLOW_TRACKING_URI"])
     submitted = mlflow.projects.run(
-        str(root), entry_point, parameters=settings, env_manager="local", experiment_name="projects"
+        str(ROOT), entry_point, parameters=settings, env_manager="local", experiment_name="projects"
     )
     (run,) = project.runs
     assert run.info.run_id == submitted.run_id
@@ -192,3 +224,31 @@ def test_mlflow_run_trains_in_the_run_it_made(
     assert run.data.params.keys() == TrainConfig.model_fields.keys()
     assert run.data.params["lr"] == "1e-2"
     assert "test/accuracy" in run.data.metrics
+
+
+@pytest.mark.slow
+def test_mlflow_run_with_a_wrong_setting_leaves_the_reason_in_the_run(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    mlflow.set_tracking_uri(project.env["MLFLOW_TRACKING_URI"])
+    with pytest.raises(mlflow.exceptions.ExecutionException):
+        mlflow.projects.run(str(ROOT), parameters={"epochs": "0"}, env_manager="local")
+    (run,) = project.runs
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"].startswith("epochs: Input should be greater than or equal to 1")
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_the_real_images_train(project: Project, real_data_dir: Path) -> None:
+    """All 50,000 images, at the smallest cost that still learns something."""
+    project.run(
+        "train", "--data-dir", str(real_data_dir), "--model", "cnn", "--width", "0.25", "--epochs", "1",
+        "--batch-size", "256",
+    )  # fmt: skip
+    (run,) = project.runs
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["dataset"] == "cifar10"
+    assert run.data.metrics["test/accuracy"] > 0.3
