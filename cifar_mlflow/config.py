@@ -80,7 +80,7 @@ class DataConfig(Settings):
         "Where the images are: CIFAR-10 as torchvision's folder, the archive, or Hub parquet; "
         "for dataset=folder a folder with one sub-folder a class. Default: $CIFAR10_DIR.",
     )
-    image_size: int = setting(32, "Side in pixels to which images of a folder are resized.", ge=16, le=256)
+    image_size: int = setting(32, "Side in pixels to which images of a folder are resized.", ge=32, le=256)
     val_size: float = setting(
         0.1, "Share of the training images held out for validation; 0 trains on all of them.", ge=0, le=0.5
     )
@@ -134,7 +134,7 @@ class OptimizeConfig(Settings):
     )
     lr: float = setting(0.1, "Peak learning rate (of the filters, for muon).", gt=0, le=10)
     aux_lr: float = setting(
-        0.05, "Peak rate of what Muon leaves to SGD: head, norms and biases.", gt=0, le=1000
+        0.05, "Peak rate of what Muon leaves to SGD: head, norms and biases.", gt=0, le=10
     )
     momentum: float = setting(0.9, "Momentum (beta1 for adamw).", ge=0, lt=1)
     weight_decay: float = setting(5e-4, "Weight decay; never on norms and biases.", ge=0, le=1)

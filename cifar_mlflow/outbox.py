@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import requests
 from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 
 from cifar_mlflow.errors import CifarError
 
@@ -18,15 +18,19 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LONGEST_PAUSE_SECONDS = 10.0
-# What MLflow says of a server that cannot be reached or a database that cannot be written at the moment.
-# Anything else (the run was deleted, a value is not allowed) will not mend itself.
-_OUTAGES = {"INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
+# What MLflow says of a database that cannot be written at the moment, or of a server that is too busy.
+_OUTAGES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether trying again later can help."""
+    """Whether trying again later can help: the server or its database is away.
+
+    Anything else (the run was deleted, a value is not allowed) will not mend itself.
+    """
     if isinstance(error, MlflowException):
-        return error.error_code in _OUTAGES
+        # MLflow gives the code of a connection that failed to any error that was given no code.
+        no_connection = str(error).startswith("API request to") or isinstance(error, RestException)
+        return error.error_code in _OUTAGES or (error.error_code == "INTERNAL_ERROR" and no_connection)
     return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
 
 

@@ -65,7 +65,7 @@ def train(config: TrainConfig, resume: str | None = None) -> Result:
         dataset.split("test")  # decoded now: a damaged file should not wait for the end of the training
     torch.manual_seed(config.seed)
     classifier = build_classifier(config, dataset, train_split)
-    connect(config.experiment)
+    connect(config.experiment, resume)
     close_stale_runs(config.cache_dir)
 
     name = config.run_name or f"{config.model}-{dataset.name}"

@@ -140,8 +140,10 @@ class TrackingLostError(CifarError):
         super().__init__(f"MLflow at {mlflow.get_tracking_uri()} does not answer; the run lacks {missing}")
 
 
-def connect(experiment: str) -> None:
-    """Make the experiment the current one, creating it if needed; in `mlflow run` it is chosen already.
+def connect(experiment: str, resume: str | None = None) -> None:
+    """Make the experiment the current one, creating it if needed.
+
+    In `mlflow run` it is chosen already, and for a run to `resume` it is the one that the run is in.
 
     Raises:
         CifarError: the tracking store cannot be reached or written.
@@ -149,7 +151,10 @@ def connect(experiment: str) -> None:
     # A new SQLite store reports each of its many migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
-        if "MLFLOW_RUN_ID" not in os.environ:
+        if resume:
+            run = mlflow.MlflowClient().get_run(resume)
+            mlflow.set_experiment(experiment_id=run.info.experiment_id)
+        elif "MLFLOW_RUN_ID" not in os.environ:
             mlflow.set_experiment(experiment)
     except Exception as error:  # each kind of store has errors of its own
         raise CifarError(
