@@ -86,8 +86,13 @@ def jitter(images: Tensor, brightness: float, contrast: float, generator: torch.
 
 
 def shrink(images: Tensor, share: float) -> Tensor:
-    """Resize uint8 (B, 3, H, W) to `share` of its sides, antialiased. Floats take three times as long."""
+    """Resize (B, 3, H, W) in 0..255 to `share` of its sides, antialiased.
+
+    On the CPU floats take three times as long as bytes; a GPU has no kernel for bytes.
+    """
     size = [round(share * side) for side in images.shape[2:]]
+    if images.device.type != "cpu":
+        images = images.float()
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 

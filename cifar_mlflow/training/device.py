@@ -37,7 +37,7 @@ def set_up_hardware(config: HardwareConfig, precision: Literal["auto", "fp32", "
     Raises:
         UsageError: a device that this machine does not have.
     """
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    torch.set_num_threads(config.threads or _cores())
     torch.use_deterministic_algorithms(config.deterministic)
     if config.deterministic:
         # cuBLAS is reproducible only with a fixed workspace, and reads this when it is first used.
@@ -49,6 +49,13 @@ def set_up_hardware(config: HardwareConfig, precision: Literal["auto", "fp32", "
     if precision == "auto":
         precision = "bf16" if bf16_is_fast(device) else "fp32"
     return Hardware(device, precision)
+
+
+def _cores() -> int:
+    """Those that this process may use: taskset, Slurm and a container's cpuset leave fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _choose_device(wanted: str) -> str:

@@ -101,15 +101,14 @@ class Training:
             while not self.finished:
                 for _ in self._train_epoch():
                     done = self.epoch * self.loader.steps_per_epoch + self.step
-                    note = f"loss {self.losses[-1]:.3f}" if bar.live.is_started else ""
                     bar.update(
-                        task,
-                        completed=done,
-                        description=f"epoch {self.epoch + 1}/{self.config.epochs}",
-                        note=note,
+                        task, completed=done, description=f"epoch {self.epoch + 1}/{self.config.epochs}"
                     )
+                    if bar.live.is_started and self._may_wait_for_the_device():
+                        bar.update(task, note=f"loss {self.losses[-1]:.3f}")
                     if stop and stop.signum:
                         self._raise_if_diverged()
+                        self._raise_if_weights_diverged()
                         if checkpoint:
                             checkpoint.save(self.state_dict())
                         stop.raise_if_asked()
@@ -155,7 +154,7 @@ class Training:
             self.seen += len(images)
             now = time.perf_counter()
             self.epoch_seconds = resumed_seconds + now - start
-            if self.hardware.device.type == "cpu" or self.step % STEPS_BETWEEN_CHECKS == 0:
+            if self._may_wait_for_the_device():
                 self._raise_if_diverged()
             if now - last_line > SECONDS_BETWEEN_LOG_LINES:
                 last_line = now
@@ -164,22 +163,38 @@ class Training:
                     self.epoch + 1, config.epochs, self.step, loader.steps_per_epoch, self.losses[-1],
                 )  # fmt: skip
             yield
+        self._raise_if_diverged()
+        # A GPU is done only now, after the wait for its last loss.
+        self.epoch_seconds = resumed_seconds + time.perf_counter() - start
+
+    def _may_wait_for_the_device(self) -> bool:
+        return self.hardware.device.type == "cpu" or self.step % STEPS_BETWEEN_CHECKS == 0
 
     def _raise_if_diverged(self) -> None:
-        losses = torch.stack(self.losses)
+        """Look at the losses since the last time, and at no more than needed: it may be done each step."""
+        losses = torch.stack(self.losses[-STEPS_BETWEEN_CHECKS:])
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
             first = int(bad[0])
-            step = self.epoch * self.loader.steps_per_epoch + first + 1
-            raise TrainingDivergedError(
-                f"the loss became {losses[first].item()} at step {step} (epoch {self.epoch + 1}) with "
-                f"lr={self.config.lr:g}, optimizer={self.config.optimizer}, "
-                f"batch_size={self.config.batch_size}: try a lower --lr, a longer --warmup, or --grad-clip 1"
-            )
+            step = len(self.losses) - len(losses) + first + 1
+            raise self._diverged(f"the loss became {losses[first].item()}", step)
+
+    def _raise_if_weights_diverged(self) -> None:
+        """The step after a good loss can still spoil the weights, and they are about to be kept."""
+        if not all(tensor.isfinite().all() for tensor in self.evaluated.state_dict().values()):
+            raise self._diverged("the weights became NaN or infinite", self.step)
+
+    def _diverged(self, what: str, step: int) -> TrainingDivergedError:
+        overall = self.epoch * self.loader.steps_per_epoch + step
+        return TrainingDivergedError(
+            f"{what} at step {overall} (epoch {self.epoch + 1}) with "
+            f"lr={self.config.lr:g}, optimizer={self.config.optimizer}, "
+            f"batch_size={self.config.batch_size}: try a lower --lr, a longer --warmup, or --grad-clip 1"
+        )
 
     def _finish_epoch(self) -> dict[str, float]:
         """Validate, note the epoch in the history, and start a new epoch."""
-        self._raise_if_diverged()
+        self._raise_if_weights_diverged()
         metrics = {
             "train/loss": torch.stack(self.losses).mean().item(),
             "train/accuracy": self.correct.item() / self.seen,
@@ -228,7 +243,7 @@ class Training:
             "epoch": self.epoch,
             "step": self.step,
             "seen": self.seen,
-            "losses": self.losses,
+            "losses": torch.stack(self.losses) if self.losses else [],
             "correct": self.correct,
             "epoch_seconds": self.epoch_seconds,
             "seconds": self.seconds,

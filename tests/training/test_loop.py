@@ -123,6 +123,21 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_c
     assert checkpoint.load()["epoch"] == good["epoch"] == 1
 
 
+def test_weights_that_the_last_step_spoiled_are_not_kept(tmp_path: Path) -> None:
+    """Its loss was computed before the step, and is fine."""
+    checkpoint = CheckpointFile(tmp_path / "checkpoint.pt")
+    broken = make_training(epochs=1)
+
+    def spoil(*_: Any) -> None:
+        if broken.step == 2:
+            torch.nn.init.constant_(next(broken.classifier.parameters()), np.nan)
+
+    broken.optimizers[0].register_step_post_hook(spoil)
+    with pytest.raises(TrainingDivergedError, match=r"weights became NaN or infinite at step 3 \(epoch 1\)"):
+        broken.fit(Recorded(), checkpoint)
+    assert not checkpoint.path.exists()
+
+
 def test_patience_stops_early_and_keeps_the_weights_with_the_lowest_validation_loss() -> None:
     training = make_training(epochs=40, patience=2, lr=0.3, schedule="constant", warmup=0)
     classifier = training.fit(Recorded())
