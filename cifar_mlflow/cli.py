@@ -7,6 +7,7 @@ Options are made from the config models, so their names, defaults, bounds and he
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
@@ -118,7 +119,7 @@ class Group(click.Group):
             return super().invoke(ctx)
         except CifarError as error:
             click.echo(f"Error: {error}", err=True)
-            if ctx.invoked_subcommand != "data":
+            if "MLFLOW_RUN_ID" in os.environ:  # else the import would only keep the person waiting
                 from cifar_mlflow.tracking import tag_project_run
 
                 tag_project_run(str(error))

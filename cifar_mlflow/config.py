@@ -50,7 +50,10 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cifar_mlflow"
 
 
-def data_dir_from_environment() -> Path | None:
+def data_dir_from_environment(settings: dict[str, Any]) -> Path | None:
+    """$CIFAR10_DIR, for the data set it is meant for: it holds no sorted folders and no sample."""
+    if settings.get("dataset") != "cifar10":
+        return None
     return Path(value) if (value := os.environ.get("CIFAR10_DIR")) else None
 
 
@@ -78,7 +81,7 @@ class DataConfig(Settings):
     data_dir: Path | None = setting(
         data_dir_from_environment,
         "Where the images are: CIFAR-10 as torchvision's folder, the archive, or Hub parquet; "
-        "for dataset=folder a folder with one sub-folder a class. Default: $CIFAR10_DIR.",
+        "for dataset=folder a folder with one sub-folder a class. Default for cifar10: $CIFAR10_DIR.",
     )
     image_size: int = setting(32, "Side in pixels to which images of a folder are resized.", ge=32, le=256)
     val_size: float = setting(
@@ -94,6 +97,12 @@ class DataConfig(Settings):
     @classmethod
     def _split_at_commas(cls, value: Any) -> Any:
         return [address.strip() for address in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("data_dir", "cache_dir")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        # A shell leaves the ~ of `--data-dir=~/x` and of YAML alone; and a run may be resumed from elsewhere.
+        return path and Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - no error for ~nobody
 
 
 class ModelConfig(Settings):
@@ -168,7 +177,7 @@ class TrackingConfig(Settings):
     """Tracking: how the run is called in MLflow."""
 
     experiment: str = setting(
-        lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME", "cifar10"), "MLflow experiment.", min_length=1
+        lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME") or "cifar10", "MLflow experiment.", min_length=1
     )
     run_name: str | None = setting(None, "Name of the MLflow run; default: model and data set.")
 

@@ -1,5 +1,6 @@
 """From what a user types for a model (a file, a run, a registry address) to the model."""
 
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -26,7 +27,7 @@ def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
         CifarError: MLflow does not answer, or the file is damaged.
     """
     if not re.fullmatch(r"[0-9a-f]{32}", reference):
-        return load_model_file(Path(reference))
+        return load_model_file(Path(os.path.expanduser(reference)))  # noqa: PTH111 - no error for ~nobody
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = mlflow.artifacts.download_artifacts(
