@@ -86,8 +86,8 @@ class Outbox:
         Raises:
             CifarError: metrics were refused for good.
         """
+        self._closing.set()  # first: a thread that was woken by the empty list and saw no end would sleep on
         self._waiting.put([])
-        self._closing.set()
         self._thread.join(timeout=patience)
         self._raise_if_refused()
         return self._unsent + [metric for batch in self._waiting.queue for metric in batch]

@@ -64,9 +64,12 @@ def train(config: TrainConfig, resume: str | None = None) -> Result:
     if config.test:
         dataset.split("test")  # decoded now: a damaged file should not wait for the end of the training
     torch.manual_seed(config.seed)
-    classifier = build_classifier(config, dataset, train_split)
+    # Those of a run to resume are in its checkpoint; the file that they began with may be gone.
+    beginning = config.model_copy(update={"weights": None}) if resume else config
+    classifier = build_classifier(beginning, dataset, train_split)
+    training = Training(classifier, dataset.classes, train_split, val_split, config, hardware)
     connect(config.experiment, resume)
-    close_stale_runs(config.cache_dir)
+    close_stale_runs(config.cache_dir, resume)
 
     name = config.run_name or f"{config.model}-{dataset.name}"
     with (
@@ -74,17 +77,17 @@ def train(config: TrainConfig, resume: str | None = None) -> Result:
         tracked_run(kind="train", name=name, cache_dir=config.cache_dir, resume=resume) as (run, directory),
     ):
         logger.info("Run %s (%s) on %s, %s", run.name, run.run_id, hardware.name, hardware.precision)
-        training = Training(classifier, dataset.classes, train_split, val_split, config, hardware)
         if resume:
             training.load_state_dict(directory.checkpoint.load())
             for row in run.missing_epochs(training.history):
-                run.log_metrics(row, step=int(row["epoch"]))
+                metrics = {name: value for name, value in row.items() if name not in ("epoch", "seconds")}
+                run.log_metrics(metrics, step=int(row["epoch"]))
         else:
             log_start(run, config, dataset, train_split, val_split, hardware)
             directory.checkpoint.save(training.state_dict())
         best = training.fit(run, directory.checkpoint, stop)
-        stop.raise_if_asked()
-        metrics = finish(run, config, dataset, val_split, training, best)
+        with stop.at_once():  # the last epoch is in the checkpoint
+            metrics = finish(run, config, dataset, val_split, training, best)
         return Result(run.run_id, run.name, metrics)
 
 
@@ -101,13 +104,16 @@ def resumable_config(run_id: str, given: dict[str, object]) -> TrainConfig:
     cache_dir = validate(TrainConfig, given).cache_dir
     directory = RunDirectory.of(cache_dir, run_id)
     if not directory.checkpoint.path.exists():
-        known = [other.path.name for other in RunDirectory.all(cache_dir)]
+        known = [run.path.name for run in RunDirectory.all(cache_dir) if run.checkpoint.path.exists()]
         raise UsageError(
             f"run {run_id} cannot be resumed: it has no checkpoint in {directory.path.parent} "
             f"(a finished run needs none). Resumable there: {', '.join(known) or 'none'}"
         )
+    if directory.owner is None:
+        raise UsageError(f"run {run_id} cannot be resumed: {directory.path}/owner.json is missing or damaged")
     mlflow.set_tracking_uri(directory.owner.tracking_uri)
-    return validate(TrainConfig, {**directory.checkpoint.load()["config"], **given})
+    settings = directory.checkpoint.load()["config"]
+    return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
 
 
 def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
@@ -276,7 +282,11 @@ def evaluate(config: EvaluateConfig) -> Result:
         device = torch.device("cpu")  # an exported program stays where it was exported
 
     name = config.run_name or f"evaluate-{card.model}-{dataset.name}"
-    with tracked_run(kind="evaluate", name=name, cache_dir=config.cache_dir) as (run, _):
+    with (
+        StopRequest() as stop,
+        tracked_run(kind="evaluate", name=name, cache_dir=config.cache_dir) as (run, _),
+        stop.at_once(),
+    ):
         logger.info("Run %s (%s): %s on %s images", run.name, run.run_id, config.model_uri, f"{len(data):,}")
         run.log_settings(config)
         run.log_environment(str(device))

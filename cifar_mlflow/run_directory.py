@@ -37,8 +37,11 @@ class RunDirectory:
 
     @classmethod
     def all(cls, cache_dir: Path) -> Iterator["RunDirectory"]:
-        for owner in sorted(cache_dir.glob("runs/*/owner.json")):
-            yield cls(owner.parent)
+        """Those whose owner is known: one that is just being made or removed has none."""
+        for file in sorted(cache_dir.glob("runs/*/owner.json")):
+            directory = cls(file.parent)
+            if directory.owner is not None:
+                yield directory
 
     def create(self, run_id: str, run_name: str, tracking_uri: str) -> None:
         """Make the directory and hold its lock.
@@ -50,7 +53,9 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.acquire()  # first: an owner without a lock looks like a dead one
-            (self.path / "owner.json").write_text(json.dumps(asdict(owner)))
+            unfinished = self.path / "owner.new"
+            unfinished.write_text(json.dumps(asdict(owner)))
+            unfinished.replace(self.path / "owner.json")
         except OSError as error:
             raise CifarError(
                 f"checkpoints cannot be written to {self.path} ({error.strerror}): "
@@ -58,12 +63,24 @@ class RunDirectory:
             ) from error
 
     @property
-    def owner(self) -> Owner:
-        return Owner(**json.loads((self.path / "owner.json").read_text()))
+    def owner(self) -> Owner | None:
+        """None where there is no file that says so, or it is damaged."""
+        try:
+            return Owner(**json.loads((self.path / "owner.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
 
     def is_ours(self, tracking_uri: str) -> bool:
         """Whether this machine wrote it, for this store: only then a free lock means a dead process."""
-        return self.owner.host == socket.gethostname() and self.owner.tracking_uri == tracking_uri
+        owner = self.owner
+        return owner is not None and (owner.host, owner.tracking_uri) == (socket.gethostname(), tracking_uri)
+
+    @property
+    def way_on(self) -> str:
+        """How to go on, to be put behind the news that the run was stopped; empty where it cannot."""
+        if not self.checkpoint.path.exists():
+            return ""
+        return f"; continue with: cifar-mlflow train --resume {self.path.name}"
 
     def acquire(self) -> None:
         """Hold the lock until `release` or the end of the process.
@@ -87,6 +104,7 @@ class RunDirectory:
         self._lock.release()
 
     def remove(self) -> None:
-        """Forget the checkpoint: the run is finished and its weights are in MLflow."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Forget a run that is finished, its weights in MLflow, or that has no checkpoint to go on from."""
+        if self._lock.is_locked:  # else it is another process that is at work there
+            shutil.rmtree(self.path, ignore_errors=True)
         self.release()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +23,6 @@ from cifar_mlflow.environment import git_state, installed_packages, library_vers
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.outbox import Outbox, first_line, is_outage, patiently
 from cifar_mlflow.run_directory import RunDirectory
-from cifar_mlflow.training.interrupt import Interrupted
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,11 @@ def connect(experiment: str, resume: str | None = None) -> None:
     """
     # A new SQLite store reports each of its many migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    what = f"run {resume}" if resume else f"experiment {experiment!r}"
+    way_on = (
+        "MLFLOW_TRACKING_URI names another store, such as sqlite:////a/folder/mlflow.db or http://host:5000"
+        + ("" if resume else "; --experiment another experiment")
+    )
     try:
         if resume:
             run = mlflow.MlflowClient().get_run(resume)
@@ -158,31 +163,34 @@ def connect(experiment: str, resume: str | None = None) -> None:
             mlflow.set_experiment(experiment)
     except Exception as error:  # each kind of store has errors of its own
         raise CifarError(
-            f"MLflow's store {mlflow.get_tracking_uri()} cannot be used: {first_line(error)}\n"
-            "MLFLOW_TRACKING_URI names another one, such as sqlite:////a/folder/mlflow.db or http://host:5000"
+            f"{what} in MLflow's store {mlflow.get_tracking_uri()} cannot be used: {first_line(error)}\n"
+            + way_on
         ) from error
 
 
-def close_stale_runs(cache_dir: Path) -> None:
+def close_stale_runs(cache_dir: Path, resume: str | None = None) -> None:
     """Mark runs as KILLED whose process died on this machine without a word (`kill -9`, power failure).
 
-    Only runs whose directory is here and whose lock is free: a run of another machine is never touched.
+    Only runs whose directory is here and whose lock is free: a run of another machine is never touched. Nor
+    is the one to `resume`, which is about to go on.
     """
     client = mlflow.MlflowClient()
     for directory in RunDirectory.all(cache_dir):
-        if not directory.is_ours(mlflow.get_tracking_uri()) or not directory.try_acquire():
+        run_id = directory.path.name
+        if (
+            run_id == resume
+            or not directory.is_ours(mlflow.get_tracking_uri())
+            or not directory.try_acquire()
+        ):
             continue
         try:
-            run_id = directory.owner.run_id
-            if client.get_run(run_id).info.status == "RUNNING":
+            info = client.get_run(run_id).info
+            if info.status == "RUNNING":
                 client.set_tag(run_id, "error", "its process was killed")
                 client.set_terminated(run_id, "KILLED")
-                logger.warning(
-                    "Run %s (%s) was killed; continue it with: cifar-mlflow train --resume %s",
-                    directory.owner.run_name, run_id, run_id,
-                )  # fmt: skip
+                logger.warning("Run %s (%s) was killed%s", info.run_name, run_id, directory.way_on)
         except MlflowException as error:
-            logger.warning("Run %s cannot be looked up: %s", directory.path.name, first_line(error))
+            logger.warning("Run %s cannot be looked up: %s", run_id, first_line(error))
         finally:
             directory.release()
 
@@ -211,9 +219,15 @@ def tracked_run(
     if resume:
         directory = RunDirectory.of(cache_dir, resume)
         directory.acquire()
-        active = _start(run_id=resume)
+        try:
+            active = _start(run_id=resume)
+        except BaseException:
+            directory.release()
+            raise
     else:
-        active = _start(run_name=name)
+        # The run that `mlflow run` made, by its id: MLflow forgets the variable when it first reads it, and
+        # after an outage would begin another run.
+        active = _start(run_id=os.environ.get("MLFLOW_RUN_ID"), run_name=name)
         directory = RunDirectory.of(cache_dir, active.info.run_id)
     run = TrackedRun(active.info.run_id, active.info.run_name)
     status = "FAILED"
@@ -222,46 +236,59 @@ def tracked_run(
             run.clear_error()
         else:
             directory.create(run.run_id, active.info.run_name, mlflow.get_tracking_uri())
-        run.set_tags({"kind": kind, "host": directory.owner.host, "pid": os.getpid()})
+        run.set_tags({"kind": kind, "host": socket.gethostname(), "pid": os.getpid()})
         yield run, directory
         run.flush()
         status = "FINISHED"
-    except (Interrupted, KeyboardInterrupt) as interruption:
+    except KeyboardInterrupt as interruption:  # an Interrupted too
         status = "KILLED"
         why = str(interruption) or "Ctrl-C"
-        if directory.checkpoint.path.exists():
-            logger.warning("Stopped by %s; continue with: cifar-mlflow train --resume %s", why, run.run_id)
-        run.set_tags({"error": f"stopped by {why}"})
-        run.flush()
+        logger.warning("Stopped by %s%s", why, directory.way_on)
+        _say_why(run, f"stopped by {why}")
         raise
     except TrackingLostError as error:
+        if not directory.checkpoint.path.exists():
+            raise
         raise CifarError(
             f"{error}.\nNothing is lost: when MLflow is back, "
             f"cifar-mlflow train --resume {run.run_id} completes the run."
         ) from error
     except Exception as error:
-        run.set_tags({"error": first_line(error)})
-        run.flush()
+        _say_why(run, first_line(error))
         raise
     finally:
-        _end(run.run_id, status)
-        if status == "FINISHED":
+        ended = _end(run.run_id, status)
+        # A run that could not be marked keeps its directory: by that a later training finds and closes it.
+        if ended and (status == "FINISHED" or not directory.checkpoint.path.exists()):
             directory.remove()
         else:
             directory.release()
 
 
-def _start(**which: str) -> mlflow.ActiveRun:
+def _say_why(run: TrackedRun, reason: str) -> None:
+    """Tag a run that ends early and send its metrics; what ended it matters more than a failure in that."""
+    try:
+        run.set_tags({"error": reason})
+        run.flush()
+    except CifarError as error:
+        logger.error("%s", error)
+
+
+def _start(**which: str | None) -> mlflow.ActiveRun:
     try:
         return patiently(lambda: mlflow.start_run(**which), PATIENCE_SECONDS)
     except MlflowException as error:
         raise CifarError(f"MLflow does not start the run: {first_line(error)}") from error
 
 
-def _end(run_id: str, status: str) -> None:
+def _end(run_id: str, status: str) -> bool:
+    """Whether the run could be marked as ended."""
+    ended = True
     try:
         patiently(lambda: mlflow.MlflowClient().set_terminated(run_id, status), PATIENCE_SECONDS)
     except Exception as error:
         logger.error("Run %s could not be marked as %s: %s", run_id, status, first_line(error))
+        ended = False
     with suppress(MlflowException):  # it is marked; this only tells the fluent API that no run is active
         mlflow.end_run(status)
+    return ended

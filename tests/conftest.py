@@ -25,6 +25,7 @@ def _isolated(
 ) -> None:
     monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(shared_cache))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set by a former test
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     if request.node.get_closest_marker("real_data") is None:
         monkeypatch.delenv("CIFAR10_DIR", raising=False)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -174,6 +175,35 @@ def test_help_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         "assert not {'torch', 'mlflow', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_the_environment_names_a_folder_for_cifar10_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR10_DIR", "/data/cifar10")
+    assert "data_dir: /data/cifar10\n" in invoke("train", "--print-config").output
+    assert "data_dir: null\n" in invoke("train", *SAMPLE, "--print-config").output
+    assert_refused(invoke("train", "--dataset", "folder"), 2, "--data-dir")
+
+
+def test_paths_are_absolute_and_may_begin_with_a_tilde(tmp_path: Path) -> None:
+    printed = invoke("train", "--cache-dir=~/cache", "--data-dir", "here", "--print-config").output
+    assert f"cache_dir: {Path.home() / 'cache'}\n" in printed
+    assert f"data_dir: {tmp_path / 'here'}\n" in printed
+
+
+def test_a_deleted_experiment_is_named_with_the_way_on() -> None:
+    client = mlflow.MlflowClient()
+    client.delete_experiment(client.create_experiment("gone"))
+    result = invoke("train", *SAMPLE, "--model", "cnn", "--experiment", "gone")
+    assert_refused(result, 1, "'gone'", "deleted", "--experiment")
+
+
+def test_a_damaged_owner_file_hinders_no_other_run(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        directory = RunDirectory.of(tmp_path, name)
+        directory.create(name, "name", "sqlite://")
+        directory.release()
+    (tmp_path / "runs" / "a" / "owner.json").write_text("")
+    assert [directory.path.name for directory in RunDirectory.all(tmp_path)] == ["b"]
 
 
 def test_the_lock_of_a_run_is_held_by_one(tmp_path: Path) -> None:

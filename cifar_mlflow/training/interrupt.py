@@ -1,14 +1,20 @@
 """Stopping a training from outside: the first signal asks, a second Ctrl-C insists."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-class Interrupted(Exception):  # noqa: N818 - an interruption is no error
-    """The training was stopped by a signal, and its checkpoint is written."""
+class Interrupted(KeyboardInterrupt):
+    """The work was stopped by a signal; of a training, the checkpoint is written.
+
+    No `Exception`: a library on the way must not take it for an error of its own and go on.
+    """
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -24,6 +30,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._at_once = False
 
     def __enter__(self) -> Self:
         # What the parent chose to ignore stays ignored: nohup and background jobs rely on it.
@@ -42,6 +49,18 @@ class StopRequest:
             raise KeyboardInterrupt
         if self.signum is None:
             self.signum = signum
+            if self._at_once:
+                raise Interrupted(signum)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For work that may be left anywhere: within the block a signal raises Interrupted right there."""
+        self._at_once = True
+        try:
+            self.raise_if_asked()
+            yield
+        finally:
+            self._at_once = False
 
     def raise_if_asked(self) -> None:
         if self.signum is not None:
