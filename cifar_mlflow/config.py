@@ -50,13 +50,6 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cifar_mlflow"
 
 
-def data_dir_from_environment(settings: dict[str, Any]) -> Path | None:
-    """$CIFAR10_DIR, for the data set it is meant for: it holds no sorted folders and no sample."""
-    if settings.get("dataset") != "cifar10":
-        return None
-    return Path(value) if (value := os.environ.get("CIFAR10_DIR")) else None
-
-
 def setting(default: Any, help_text: str, **constraints: Any) -> Any:
     """A field of a config; `default` may be a callable that is asked at construction time."""
     how = {"default_factory": default} if callable(default) else {"default": default}
@@ -79,7 +72,7 @@ class DataConfig(Settings):
         "cifar10", "cifar10 (downloaded unless data_dir has it), sample (embedded), or folder (your images)."
     )
     data_dir: Path | None = setting(
-        data_dir_from_environment,
+        None,
         "Where the images are: CIFAR-10 as torchvision's folder, the archive, or Hub parquet; "
         "for dataset=folder a folder with one sub-folder a class. Default for cifar10: $CIFAR10_DIR.",
     )
@@ -92,6 +85,15 @@ class DataConfig(Settings):
         CIFAR10_MIRRORS, "Addresses of cifar-10-python.tar.gz, tried in this order (comma-separated)."
     )
     cache_dir: Path = setting(default_cache_dir, "Downloads, decoded arrays and checkpoints.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_dir_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """CIFAR10_DIR, for the data set it is meant for: it holds no sorted folders and no sample."""
+        directory = os.environ.get("CIFAR10_DIR")
+        if directory and values.get("dataset", "cifar10") == "cifar10":
+            return {"data_dir": directory, **values}
+        return values
 
     @field_validator("mirrors", mode="before")
     @classmethod
@@ -238,7 +240,9 @@ def validate(config_class: type[S], values: dict[str, Any]) -> S:
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        raise UsageError("\n".join(_complaint(config_class, issue) for issue in error.errors())) from None
+        # A default that follows from a wrong setting is no second mistake of the user's.
+        issues = [issue for issue in error.errors() if issue["type"] != "default_factory_not_called"]
+        raise UsageError("\n".join(_complaint(config_class, issue) for issue in issues)) from None
 
 
 def _complaint(config_class: type[Settings], issue: Any) -> str:

@@ -35,6 +35,7 @@ from cifar_mlflow.training.loop import Training
 
 logger = logging.getLogger(__name__)
 
+HEADLINES = ("accuracy", "f1_macro", "loss", "ece")
 # As many images as tell the whitening layer what patches look like.
 IMAGES_FOR_INITIALIZATION = 5_000
 
@@ -215,10 +216,25 @@ def finish(
         run_id=run.run_id,
         metrics=metrics,
     )
+    run.set_tags({"mlflow.note.content": description(card)})
     log_model(
         run, best.cpu().to(memory_format=torch.contiguous_format), card, dataset.split("train").images[:2]
     )
     return metrics
+
+
+def description(card: ModelCard) -> str:
+    """What the page of the run says above all its numbers, in Markdown."""
+    rows = [
+        f"| {split} | " + " | ".join(f"{card.metrics[f'{split}/{name}']:.4f}" for name in HEADLINES) + " |"
+        for split in ("val", "test")
+        if f"{split}/accuracy" in card.metrics
+    ]
+    table = "\n".join([f"| split | {' | '.join(HEADLINES)} |", "| --- " * (len(HEADLINES) + 1) + "|", *rows])
+    return (
+        f"**{card.model}** on {card.data}, {card.metrics['train_seconds']:.0f} s of training\n\n{table}\n\n"
+        f"`cifar-mlflow evaluate --model {card.run_id}` evaluates it on other images."
+    )
 
 
 def channels(values: torch.Tensor) -> tuple[float, float, float]:
