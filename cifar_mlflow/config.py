@@ -240,9 +240,7 @@ def validate(config_class: type[S], values: dict[str, Any]) -> S:
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        # A default that follows from a wrong setting is no second mistake of the user's.
-        issues = [issue for issue in error.errors() if issue["type"] != "default_factory_not_called"]
-        raise UsageError("\n".join(_complaint(config_class, issue) for issue in issues)) from None
+        raise UsageError("\n".join(_complaint(config_class, issue) for issue in error.errors())) from None
 
 
 def _complaint(config_class: type[Settings], issue: Any) -> str:

@@ -213,6 +213,8 @@ def finish(
         temperature=temperature,
         data=dataset.name,
         data_digest=dataset.digest,
+        val_size=config.val_size,
+        split_seed=config.split_seed,
         run_id=run.run_id,
         metrics=metrics,
     )
@@ -286,12 +288,16 @@ def evaluate(config: EvaluateConfig) -> Result:
             f"{config.model_uri} knows {', '.join(card.classes)}; "
             f"{dataset.name} has {', '.join(dataset.classes)}"
         )
+    if dataset.digest == card.data_digest:  # its own data: only what it was not trained on is validation
+        config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})
     if config.split == "test":
         data = dataset.split("test")
     else:
         data = dict(zip(("train", "val"), divide(dataset, config), strict=True))[config.split]
     if not len(data):
-        raise UsageError(f"the {config.split} split of {dataset.name} is empty: give a --val-size above 0")
+        raise UsageError(
+            f"the {config.split} split of {dataset.name} is empty: val_size is {config.val_size:g}"
+        )
     if isinstance(model, ImageClassifier):
         model = model.to(device)
     else:

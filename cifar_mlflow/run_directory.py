@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +16,8 @@ from cifar_mlflow.training.checkpoint import CheckpointFile
 
 @dataclass(frozen=True)
 class Owner:
-    """Who writes a run, and where MLflow keeps it."""
+    """Who writes a run: the store that MLflow keeps it in, and the machine."""
 
-    run_id: str
-    run_name: str
     tracking_uri: str
     host: str
 
@@ -43,24 +42,16 @@ class RunDirectory:
             if directory.owner is not None:
                 yield directory
 
-    def create(self, run_id: str, run_name: str, tracking_uri: str) -> None:
-        """Make the directory and hold its lock.
+    def sign(self, tracking_uri: str) -> None:
+        """Write down who works here. The lock must be held: an owner without one looks like a dead one.
 
         Raises:
             CifarError: the place cannot be written.
         """
-        owner = Owner(run_id, run_name, tracking_uri, socket.gethostname())
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.acquire()  # first: an owner without a lock looks like a dead one
+        with self._place_errors():
             unfinished = self.path / "owner.new"
-            unfinished.write_text(json.dumps(asdict(owner)))
+            unfinished.write_text(json.dumps(asdict(Owner(tracking_uri, socket.gethostname()))))
             unfinished.replace(self.path / "owner.json")
-        except OSError as error:
-            raise CifarError(
-                f"checkpoints cannot be written to {self.path} ({error.strerror}): "
-                "choose another place with --cache-dir"
-            ) from error
 
     @property
     def owner(self) -> Owner | None:
@@ -83,15 +74,27 @@ class RunDirectory:
         return f"; continue with: cifar-mlflow train --resume {self.path.name}"
 
     def acquire(self) -> None:
-        """Hold the lock until `release` or the end of the process.
+        """Make the directory and hold its lock until `release` or the end of the process.
 
         Raises:
-            CifarError: another process holds it.
+            CifarError: another process holds it, or the place cannot be written.
         """
+        with self._place_errors():
+            self.path.mkdir(parents=True, exist_ok=True)
         if not self.try_acquire():
             raise CifarError(
                 f"run {self.path.name} is being trained by another process: wait for it, or stop it"
             )
+
+    @contextmanager
+    def _place_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CifarError(
+                f"checkpoints cannot be written to {self.path} ({error.strerror}): "
+                "choose another place with --cache-dir"
+            ) from error
 
     def try_acquire(self) -> bool:
         try:

@@ -128,9 +128,8 @@ class TrackedRun:
         except Exception as error:
             if is_outage(error):
                 raise TrackingLostError("what comes at the end of the training") from error
-            if isinstance(error, OSError | MlflowException):
-                raise CifarError(f"the run could not be written to MLflow: {first_line(error)}") from error
-            raise
+            # Each kind of artifact store has errors of its own.
+            raise CifarError(f"the run could not be written to MLflow: {first_line(error)}") from error
 
 
 class TrackingLostError(CifarError):
@@ -216,18 +215,18 @@ def tracked_run(
     Raises:
         CifarError: another process is at work on the run to resume; it is left alone.
     """
-    if resume:
-        directory = RunDirectory.of(cache_dir, resume)
-        directory.acquire()
+    # The run that `mlflow run` made, by its id: MLflow forgets the variable when it first reads it, and after
+    # an outage would begin another run.
+    if run_id := resume or os.environ.get("MLFLOW_RUN_ID"):
+        directory = RunDirectory.of(cache_dir, run_id)
+        directory.acquire()  # first: a run that another process writes must not even be touched
         try:
-            active = _start(run_id=resume)
+            active = _start(run_id=run_id, run_name=None if resume else name)
         except BaseException:
             directory.release()
             raise
     else:
-        # The run that `mlflow run` made, by its id: MLflow forgets the variable when it first reads it, and
-        # after an outage would begin another run.
-        active = _start(run_id=os.environ.get("MLFLOW_RUN_ID"), run_name=name)
+        active = _start(run_name=name)
         directory = RunDirectory.of(cache_dir, active.info.run_id)
     run = TrackedRun(active.info.run_id, active.info.run_name)
     status = "FAILED"
@@ -235,7 +234,9 @@ def tracked_run(
         if resume:
             run.clear_error()
         else:
-            directory.create(run.run_id, active.info.run_name, mlflow.get_tracking_uri())
+            if not run_id:
+                directory.acquire()
+            directory.sign(mlflow.get_tracking_uri())
         run.set_tags({"kind": kind, "host": socket.gethostname(), "pid": os.getpid()})
         yield run, directory
         run.flush()

@@ -201,7 +201,8 @@ def test_a_deleted_experiment_is_named_with_the_way_on() -> None:
 def test_a_damaged_owner_file_hinders_no_other_run(tmp_path: Path) -> None:
     for name in ("a", "b"):
         directory = RunDirectory.of(tmp_path, name)
-        directory.create(name, "name", "sqlite://")
+        directory.acquire()
+        directory.sign("sqlite://")
         directory.release()
     (tmp_path / "runs" / "a" / "owner.json").write_text("")
     assert [directory.path.name for directory in RunDirectory.all(tmp_path)] == ["b"]
@@ -209,7 +210,7 @@ def test_a_damaged_owner_file_hinders_no_other_run(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_run_is_held_by_one(tmp_path: Path) -> None:
     first, second = (RunDirectory.of(tmp_path, "a") for _ in range(2))
-    first.create("a", "name", "sqlite://")
+    first.acquire()
     assert not second.try_acquire()
     first.release()
     assert second.try_acquire()

@@ -15,6 +15,7 @@ from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 from cifar_mlflow.outbox import first_line
 
 WEIGHTS_FILE = "weights/model.safetensors"
+PT2_FILE = "data/model.pt2"
 # The key of the card in the metadata of an MLflow model.
 CARD_KEY = "card"
 
@@ -52,13 +53,13 @@ def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
     if not reference.startswith(("runs:/", "models:/")):
         return load_classifier(reference)
     try:
-        folder = mlflow.artifacts.download_artifacts(reference)
-        metadata = mlflow.models.Model.load(folder).metadata or {}
-        if CARD_KEY not in metadata:
-            raise UsageError(
-                f"{reference} was not logged by cifar_mlflow: it does not say which classes it knows"
-            )
-        return mlflow.pytorch.load_model(folder), ModelCard.from_dict(metadata[CARD_KEY])
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = mlflow.artifacts.download_artifacts(reference, dst_path=scratch)
+            metadata = mlflow.models.Model.load(folder).metadata or {}
+            # Only the form that we write: MLflow would unpickle others, and with them run what they say.
+            if CARD_KEY not in metadata or not Path(folder, PT2_FILE).is_file():
+                raise UsageError(f"{reference} is not a model that cifar_mlflow logged")
+            return mlflow.pytorch.load_model(folder), ModelCard.from_dict(metadata[CARD_KEY])
     except (MlflowException, OSError) as error:
         raise UsageError(
             f"{reference} cannot be loaded from {mlflow.get_tracking_uri()}: {first_line(error)}"

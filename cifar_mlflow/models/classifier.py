@@ -12,7 +12,8 @@ class ModelCard:
     """What a saved model says about itself; every export format carries it as JSON.
 
     `mean` and `std` are by channel (R, G, B) for pixels in 0..1; `temperature` divides the logits before the
-    softmax; `metrics` are named as in the MLflow run (`test/accuracy`, a share in 0..1).
+    softmax; `val_size` and `split_seed` tell which training images were held out; `metrics` are named as in
+    the MLflow run (`test/accuracy`, a share in 0..1).
     """
 
     model: str
@@ -25,6 +26,8 @@ class ModelCard:
     temperature: float = 1.0
     data: str = ""
     data_digest: str = ""
+    val_size: float = 0.0
+    split_seed: int = 0
     run_id: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
 

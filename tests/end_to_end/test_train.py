@@ -11,6 +11,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -157,6 +158,41 @@ def test_without_a_test_split_or_validation_the_run_says_so(project: Project) ->
     assert run.data.tags["validation"] == "none: trained on all images"
     assert not [name for name in run.data.metrics if name.startswith(("val/", "test/"))]
     assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"train"}
+
+
+def test_validation_of_a_model_is_what_it_was_not_trained_on(project: Project) -> None:
+    """Whatever division is asked for: its training images as validation would flatter it."""
+    project.train("--val-size", "0.25", "--split-seed", "5", "--test", "false")
+    (trained,) = project.runs
+    images = ("--dataset", "folder", "--data-dir", str(project.images))
+    project.run("evaluate", "--model", trained.info.run_id, *images, "--split", "val", "--threads", "1")
+    evaluated = project.runs[0]
+    assert (evaluated.data.params["val_size"], evaluated.data.params["split_seed"]) == ("0.25", "5")
+    assert evaluated.data.metrics["val/loss"] == trained.data.metrics["val/loss"]
+
+    project.train("--val-size", "0", "--test", "false")
+    all_images = project.runs[0].info.run_id
+    output = project.run("evaluate", "--model", all_images, *images, "--split", "val", code=2)
+    assert "the val split of images0 is empty" in output
+
+
+def test_a_registered_pickle_is_refused(project: Project) -> None:
+    """Even one that claims to be ours: MLflow would run what it says."""
+    mlflow.set_tracking_uri(project.env["MLFLOW_TRACKING_URI"])
+    folder = project.folder / "model"
+    mlflow.pytorch.save_model(
+        torch.nn.Identity(),
+        folder,
+        serialization_format="pickle",
+        metadata={"card": {}},
+        pip_requirements=["torch"],
+    )
+    with mlflow.start_run() as run:
+        mlflow.log_artifacts(str(folder), "model")
+    output = project.run(
+        "evaluate", "--model", f"runs:/{run.info.run_id}/model", "--dataset", "sample", code=2
+    )
+    assert "is not a model that cifar_mlflow logged" in output
 
 
 def test_the_printed_config_trains_the_same_again(project: Project) -> None:
