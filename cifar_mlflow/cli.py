@@ -230,9 +230,10 @@ def demo(given: dict[str, Any]) -> None:
     click.echo(
         f"""
 What next:
-  make ui                                             # compare the runs: http://localhost:5000
-  cifar-mlflow train --dataset sample --model cnn     # another architecture on the same images
-  cifar-mlflow train --epochs 8 --recipe fast         # all of CIFAR-10 (downloads 170 MB)
+  make ui                                            # compare the runs: http://localhost:5000
+  source .venv/bin/activate                          # for the commands below
+  cifar-mlflow train --dataset sample --model cnn    # another architecture on the same images
+  cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
   cifar-mlflow evaluate --model {result.run_id} --dataset sample
   cifar-mlflow export {result.run_id} --format hdf5 --output model.h5"""
     )
