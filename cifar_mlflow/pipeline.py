@@ -277,7 +277,8 @@ def evaluate(config: EvaluateConfig) -> Result:
     Raises:
         UsageError: there is no such model, or its classes are not those of the data set.
     """
-    device = set_up_hardware(config).device
+    hardware = set_up_hardware(config)
+    device = hardware.device
     connect(config.experiment)
     model, card = load_model(config.model_uri)
     if config.dataset == "folder":
@@ -311,7 +312,7 @@ def evaluate(config: EvaluateConfig) -> Result:
     ):
         logger.info("Run %s (%s): %s on %s images", run.name, run.run_id, config.model_uri, f"{len(data):,}")
         run.log_settings(config)
-        run.log_environment(str(device))
+        run.log_environment(hardware.name)
         run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest, "model_run_id": card.run_id})
         run.log_dataset(dataset.name, dataset.digest, [config.split])
         report = report_on(

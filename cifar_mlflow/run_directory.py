@@ -81,7 +81,8 @@ class RunDirectory:
         """
         with self._place_errors():
             self.path.mkdir(parents=True, exist_ok=True)
-        if not self.try_acquire():
+        # A training that looks for dead runs holds each lock for the moment of a question to MLflow.
+        if not self.try_acquire(seconds=2):
             raise CifarError(
                 f"run {self.path.name} is being trained by another process: wait for it, or stop it"
             )
@@ -96,9 +97,9 @@ class RunDirectory:
                 "choose another place with --cache-dir"
             ) from error
 
-    def try_acquire(self) -> bool:
+    def try_acquire(self, seconds: float = 0) -> bool:
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=seconds)
         except Timeout:
             return False
         return True
