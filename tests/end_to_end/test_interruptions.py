@@ -134,6 +134,7 @@ def test_ctrl_c_at_mlflow_run_saves_the_checkpoint_and_says_how_to_go_on(project
     assert project.client.get_run(run.info.run_id).info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_a_run_of_another_machine_is_left_alone(project: Project) -> None:
     """Its process cannot be seen from here, so its lock says nothing."""
     process = project.start("train", *project.quick, *LONG)

@@ -96,6 +96,7 @@ def test_the_pictures_and_tables_say_what_the_metrics_say(trained: Project) -> N
             assert image.width >= 600
 
 
+@pytest.mark.slow
 def test_the_saved_model_predicts_alike_in_every_form(trained: Project) -> None:
     """pt2 from the run, weights from the run, HDF5 exported to a file: the same numbers."""
     run = trained.trained_run
@@ -116,6 +117,7 @@ def test_the_saved_model_predicts_alike_in_every_form(trained: Project) -> None:
         assert "test/confusion_matrix.png" in trained.artifacts(evaluated.info.run_id)
 
 
+@pytest.mark.slow
 def test_the_mlflow_model_is_no_pickle_and_takes_any_batch(
     trained: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +131,7 @@ def test_the_mlflow_model_is_no_pickle_and_takes_any_batch(
     assert model.metadata.get_input_schema().inputs[0].shape == (-1, 3, 32, 32)
 
 
+@pytest.mark.slow
 def test_a_registered_model_is_evaluated_by_its_alias(trained: Project) -> None:
     run = trained.trained_run
     mlflow.set_tracking_uri(trained.env["MLFLOW_TRACKING_URI"])
@@ -139,6 +142,7 @@ def test_a_registered_model_is_evaluated_by_its_alias(trained: Project) -> None:
     assert trained.runs[0].data.metrics["val/accuracy"] == run.data.metrics["val/accuracy"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_a_run_and_replaces_the_head(trained: Project) -> None:
     project, run = trained, trained.trained_run
     two_classes = project.folder / "two"
@@ -151,6 +155,7 @@ def test_fine_tuning_starts_from_a_run_and_replaces_the_head(trained: Project) -
     assert f"Starts from {run.info.run_id}; new for 2 classes: head.weight" in output
 
 
+@pytest.mark.slow
 def test_without_a_test_split_or_validation_the_run_says_so(project: Project) -> None:
     project.train("--val-size", "0", "--test", "false")
     (run,) = project.runs
@@ -160,6 +165,7 @@ def test_without_a_test_split_or_validation_the_run_says_so(project: Project) ->
     assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"train"}
 
 
+@pytest.mark.slow
 def test_validation_of_a_model_is_what_it_was_not_trained_on(project: Project) -> None:
     """Whatever division is asked for: its training images as validation would flatter it."""
     project.train("--val-size", "0.25", "--split-seed", "5", "--test", "false")
@@ -176,6 +182,7 @@ def test_validation_of_a_model_is_what_it_was_not_trained_on(project: Project) -
     assert "the val split of images0 is empty" in output
 
 
+@pytest.mark.slow
 def test_a_registered_pickle_is_refused(project: Project) -> None:
     """Even one that claims to be ours: MLflow would run what it says."""
     mlflow.set_tracking_uri(project.env["MLFLOW_TRACKING_URI"])
@@ -195,6 +202,7 @@ def test_a_registered_pickle_is_refused(project: Project) -> None:
     assert "is not a model that cifar_mlflow logged" in output
 
 
+@pytest.mark.slow
 def test_the_printed_config_trains_the_same_again(project: Project) -> None:
     printed = project.run("train", *project.quick, "--lr", "0.02", "--print-config")
     (project.folder / "config.yaml").write_text(printed)
@@ -206,6 +214,7 @@ def test_the_printed_config_trains_the_same_again(project: Project) -> None:
     assert run.data.params["lr"] == "0.02"
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_nan_ends_the_run_as_failed_with_the_reason(trained: Project) -> None:
     project = trained
     project.run("export", project.trained_run.info.run_id, "--output", "broken.h5")
@@ -218,6 +227,7 @@ def test_a_loss_that_is_nan_ends_the_run_as_failed_with_the_reason(trained: Proj
     assert run.data.tags["error"].startswith("the loss became nan at step 1")
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) -> None:
     """A bound on the size of a file stands in for the disk: the checkpoint is larger, the store is not."""
     process = project.start(
