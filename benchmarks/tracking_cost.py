@@ -31,7 +31,7 @@ import torch
 from benchmarks.harness import Row, progress
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
-from cifar_mlflow.pipeline import build_classifier, divide, finish, log_start
+from cifar_mlflow.pipeline import build_classifier, divide, finish, log_data, log_start
 from cifar_mlflow.tracking import TrackedRun, connect, tracked_run
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import set_up_hardware
@@ -128,7 +128,8 @@ def train_tracked(config: TrainConfig, dataset: ImageDataset) -> Cost:
     training = new_training(config, dataset)
     with tracked_run(kind="benchmark", name="tracked", cache_dir=config.cache_dir) as (run, directory):
         once = Clocked(run)
-        log_start(cast(TrackedRun, once), config, dataset, train, val, training.hardware)
+        log_start(cast(TrackedRun, once), config, dataset, val, training.hardware)
+        log_data(cast(TrackedRun, once), config, dataset, train)
 
         metrics, checkpoint = Clocked(run), Clocked(directory.checkpoint)
         sender = next(thread for thread in threading.enumerate() if thread.name == "outbox")

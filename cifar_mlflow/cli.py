@@ -27,6 +27,7 @@ from cifar_mlflow.config import (
 from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.training.interrupt import Interrupted
+from tuning.config import TuneConfig
 
 if (
     TYPE_CHECKING
@@ -41,10 +42,12 @@ class SettingsCommand(click.Command):
 
     def __init__(self, *args: Any, config_class: type[Settings], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.sections: dict[type[Settings], list[click.Option]] = {
-            section: [_option(name, section.model_fields[name]) for name in inspect.get_annotations(section)]
-            for section in _sections(config_class)
-        }
+        self.sections: dict[type[Settings], list[click.Option]] = {}
+        known: set[str] = set()
+        for section in _sections(config_class):  # a setting that two declare is the first one's
+            names = [name for name in inspect.get_annotations(section) if name not in known]
+            known |= set(names)
+            self.sections[section] = [_option(name, section.model_fields[name]) for name in names]
         self.params += [option for options in self.sections.values() for option in options]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -60,7 +63,7 @@ class SettingsCommand(click.Command):
 
 def _sections(config_class: type[Settings]) -> list[type[Settings]]:
     """The classes that declare settings of a config, in the order in which they are inherited."""
-    return [c for c in config_class.__mro__ if c.__module__ == config_class.__module__ and c is not Settings]
+    return [c for c in config_class.__mro__ if issubclass(c, Settings) and c is not Settings]
 
 
 def _option(name: str, field: FieldInfo) -> click.Option:
@@ -217,6 +220,17 @@ def evaluate(given: dict[str, Any]) -> None:
     from cifar_mlflow import pipeline
 
     _print_result(pipeline.evaluate(config))
+
+
+@_verb("tune", TuneConfig)
+def tune(given: dict[str, Any]) -> None:
+    """Search hyperparameters: a run for the study, and below it one for each trial."""
+    from tuning.report import leaderboard
+
+    from tuning.study import tune as search
+
+    study = search(given)
+    click.echo(f"\n{leaderboard(study)}")
 
 
 @_verb("demo", TrainConfig)

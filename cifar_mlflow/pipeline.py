@@ -2,8 +2,10 @@
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import mlflow
 import numpy as np
@@ -31,7 +33,7 @@ from cifar_mlflow.run_directory import RunDirectory
 from cifar_mlflow.tracking import TrackedRun, close_stale_runs, connect, tracked_run
 from cifar_mlflow.training.device import Hardware, set_up_hardware
 from cifar_mlflow.training.interrupt import StopRequest
-from cifar_mlflow.training.loop import Training
+from cifar_mlflow.training.loop import History, Training, never
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +51,29 @@ class Result:
     metrics: dict[str, float]
 
 
-def train(config: TrainConfig, resume: str | None = None) -> Result:
+class Search(Protocol):
+    """Whoever trains many models to find a good one, as a training of them sees it."""
+
+    study: str
+    tags: dict[str, str]  # for the run
+    brief: bool  # leave out of the run what is the same in each of many, and the exported program
+
+    def begun(self, run_id: str) -> None:
+        """The training has this run; told before its first step."""
+
+    def prune(self, history: History) -> bool:
+        """Whether to leave it at these epochs. The run is then evaluated like any other."""
+
+    def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
+        """Further metrics of the trained network."""
+
+
+def train(config: TrainConfig, resume: str | None = None, search: Search | None = None) -> Result:
     """Train, evaluate, and log all of it as one run.
 
     Args:
         resume: the id of a run to continue; `config` is then the one of `resumable_config`.
+        search: what the training is a part of, if it is.
 
     Raises:
         CifarError: something failed; the run, if it was begun, is FAILED and says why.
@@ -75,8 +95,17 @@ def train(config: TrainConfig, resume: str | None = None) -> Result:
     name = config.run_name or f"{config.model}-{dataset.name}"
     with (
         StopRequest() as stop,
-        tracked_run(kind="train", name=name, cache_dir=config.cache_dir, resume=resume) as (run, directory),
+        tracked_run(
+            kind="train",
+            name=name,
+            cache_dir=config.cache_dir,
+            resume=resume,
+            study=search.study if search else None,
+            tags=search.tags if search else None,
+        ) as (run, directory),
     ):
+        if search:
+            search.begun(run.run_id)
         logger.info("Run %s (%s) on %s, %s", run.name, run.run_id, hardware.name, hardware.precision)
         if resume:
             training.load_state_dict(directory.checkpoint.load())
@@ -84,25 +113,28 @@ def train(config: TrainConfig, resume: str | None = None) -> Result:
                 metrics = {name: value for name, value in row.items() if name not in ("epoch", "seconds")}
                 run.log_metrics(metrics, step=int(row["epoch"]))
         else:
-            log_start(run, config, dataset, train_split, val_split, hardware)
+            log_start(run, config, dataset, val_split, hardware)
+            if not (search and search.brief):
+                log_data(run, config, dataset, train_split)
             directory.checkpoint.save(training.state_dict())
-        best = training.fit(run, directory.checkpoint, stop)
+        best = training.fit(run, directory.checkpoint, stop, search.prune if search else never)
         with stop.at_once():  # the last epoch is in the checkpoint
-            metrics = finish(run, config, dataset, val_split, training, best)
+            metrics = finish(run, config, dataset, val_split, training, best, search)
         return Result(run.run_id, run.name, metrics)
 
 
-def resumable_config(run_id: str, given: dict[str, object]) -> TrainConfig:
+def resumable_config(run_id: str, given: Mapping[str, object], study: str | None = None) -> TrainConfig:
     """The settings of a run that can go on, from its checkpoint.
 
-    Only where its data are may be `given` anew; anything else would make it another run.
+    Only where its data are may be `given` anew; anything else would make it another run. A trial goes on in
+    its `study` only, which waits for its result.
 
     Raises:
         UsageError: there is nothing to resume, or another setting is given.
     """
     if others := sorted(set(given) - {"data_dir", "cache_dir", "mirrors"}):
         raise UsageError(f"--resume takes the settings of the run: leave out {', '.join(others)}")
-    cache_dir = validate(TrainConfig, given).cache_dir
+    cache_dir = validate(TrainConfig, dict(given)).cache_dir
     directory = RunDirectory.of(cache_dir, run_id)
     if not directory.checkpoint.path.exists():
         known = [run.path.name for run in RunDirectory.all(cache_dir) if run.checkpoint.path.exists()]
@@ -112,6 +144,8 @@ def resumable_config(run_id: str, given: dict[str, object]) -> TrainConfig:
         )
     if directory.owner is None:
         raise UsageError(f"run {run_id} cannot be resumed: {directory.path}/owner.json is missing or damaged")
+    if directory.owner.study != study:
+        raise UsageError(f"run {run_id} is a trial of a study{directory.way_on}")
     mlflow.set_tracking_uri(directory.owner.tracking_uri)
     settings = directory.checkpoint.load()["config"]
     return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
@@ -147,11 +181,10 @@ def log_start(
     run: TrackedRun,
     config: TrainConfig,
     dataset: ImageDataset,
-    train_split: Split,
     val_split: Split,
     hardware: Hardware,
 ) -> None:
-    """All that is known before the first step: settings, code, machine, data."""
+    """All that is known before the first step: settings, code, machine, which data."""
     run.log_settings(config)
     run.log_environment(f"{hardware.name}, {hardware.precision}")
     run.set_tags(
@@ -165,6 +198,10 @@ def log_start(
     )
     contexts = ["train", *(["validation"] if len(val_split) else []), *(["test"] if config.test else [])]
     run.log_dataset(dataset.name, dataset.digest, contexts)
+
+
+def log_data(run: TrackedRun, config: TrainConfig, dataset: ImageDataset, train_split: Split) -> None:
+    """A look at the data: images by class and split, and some of them."""
     run.log_csv(summarize(dataset, config, with_test=config.test), "data/summary.csv", index=True)
     title = f"{dataset.name}: training images"
     run.log_figure(
@@ -180,11 +217,14 @@ def finish(
     val_split: Split,
     training: Training,
     best: ImageClassifier,
+    search: Search | None = None,
 ) -> dict[str, float]:
     """Evaluate the weights to keep, and log results and model. Metrics are of the last epoch's step."""
     device = training.hardware.device
     history = pd.DataFrame(training.history).set_index("epoch")
     metrics = {"train_seconds": training.seconds}
+    if search:
+        metrics |= search.measure(best, device)
     temperature = 1.0
     if len(val_split):
         report = report_on(best, val_split, dataset.classes, "val", device=device)
@@ -219,9 +259,10 @@ def finish(
         metrics=metrics,
     )
     run.set_tags({"mlflow.note.content": description(card)})
-    log_model(
-        run, best.cpu().to(memory_format=torch.contiguous_format), card, dataset.split("train").images[:2]
-    )
+    best = best.cpu().to(memory_format=torch.contiguous_format)
+    log_weights(run, best, card)
+    if not (search and search.brief):
+        log_program(run, best, card, dataset.split("train").images[:2])
     return metrics
 
 
@@ -244,16 +285,20 @@ def channels(values: torch.Tensor) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def log_model(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> None:
-    """The network in three forms, none of them a pickle: MLflow's pt2 model, safetensors and HDF5.
-
-    Args:
-        examples: uint8 (N, H, W, 3), N > 1: torch.export would take a batch of one for a constant.
-    """
+def log_weights(run: TrackedRun, classifier: ImageClassifier, card: ModelCard) -> None:
+    """The weights as safetensors and as HDF5; both describe themselves."""
     with tempfile.TemporaryDirectory() as folder:
         for name, save in (("model.safetensors", save_weights), ("model.h5", save_hdf5)):
             save(Path(folder, name), classifier, card)
             run.log_file(Path(folder, name), "weights")
+
+
+def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> None:
+    """The network as an MLflow model, a pt2 program and no pickle.
+
+    Args:
+        examples: uint8 (N, H, W, 3), N > 1: torch.export would take a batch of one for a constant.
+    """
     size = card.image_size
     run.log_pytorch_model(
         pytorch_model=classifier,

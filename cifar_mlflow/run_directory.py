@@ -1,6 +1,7 @@
 """What a run keeps on this machine while it lasts: its checkpoint, and a lock that says that it is alive."""
 
 import json
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ from cifar_mlflow.training.checkpoint import CheckpointFile
 
 @dataclass(frozen=True)
 class Owner:
-    """Who writes a run: the store that MLflow keeps it in, and the machine."""
+    """Who writes a run: MLflow's store that it is in, the machine, and the study it belongs to, if any."""
 
     tracking_uri: str
     host: str
+    study: str | None = None
 
 
 class RunDirectory:
@@ -42,7 +44,7 @@ class RunDirectory:
             if directory.owner is not None:
                 yield directory
 
-    def sign(self, tracking_uri: str) -> None:
+    def sign(self, tracking_uri: str, study: str | None = None) -> None:
         """Write down who works here. The lock must be held: an owner without one looks like a dead one.
 
         Raises:
@@ -50,7 +52,8 @@ class RunDirectory:
         """
         with self._place_errors():
             unfinished = self.path / "owner.new"
-            unfinished.write_text(json.dumps(asdict(Owner(tracking_uri, socket.gethostname()))))
+            owner = Owner(tracking_uri, socket.gethostname(), study)
+            unfinished.write_text(json.dumps(asdict(owner)))
             unfinished.replace(self.path / "owner.json")
 
     @property
@@ -69,6 +72,9 @@ class RunDirectory:
     @property
     def way_on(self) -> str:
         """How to go on, to be put behind the news that the run was stopped; empty where it cannot."""
+        owner = self.owner
+        if owner and owner.study:
+            return f"; its study goes on with: cifar-mlflow tune --study {shlex.quote(owner.study)}"
         if not self.checkpoint.path.exists():
             return ""
         return f"; continue with: cifar-mlflow train --resume {self.path.name}"

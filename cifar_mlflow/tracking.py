@@ -50,9 +50,12 @@ class TrackedRun:
         self._outbox.put([Metric(name, value, now, step) for name, value in metrics.items()])
 
     def log_settings(self, config: Settings) -> None:
-        """Every setting as a param. What `mlflow run -P` has logged already stays as the user wrote it."""
+        """Every setting as a param."""
+        self.log_params(config.model_dump(mode="json"))
+
+    def log_params(self, values: dict[str, Any]) -> None:
+        """Params; one that is there stays, as one that `mlflow run -P` has logged as the user wrote it."""
         known = self._patiently(lambda: self._client.get_run(self.run_id)).data.params
-        values = config.model_dump(mode="json")
         params = [
             Param(name, ", ".join(value) if isinstance(value, list) else str(value))
             for name, value in values.items()
@@ -203,7 +206,13 @@ def tag_project_run(error: str) -> None:
 
 @contextmanager
 def tracked_run(
-    *, kind: str, name: str, cache_dir: Path, resume: str | None = None
+    *,
+    kind: str,
+    name: str,
+    cache_dir: Path,
+    resume: str | None = None,
+    study: str | None = None,
+    tags: dict[str, str] | None = None,
 ) -> Iterator[tuple[TrackedRun, RunDirectory]]:
     """A run that ends FINISHED, FAILED (with the error as a tag) or KILLED, whatever happens in the block.
 
@@ -211,6 +220,8 @@ def tracked_run(
 
     Args:
         resume: id of the run to continue, whose directory is in `cache_dir`.
+        study: the name of the study that the run is part of: what is stopped there, `tune` goes on with.
+        tags: for the run, from the moment it is there.
 
     Raises:
         CifarError: another process is at work on the run to resume; it is left alone.
@@ -221,22 +232,21 @@ def tracked_run(
         directory = RunDirectory.of(cache_dir, run_id)
         directory.acquire()  # first: a run that another process writes must not even be touched
         try:
-            active = _start(run_id=run_id, run_name=None if resume else name)
+            active = _start(run_id=run_id, run_name=None if resume else name, tags=tags)
         except BaseException:
             directory.release()
             raise
     else:
-        active = _start(run_name=name)
+        active = _start(run_name=name, tags=tags)
         directory = RunDirectory.of(cache_dir, active.info.run_id)
     run = TrackedRun(active.info.run_id, active.info.run_name)
     status = "FAILED"
     try:
+        if not run_id:
+            directory.acquire()
+        directory.sign(mlflow.get_tracking_uri(), study)
         if resume:
             run.clear_error()
-        else:
-            if not run_id:
-                directory.acquire()
-            directory.sign(mlflow.get_tracking_uri())
         run.set_tags({"kind": kind, "host": socket.gethostname(), "pid": os.getpid()})
         yield run, directory
         run.flush()
@@ -250,10 +260,7 @@ def tracked_run(
     except TrackingLostError as error:
         if not directory.checkpoint.path.exists():
             raise
-        raise CifarError(
-            f"{error}.\nNothing is lost: when MLflow is back, "
-            f"cifar-mlflow train --resume {run.run_id} completes the run."
-        ) from error
+        raise CifarError(f"{error}.\nNothing is lost{directory.way_on} when MLflow is back") from error
     except Exception as error:
         _say_why(run, first_line(error))
         raise
@@ -275,7 +282,7 @@ def _say_why(run: TrackedRun, reason: str) -> None:
         logger.error("%s", error)
 
 
-def _start(**which: str | None) -> mlflow.ActiveRun:
+def _start(**which: Any) -> mlflow.ActiveRun:
     try:
         return patiently(lambda: mlflow.start_run(**which), PATIENCE_SECONDS)
     except MlflowException as error:

@@ -21,6 +21,7 @@ from cifar_mlflow.config import (
 )
 from cifar_mlflow.models import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
+from tuning.config import TuneConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +37,7 @@ def test_conda_yaml_repeats_the_ranges_of_pyproject() -> None:
 
 def test_the_entry_points_are_verbs_of_the_command_line() -> None:
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
-    assert entry_points.keys() >= {"main", "evaluate", "demo"}
+    assert entry_points.keys() >= {"main", "tune", "evaluate", "demo"}
     for entry_point in entry_points.values():
         verb = re.fullmatch(r"exec python -m cifar_mlflow (\w+)", entry_point["command"])
         assert verb
@@ -45,7 +46,13 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
 
 @pytest.mark.parametrize(
     ("verb", "config_class"),
-    [("train", TrainConfig), ("demo", TrainConfig), ("evaluate", EvaluateConfig), ("data", DataConfig)],
+    [
+        ("train", TrainConfig),
+        ("tune", TuneConfig),
+        ("demo", TrainConfig),
+        ("evaluate", EvaluateConfig),
+        ("data", DataConfig),
+    ],
 )
 def test_each_setting_is_an_option_with_its_help_and_default(verb: str, config_class: type[Settings]) -> None:
     options = {param.name: param for param in main.commands[verb].params}

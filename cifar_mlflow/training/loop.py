@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
 import torch
@@ -38,6 +38,14 @@ class Recorder(Protocol):
     def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
 
 
+History = list[dict[str, float]]
+
+
+def never(history: History) -> bool:
+    """A training that nobody prunes."""
+    return False
+
+
 class Training:
     """A training in progress. Everything that changes from one step to the next is in `state_dict`."""
 
@@ -69,7 +77,7 @@ class Training:
         self.correct = torch.zeros((), dtype=torch.long, device=hardware.device)  # in the current epoch
         self.epoch_seconds = 0.0  # spent in the current epoch
         self.seconds = 0.0  # spent in completed epochs, validation included
-        self.history: list[dict[str, float]] = []
+        self.history: History = []
         self.best_loss = math.inf
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] | None = None
@@ -86,11 +94,19 @@ class Training:
         return bool(self.epoch >= self.config.epochs or out_of_patience)
 
     def fit(
-        self, recorder: Recorder, checkpoint: CheckpointFile | None = None, stop: StopRequest | None = None
+        self,
+        recorder: Recorder,
+        checkpoint: CheckpointFile | None = None,
+        stop: StopRequest | None = None,
+        prune: Callable[[History], bool] = never,
     ) -> ImageClassifier:
         """Train to the end, from wherever the state is, and return the weights to keep, in eval mode.
 
         With `patience` these are the weights of the epoch with the lowest validation loss, else the last.
+
+        Args:
+            prune: asked before each epoch and after the last, with the metrics of all completed epochs,
+                whether to leave it at that.
 
         Raises:
             TrainingDivergedError: the loss became NaN or infinite; the last good checkpoint stays.
@@ -98,7 +114,7 @@ class Training:
         """
         with training_bar() as bar:
             task = bar.add_task("", total=self.config.epochs * self.loader.steps_per_epoch, note="")
-            while not self.finished:
+            while not (prune(self.history) or self.finished):
                 for _ in self._train_epoch():
                     done = self.epoch * self.loader.steps_per_epoch + self.step
                     bar.update(

@@ -222,7 +222,7 @@ def test_a_server_that_stays_away_costs_an_error_that_says_how_to_complete_the_r
     output = project.output()
     assert "Traceback" not in output
     assert "does not answer" in output
-    assert "completes the run" in output
+    assert "Nothing is lost; continue with: cifar-mlflow train --resume" in output
 
     server.start()
     (run,) = project.runs

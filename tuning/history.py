@@ -1,0 +1,158 @@
+"""What a study can learn before its first trial: from the recipes, and from runs that MLflow has already."""
+
+import logging
+from typing import Any
+
+import mlflow
+import optuna
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from optuna.trial import FrozenTrial, TrialState
+
+from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.outbox import first_line
+from tuning.space import Space
+
+logger = logging.getLogger("cifar_mlflow.tuning")
+
+EARLIER = "earlier run"
+# Settings that say where and under which name a training runs; its result does not depend on them.
+PLACES = ("data_dir", "cache_dir", "mirrors", "device", "threads", "experiment", "run_name", "test", "tta")
+# What makes validation accuracies comparable, beside the digest of the data.
+SPLIT = ("val_size", "split_seed", "image_size")
+
+
+def first_tries(
+    space: Space, models: list[str], fixed: dict[str, Any], enqueued: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Parameters to try before the sampler is asked: the recipe of each model, then the runs asked for.
+
+    Raises:
+        UsageError: a run is not there, or lies outside of the space.
+    """
+    tries = []
+    for model in models:
+        config = resolve_train_config({**fixed, "model": model})
+        params = space.params_of(config.model_dump(mode="json"))
+        if params is None:
+            logger.info("The recipe of %s is not tried first: it lies outside of the space", model)
+        else:
+            tries.append({"params": params, "origin": f"recipe {config.recipe}"})
+    for run_id in enqueued:
+        settings = settings_of(_run(run_id)).model_dump(mode="json")
+        params = space.params_of(settings)
+        if params is None:
+            raise UsageError(f"enqueue: run {run_id} lies outside of the space: {space.misfit(settings)}")
+        tries.append({"params": params, "origin": f"run {run_id}"})
+    return tries
+
+
+def earlier_trials(
+    experiment: str,
+    space: Space,
+    base: TrainConfig,
+    fixed: dict[str, Any],
+    digest: str,
+    study: optuna.Study,
+) -> list[FrozenTrial]:
+    """Finished trainings of an experiment as completed trials of the study, without those it has already.
+
+    Raises:
+        UsageError: there is no such experiment.
+    """
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise UsageError(f"warm_start: there is no experiment {experiment!r} in {mlflow.get_tracking_uri()}")
+    known = {trial.user_attrs.get("run_id") for trial in study.get_trials(deepcopy=False)}
+    query = f"attributes.status = 'FINISHED' and tags.kind = 'train' and tags.`dataset.digest` = '{digest}'"
+    trials, left_out = [], 0
+    for run in _all_runs(client, found.experiment_id, query):
+        if run.info.run_id in known:
+            continue
+        trial = _as_trial(run, space, base, fixed, study.user_attrs["objectives"])
+        if trial is None:
+            left_out += 1
+        else:
+            trials.append(trial)
+    logger.info(
+        "Warm start: %d earlier runs on the same data; %d left out (another split, pruned, without a value, "
+        "or outside of the space)",
+        len(trials),
+        left_out,
+    )
+    return trials
+
+
+def settings_of(run: Run) -> TrainConfig:
+    """The settings of a training, from the params of its run."""
+    values = {
+        name: value
+        for name, value in run.data.params.items()
+        if name in TrainConfig.model_fields and name not in PLACES and value != "None"
+    }
+    return validate(TrainConfig, values)
+
+
+def given_settings(config: TrainConfig) -> dict[str, Any]:
+    """What has to be given beside the model for a training to have these settings."""
+    names = {"model": config.model, **({"recipe": config.recipe} if config.recipe else {})}
+    usual = resolve_train_config(names).model_dump(mode="json")
+    differing = {
+        name: value
+        for name, value in config.model_dump(mode="json").items()
+        if name not in PLACES and value != usual[name]
+    }
+    return {**names, **differing}
+
+
+def _as_trial(
+    run: Run, space: Space, base: TrainConfig, fixed: dict[str, Any], objectives: list[str]
+) -> FrozenTrial | None:
+    try:
+        config = settings_of(run)
+    except UsageError:  # of a version with other settings
+        return None
+    settings, ours = config.model_dump(mode="json"), base.model_dump(mode="json")
+    same = all(settings[name] == ours[name] for name in SPLIT) and all(
+        settings[name] == value for name, value in fixed.items() if name not in (*PLACES, "recipe", "seed")
+    )
+    complete = run.data.tags.get("optuna.state", "COMPLETE") == "COMPLETE" and all(
+        name in run.data.metrics for name in objectives
+    )
+    params = space.params_of(settings)
+    if not (same and complete) or params is None:
+        return None
+    distributions = space.distributions
+    return optuna.trial.create_trial(
+        state=TrialState.COMPLETE,
+        params=params,
+        distributions={name: distributions[name] for name in params},
+        values=[run.data.metrics[name] for name in objectives],
+        user_attrs={
+            "origin": EARLIER,
+            "run_id": run.info.run_id,
+            "settings": given_settings(config),
+            "epochs": config.epochs,
+            "seconds": run.data.metrics.get("train_seconds", 0.0),
+        },
+    )
+
+
+def _run(run_id: str) -> Run:
+    try:
+        return mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise UsageError(f"enqueue: {first_line(error)}") from error
+
+
+def _all_runs(client: mlflow.MlflowClient, experiment_id: str, query: str) -> list[Run]:
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id], query, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs

@@ -1,0 +1,84 @@
+"""The end of a search: its best settings, trained on all training images and tested once."""
+
+import logging
+from typing import Any
+
+import mlflow
+import optuna
+import torch
+from optuna.trial import FrozenTrial
+
+from cifar_mlflow import pipeline
+from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.run_directory import RunDirectory
+from cifar_mlflow.training.loop import History
+from tuning.config import SearchConfig
+from tuning.storage import patiently
+
+logger = logging.getLogger(__name__)
+
+
+def retrainings(best: FrozenTrial, search: SearchConfig, common: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings of the trainings to be done, by the name that each is remembered by in the study.
+
+    Args:
+        common: where they run and what is the same in all, over the settings of the trial.
+    """
+    settings = best.user_attrs["settings"]
+    epochs = search.retrain_epochs or settings["epochs"]
+    first_seed = int(settings.get("seed", 0))
+    return {
+        f"retrain-{best.number:03}-{epochs}-epochs-seed-{seed}": {
+            **settings,
+            **common,
+            "epochs": epochs,
+            "seed": seed,
+            "val_size": 0,  # the choice is made
+            "patience": 0,
+            "test": True,
+        }
+        for seed in range(first_seed, first_seed + search.retrain_seeds)
+    }
+
+
+class Retraining(pipeline.Search):
+    """A training of the best settings as a run below the study."""
+
+    brief = False
+
+    def __init__(self, study: optuna.Study, name: str, tags: dict[str, str]) -> None:
+        self._study = study
+        self._name = name
+        self.study = study.study_name
+        self.tags = {**tags, "retrained": name}
+
+    def begun(self, run_id: str) -> None:
+        patiently(lambda: self._study.set_user_attr(self._name, run_id))
+
+    def prune(self, history: History) -> bool:
+        return False
+
+    def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
+        return {}
+
+
+def retrain(study: optuna.Study, trainings: dict[str, dict[str, Any]], tags: dict[str, str]) -> None:
+    """Do the trainings that are not done yet; an interrupted one goes on from its checkpoint."""
+    client = mlflow.MlflowClient()
+    for name, settings in trainings.items():
+        config = resolve_train_config({**settings, "run_name": name})
+        run_id = study.user_attrs.get(name)
+        if run_id and client.get_run(run_id).info.status == "FINISHED":
+            continue
+        logger.info("%s: %d epochs on all training images", name, config.epochs)
+        if run_id and RunDirectory.of(config.cache_dir, run_id).checkpoint.path.exists():
+            config = pipeline.resumable_config(run_id, {"cache_dir": config.cache_dir}, study.study_name)
+        else:
+            run_id = None
+        pipeline.train(config, run_id, Retraining(study, name, tags))
+
+
+def retrained_runs(study: optuna.Study, names: list[str]) -> list[str]:
+    """Ids of the runs of these trainings."""
+    return [study.user_attrs[name] for name in names if name in study.user_attrs]

@@ -1,0 +1,353 @@
+"""A search from top to bottom: one MLflow run for the study, and workers that train its trials."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlflow
+import optuna
+import pandas as pd
+import sqlalchemy
+import torch
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from optuna.exceptions import StorageInternalError
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.data import ImageDataset, load_dataset
+from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.outbox import first_line
+from cifar_mlflow.pipeline import divide, log_data
+from cifar_mlflow.run_directory import RunDirectory
+from cifar_mlflow.tracking import TrackedRun, close_stale_runs, connect, tracked_run
+from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.training.interrupt import StopRequest
+from tuning.config import DEFAULT_TRIALS, SearchConfig, TuneConfig
+from tuning.crew import work_together
+from tuning.history import EARLIER, PLACES, earlier_trials, first_tries
+from tuning.methods import build_pruner, build_sampler, settle
+from tuning.report import best_trials, log_study
+from tuning.retrain import retrained_runs, retrainings
+from tuning.space import Space
+from tuning.storage import HEARTBEAT_SECONDS, Storage, cause, patiently, quiet
+from tuning.trial import SECOND_OBJECTIVES, VALUE
+from tuning.worker import Orders, own_trials
+
+logger = logging.getLogger("cifar_mlflow.tuning")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search as it was asked for, checked.
+
+    Attributes:
+        search: its own settings.
+        fixed: settings of the training that were given: they are the same in all trials.
+        base: a training of it, for whatever all of them have in common: data, split, device.
+        models: the architectures in the space.
+    """
+
+    name: str
+    search: SearchConfig
+    fixed: dict[str, Any]
+    base: TrainConfig
+    space: Space
+    models: list[str]
+
+    @property
+    def objectives(self) -> list[str]:
+        second = self.search.second_objective
+        return [VALUE] if second == "none" else [VALUE, SECOND_OBJECTIVES[second]]
+
+    def identity(self, digest: str) -> dict[str, Any]:
+        """What must be the same for a study to go on: else its trials could not be compared."""
+        return {
+            "data": digest,
+            "epochs": self.search.epochs,
+            "sampler": self.search.sampler,
+            "pruner": self.search.pruner,
+            "objectives": self.objectives,
+            **{name: value for name, value in self.fixed.items() if name not in PLACES},
+            "space": self.space.to_dict(),
+        }
+
+
+def read_plan(given: dict[str, Any]) -> Plan:
+    """Check everything that can be checked before there is any data.
+
+    Raises:
+        UsageError: one line for each thing that is wrong.
+    """
+    if unknown := {name: value for name, value in given.items() if name not in TuneConfig.model_fields}:
+        validate(TuneConfig, unknown)
+    search = settle(
+        validate(SearchConfig, {k: v for k, v in given.items() if k in SearchConfig.model_fields})
+    )
+    if not (search.trials or search.timeout or search.epochs_budget):
+        search = search.model_copy(update={"trials": DEFAULT_TRIALS})
+    texts = {name: value for name, value in given.items() if name not in SearchConfig.model_fields}
+    space = Space.read(search.space) if search.space else Space.default()
+    models = [texts["model"]] if "model" in texts else space.models
+    # Each model must go with what was given; the texts of the command line become typed values on the way.
+    configs = [resolve_train_config({**texts, "model": model}) for model in models]
+    base = configs[0].model_copy(update={"epochs": search.epochs})
+    if not base.val_size:
+        raise UsageError("val_size: a search chooses by validation accuracy; it needs a val_size above 0")
+    values = base.model_dump(mode="json")
+    fixed = {name: values[name] for name in texts}
+    name = search.study or base.dataset
+    return Plan(name, search, fixed, base, space.fixed(fixed), models)
+
+
+def tune(given: dict[str, Any]) -> optuna.Study:
+    """Search hyperparameters as one MLflow run with a nested run for each trial; goes on where it was.
+
+    Args:
+        given: settings of `TuneConfig`, those of the training being the same for all trials.
+
+    Raises:
+        CifarError: the request is wrong, or something outside of the trials failed; what was done is kept.
+        Interrupted: a signal came; each trial is saved, and the same command goes on.
+    """
+    quiet()
+    plan = read_plan(given)
+    search, base = plan.search, plan.base
+    dataset = load_dataset(base)
+    dataset.split("train")  # decoded once, not by each worker
+    connect(base.experiment)
+    close_stale_runs(base.cache_dir)
+    storage = Storage(search.storage, plan.name, base.cache_dir)
+    study = prepare(plan, storage, dataset)
+    finished = len(own_trials(study.get_trials(deepcopy=False, states=FINISHED)))
+    if search.trials and finished >= search.trials:
+        logger.info(
+            "Study %s has %d trials already; --trials asks for more, --study begins another",
+            plan.name,
+            finished,
+        )
+
+    with StopRequest() as stop, study_run(plan, study, storage) as run:
+        if not mlflow.MlflowClient().get_run(run.run_id).data.params.get("space"):
+            log_plan(run, plan, dataset)
+        orders = give_orders(plan, storage, run.run_id)
+        try:
+            work_together(orders, stop, lambda: _finished(study), _heartbeat(study, storage))
+            if search.retrain_best and not stop.signum:
+                retrain_best(plan, study, storage, run, stop)
+        finally:
+            log_study(run, study)
+        stop.raise_if_asked()
+    return study
+
+
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def prepare(plan: Plan, storage: Storage, dataset: ImageDataset) -> optuna.Study:
+    """The study in its storage, new or as it was left, with what is to be tried first.
+
+    Raises:
+        UsageError: there is a study of this name that searches something else.
+    """
+    database = storage.open()
+    with storage.turn():
+        directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(plan.objectives)]
+        study = optuna.create_study(
+            study_name=plan.name,
+            storage=database,
+            directions=directions,
+            load_if_exists=True,
+            sampler=build_sampler(plan.search, plan.space, 0),
+            pruner=build_pruner(plan.search),
+        )
+        identity = plan.identity(dataset.digest)
+        former = study.user_attrs.get("identity")
+        if former is None:
+            if study.get_trials(deepcopy=False):
+                raise UsageError(
+                    f"study: {plan.name} in this storage was not made by cifar_mlflow; choose another --study"
+                )
+            study.set_user_attr("objectives", plan.objectives)
+            study.set_user_attr("first_tries", [])
+            study.set_user_attr("identity", identity)
+        elif differing := sorted(
+            name for name in {*former, *identity} if former.get(name) != identity.get(name)
+        ):
+            what = "; ".join(
+                f"{name} was {former.get(name)!r:.60}, now {identity.get(name)!r:.60}" for name in differing
+            )
+            raise UsageError(
+                f"study {plan.name} was begun with other settings ({what}): its trials could not be "
+                "compared. Choose another --study, or give those settings"
+            )
+        tries = study.user_attrs["first_tries"]
+        known = [first["params"] for first in tries]
+        for first in first_tries(plan.space, plan.models, plan.fixed, plan.search.enqueue):
+            if first["params"] not in known:
+                tries.append(first)
+                known.append(first["params"])
+        study.set_user_attr("first_tries", tries)
+        if plan.search.warm_start:
+            earlier = earlier_trials(
+                plan.search.warm_start, plan.space, plan.base, plan.fixed, dataset.digest, study
+            )
+            study.add_trials(earlier)
+    storage.folder.joinpath("space.yaml").write_text(
+        yaml.safe_dump({**plan.space.to_dict(), "replace": True}, sort_keys=False)
+    )
+    return study
+
+
+@contextmanager
+def study_run(plan: Plan, study: optuna.Study, storage: Storage) -> Iterator[TrackedRun]:
+    """The MLflow run of the study: ours to begin and end, unless another process is at work on it."""
+    client = mlflow.MlflowClient()
+    ours = os.environ.get("MLFLOW_RUN_ID")  # `mlflow run` has made one for us
+    with storage.turn():
+        former = study.user_attrs.get("parent_run_id")
+        if former and _is_alive(former, plan.base):
+            logger.info("Joining the search of run %s", former)
+            joined = TrackedRun(former, plan.name)
+        else:
+            joined = None
+            if ours and ours != former:
+                adopt_trials(client, study, ours)
+            run_id = ours or former or _new_run(client, plan)
+            study.set_user_attr("parent_run_id", run_id)
+    name = plan.base.run_name or f"search-{plan.name}"
+    if joined is None:
+        with tracked_run(
+            kind="search", name=name, cache_dir=plan.base.cache_dir, resume=run_id, study=plan.name,
+            tags={"mlflow.runName": name, "optuna.study": plan.name},
+        ) as (run, _):  # fmt: skip
+            logger.info("Search %s: run %s (%s)", plan.name, run.name, run.run_id)
+            yield run
+        return
+    yield joined
+    joined.flush()
+    if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+        client.set_terminated(joined.run_id, "FINISHED")
+
+
+def _new_run(client: mlflow.MlflowClient, plan: Plan) -> str:
+    experiment = client.get_experiment_by_name(plan.base.experiment)
+    run_id: str = client.create_run(experiment.experiment_id).info.run_id
+    return run_id
+
+
+def _is_alive(run_id: str, base: TrainConfig) -> bool:
+    """Whether another process is at work on the run of a study."""
+    try:
+        run = mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise CifarError(
+            f"the run {run_id} of this study cannot be had from {mlflow.get_tracking_uri()} "
+            f"({first_line(error)}): its trials are tracked elsewhere. Set MLFLOW_TRACKING_URI, or choose "
+            "another --study"
+        ) from error
+    directory = RunDirectory.of(base.cache_dir, run_id)
+    if directory.path.exists():
+        if not directory.try_acquire():
+            return True
+        directory.release()
+        return False
+    return run.info.status == "RUNNING"
+
+
+def adopt_trials(client: mlflow.MlflowClient, study: optuna.Study, parent_run_id: str) -> None:
+    """Nest the runs of the study's trials in another run: `mlflow run` makes one each time it is called."""
+    for trial in study.get_trials(deepcopy=False):
+        if (run_id := trial.user_attrs.get("run_id")) and trial.user_attrs.get("origin") != EARLIER:
+            client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, parent_run_id)
+
+
+def log_plan(run: TrackedRun, plan: Plan, dataset: ImageDataset) -> None:
+    """What is searched, on which data, by which code."""
+    run.log_params(
+        plan.search.model_dump(mode="json") | plan.fixed | {"space": str(plan.search.space or "default")}
+    )
+    run.log_text(yaml.safe_dump(plan.space.to_dict(), sort_keys=False), "search/space.yaml")
+    hardware = set_up_hardware(plan.base, plan.base.precision)
+    run.log_environment(f"{hardware.name}, {hardware.precision}")
+    run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest})
+    run.log_dataset(dataset.name, dataset.digest, ["train", "validation"])
+    config = plan.base.model_copy(update={"test": False})
+    train_split, _ = divide(dataset, config)
+    log_data(run, config, dataset, train_split)
+
+
+def give_orders(plan: Plan, storage: Storage, parent_run_id: str) -> list[Orders]:
+    """One for each worker; together they have the CPU threads of one training."""
+    search, base = plan.search, plan.base
+    threads = base.threads or torch.get_num_threads()
+    places = {name: value for name, value in plan.fixed.items() if name in ("data_dir", "device", "mirrors")}
+    orders = Orders(
+        study=plan.name,
+        search=search.model_dump(mode="json"),
+        fixed={name: value for name, value in plan.fixed.items() if name not in PLACES} | places,
+        space=str(storage.folder / "space.yaml"),
+        parent_run_id=parent_run_id,
+        cache_dir=str(base.cache_dir),
+        experiment=base.experiment,
+        deadline=time.time() + search.timeout if search.timeout else None,
+    )
+    return [
+        replace(orders, index=index, threads=max(1, threads // search.workers))
+        for index in range(search.workers)
+    ]
+
+
+def retrain_best(
+    plan: Plan, study: optuna.Study, storage: Storage, run: TrackedRun, stop: StopRequest
+) -> None:
+    """Train the best settings on all images, in a process of its own, and log what the test says."""
+    best = best_trials(study, 1)
+    if not best:
+        logger.warning("There is no complete trial to train again")
+        return
+    base = plan.base
+    common = {
+        name: plan.fixed[name] for name in PLACES if name in plan.fixed and name not in ("run_name", "test")
+    }
+    common |= {"cache_dir": str(base.cache_dir), "experiment": base.experiment}
+    trainings = retrainings(best[0], plan.search, common)
+    orders = replace(give_orders(plan, storage, run.run_id)[0], retrain=trainings, threads=base.threads)
+    work_together([orders], stop, lambda: len(retrained_runs(study, list(trainings))), lambda: None)
+    if stop.signum:
+        return
+    client = mlflow.MlflowClient()
+    runs = [client.get_run(run_id).data.metrics for run_id in retrained_runs(study, list(trainings))]
+    results = pd.DataFrame(runs, index=list(trainings)).filter(like="test/")
+    run.log_csv(results, "search/retrained.csv", index=True)
+    means = {str(name): float(value) for name, value in results.mean().items()}
+    if len(results) > 1:
+        means |= {f"{name}_std": float(value) for name, value in results.std().items()}
+    run.log_metrics(means, step=_finished(study))
+    logger.info("Trained again on all images: test accuracy %.4f", means["test/accuracy"])
+
+
+def _finished(study: optuna.Study) -> int:
+    return len(patiently(lambda: study.get_trials(deepcopy=False, states=FINISHED)))
+
+
+def _heartbeat(study: optuna.Study, storage: Storage) -> Callable[[], None]:
+    """A function that may be called at any time and beats when it is due."""
+    due = 0.0
+
+    def beat() -> None:
+        nonlocal due
+        if time.monotonic() > due:
+            due = time.monotonic() + HEARTBEAT_SECONDS
+            try:
+                storage.beat(study)
+            except (StorageInternalError, sqlalchemy.exc.OperationalError) as error:
+                logger.warning("The storage does not answer (%s)", cause(error))
+
+    return beat
