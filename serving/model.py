@@ -1,0 +1,98 @@
+"""A scorer folder as an MLflow model: plain files and code, nothing pickled."""
+
+import base64
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, Object, Property
+from PIL import Image
+
+from serving import scorer
+from serving.scorer.scorer import CARD_FILE
+
+# A test holds them to the ranges in pyproject.toml.
+REQUIREMENTS = [
+    "mlflow>=3.17,<4",
+    "numpy>=2.0,<3",
+    "onnxruntime>=1.20,<2",
+    "pandas>=2.2,<4",
+    "pillow>=11,<14",
+]
+CODE = Path(scorer.__file__).parent
+
+
+def save_model(scorer_folder: Path, path: Path) -> None:
+    """Write the folder as an MLflow model to `path`, which must not exist or be empty."""
+    with _arguments(scorer_folder) as arguments:
+        mlflow.pyfunc.save_model(path, **arguments)
+
+
+def log_model(scorer_folder: Path, run_id: str, name: str = "scorer") -> ModelInfo:
+    """Log the folder as an MLflow model of a run, whatever the run's status, which stays as it is."""
+    with _arguments(scorer_folder) as arguments:
+        return Model.log(None, flavor=mlflow.pyfunc, run_id=run_id, name=name, **arguments)
+
+
+@contextmanager
+def _arguments(scorer_folder: Path) -> Iterator[dict[str, Any]]:
+    card = json.loads((scorer_folder / CARD_FILE).read_bytes())
+    with tempfile.TemporaryDirectory() as staged:
+        # An artifact is called like the last part of its path.
+        code, folder = Path(staged, "code"), Path(staged, "scorer")
+        shutil.copytree(CODE, code, ignore=shutil.ignore_patterns("__pycache__", "pyfunc.py"))
+        shutil.copytree(scorer_folder, folder)
+        yield {
+            "python_model": str(CODE / "pyfunc.py"),
+            "artifacts": {"code": str(code), "scorer": str(folder)},
+            "signature": _signature(len(card["classes"])),
+            "input_example": pd.DataFrame({"image": [_example(card["image_size"])]}),
+            "pip_requirements": REQUIREMENTS,
+        }
+
+
+def _signature(classes: int) -> ModelSignature:
+    """What goes in and out, as far as MLflow can say it.
+
+    `image` takes base64 text, a data URL or bytes. Its type is string: that is what CSV and JSON bring, and
+    MLflow lets bytes through in such a column, whereas the text of a binary one it decodes itself, wrongly if
+    it is a data URL. It is optional: MLflow prints the table into its complaint about a missing column, which
+    we do not.
+    """
+    ranked = Object([Property("label", DataType.string), Property("confidence", DataType.double)])
+    error = Object([Property("code", DataType.string), Property("message", DataType.string)])
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image", required=False)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label", required=False),
+                ColSpec(DataType.long, "class_index", required=False),
+                ColSpec(DataType.double, "confidence", required=False),
+                ColSpec(Array(ranked), "top_k"),
+                ColSpec(DataType.boolean, "uncertain", required=False),
+                ColSpec(error, "error", required=False),
+            ]
+        ),
+        params=ParamSchema(
+            [
+                ParamSpec("top_k", DataType.long, min(3, classes)),
+                ParamSpec("on_error", DataType.string, "raise"),
+            ]
+        ),
+    )
+
+
+def _example(size: int) -> str:
+    png = io.BytesIO()
+    Image.new("RGB", (size, size), "steelblue").save(png, "png")
+    return base64.b64encode(png.getvalue()).decode()

@@ -1,0 +1,138 @@
+"""The MLflow model: a table with a column `image` in, one answer a row out. MLflow runs this file to load it.
+
+MLflow's scoring server answers an ordinary exception with its traceback, and puts a print of the input before
+the message of its own exceptions. So whatever goes wrong here leaves as a `PlainError`.
+"""
+
+import hashlib
+import importlib
+import json
+import logging
+import os
+import sys
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+if TYPE_CHECKING:
+    from .scorer import Scorer
+
+MAX_ROWS = 1_000
+
+logger = logging.getLogger(__name__)
+
+
+class PlainError(MlflowException):
+    """What a client is told: a code and a sentence, without traceback and input. Status 400 unless said."""
+
+    def __init__(self, code: str, message: str, error_code: int = BAD_REQUEST) -> None:
+        super().__init__(message, error_code=error_code)
+        self._answer = {
+            "error_code": self.error_code,
+            "message": message,
+            "error": {"code": code, "message": message},
+        }
+
+    def serialize_as_json(self) -> str:
+        return json.dumps(self._answer)  # not self.message: the server has put the input there by now
+
+
+class ImageClassifier(PythonModel):
+    """Answers with the scorer folder, by the code, that travel as artifacts of the model."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        package = import_under_own_name(Path(context.artifacts["code"]))
+        preprocess = importlib.import_module(f"{package}.preprocess")
+        self._image_bytes, self._bad_image = preprocess.image_bytes, preprocess.BadImage
+        scorer = importlib.import_module(f"{package}.scorer")
+        self._scorer: Scorer = scorer.Scorer.load(Path(context.artifacts["scorer"]))
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """One dict a row: label, class_index, confidence, top_k, uncertain.
+
+        With `on_error` = "null" each has an `error` too; a row with a bad image has a code and a message
+        there and no answer, and the other rows are as ever.
+
+        Raises:
+            PlainError: status 400 for whatever is wrong with the request, 500 for what is wrong with us.
+        """
+        try:
+            return self._answers(model_input, params)
+        except PlainError:
+            raise
+        except Exception:
+            logger.exception("The model failed")
+            message = "The model failed; the server's log says why."
+            raise PlainError("internal_error", message, INTERNAL_ERROR) from None
+
+    def _answers(self, table: pd.DataFrame, params: dict[str, Any]) -> list[dict[str, Any]]:
+        top_k, on_error = self._check(params)
+        cells = _cells(table)
+        size = self._scorer.image_size
+        images = np.empty((len(cells), size, size, 3), np.uint8)
+        errors = {}
+        for row, cell in enumerate(cells):
+            try:
+                images[row] = self._scorer.decode(self._image_bytes(cell))
+            except self._bad_image as error:
+                if on_error == "raise":
+                    raise PlainError(error.code, f"row {row}: {error}") from None
+                errors[row] = {"code": error.code, "message": str(error)}
+        good = [row for row in range(len(cells)) if row not in errors]
+        answers = self._scorer.answers(self._scorer.score(images[good]), top_k)
+        if on_error == "raise":
+            return answers
+        answer_of = dict(zip(good, answers, strict=True))
+        return [
+            {**(answer_of.get(row) or _no_answer()), "error": errors.get(row)} for row in range(len(cells))
+        ]
+
+    def _check(self, params: dict[str, Any]) -> tuple[int, str]:
+        top_k, on_error = params["top_k"], params["on_error"]
+        classes = len(self._scorer.classes)
+        if top_k is None or not 1 <= top_k <= classes:
+            raise PlainError("bad_param", f"top_k must be a whole number from 1 to {classes}.")
+        if on_error not in ("raise", "null"):
+            raise PlainError("bad_param", "on_error must be 'raise' or 'null'.")
+        return top_k, on_error
+
+
+def _no_answer() -> dict[str, Any]:
+    return {"label": None, "class_index": None, "confidence": None, "top_k": [], "uncertain": None}
+
+
+def _cells(table: pd.DataFrame) -> list[Any]:
+    if "image" not in table:
+        raise PlainError("no_image_column", "The table needs a column 'image'.")
+    if not len(table):
+        raise PlainError("no_rows", "The table has no rows.")
+    # A table of this process (Python, Spark) may have any length; the scoring server sets this variable.
+    if len(table) > MAX_ROWS and os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT"):
+        raise PlainError("too_many_rows", f"The table has {len(table)} rows; a request may have {MAX_ROWS}.")
+    return table["image"].tolist()
+
+
+def import_under_own_name(code: Path) -> str:
+    """Name of a package that stands for the modules in a folder, made of a digest of their content.
+
+    So a version of the model keeps the code it came with, whatever other versions brought into this process.
+    """
+    digest = hashlib.sha256()
+    for module in sorted(code.glob("*.py")):
+        digest.update(module.name.encode() + b"\0" + module.read_bytes() + b"\0")
+    package = types.ModuleType(f"scorer_{digest.hexdigest()[:16]}")
+    package.__path__ = [str(code)]
+    sys.modules.setdefault(package.__name__, package)
+    return package.__name__
+
+
+mlflow.models.set_model(ImageClassifier())

@@ -1,0 +1,124 @@
+"""A folder of plain files, and what it answers about a picture."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from .engine import Engine
+from .preprocess import decode_image
+
+CARD_FILE = "scorer.json"
+MODEL_FILE = "model.onnx"
+FORMAT = 1
+
+
+class Scores(NamedTuple):
+    """What the network makes of N images.
+
+    `probabilities` is float32 (N, classes), each row sums to 1; `ood` is float32 (N,), the higher the less
+    like what the network was trained on; `uncertain` is bool (N,).
+    """
+
+    probabilities: np.ndarray
+    ood: np.ndarray
+    uncertain: np.ndarray
+
+
+class Scorer:
+    """Classifies pictures with the model of a scorer folder. Threads may share it.
+
+    Attributes:
+        card: the content of `scorer.json`.
+        classes: the names, in the order of the network's outputs.
+        image_size: side in pixels of what the network takes.
+        engine: what runs the network.
+    """
+
+    def __init__(self, folder: Path, card: dict[str, Any], threads: int | None = None) -> None:
+        self.card = card
+        self.classes: list[str] = card["classes"]
+        self.image_size: int = card["image_size"]
+        self.engine = Engine(folder / MODEL_FILE, threads)
+
+    @classmethod
+    def load(cls, folder: Path, threads: int | None = None) -> Self:
+        """The scorer of a folder, each file of which is the one its card was written for.
+
+        Args:
+            folder: has `model.onnx` and `scorer.json`.
+            threads: see `Engine`.
+
+        Raises:
+            ValueError: a file is missing, changed or unknown, or the folder is of another format.
+        """
+        if not (folder / CARD_FILE).is_file():
+            raise ValueError(f"{folder} is no scorer folder: it has no {CARD_FILE}")
+        card = json.loads((folder / CARD_FILE).read_bytes())
+        if card.get("format") != FORMAT:
+            raise ValueError(
+                f"{folder / CARD_FILE} is of format {card.get('format')}; this code reads {FORMAT}"
+            )
+        _verify(folder, card["files"])
+        return cls(folder, card, threads)
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """uint8 (S, S, 3) of the bytes of a picture.
+
+        Raises:
+            BadImage: it is none that can be classified.
+        """
+        return decode_image(data, self.image_size, self.card["fit"])
+
+    def score(self, images: np.ndarray) -> Scores:
+        """Scores of uint8 (N, S, S, 3); concurrent calls are computed together."""
+        temperature = np.float32(self.card["temperature"])
+        logits = self.engine.run(images) / temperature
+        highest = logits.max(axis=1, keepdims=True)
+        exponentials = np.exp(logits - highest)
+        total = exponentials.sum(axis=1, keepdims=True)
+        probabilities = exponentials / total
+        energy = -temperature * (highest + np.log(total))[:, 0]
+        unsure = probabilities.max(axis=1) < self.card["uncertain"]["confidence_below"]
+        return Scores(probabilities, energy, unsure | (energy > self.card["ood"]["above"]))
+
+    def answers(self, scores: Scores, top_k: int) -> list[dict[str, Any]]:
+        """One answer an image, as plain as JSON; `top_k` from 1 to the number of classes."""
+        order = np.argsort(-scores.probabilities, axis=1, kind="stable")[:, :top_k]
+        confidences = np.take_along_axis(scores.probabilities, order, axis=1).astype(float).round(6)
+        return [
+            {
+                "label": self.classes[best[0]],
+                "class_index": best[0],
+                "confidence": confidence[0],
+                "top_k": [
+                    {"label": self.classes[index], "confidence": value}
+                    for index, value in zip(best, confidence, strict=True)
+                ],
+                "uncertain": uncertain,
+            }
+            for best, confidence, uncertain in zip(
+                order.tolist(), confidences.tolist(), scores.uncertain.tolist(), strict=True
+            )
+        ]
+
+    def close(self) -> None:
+        """Let go of the engine; further scores raise."""
+        self.engine.close()
+
+
+def _verify(folder: Path, digests: dict[str, str]) -> None:
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {
+        CARD_FILE
+    }
+    if missing := {MODEL_FILE, *digests} - found:
+        raise ValueError(f"{folder} lacks {', '.join(sorted(missing))}")
+    if unknown := found - digests.keys():
+        raise ValueError(f"{folder} has {', '.join(sorted(unknown))}, of which its {CARD_FILE} does not know")
+    for name, digest in digests.items():
+        with (folder / name).open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != digest:
+            raise ValueError(f"{folder / name} was changed: its sha256 is {actual}, not {digest}")
