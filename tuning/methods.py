@@ -1,8 +1,5 @@
 """Samplers and pruners by the names that the command line has for them."""
 
-import warnings
-
-import optuna
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import (
     BaseSampler,
@@ -30,21 +27,19 @@ def build_sampler(search: SearchConfig, space: Space, seed: int) -> BaseSampler:
         UsageError: the grid is asked for and the space is not made of listed values.
     """
     seed %= 2**32
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        match search.sampler:
-            case "tpe":
-                return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
-            case "random":
-                return RandomSampler(seed=seed)
-            case "cmaes":  # pruned trials are most of them
-                return CmaEsSampler(seed=seed, warn_independent_sampling=False, consider_pruned_trials=True)
-            case "gp":
-                return GPSampler(seed=seed, warn_independent_sampling=False)
-            case "grid":
-                return GridSampler(space.grid())
-            case "qmc":
-                return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
+    match search.sampler:
+        case "tpe":
+            return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        case "random":
+            return RandomSampler(seed=seed)
+        case "cmaes":  # pruned trials are most of them
+            return CmaEsSampler(seed=seed, warn_independent_sampling=False, consider_pruned_trials=True)
+        case "gp":
+            return GPSampler(seed=seed, warn_independent_sampling=False)
+        case "grid":
+            return GridSampler(space.grid())
+        case "qmc":
+            return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
 
 
 def build_pruner(search: SearchConfig) -> BasePruner:

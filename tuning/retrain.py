@@ -16,7 +16,7 @@ from cifar_mlflow.training.loop import History
 from tuning.config import SearchConfig
 from tuning.storage import patiently
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cifar_mlflow.tuning")
 
 
 def retrainings(best: FrozenTrial, search: SearchConfig, common: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from optuna.trial import TrialState
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.outbox import first_line
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cifar_mlflow.tuning")
 
 T = TypeVar("T")
 
@@ -160,5 +161,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def quiet() -> None:
-    """Optuna reports each trial on its own; we do. Its experimental parts are chosen knowingly."""
+    """We report each trial ourselves, and use experimental parts and heartbeats without `optimize` knowingly."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with", UserWarning)

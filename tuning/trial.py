@@ -3,6 +3,7 @@
 import logging
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -21,7 +22,7 @@ from cifar_mlflow.run_directory import RunDirectory
 from cifar_mlflow.training.loop import History
 from tuning.storage import patiently
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("cifar_mlflow.tuning")
 
 VALUE = "val/accuracy"
 # What a second objective is called among the metrics of a run.
@@ -98,9 +99,16 @@ class TrainedTrial(pipeline.Search):
             named = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.objectives)
             logger.info("complete: %s", named)
 
-    def fail(self, reason: str, seconds: float) -> None:
-        """The settings are at fault: the search goes on without them."""
+    def fail(self, reason: str, seconds: float, cache_dir: Path) -> None:
+        """The settings are at fault: the search goes on without them, and their checkpoint is of no use."""
         run_id = self.trial.user_attrs.get("run_id")
+        if run_id:
+            client = mlflow.MlflowClient()
+            client.set_tag(run_id, "error", reason)
+            client.set_terminated(run_id, "FAILED")
+            directory = RunDirectory.of(cache_dir, run_id)
+            directory.acquire()
+            directory.remove()
         self._tell("error", reason)
         self._end(TrialState.FAIL, None, run_id, self.trained_epochs, seconds)
         logger.warning("failed: %s", reason)
@@ -114,7 +122,10 @@ class TrainedTrial(pipeline.Search):
         seconds: float,
     ) -> None:
         if run_id:
-            mlflow.MlflowClient().set_tag(run_id, "optuna.state", state.name)
+            client = mlflow.MlflowClient()
+            client.set_tag(run_id, "optuna.state", state.name)
+            if state != TrialState.COMPLETE:  # seen in every list of runs
+                client.update_run(run_id, name=f"trial-{self.trial.number:03} ({state.name.lower()})")
         self._tell("epochs", int(epochs))
         self._tell("seconds", seconds)
         self._patiently(
@@ -162,20 +173,15 @@ def run_trial(trial: TrainedTrial, config: TrainConfig, begun: bool) -> None:
     try:
         result = pipeline.train(config, resume, trial)
     except TrainingDivergedError as error:
-        trial.fail(str(error), time.monotonic() - start)
+        trial.fail(str(error), time.monotonic() - start, config.cache_dir)
     except CifarError:
         raise
     except Exception as error:
         if not is_out_of_memory(error):  # a defect: of ours, or of a library with these settings
             logger.exception("unexpected error")
-        trial.fail(first_line(error), time.monotonic() - start)
+        trial.fail(first_line(error), time.monotonic() - start, config.cache_dir)
     else:
         trial.conclude(result.run_id, result.metrics)
-        return
-    if run_id := trial.trial.user_attrs.get("run_id"):  # nobody will go on with it
-        directory = RunDirectory.of(config.cache_dir, run_id)
-        directory.acquire()
-        directory.remove()
 
 
 def finished_run(trial: TrainedTrial) -> Run | None:

@@ -114,7 +114,7 @@ class Worker:
                 name_lines_after(f"trial {trial.trial.number}")
                 try:
                     if begun and (reason := self._hopeless(trial.trial)):
-                        trial.fail(reason, 0.0)
+                        trial.fail(reason, 0.0, Path(self.orders.cache_dir))
                     else:
                         run_trial(trial, self._config(trial.trial), begun)
                 except TrialLostError as error:

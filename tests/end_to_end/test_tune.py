@@ -1,0 +1,251 @@
+"""A search from the outside: what is in MLflow after it, what it reads, and how it can be asked for."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+from mlflow.entities import Run
+
+from tests.end_to_end.conftest import Project, open_project
+
+# Trials of a second: few epochs of a narrow network.
+FEW = ("--epochs", "3", "--pruner", "asha")
+
+
+def search(project: Project, *arguments: str, code: int = 0) -> str:
+    return project.run("tune", *project.quick, *FEW, *arguments, code=code)
+
+
+def parent_of(project: Project) -> Run:
+    (run,) = [run for run in project.runs if run.data.tags["kind"] == "search"]
+    return run
+
+
+def trials_of(project: Project) -> list[Run]:
+    """The nested runs, by number of the trial."""
+    parent = parent_of(project).info.run_id
+    runs = [run for run in project.runs if run.data.tags.get("mlflow.parentRunId") == parent]
+    return sorted(runs, key=lambda run: int(run.data.tags["optuna.trial"]))
+
+
+def study_of(project: Project, name: str = "folder") -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{project.folder}/optuna.db")
+
+
+@pytest.fixture(scope="module")
+def untestable(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """Images whose test split cannot be read: whoever tries ends with an error."""
+    root = tmp_path_factory.mktemp("untestable")
+    shutil.copytree(images, root / "train")
+    for name in ("blue", "green", "red"):
+        (root / "test" / name).mkdir(parents=True)
+        (root / "test" / name / "damaged.png").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def searched(
+    tmp_path_factory: pytest.TempPathFactory, untestable: Path, empty_store: Path, shared_cache: Path
+) -> Iterator[tuple[Project, str]]:
+    """A finished search of 7 trials by two workers, on images whose test split cannot be read."""
+    folder = tmp_path_factory.mktemp("searched")
+    with open_project(folder, untestable, empty_store, shared_cache) as project:
+        yield project, search(project, "--trials", "7", "--workers", "2", "--threads", "2")
+
+
+@pytest.mark.slow
+def test_a_search_never_reads_the_test_split(searched: tuple[Project, str]) -> None:
+    project, _ = searched
+    assert len(trials_of(project)) == 7
+    assert not any(name.startswith("test/") for run in trials_of(project) for name in run.data.metrics)
+    output = project.train(code=1)  # the same data do not go unnoticed where the test split is read
+    assert "damaged.png" in output
+
+
+@pytest.mark.slow
+def test_each_trial_is_a_run_below_the_study_with_what_a_training_has(searched: tuple[Project, str]) -> None:
+    project, _ = searched
+    parent, trials = parent_of(project), trials_of(project)
+    assert parent.info.status == "FINISHED"
+    assert [run.data.tags["optuna.trial"] for run in trials] == [str(number) for number in range(7)]
+    for run, trial in zip(trials, study_of(project).trials, strict=True):
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["optuna.state"] == trial.state.name
+        assert (run.data.tags["optuna.sampler"], run.data.tags["optuna.pruner"]) == ("tpe", "asha")
+        assert trial.user_attrs["run_id"] == run.info.run_id
+        for name, value in trial.params.items():
+            assert run.data.params[name.partition(".")[0]] == str(value)
+        epochs = [m.value for m in project.client.get_metric_history(run.info.run_id, "val/accuracy")]
+        assert len(trial.intermediate_values) == run.data.metrics["epochs"] <= len(epochs)
+        assert project.artifacts(run.info.run_id) >= {
+            "learning_curves.png",
+            "val/confusion_matrix.png",
+            "history.csv",
+            "weights/model.safetensors",
+        }
+    assert {trial.state.name for trial in study_of(project).trials} <= {"COMPLETE", "PRUNED"}
+
+
+@pytest.mark.slow
+def test_the_study_s_run_says_what_was_found(searched: tuple[Project, str]) -> None:
+    project, output = searched
+    parent, study = parent_of(project), study_of(project)
+    best = study.best_trial
+    assert parent.data.tags["best.run_id"] == best.user_attrs["run_id"]
+    assert float(parent.data.tags["best.value"]) == best.value
+    assert parent.data.params["sampler"] == "tpe"
+    table = pd.read_csv(project.client.download_artifacts(parent.info.run_id, "search/trials.csv"))
+    assert len(table) == 7
+    assert project.artifacts(parent.info.run_id) >= {
+        "search/history.png",
+        "search/study.html",
+        "search/space.yaml",
+        "data/samples.png",
+    }
+    assert best.user_attrs["run_id"] in output
+    assert "cifar-mlflow train" in output
+
+
+@pytest.mark.slow
+def test_the_first_trial_is_the_recipe(searched: tuple[Project, str]) -> None:
+    project, _ = searched
+    first = study_of(project).trials[0]
+    assert first.user_attrs["origin"] == "recipe cnn"
+    assert (first.params["lr.sgd"], first.params["dropout"]) == (0.05, 0.1)
+
+
+@pytest.mark.slow
+def test_the_same_command_again_finds_the_work_done_and_more_trials_go_on(
+    searched: tuple[Project, str],
+) -> None:
+    project, _ = searched
+    before = [run.info.run_id for run in trials_of(project)]
+    assert "has 7 trials already" in search(project, "--trials", "7")
+    output = search(project, "--trials", "8", "--retrain-best", code=1)  # which reads the test split
+    assert "damaged.png" in output
+    after = [run.info.run_id for run in trials_of(project) if "retrained" not in run.data.tags]
+    assert after[:7] == before
+    assert len(after) == 8
+    assert not [run for run in project.runs if run.info.status == "RUNNING"]
+
+
+@pytest.mark.slow
+def test_a_study_is_not_mixed_with_other_settings(searched: tuple[Project, str]) -> None:
+    project, _ = searched
+    for different in (("--epochs", "4"), ("--sampler", "random"), ("--crop-padding", "2")):
+        output = search(project, *different, code=2)
+        assert "was begun with other settings" in output
+        assert different[0][2:].replace("-", "_") in output
+
+
+@pytest.mark.slow
+def test_the_past_is_used_and_the_winner_trained_again(project: Project) -> None:
+    """Earlier runs count as trials, a run is tried first, a space narrows, and the best is tested once."""
+    earlier = ("--label-smoothing", "0.1", "--dropout", "0.3", "--optimizer", "adamw", "--lr", "0.004")
+    project.train(*earlier)
+    project.train("--val-size", "0.2")  # another split: not comparable
+    (other, run) = project.runs
+    project.folder.joinpath("space.yaml").write_text(
+        "optimizer: [sgd, adamw]\n"
+        "lr:\n"
+        "  - {low: 0.01, high: 0.2, log: true, when: {optimizer: sgd}}\n"
+        "  - {low: 0.001, high: 0.01, log: true, when: {optimizer: adamw}}\n"
+        "dropout: {low: 0.0, high: 0.5}\n"
+        "label_smoothing: [0.0, 0.1]\n"
+        "replace: true\n"
+    )
+    output = search(
+        project,
+        *("--space", "space.yaml", "--warm-start", "cifar10", "--enqueue", run.info.run_id),
+        *("--trials", "2", "--pruner", "none", "--sampler", "random", "--study", "with a past"),
+        *("--retrain-best", "--retrain-seeds", "2"),
+    )
+    study = study_of(project, "with a past")
+    past, recipe, enqueued = study.trials
+    assert past.user_attrs["run_id"] == run.info.run_id
+    assert (past.user_attrs["origin"], past.value) == ("earlier run", run.data.metrics["val/accuracy"])
+    assert recipe.user_attrs["origin"] == "recipe cnn"
+    assert enqueued.user_attrs["origin"] == f"run {run.info.run_id}"
+    assert enqueued.params == past.params
+    assert enqueued.params == {
+        "optimizer": "adamw", "lr.adamw": 0.004, "dropout": 0.3, "label_smoothing": 0.1,
+    }  # fmt: skip
+    assert other.info.run_id not in output
+
+    parent = parent_of(project)
+    retrained = [run for run in project.runs if "retrained" in run.data.tags]
+    assert [run.data.params["seed"] for run in reversed(retrained)] == ["0", "1"]
+    for run in retrained:
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["validation"] == "none: trained on all images"
+        assert "test/accuracy" in run.data.metrics
+    accuracies = [run.data.metrics["test/accuracy"] for run in retrained]
+    assert parent.data.metrics["test/accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert "test/accuracy_std" in parent.data.metrics
+
+    search(  # again: what is done is not done twice
+        project,
+        *("--space", "space.yaml", "--trials", "2", "--pruner", "none", "--sampler", "random"),
+        *("--study", "with a past", "--retrain-best", "--retrain-seeds", "2"),
+    )
+    assert len([run for run in project.runs if "retrained" in run.data.tags]) == 2
+
+
+@pytest.mark.slow
+def test_two_objectives_end_in_a_pareto_front(project: Project) -> None:
+    output = search(
+        project,
+        *("--pruner", "none", "--second-objective", "latency", "--epochs-budget", "6", "--sampler", "qmc"),
+    )
+    trials = trials_of(project)
+    assert len(trials) == 2  # of three epochs each
+    for run, trial in zip(trials, study_of(project).trials, strict=True):
+        assert trial.values == [run.data.metrics["val/accuracy"], run.data.metrics["latency_ms"]]
+        assert trial.values[1] > 0
+    assert "search/pareto_front.png" in project.artifacts(parent_of(project).info.run_id)
+    assert "latency_ms" in output
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_in_a_trial_is_that_trial_s_failure(project: Project) -> None:
+    """A rate at which the loss becomes NaN, and a network that does not fit into memory."""
+    project.folder.joinpath("space.yaml").write_text("lr: [0.05, 10.0]\nreplace: true\n")
+    diverging = ("--sampler", "grid", "--space", "space.yaml", "--momentum", "0.99", "--warmup", "0")
+    search(project, *diverging, "--schedule", "constant", "--pruner", "none", "--epochs", "12")
+    states = {trial.params["lr"]: trial.state.name for trial in study_of(project).trials}
+    assert states == {0.05: "COMPLETE", 10.0: "FAIL"}
+    (failed,) = [run for run in trials_of(project) if run.data.tags["optuna.state"] == "FAIL"]
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["error"].startswith("the ")
+    assert parent_of(project).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--sampler", "annealing"), "sampler"),
+        (("--trials", "0"), "trials: Input should be greater than or equal to 1 (got '0')"),
+        (("--storage", "nowhere"), "storage: nowhere is not a database URL"),
+        (("--space", "missing.yaml"), "missing.yaml"),
+        (("--second-objective", "latency", "--pruner", "asha"), "--pruner none"),
+        (("--sampler", "cmaes", "--pruner", "hyperband"), "cmaes"),
+        (("--sampler", "grid"), "grid"),
+        (("--val-size", "0"), "val_size"),
+        (("--enqueue", "f" * 32), "enqueue"),
+        (("--warm-start", "nothing"), "warm_start: there is no experiment 'nothing'"),
+        (
+            ("--storage", "postgresql+psycopg://u:secret@127.0.0.1:9/x"),
+            "--storage postgresql+psycopg://u:***@",
+        ),
+    ],
+)
+def test_a_wrong_search_is_refused_before_the_first_trial(
+    project: Project, arguments: tuple[str, ...], complaint: str
+) -> None:
+    output = project.run("tune", "--dataset", "folder", "--data-dir", str(project.images), *arguments, code=2)
+    assert complaint in output
+    assert "secret" not in output
+    assert not [run for run in project.runs if run.info.status == "RUNNING"]
