@@ -109,7 +109,7 @@ def test_a_photo_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
         ("L", 100, "png", (100, 100, 100)),
         ("P", 0, "gif", (0, 0, 0)),
         ("I;16", 0x8000, "png", (128, 128, 128)),
-        ("CMYK", (0, 0, 0, 255), "tif", (0, 0, 0)),
+        ("CMYK", (0, 0, 0, 255), "jpg", (0, 0, 0)),
         ("RGB", GREEN, "webp", GREEN),
         ("RGB", (8, 16, 24), "bmp", (8, 16, 24)),
     ],

@@ -1,0 +1,268 @@
+"""From the bytes of a picture to what a model is fed; the same code for training folders and for requests.
+
+The bytes are a stranger's. So their size, and what the picture declares, are checked before any pixel is
+decoded, and whatever is wrong with them ends as `BadImage`. Colour profiles (ICC) are ignored: the values of
+a file are taken for sRGB, as every data set that a model was trained on takes them.
+"""
+
+import binascii
+import io
+import math
+import re
+import struct
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+Fit = Literal["crop", "squash"]
+
+MAX_BYTES = 16 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_SIDE = 65_535  # what JPEG and GIF can hold; the filter of a resize needs memory by the length of a side
+MAX_RLE_PIXELS = 1_000_000  # Pillow decodes these in Python: 0.1 s
+MAX_JPEG_SCANS = 50  # a progressive JPEG has some 10; 26 bytes are enough for one more pass over all pixels
+MAX_JPEG_SEGMENTS = 1_000
+MAX_PNG_INFLATED = 50  # compressed texts and profiles; Pillow lets each inflate to 1 MB
+
+EXIF_ORIENTATION = 0x0112
+WANTED = "use a JPEG, PNG, WebP, BMP or GIF"
+
+
+class BadImage(ValueError):  # noqa: N818 - says what it is about
+    """The bytes are no picture that can be classified. `code` is for programs, `str()` for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class _Jpeg(JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Not needed, and Pillow warns of damaged EXIF: warnings cannot be silenced in one thread alone."""
+
+
+# Not Image.open(): it also looks for further pictures within a JPEG, and warns of large ones.
+_READERS: dict[str, type[ImageFile.ImageFile]] = {
+    "JPEG": _Jpeg,
+    "PNG": PngImageFile,
+    "WebP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+}
+_SIGNATURES = {
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "WebP": rb"RIFF....WEBP",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "HEIC, AVIF or video": rb"....ftyp",
+    "PDF": rb"%PDF",
+    "SVG": rb"\s*<(\?xml|!DOCTYPE svg|svg)",
+    "EPS": rb"%!PS",
+    "ICO": rb"\0\0\x01\0",
+    "PSD": rb"8BPS",
+}
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+_TURNS = {  # EXIF orientation: what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BASE64URL = bytes.maketrans(b"-_", b"+/")
+
+
+def image_bytes(value: object) -> bytes:
+    """The bytes that a cell of a table holds: bytes as they are, or text of base64 or of a data URL.
+
+    Base64 may use either alphabet (`+/` or `-_`), contain white space and lack its padding.
+
+    Raises:
+        BadImage: nothing there, another type, no base64, or more than MAX_BYTES (found before decoding).
+    """
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, str):
+        return _from_base64(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise BadImage("missing_image", "There is no picture: the value is missing (null or NaN).")
+    kind = type(value).__name__
+    raise BadImage("wrong_type", f"A picture is given as bytes or as base64 text, not as {kind}.")
+
+
+def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
+    """uint8 (size, size, 3) RGB: upright, over white, its middle square ("crop") or all of it ("squash").
+
+    Of an animation the first frame counts. A picture of size x size keeps its very pixels; any other is
+    resized with antialiasing (bicubic), a large JPEG from a decoding at 1/2, 1/4 or 1/8 of its scale that has
+    at least 2 x size pixels on the shorter side. Of 16 bits a channel the upper 8 count.
+
+    Raises:
+        BadImage: too large, of another format, cut short, damaged, or made to keep the decoder busy.
+    """
+    if not data:
+        raise BadImage("empty_image", "The picture is empty (0 bytes).")
+    if len(data) > MAX_BYTES:
+        raise _too_many_bytes()
+    kind = _kind(data)
+    _check_effort(data, kind)
+    try:
+        image = _READERS[kind](io.BytesIO(data))
+        _check_size(image)
+        return _prepare(image, size, fit)
+    except BadImage:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        # Pillow's own bound, which a frame larger than its GIF meets before we see the size.
+        raise BadImage("too_many_pixels", f"The picture has more than {MAX_PIXELS:,} pixels.") from None
+    except Exception:
+        # Whatever Pillow's parsers trip over comes out as it is; and its text may repeat some of the file.
+        raise BadImage(
+            "truncated_image",
+            f"The {kind} cannot be decoded: it is cut short, damaged, or of a rare variant.",
+        ) from None
+
+
+def _from_base64(text: str) -> bytes:
+    if text[:5].lower() == "data:":
+        header, _, text = text.partition(",")
+        if not header.lower().endswith(";base64"):
+            raise BadImage("not_base64", "A data URL of a picture begins like data:image/png;base64,")
+    try:
+        digits = text.encode("ascii").translate(_BASE64URL, b" \t\r\n\v\f")
+        if len(digits) * 3 // 4 > MAX_BYTES + 2:  # the padding
+            raise _too_many_bytes()
+        if b"=" not in digits:
+            digits += b"=" * (-len(digits) % 4)
+        return binascii.a2b_base64(digits, strict_mode=True)
+    except (UnicodeEncodeError, binascii.Error):
+        raise BadImage(
+            "not_base64", "The text is not base64; send the bytes of the picture as base64 or as a data URL."
+        ) from None
+
+
+def _too_many_bytes() -> BadImage:
+    return BadImage("too_many_bytes", f"The picture has more than {MAX_BYTES // 2**20} MB.")
+
+
+def _kind(data: bytes) -> str:
+    for kind, signature in _SIGNATURES.items():
+        if re.match(signature, data, re.DOTALL):
+            if kind in _READERS:
+                return kind
+            raise BadImage("unsupported_format", f"{kind} is not supported; {WANTED}.")
+    raise BadImage("not_an_image", f"This is not a picture; {WANTED}.")
+
+
+def _check_effort(data: bytes, kind: str) -> None:
+    """Refuse a file within the bounds of size that would still keep the decoder busy for minutes."""
+    inflated = sum(map(data.count, (b"iCCP", b"iTXt", b"zTXt"))) if kind == "PNG" else 0
+    if inflated > MAX_PNG_INFLATED or (kind == "JPEG" and _has_too_many_scans(data)):
+        raise BadImage("too_complex", f"The {kind} has too many parts for a picture.")
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    """Follows the markers as the decoder does: past the content of segments, up to the end of the picture."""
+    scans, position = 0, 2
+    for _ in range(MAX_JPEG_SEGMENTS):
+        marker = _JPEG_MARKER.search(data, position)
+        if marker is None or marker[1] == b"\xd9":
+            return scans > MAX_JPEG_SCANS
+        scans += marker[1] == b"\xda"
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return True
+
+
+def _check_size(image: ImageFile.ImageFile) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        bounds = f"at most {MAX_PIXELS:,}, and {MAX_SIDE:,} on a side, are taken"
+        raise BadImage("too_many_pixels", f"The picture has {width} x {height} pixels; {bounds}.")
+    if image.info.get("compression") in (1, 2) and width * height > MAX_RLE_PIXELS:
+        raise BadImage(
+            "too_many_pixels",
+            f"The picture has {width} x {height} pixels; of a compressed BMP {MAX_RLE_PIXELS:,} are taken.",
+        )
+
+
+def _prepare(image: ImageFile.ImageFile, size: int, fit: Fit) -> np.ndarray:
+    width, height = image.size
+    drafted = image.draft(None, (2 * size, 2 * size))
+    scale = width / drafted[1][2] if drafted else 1
+    _correct_transparent_colour(image)
+    image.load()
+    orientation = _orientation(image.info.get("exif"))
+    wanted = _middle_square(width, height, orientation) if fit == "crop" else (0, 0, width, height)
+    left, top, right, bottom = (edge / scale for edge in wanted)  # of a draft these may lie within a pixel
+    x, y = math.floor(left), math.floor(top)
+    part = _rgb(image.crop((x, y, math.ceil(right), math.ceil(bottom))))
+    box = (left - x, top - y, right - x, bottom - y)
+    small = part.resize((size, size), Image.Resampling.BICUBIC, box)
+    turn = _TURNS.get(orientation)
+    return np.array(small if turn is None else small.transpose(turn))
+
+
+def _middle_square(width: int, height: int, orientation: int) -> tuple[int, int, int, int]:
+    """Where it does not divide evenly, the same pixel is lost as of the picture stored upright."""
+    side = min(width, height)
+    left = (width - side + (orientation in (2, 3, 7, 8))) // 2
+    top = (height - side + (orientation in (3, 4, 6, 7))) // 2
+    return left, top, left + side, top + side
+
+
+def _correct_transparent_colour(image: ImageFile.ImageFile) -> None:
+    """To 8 bits, as Pillow does with the pixels of a PNG but not with the colour that stands for nothing."""
+    if "transparency" not in image.info:
+        return
+    depth, colour = image.tile[0][3], image.info["transparency"]
+    if depth == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+    elif depth in ("L;2", "L;4"):
+        image.info["transparency"] = colour * (85 if depth == "L;2" else 17)
+
+
+def _orientation(exif: object) -> int:
+    """1 to 8; 1 also without EXIF or if it is damaged, of which Pillow's own reader would warn."""
+    if not isinstance(exif, bytes):
+        return 1
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = "<" if tiff[:2] == b"II" else ">"
+    try:
+        (start,) = struct.unpack_from(order + "I", tiff, 4)
+        (entries,) = struct.unpack_from(order + "H", tiff, start)
+        for entry in range(entries):
+            tag, value = struct.unpack_from(order + "H6xH", tiff, start + 2 + 12 * entry)
+            if tag == EXIF_ORIENTATION:
+                return int(value)
+    except struct.error:
+        pass
+    return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I;16":  # convert() would clip it at 255
+        gray = np.asarray(image)
+        eight_bits = (gray >> 8).astype(np.uint8)
+        if (colour := image.info.get("transparency")) is not None:
+            eight_bits[gray == colour] = 255
+        return Image.fromarray(eight_bits).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
