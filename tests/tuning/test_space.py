@@ -34,6 +34,7 @@ optimizer:
   - {values: [sgd, muon], when: {model: cnn}}
   - {values: [sgd, adamw], when: {model: [vgg11]}}
 aux_lr: {low: 0.01, high: 1, log: true, when: {optimizer: muon}}
+mixup: {values: [0.1, 0.2], when: {optimizer: [sgd, adamw, muon]}}
 momentum:
   - {low: 0.5, high: 0.9, when: {optimizer: [sgd, muon], model: cnn}}
   - {values: [0.8, 0.9], when: {optimizer: [sgd], model: vgg11}}
@@ -195,18 +196,23 @@ def test_what_depends_on_a_setting_that_does_not_apply_does_not_apply_either(rea
     seen = [chosen for chosen, _ in ask(space, 60)]
     resnets = [chosen for chosen in seen if chosen["model"] == "resnet34"]
     assert resnets
-    assert not any({"optimizer", "momentum", "aux_lr"} & set(chosen) for chosen in resnets)
+    assert not any({"optimizer", "momentum", "aux_lr", "mixup"} & set(chosen) for chosen in resnets)
+    assert all("mixup" in chosen for chosen in seen if chosen["model"] != "resnet34")
     assert {chosen["momentum"] for chosen in seen if chosen.get("optimizer") == "adamw"} == {0.95}
     assert {chosen.get("optimizer") for chosen in seen if "aux_lr" in chosen} == {"muon"}
 
 
 def test_the_order_of_a_file_makes_no_difference(read: Any) -> None:
+    space = read(EVERY_KIND)
     forms = yaml.safe_load(EVERY_KIND)
-    backwards = yaml.safe_dump(dict(reversed(list(forms.items()))), sort_keys=False)
-    one, other = read(EVERY_KIND), read(backwards)
-    assert one == other
-    assert [chosen for chosen, _ in ask(one, 10)] == [chosen for chosen, _ in ask(other, 10)]
-    assert [list(chosen) for chosen, _ in ask(one, 10)] == [list(chosen) for chosen, _ in ask(other, 10)]
+    for other_order in (
+        yaml.safe_dump(forms),
+        yaml.safe_dump(dict(reversed(forms.items())), sort_keys=False),
+    ):
+        other = read(other_order)
+        assert other == space
+        for (chosen, _), (chosen_by_other, _) in zip(ask(space, 10), ask(other, 10), strict=True):
+            assert list(chosen.items()) == list(chosen_by_other.items())
 
 
 # Settings that the command line has fixed
@@ -370,6 +376,7 @@ def test_whole_numbers_stay_whole(read: Any) -> None:
             "cutout: {low: 0, high: 16, step: 0.5}",
             "cutout: step must divide the range from 0 to 16 (got 0.5)",
         ),
+        ("cutout: {low: 0, high: 16, step: -4}", "cutout: step must divide the range from 0 to 16 (got -4)"),
         ("cutout: {low: 0, high: 16, step: 0}", "cutout: step must divide the range from 0 to 16 (got 0)"),
         ("lr: {low: 0.1, high: 0.5, step: x}", "lr: step must divide the range from 0.1 to 0.5 (got 'x')"),
         ("lr: {low: 0.1}", "lr: high is missing"),
@@ -513,6 +520,7 @@ def test_a_grid_goes_through_all_combinations(read: Any) -> None:
         lr: [0.05, 0.1]
         warmup: {low: 0.1, high: 0.3, step: 0.1}
         cutout: {low: 0, high: 8, step: 8}
+        width: {values: [0.5, 1], when: {optimizer: sgd}}
         aux_lr: 0.3
         """
     )
@@ -522,10 +530,11 @@ def test_a_grid_goes_through_all_combinations(read: Any) -> None:
         "lr": [0.05, 0.1],
         "warmup": [0.1, 0.2, 0.3],
         "cutout": [0, 8],
+        "width": [0.5, 1.0],
     }
     study = optuna.create_study(sampler=GridSampler(grid))
     study.optimize(lambda trial: float(len(space.suggest(trial))), n_trials=100)
-    assert len({tuple(trial.params.items()) for trial in study.trials}) == len(study.trials) == 24
+    assert len({tuple(trial.params.items()) for trial in study.trials}) == len(study.trials) == 48
     for trial in study.trials:
         assert set(trial.params) == set(grid)
 
