@@ -141,8 +141,8 @@ def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
 
 def _from_base64(text: str) -> bytes:
     if text[:5].lower() == "data:":
-        header, _, text = text.partition(",")
-        if not header.lower().endswith(";base64"):
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
             raise BadImage("not_base64", "A data URL of a picture begins like data:image/png;base64,")
     try:
         digits = text.encode("ascii").translate(_BASE64URL, b" \t\r\n\v\f")
