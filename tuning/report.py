@@ -1,0 +1,259 @@
+"""What a search shows: tables, pictures and an interactive page in the MLflow run of the study, and a
+leaderboard for the terminal."""
+
+import re
+import shlex
+import textwrap
+import warnings
+from collections import Counter
+from typing import Any, Protocol
+
+import optuna
+import pandas as pd
+from matplotlib.figure import Figure
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial, TrialState
+
+from tuning.history import EARLIER
+from tuning.page import study_page
+from tuning.pictures import PICTURES, left_out
+from tuning.results import best_trials, compact
+from tuning.storage import patiently
+from tuning.worker import own_trials
+
+__all__ = ["best_trials", "leaderboard", "log_study", "reproduce_command", "trials_table"]
+
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+NOTES = ("epochs", "seconds", "run_id", "origin", "error")  # that a trial has beside its parameters
+SHOWN = 5  # of the best trials
+
+
+class StudySink(Protocol):
+    """Whoever takes the pictures and tables: the MLflow run of the study."""
+
+    def log_figure(self, figure: Figure, path: str) -> None: ...
+    def log_json(self, values: Any, path: str) -> None: ...
+    def log_text(self, text: str, path: str) -> None: ...
+    def log_csv(self, table: pd.DataFrame, path: str, *, index: bool = False) -> None: ...
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
+    def set_tags(self, tags: dict[str, Any]) -> None: ...
+
+
+def log_study(sink: StudySink, study: optuna.Study) -> None:
+    """Log all that is known of a study, whatever its trials have come to; what was logged before is replaced.
+
+    Raises:
+        CifarError: the storage of the study does not answer.
+    """
+    study = _snapshot(study)
+    sink.log_csv(trials_table(study), "search/trials.csv")
+    best = best_trials(study, SHOWN)
+    if best:
+        facts = _facts(study, best[0])
+        if len(study.directions) > 1:
+            facts["pareto_front"] = [_facts(study, trial) for trial in best_trials(study, len(study.trials))]
+        sink.log_json(facts, "search/best.json")
+    missing = left_out(study)
+    for name, picture in PICTURES.items():
+        if name not in missing:
+            sink.log_figure(picture(study), f"search/{name}.png")
+    page = study_page(study, _summary(study), _best_table(study, best), _commands(best))
+    sink.log_text(page, "search/study.html")
+    sink.set_tags({**_tags(study, best), "mlflow.note.content": _description(study, best)})
+    trials = own_trials(study.get_trials(deepcopy=False))
+    metrics = {
+        "trials": len(trials),
+        "epochs": sum(trial.user_attrs.get("epochs", trial.last_step or 0) for trial in trials),
+    }
+    for trial in best[:1]:
+        metrics |= {f"best/{name}": value for name, value in _values(study, trial).items()}
+    finished = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+    sink.log_metrics(metrics, step=finished)
+
+
+def trials_table(study: optuna.Study) -> pd.DataFrame:
+    """One row a trial. Only complete trials have a value: how far a pruned one came is in its own run."""
+    trials = study.get_trials(deepcopy=False)
+    names = sorted({name for trial in trials for name in trial.params})
+    rows = [
+        {
+            "number": trial.number,
+            "state": STATES[trial.state],
+            **_values(study, trial),
+            **{name: trial.user_attrs.get(name) for name in NOTES},
+            **trial.params,
+        }
+        for trial in trials
+    ]
+    objectives = study.user_attrs["objectives"]
+    # A whole number stays one beside trials without it.
+    table = pd.DataFrame(rows, columns=["number", "state", *objectives, *NOTES, *names], dtype=object)
+    return table.astype({"number": int, "epochs": "Int64", **dict.fromkeys([*objectives, "seconds"], float)})
+
+
+def leaderboard(study: optuna.Study, count: int = SHOWN) -> str:
+    """The best trials and how to do each of them again, for the terminal."""
+    best = best_trials(study, count)
+    if not best:
+        return _summary(study)
+    table = _best_table(study, best)
+    params = table.pop("hyperparameters")
+    head, *rows = table.to_string(index=False).split("\n")
+    first = study.user_attrs["objectives"][0]
+    kind = "The best" if len(study.directions) == 1 else "The Pareto front"
+    lines = [_summary(study), f"{kind} by {first}, all values of the validation split:", "", head]
+    for row, text in zip(rows, params, strict=True):
+        lines += [row, textwrap.indent(textwrap.fill(text, 100, break_on_hyphens=False), 6 * " ")]
+    lines += ["", "The same training again, and tested:"]
+    lines += [f"  {rank}: {command}" for rank, command in enumerate(_commands(best), 1)]
+    return "\n".join(lines)
+
+
+def reproduce_command(settings: dict[str, Any]) -> str:
+    """The command line of a training with exactly these settings given."""
+    words = ["cifar-mlflow", "train"]
+    for name in sorted(settings, key=lambda name: (name != "model", name)):
+        value = settings[name]
+        if value is None:  # not given
+            continue
+        if isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
+        elif isinstance(value, bool):
+            value = str(value).lower()
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _snapshot(study: optuna.Study) -> optuna.Study:
+    """A copy in memory: other workers may go on while all of the tables and pictures are made."""
+    trials = patiently(lambda: study.get_trials(deepcopy=False))
+    attributes = patiently(lambda: study.user_attrs)
+    copy = optuna.create_study(
+        study_name=study.study_name,
+        directions=study.directions,
+        storage=optuna.storages.InMemoryStorage(),
+    )
+    copy.add_trials(trials)
+    for name, value in attributes.items():
+        copy.set_user_attr(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        copy.set_metric_names(attributes["objectives"])
+    return copy
+
+
+def _values(study: optuna.Study, trial: FrozenTrial) -> dict[str, float]:
+    """By the names of the objectives. What Optuna calls the value of a pruned trial is its last report."""
+    if trial.state != TrialState.COMPLETE:
+        return {}
+    return dict(zip(study.user_attrs["objectives"], trial.values, strict=True))
+
+
+def _facts(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+    settings = trial.user_attrs.get("settings")
+    return {
+        "trial": trial.number,
+        "values": _values(study, trial),
+        "run_id": trial.user_attrs.get("run_id"),
+        "params": trial.params,
+        "settings": settings,
+        "command": settings and reproduce_command(settings),
+    }
+
+
+def _commands(trials: list[FrozenTrial]) -> list[str]:
+    return [reproduce_command(trial.user_attrs["settings"]) for trial in trials]
+
+
+def _summary(study: optuna.Study) -> str:
+    """One sentence."""
+    trials = study.get_trials(deepcopy=False)
+    own = own_trials(trials)
+    counts = Counter(trial.state for trial in own)
+    states = ", ".join(f"{counts[state]} {name}" for state, name in STATES.items() if counts[state])
+    earlier = sum(trial.user_attrs.get("origin") == EARLIER for trial in trials)
+    also = f", and {earlier} earlier runs" * bool(earlier)
+    return f"Search {study.study_name}: {len(own)} trials ({states}){also}.".replace(" ()", "")
+
+
+def _best_table(study: optuna.Study, trials: list[FrozenTrial]) -> pd.DataFrame:
+    """The best trials, as texts."""
+    return pd.DataFrame(
+        {
+            "rank": str(rank),
+            "trial": str(trial.number),
+            **{name: _text(value) for name, value in _values(study, trial).items()},
+            "epochs": str(trial.user_attrs.get("epochs", "")),
+            "run": trial.user_attrs.get("run_id") or "",
+            "hyperparameters": " ".join(f"{name}={text}" for name, text in compact(trial.params).items()),
+        }
+        for rank, trial in enumerate(trials, 1)
+    )
+
+
+def _text(value: float) -> str:
+    """An accuracy, milliseconds, or a count."""
+    if value < 1:
+        return f"{value:.4f}"
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _tags(study: optuna.Study, best: list[FrozenTrial]) -> dict[str, Any]:
+    trials = study.get_trials(deepcopy=False)
+    counts = Counter(trial.state for trial in own_trials(trials))
+    tags: dict[str, Any] = {
+        f"trials.{STATES[state]}": counts[state]
+        for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    }
+    for trial in best[:1]:
+        tags |= {
+            "best.run_id": trial.user_attrs.get("run_id"),
+            "best.trial": trial.number,
+            "best.value": trial.values[0],
+        }
+        # A former best trial may have had parameters that this one has not.
+        names = sorted({name for other in trials for name in other.params})
+        tags |= {f"best.{_tag_name(name)}": trial.params.get(name, "not set") for name in names}
+    return tags
+
+
+def _tag_name(name: str) -> str:
+    """MLflow allows few characters: `width.model=cnn+fast` is not a name to it."""
+    return re.sub(r"[^\w.\- /]", "_", name)
+
+
+def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
+    """What the page of the run says above all its numbers, in Markdown."""
+    parts = [f"**{_summary(study)}** All values are of the validation split."]
+    if best:
+        values = ", ".join(f"{name} **{_text(value)}**" for name, value in _values(study, best[0]).items())
+        table = _best_table(study, best)
+        rows: list[list[str]] = [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
+        parts += [
+            f"Best: {values}, trial {best[0].number}, run `{best[0].user_attrs.get('run_id')}`",
+            f"```\n{_commands(best)[0]}\n```",
+            "\n".join(f"| {' | '.join(row)} |" for row in rows),
+        ]
+    if searched := _searched(study):
+        parts.append("Searched:\n" + "\n".join(f"- `{name}`: {values}" for name, values in searched.items()))
+    parts.append("All trials and pictures are in the artifacts below `search/`, to explore in `study.html`.")
+    return "\n\n".join(parts)
+
+
+def _searched(study: optuna.Study) -> dict[str, str]:
+    """The values that each parameter could have, in the last trial that had it."""
+    found = {}
+    for trial in study.get_trials(deepcopy=False):
+        for name, domain in trial.distributions.items():
+            if isinstance(domain, CategoricalDistribution):
+                found[name] = ", ".join(map(str, domain.choices))
+            elif isinstance(domain, FloatDistribution | IntDistribution):
+                found[name] = f"{domain.low:g} to {domain.high:g}{' (log)' * domain.log}"
+    return dict(sorted(found.items()))
