@@ -118,3 +118,5 @@ def work_together(
     for worker in workers:
         if worker.error:
             raise CifarError(worker.error.strip())
+        if worker.returncode and not stop.signum:
+            raise CifarError(f"a worker ended with exit code {worker.returncode}; its last lines say why")

@@ -19,8 +19,6 @@ logger = logging.getLogger("cifar_mlflow.tuning")
 EARLIER = "earlier run"
 # Settings that say where and under which name a training runs; its result does not depend on them.
 PLACES = ("data_dir", "cache_dir", "mirrors", "device", "threads", "experiment", "run_name", "test", "tta")
-# What makes validation accuracies comparable, beside the digest of the data.
-SPLIT = ("val_size", "split_seed", "image_size")
 
 
 def first_tries(
@@ -42,8 +40,9 @@ def first_tries(
     for run_id in enqueued:
         settings = settings_of(_run(run_id)).model_dump(mode="json")
         params = space.params_of(settings)
-        if params is None:
-            raise UsageError(f"enqueue: run {run_id} lies outside of the space: {space.misfit(settings)}")
+        misfit = space.misfit(settings) or other_settings(space, settings, fixed)
+        if params is None or misfit:
+            raise UsageError(f"enqueue: run {run_id} lies outside of the space: {misfit}")
         tries.append({"params": params, "origin": f"run {run_id}"})
     return tries
 
@@ -51,7 +50,6 @@ def first_tries(
 def earlier_trials(
     experiment: str,
     space: Space,
-    base: TrainConfig,
     fixed: dict[str, Any],
     digest: str,
     study: optuna.Study,
@@ -71,14 +69,14 @@ def earlier_trials(
     for run in _all_runs(client, found.experiment_id, query):
         if run.info.run_id in known:
             continue
-        trial = _as_trial(run, space, base, fixed, study.user_attrs["objectives"])
+        trial = _as_trial(run, space, fixed, study.user_attrs["objectives"])
         if trial is None:
             left_out += 1
         else:
             trials.append(trial)
     logger.info(
         "Warm start: %d earlier runs on the same data; %d left out (another split, pruned, without a value, "
-        "or outside of the space)",
+        "or with settings that are not searched)",
         len(trials),
         left_out,
     )
@@ -95,6 +93,15 @@ def settings_of(run: Run) -> TrainConfig:
     return validate(TrainConfig, values)
 
 
+def other_settings(space: Space, settings: dict[str, Any], fixed: dict[str, Any]) -> str | None:
+    """What a training has that is not searched, and that a trial of its model would have otherwise."""
+    usual = resolve_train_config({**fixed, "model": settings["model"]}).model_dump(mode="json")
+    free = {*space.settings, *PLACES, "epochs", "seed", "recipe", "patience"}
+    differing = [name for name in settings if name not in free and settings[name] != usual[name]]
+    named = ", ".join(f"{name} is {settings[name]} and would be {usual[name]}" for name in differing)
+    return named or None
+
+
 def given_settings(config: TrainConfig) -> dict[str, Any]:
     """What has to be given beside the model for a training to have these settings."""
     names = {"model": config.model, **({"recipe": config.recipe} if config.recipe else {})}
@@ -107,17 +114,13 @@ def given_settings(config: TrainConfig) -> dict[str, Any]:
     return {**names, **differing}
 
 
-def _as_trial(
-    run: Run, space: Space, base: TrainConfig, fixed: dict[str, Any], objectives: list[str]
-) -> FrozenTrial | None:
+def _as_trial(run: Run, space: Space, fixed: dict[str, Any], objectives: list[str]) -> FrozenTrial | None:
     try:
         config = settings_of(run)
-    except UsageError:  # of a version with other settings
+        settings = config.model_dump(mode="json")
+        same = other_settings(space, settings, fixed) is None
+    except UsageError:  # of a version with other settings, or of a model that what is given does not fit
         return None
-    settings, ours = config.model_dump(mode="json"), base.model_dump(mode="json")
-    same = all(settings[name] == ours[name] for name in SPLIT) and all(
-        settings[name] == value for name, value in fixed.items() if name not in (*PLACES, "recipe", "seed")
-    )
     complete = run.data.tags.get("optuna.state", "COMPLETE") == "COMPLETE" and all(
         name in run.data.metrics for name in objectives
     )

@@ -1,5 +1,7 @@
 """Samplers and pruners by the names that the command line has for them."""
 
+from typing import Any
+
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import (
     BaseSampler,
@@ -20,6 +22,13 @@ from tuning.space import Space
 REDUCTION = 3
 
 
+class Grid(GridSampler):
+    """Optuna's grid, which is asked whether it is exhausted; its own way to say so needs `study.optimize`."""
+
+    def after_trial(self, *arguments: Any) -> None:
+        pass
+
+
 def build_sampler(search: SearchConfig, space: Space, seed: int) -> BaseSampler:
     """The sampler of a study.
 
@@ -37,7 +46,7 @@ def build_sampler(search: SearchConfig, space: Space, seed: int) -> BaseSampler:
         case "gp":
             return GPSampler(seed=seed, warn_independent_sampling=False)
         case "grid":
-            return GridSampler(space.grid())
+            return Grid(space.grid())
         case "qmc":
             return QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
 

@@ -161,7 +161,7 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def quiet() -> None:
-    """We report each trial ourselves, and use experimental parts and heartbeats without `optimize` knowingly."""
+    """Optuna reports each trial; we do it ourselves. What it warns of here is meant so."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with", UserWarning)

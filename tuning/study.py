@@ -66,6 +66,11 @@ class Plan:
         second = self.search.second_objective
         return [VALUE] if second == "none" else [VALUE, SECOND_OBJECTIVES[second]]
 
+    @property
+    def space_yaml(self) -> str:
+        """A file that `--space` reads back."""
+        return yaml.safe_dump({**self.space.to_dict(), "replace": True}, sort_keys=False)
+
     def identity(self, digest: str) -> dict[str, Any]:
         """What must be the same for a study to go on: else its trials could not be compared."""
         return {
@@ -103,7 +108,9 @@ def read_plan(given: dict[str, Any]) -> Plan:
     values = base.model_dump(mode="json")
     fixed = {name: values[name] for name in texts}
     name = search.study or base.dataset
-    return Plan(name, search, fixed, base, space.fixed(fixed), models)
+    space = space.fixed(fixed)
+    build_sampler(search, space, 0)  # a grid that cannot be made should not wait for the data
+    return Plan(name, search, fixed, base, space, models)
 
 
 def tune(given: dict[str, Any]) -> optuna.Study:
@@ -189,19 +196,17 @@ def prepare(plan: Plan, storage: Storage, dataset: ImageDataset) -> optuna.Study
             )
         tries = study.user_attrs["first_tries"]
         known = [first["params"] for first in tries]
-        for first in first_tries(plan.space, plan.models, plan.fixed, plan.search.enqueue):
+        # A grid comes to the recipes' values by itself, and would not know that they were tried.
+        models = [] if plan.search.sampler == "grid" else plan.models
+        for first in first_tries(plan.space, models, plan.fixed, plan.search.enqueue):
             if first["params"] not in known:
                 tries.append(first)
                 known.append(first["params"])
         study.set_user_attr("first_tries", tries)
         if plan.search.warm_start:
-            earlier = earlier_trials(
-                plan.search.warm_start, plan.space, plan.base, plan.fixed, dataset.digest, study
-            )
+            earlier = earlier_trials(plan.search.warm_start, plan.space, plan.fixed, dataset.digest, study)
             study.add_trials(earlier)
-    storage.folder.joinpath("space.yaml").write_text(
-        yaml.safe_dump({**plan.space.to_dict(), "replace": True}, sort_keys=False)
-    )
+    storage.folder.joinpath("space.yaml").write_text(plan.space_yaml)
     return study
 
 
@@ -273,7 +278,7 @@ def log_plan(run: TrackedRun, plan: Plan, dataset: ImageDataset) -> None:
     run.log_params(
         plan.search.model_dump(mode="json") | plan.fixed | {"space": str(plan.search.space or "default")}
     )
-    run.log_text(yaml.safe_dump(plan.space.to_dict(), sort_keys=False), "search/space.yaml")
+    run.log_text(plan.space_yaml, "search/space.yaml")
     hardware = set_up_hardware(plan.base, plan.base.precision)
     run.log_environment(f"{hardware.name}, {hardware.precision}")
     run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest})

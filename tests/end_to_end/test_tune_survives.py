@@ -9,13 +9,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from tuning.report import reproduce_command
 
 from cifar_mlflow.config import resolve_train_config
 from tests.end_to_end.conftest import Project
 from tests.end_to_end.postgres import Postgres, missing
 from tests.end_to_end.test_interruptions import weights_of
 from tests.end_to_end.test_tune import parent_of, study_of, trials_of
+from tuning.report import reproduce_command
 
 # Trials long enough to be hit in the middle, whose course depends on nothing but their own settings.
 EPOCHS = 40
@@ -71,8 +71,8 @@ def ended(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", ["all", "parent", "worker"])
 def test_kill_9(project: Project, killed: str) -> None:
-    """Killed are all: the same command continues each trial. The parent: its worker stops by itself. The worker:
-    the parent starts another. In each case the trial goes on in its run, and ends with the very weights of an
+    """All: the same command continues each trial. The parent: its worker stops by itself. The worker: the
+    parent starts another. In each case the trial goes on in its run, and ends with the very weights of an
     uninterrupted training.
     """
     process = project.start(*command(project, "--trials", "2"))

@@ -1,0 +1,136 @@
+"""The default search beside random search without pruning, on the embedded sample; and what tracking costs.
+
+Both choose in the same space with the same network, and train on the same images with the same threads. The
+peer is the usual script: Optuna's random sampler, each trial trained to its end, nothing tracked. The figure
+is the number of epochs after which ours has a trial that is as good as the peer's best, as a share of all
+epochs of the peer; the mean over seeds. A trial counts once it has trained all its epochs: what a pruned one
+had by then is no model that anybody would use.
+
+What tracking and storage add to a trial is everything in it that is not training: from MLflow's own
+timestamps, the time from the start of the first trial's run to the end of the last, less the seconds trained.
+That contains the evaluation of the network and the start of each training, so it is an upper bound.
+"""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import torch
+from optuna.trial import TrialState
+
+from benchmarks.harness import Row, progress
+from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.data import load_dataset
+from cifar_mlflow.pipeline import build_classifier, divide
+from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.training.loop import Training
+from tuning.space import Space
+from tuning.storage import quiet
+from tuning.study import tune
+
+# Epochs trained so far, and the best value so far, after each trial that was trained to its end.
+Curve = list[tuple[int, float]]
+
+
+class Nowhere:
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        pass
+
+
+def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) -> list[Row]:
+    """Two rows. `settings` are a training's, the same for both sides."""
+    settings = {"dataset": "sample", "model": "cnn", **settings}
+    quiet()
+    shares, costs = [], []
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            given = {**settings, "seed": seed, "epochs": epochs, "cache_dir": folder}
+            peer = random_search(given, trials)
+            ours, cost = default_search(given, trials * epochs, Path(folder))
+        budget, best = peer[-1]
+        reached = next((spent for spent, value in ours if value >= best), math.inf)
+        shares.append(reached / budget)
+        costs.append(cost)
+        for name, curve in (("random", peer), ("ours", ours)):
+            line = ", ".join(f"{spent}: {value:.3f}" for spent, value in curve)
+            progress(f"seed {seed}, {name}, best value by epochs trained: {line}")
+    share = sum(shares) / seeds
+    each = ", ".join(f"{value:.2f}" for value in shares)
+    return [
+        Row(
+            f"epochs to random search's best, mean of {seeds} seeds ({each})",
+            "default search (recipe first, TPE, ASHA)",
+            f"random search, {trials} trials of {epochs} epochs, no pruning",
+            share,
+            "of its epochs",
+            at_most=1 / 3,
+        ),
+        Row(
+            "all of a trial that is not training, share of its time",
+            "MLflow, Optuna in SQLite, pictures, evaluation",
+            "the seconds trained",
+            100 * sum(costs) / seeds,
+            "%",
+            at_most=2,
+        ),
+    ]
+
+
+def random_search(given: dict[str, Any], trials: int) -> Curve:
+    """The usual script."""
+    base = resolve_train_config(given)
+    dataset = load_dataset(base)
+    space = Space.default().fixed(
+        {name: value for name, value in given.items() if name in ("model", "width")}
+    )
+    study = optuna.create_study(
+        direction="maximize", sampler=optuna.samplers.RandomSampler(seed=given["seed"])
+    )
+    curve: Curve = []
+    for number in range(1, trials + 1):
+        trial = study.ask()
+        config = resolve_train_config({**given, **space.suggest(trial), "test": False})
+        hardware = set_up_hardware(config, config.precision)
+        train, val = divide(dataset, config)
+        torch.manual_seed(config.seed)
+        training = Training(
+            build_classifier(config, dataset, train), dataset.classes, train, val, config, hardware
+        )
+        try:
+            training.fit(Nowhere())
+            study.tell(trial, training.history[-1]["val/accuracy"])
+        except Exception as error:  # the search goes on, as ours does
+            progress(f"  a trial failed: {error}")
+            study.tell(trial, state=TrialState.FAIL)
+            continue
+        curve.append((number * config.epochs, study.best_value))
+    return curve
+
+
+def default_search(given: dict[str, Any], budget: int, folder: Path) -> tuple[Curve, float]:
+    """`cifar-mlflow tune`, and the share of a trial's time that is not training."""
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    experiment = mlflow.create_experiment(f"{folder.name}", artifact_location=f"{folder}/artifacts")
+    study = tune(
+        {
+            **given,
+            "storage": f"sqlite:///{folder}/optuna.db",
+            "epochs_budget": budget,
+            "experiment": folder.name,
+        }
+    )
+    curve: Curve = []
+    spent, best = 0, -math.inf
+    for trial in study.trials:
+        spent += trial.user_attrs["epochs"]
+        if trial.state == TrialState.COMPLETE:
+            best = max(best, trial.intermediate_values[given["epochs"]])
+            curve.append((spent, best))
+
+    runs = mlflow.MlflowClient().search_runs([experiment], "tags.kind = 'train'", order_by=["start_time ASC"])
+    seconds = (runs[-1].info.end_time - runs[0].info.start_time) / 1000
+    trained = sum(run.data.metrics.get("train_seconds", 0.0) for run in runs)  # none where it failed
+    return curve, 1 - trained / seconds
