@@ -171,6 +171,14 @@ def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
         load(tmp_path).split("train")
 
 
+def test_a_format_that_could_not_be_served_is_named(tmp_path: Path) -> None:
+    fill(tmp_path / "photos/train", "a", "b")
+    fill(tmp_path / "photos/test", "a", "b")
+    save(tmp_path / "photos/train/b/5.tif")
+    with pytest.raises(CifarError, match=r"train/b/5\.tif .*remove or replace it\. TIFF is not supported"):
+        load(tmp_path).split("train")
+
+
 def test_errors_name_the_folder(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     with pytest.raises(UsageError, match="--data-dir"):
