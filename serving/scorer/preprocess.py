@@ -123,9 +123,7 @@ def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
     kind = _kind(data)
     _check_effort(data, kind)
     try:
-        image = _READERS[kind](io.BytesIO(data))
-        _check_size(image)
-        return _prepare(image, size, fit)
+        return _prepare(_READERS[kind](io.BytesIO(data)), size, fit)
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -201,19 +199,21 @@ def _check_size(image: ImageFile.ImageFile) -> None:
         )
 
 
-def _prepare(image: ImageFile.ImageFile, size: int, fit: Fit) -> np.ndarray:
-    width, height = image.size
-    drafted = image.draft(None, (2 * size, 2 * size))
+def _prepare(opened: ImageFile.ImageFile, size: int, fit: Fit) -> np.ndarray:
+    _check_size(opened)
+    width, height = opened.size
+    drafted = opened.draft(None, (2 * size, 2 * size))
     scale = width / drafted[1][2] if drafted else 1
-    _correct_transparent_colour(image)
-    image.load()
-    orientation = _orientation(image.info.get("exif"))
+    _correct_transparent_colour(opened)
+    opened.load()
+    orientation = _orientation(opened.info.get("exif"))
     wanted = _middle_square(width, height, orientation) if fit == "crop" else (0, 0, width, height)
     left, top, right, bottom = (edge / scale for edge in wanted)  # of a draft these may lie within a pixel
     x, y = math.floor(left), math.floor(top)
-    part = _rgb(image.crop((x, y, math.ceil(right), math.ceil(bottom))))
+    part = opened.crop((x, y, math.ceil(right), math.ceil(bottom)))
+    opened.close()  # a large picture is not to be held twice
     box = (left - x, top - y, right - x, bottom - y)
-    small = part.resize((size, size), Image.Resampling.BICUBIC, box)
+    small = _rgb(part).resize((size, size), Image.Resampling.BICUBIC, box)
     turn = _TURNS.get(orientation)
     return np.array(small if turn is None else small.transpose(turn))
 
@@ -263,6 +263,8 @@ def _rgb(image: Image.Image) -> Image.Image:
             eight_bits[gray == colour] = 255
         return Image.fromarray(eight_bits).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        over_white = Image.new("RGB", image.size, "white")
+        over_white.paste(image, mask=image)
+        return over_white
+    return image if image.mode == "RGB" else image.convert("RGB")

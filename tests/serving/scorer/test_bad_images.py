@@ -251,7 +251,9 @@ def test_a_jpeg_of_very_many_segments_is_refused() -> None:
 def test_what_follows_or_is_hidden_in_a_jpeg_is_not_counted() -> None:
     """Phones append a film to a photo, and put a thumbnail into it."""
     plain = decode_image(with_more_scans(0), 32)
-    np.testing.assert_array_equal(decode_image(with_more_scans(0, b"\xff\xda\0\2" * 500), 32), plain)
+    np.testing.assert_array_equal(
+        decode_image(with_more_scans(0, b"\0\2" + b"\xff\xda\0\2" * 500), 32), plain
+    )
     data = with_more_scans(0)
     hidden = data[:2] + b"\xff\xe5" + struct.pack(">H", 20_002) + b"\xff\xda" * 10_000 + data[2:]
     np.testing.assert_array_equal(decode_image(hidden, 32), plain)
