@@ -21,7 +21,7 @@ from serving.classify.find import Found, find_images
 from serving.classify.progress import progress
 from serving.classify.results import UNREADABLE, Results
 from serving.classify.rows import Problem, Row, Verdict, as_text, stamp_of, verdict_of
-from serving.classify.sorting import sorter
+from serving.classify.sorting import Sorter, sorter
 from serving.classify.summary import Summary
 from serving.scorer.preprocess import MAX_BYTES, BadImage
 from serving.scorer.scorer import Scorer
@@ -90,19 +90,14 @@ def classify(
         try:
             while batch := _next_batch(files, stop):
                 rows = _score(batch, scorer, top_k, model)
-                for file in batch:
-                    verdict = file.known or verdict_of(rows[file.path])
-                    if copies and verdict.label is not None:
-                        copies.copy(file.path, verdict.label, bool(verdict.uncertain))
-                    summary.add(file.text, verdict, known=file.known is not None)
-                if results:  # after the copies: what is in there counts as done
-                    results.append(list(rows.values()))
+                _keep(batch, rows, summary, copies, results)
                 advance(len(batch))
+            if results:
+                with stop.at_once():
+                    results.finish()
         except Interrupted as interruption:
             logger.warning("Stopped by %s after %s", interruption, summary.way_on)
             raise
-        if results:
-            results.finish()
     return summary
 
 
@@ -173,3 +168,15 @@ def _score(batch: list[File], scorer: Scorer, top_k: int, model: str) -> dict[st
             "model": model,
         }
     return rows
+
+
+def _keep(
+    batch: list[File], rows: dict[str, Row], summary: Summary, copies: Sorter | None, results: Results | None
+) -> None:
+    for file in batch:
+        verdict = file.known or verdict_of(rows[file.path])
+        if copies and verdict.label is not None:
+            copies.copy(file.path, verdict.label, bool(verdict.uncertain))
+        summary.add(file.text, verdict, known=file.known is not None)
+    if results:  # after the copies: what is in there counts as done
+        results.append(list(rows.values()))

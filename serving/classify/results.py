@@ -1,5 +1,6 @@
 """The file of results, which grows while files are classified and from which a later run goes on."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,8 @@ from cifar_mlflow.errors import CifarError, UsageError
 from serving.classify.files import only_writer, unfinished, writing_errors
 from serving.classify.formats import Csv, JsonLines, TextFormat, read_parquet, write_parquet
 from serving.classify.rows import Row, Verdict, stamp_of, verdict_of
+
+logger = logging.getLogger("cifar_mlflow.classify")
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 # A file that could not be read may be readable the next time, with the same size and date.
@@ -50,6 +53,8 @@ class Results:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(only_writer(self.path, self.path.with_name(f".{self.path.name}.lock")))
+            if self.path.exists() or self._text.exists():
+                logger.info("Going on from %s", self.path)  # reading a million rows takes half a minute
             whole = len(self._format.header)
             for row, record in self._rows():
                 self._learn(row)

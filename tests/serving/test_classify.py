@@ -1,6 +1,9 @@
 """Files, folders and patterns in; an answer for each file out, whatever lies between them."""
 
+import io
+import logging
 import os
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +25,13 @@ def scorer(scorer_folder: Path) -> Scorer:
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+def reads_all() -> bool:
+    """Whether permissions mean nothing to this process, as to root."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).chmod(0)
+        return os.access(file.name, os.R_OK)
 
 
 def paint(path: str | Path, colour: tuple[int, int, int] = RED) -> Path:
@@ -257,7 +267,7 @@ def test_of_many_broken_files_the_first_are_listed(
     assert "and 30 more: see out.csv" in output
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(reads_all(), reason="root may read everything")
 def test_files_and_folders_without_permission_are_told(scorer: Scorer) -> None:
     paint("photos/a.png")
     paint("photos/secret.png").chmod(0)
@@ -303,3 +313,21 @@ def test_top_k_is_limited_by_the_classes_and_at_least_1(scorer: Scorer) -> None:
     assert classify(["a.png"], scorer, top_k=50).exit_code == 0
     with pytest.raises(UsageError, match=r"top-k must be at least 1 \(got 0\)"):
         classify(["a.png"], scorer, top_k=0)
+
+
+def test_without_a_terminal_a_log_line_tells_now_and_then_how_far_it_is(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.classify.progress.SECONDS_BETWEEN_LOG_LINES", 0)
+    for i in range(100):
+        paint(f"photos/{i}.png")
+    written = io.StringIO()
+    logger = logging.getLogger("cifar_mlflow.classify")
+    monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(written)])
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.setLevel(logging.INFO)
+    classify(["photos"], scorer)
+    assert [line.rpartition(", ")[0] for line in written.getvalue().splitlines()] == [
+        "classified 64 of 100 files",
+        "classified 100 of 100 files",
+    ]
