@@ -21,8 +21,11 @@ body { max-width: 1100px; margin: 0 auto; padding: 0 20px 40px; }
 h1 { font-size: 24px; } h2 { font-size: 18px; margin: 32px 0 4px; } p { margin: 4px 0 8px; }
 table { border-collapse: collapse; font-size: 13px; }
 th, td { text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-bottom: 1px solid #ddd; }
-code, pre { font: 12px/1.5 ui-monospace, monospace; }
-pre { background: #f4f4f4; padding: 8px 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
+.best td:last-child { min-width: 330px; }
+.best td:nth-last-child(2) { min-width: 120px; overflow-wrap: anywhere; }
+details { margin-top: 12px; } summary { cursor: pointer; }
+pre { font: 12px/1.5 ui-monospace, monospace; background: #f4f4f4; padding: 8px 12px; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
 """
 # No button that sends anything away.
@@ -48,12 +51,11 @@ def study_page(study: optuna.Study, summary: str, best: pd.DataFrame, commands: 
         f"<h1>Search {html.escape(study.study_name)}</h1>",
         f"<p>{html.escape(summary)} All values are of the validation split.</p>",
         "<h2>Best trials</h2>" if len(best) else "",
-        _table(best),
-        "<p>The same training again:</p>" if commands else "",
-        *(f"<pre>{html.escape(command)}</pre>" for command in commands),
+        _table(best, "best"),
+        _commands(commands),
         *(_section(study, name) for name in CHARTS if name not in missing),
         "<h2>Failed trials</h2>" if len(failed) else "",
-        _table(failed),
+        _table(failed, "failed"),
         "<h2>Not shown</h2>" if missing else "",
         *(f"<p>{CHARTS[name][0]}: {reason}.</p>" for name, reason in missing.items()),
     ]
@@ -63,8 +65,13 @@ def study_page(study: optuna.Study, summary: str, best: pd.DataFrame, commands: 
     )
 
 
-def _table(table: pd.DataFrame) -> str:
-    return f'<div class="wide">{table.to_html(index=False, border=0)}</div>' if len(table) else ""
+def _table(table: pd.DataFrame, kind: str) -> str:
+    return f'<div class="wide {kind}">{table.to_html(index=False, border=0)}</div>' if len(table) else ""
+
+
+def _commands(commands: list[str]) -> str:
+    lines = "".join(f"<pre>{html.escape(command)}</pre>" for command in commands)
+    return f"<details><summary>To train each of them again</summary>{lines}</details>" if commands else ""
 
 
 def _section(study: optuna.Study, name: str) -> str:
