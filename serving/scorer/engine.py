@@ -101,16 +101,7 @@ class Engine:
 
     def _work(self) -> None:
         while jobs := self._next_batch():
-            try:
-                logits = self._infer(jobs)
-            except Exception as error:
-                for job in jobs:
-                    job.logits.set_exception(error)
-                continue
-            start = 0
-            for job in jobs:
-                job.logits.set_result(logits[start : start + len(job.images)])
-                start += len(job.images)
+            self._answer(jobs)
 
     def _next_batch(self) -> list[_Job]:
         """The jobs that waited longest and fit into a batch; waits for one. Empty: the thread is to end."""
@@ -124,6 +115,21 @@ class Engine:
                 jobs.append(self._queue.popleft())
                 size += len(jobs[-1].images)
             return jobs
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        try:
+            logits = self._infer(jobs)
+        except Exception as error:
+            if len(jobs) == 1:
+                jobs[0].logits.set_exception(error)
+                return
+            for job in jobs:  # one by one: the error is for the caller it belongs to
+                self._answer([job])
+            return
+        start = 0
+        for job in jobs:
+            job.logits.set_result(logits[start : start + len(job.images)])
+            start += len(job.images)
 
     def _infer(self, jobs: list[_Job]) -> np.ndarray:
         if self._session is None:

@@ -74,7 +74,7 @@ class Scorer:
 
     def score(self, images: np.ndarray) -> Scores:
         """Scores of uint8 (N, S, S, 3); concurrent calls are computed together."""
-        temperature = np.float32(self.card["temperature"])
+        temperature = self.card["temperature"]
         logits = self.engine.run(images) / temperature
         highest = logits.max(axis=1, keepdims=True)
         exponentials = np.exp(logits - highest)
