@@ -4,12 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.classify import classify, load_scorer
 from serving.scorer.scorer import Scorer
 from tests.serving.conftest import write_scorer_folder
-from tests.serving.test_classify import BLACK, BLUE, GREEN, RED, paint
+from tests.serving.test_classify import BLACK, BLUE, GREEN, RED, files_at_most, paint
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +159,10 @@ def test_a_copy_that_cannot_be_written_is_told_and_leaves_nothing_half_made(scor
     Path("sorted/red").unlink()
     classify(["photos"], scorer, output=Path("out.csv"), sort_into=Path("sorted"))
     assert list(files("sorted")) == ["red/a.png"]
+
+
+def test_a_full_disk_leaves_no_part_of_a_copy(scorer: Scorer) -> None:
+    Image.new("RGB", (300, 300), RED).save("a.bmp")
+    with files_at_most(100_000), pytest.raises(CifarError, match=r"a\.bmp cannot be copied .*File too large"):
+        classify(["a.bmp"], scorer, sort_into=Path("sorted"))
+    assert files("sorted") == {}
