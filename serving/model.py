@@ -62,7 +62,7 @@ def _arguments(scorer_folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _signature(classes: int) -> ModelSignature:
-    """What goes in and out, as far as MLflow can say it.
+    """What goes in, and what comes out unless `on_error` is "null", as far as MLflow can say it.
 
     `image` takes base64 text, a data URL or bytes. Its type is string: that is what CSV and JSON bring, and
     MLflow lets bytes through in such a column, whereas the text of a binary one it decodes itself, wrongly if
@@ -70,17 +70,15 @@ def _signature(classes: int) -> ModelSignature:
     we do not.
     """
     ranked = Object([Property("label", DataType.string), Property("confidence", DataType.double)])
-    error = Object([Property("code", DataType.string), Property("message", DataType.string)])
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image", required=False)]),
         outputs=Schema(
             [
-                ColSpec(DataType.string, "label", required=False),
-                ColSpec(DataType.long, "class_index", required=False),
-                ColSpec(DataType.double, "confidence", required=False),
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.long, "class_index"),
+                ColSpec(DataType.double, "confidence"),
                 ColSpec(Array(ranked), "top_k"),
-                ColSpec(DataType.boolean, "uncertain", required=False),
-                ColSpec(error, "error", required=False),
+                ColSpec(DataType.boolean, "uncertain"),
             ]
         ),
         params=ParamSchema(

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import shutil
 import subprocess
 import sys
@@ -123,6 +124,26 @@ def test_fewer_classes_than_three_are_all_in_the_answer_by_default(tmp_path: Pat
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
     (answer,) = model.predict(pd.DataFrame({"image": [png("red")]}))
     assert [best["label"] for best in answer["top_k"]] == ["red", "green"]
+
+
+def test_a_fault_of_ours_is_no_fault_of_the_request_and_told_only_to_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_model(write_scorer_folder(tmp_path / "scorer", classes=["red", "green"]), tmp_path / "model")
+    model = mlflow.pyfunc.load_model(
+        str(tmp_path / "model")
+    )  # its network has a third output, without a name
+    with pytest.raises(MlflowException) as raised:
+        model.predict(pd.DataFrame({"image": [png("blue")]}))
+    raised.value.message = "what MLflow's server makes of it, with the input"
+    assert raised.value.get_http_status_code() == 500
+    message = "The model failed; the server's log says why."
+    assert json.loads(raised.value.serialize_as_json()) == {
+        "error_code": "INTERNAL_ERROR",
+        "message": message,
+        "error": {"code": "internal_error", "message": message},
+    }
+    assert "IndexError" in caplog.text
 
 
 def test_a_model_whose_files_were_changed_is_not_loaded(saved: Path, tmp_path: Path) -> None:
