@@ -162,6 +162,6 @@ def patiently(call: Callable[[], T]) -> T:
 
 def quiet() -> None:
     """Optuna reports each trial; we do it ourselves. What it warns of here is meant so."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with", UserWarning)

@@ -63,6 +63,10 @@ class TrainedTrial(pipeline.Search):
     def begun(self, run_id: str) -> None:
         self._tell("run_id", run_id)
 
+    def forget_run(self) -> None:
+        if self.trial.user_attrs.get("run_id"):
+            self._tell("run_id", None)
+
     def prune(self, history: History) -> bool:
         """Report what is new, and ask the pruner. What it has said once stays so after an interruption."""
         self.trained_epochs = len(history)
@@ -106,9 +110,7 @@ class TrainedTrial(pipeline.Search):
             client = mlflow.MlflowClient()
             client.set_tag(run_id, "error", reason)
             client.set_terminated(run_id, "FAILED")
-            directory = RunDirectory.of(cache_dir, run_id)
-            directory.acquire()
-            directory.remove()
+            _forget_directory(cache_dir, run_id)
         self._tell("error", reason)
         self._end(TrialState.FAIL, None, run_id, self.trained_epochs, seconds)
         logger.warning("failed: %s", reason)
@@ -199,6 +201,14 @@ def forget_runs(trial: TrainedTrial, config: TrainConfig) -> None:
     query = f"tags.`optuna.study` = '{trial.tags['optuna.study']}' and tags.`optuna.trial` = '{number}'"
     for run in client.search_runs([experiment.experiment_id], query):
         client.delete_run(run.info.run_id)
+        _forget_directory(config.cache_dir, run.info.run_id)
+    trial.forget_run()
+
+
+def _forget_directory(cache_dir: Path, run_id: str) -> None:
+    directory = RunDirectory.of(cache_dir, run_id)
+    directory.acquire()
+    directory.remove()
 
 
 def is_out_of_memory(error: Exception) -> bool:

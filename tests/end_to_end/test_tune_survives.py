@@ -137,7 +137,8 @@ def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Pro
     process = project.start(*command(project, "--trials", "2", "--batch-size", "1"))
     for attempt in (1, 2, 3):
         project.wait_for(
-            lambda attempt=attempt: project.output().count("trial 0: Run ") == attempt, f"attempt {attempt}"
+            lambda attempt=attempt: project.output().count("trial 0: Run trial-") == attempt,
+            f"attempt {attempt}",
         )
         os.kill(workers_of(process)[0], signal.SIGKILL)
     assert process.wait(timeout=240) == 0, project.output()
@@ -165,15 +166,17 @@ def test_commands_on_several_machines_share_a_postgresql_that_may_go_away(
         *("--storage", postgres.url, "--trials", "12", "--workers", "2", "--threads", "2"),
     )
     first = project.start(*arguments)
-    project.wait_for(lambda: "trial 0: epoch 1/6 " in project.output(), "the first trial")
     log = project.folder / "first"
     (project.folder / "output").rename(log)
     second = project.start(*arguments)
-    project.wait_for(lambda: "Joining the search of run" in project.output(), "the second to join")
+    project.wait_for(
+        lambda: "epoch 2/6 " in log.read_text() and "epoch 2/6 " in project.output(), "both to have trials"
+    )
     postgres.stop()
-    project.wait_for(lambda: "does not answer" in log.read_text(), "the outage to be noticed")
+    project.wait_for(lambda: "does not answer" in log.read_text() + project.output(), "the outage")
     postgres.start()
     assert (first.wait(timeout=240), second.wait(timeout=240)) == (0, 0), log.read_text() + project.output()
+    assert (log.read_text() + project.output()).count("Joining the search of run") == 1
 
     study = optuna.load_study(study_name="folder", storage=postgres.url)
     assert [trial.number for trial in study.trials] == list(range(12))
