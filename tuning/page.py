@@ -32,13 +32,13 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 CONFIG = {"displaylogo": False, "showSendToCloud": False}
 
 
-def study_page(study: optuna.Study, summary: str, best: pd.DataFrame, commands: list[str]) -> str:
+def study_page(study: optuna.Study, summary: str, best: pd.DataFrame, commands: dict[int, str]) -> str:
     """HTML.
 
     Args:
         summary: one sentence on how many trials there are.
         best: the leaderboard.
-        commands: that reproduce the trials of the leaderboard, in its order.
+        commands: that reproduce its trials, by their numbers.
     """
     failed = pd.DataFrame(
         [
@@ -69,8 +69,10 @@ def _table(table: pd.DataFrame, kind: str) -> str:
     return f'<div class="wide {kind}">{table.to_html(index=False, border=0)}</div>' if len(table) else ""
 
 
-def _commands(commands: list[str]) -> str:
-    lines = "".join(f"<pre>{html.escape(command)}</pre>" for command in commands)
+def _commands(commands: dict[int, str]) -> str:
+    lines = "".join(
+        f"<p>Trial {number}</p><pre>{html.escape(command)}</pre>" for number, command in commands.items()
+    )
     return f"<details><summary>To train each of them again</summary>{lines}</details>" if commands else ""
 
 

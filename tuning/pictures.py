@@ -4,6 +4,7 @@ Optuna's own do not tell apart trials that did not end well, and a dozen paramet
 others cannot be read in them.
 """
 
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -166,7 +167,7 @@ def slices(study: optuna.Study) -> Figure:
         slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
         ax.set_xticks([*ticks], [*ticks.values()], fontsize=8.5, parse_math=False, **slant)
         ax.set_xlim(-0.06, 1.06)
-        ax.set_title(f"{name}{' (log)' * scale.log}", fontsize=9.5, parse_math=False)
+        ax.set_title(_narrow(f"{name}{' (log)' * scale.log}"), fontsize=9.5, parse_math=False)
         ax.grid(alpha=0.3)
     for ax in grid[:, 0]:
         ax.set_ylabel(_first(study), fontsize=9)
@@ -218,7 +219,8 @@ def parallel_coordinates(study: optuna.Study) -> Figure:
         for place, text in ticks.items():
             ax.text(column, place, text, fontsize=8, ha="center", va="center", bbox=box, parse_math=False)
     slant: dict[str, Any] = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"}
-    ax.set_xticks(range(len(names) + 1), [*names, _first(study)], fontsize=9, parse_math=False, **slant)
+    labels = [_narrow(name) for name in (*names, _first(study))]
+    ax.set_xticks(range(len(labels)), labels, fontsize=9, parse_math=False, **slant)
     ax.set_yticks([not_set], ["not set"], fontsize=9)
     ax.set(ylim=(not_set - 0.07, 1.06), xlim=(-0.4, len(names) + 0.4))
     ax.spines[:].set_visible(False)
@@ -273,6 +275,11 @@ def _figure(height: float, title: str) -> Figure:
 def _first(study: optuna.Study) -> str:
     name: str = study.user_attrs["objectives"][0]
     return name
+
+
+def _narrow(name: str) -> str:
+    """A name such as `weight_decay.optimizer=sgd,model=cnn+fast`, in lines that fit into a column."""
+    return textwrap.fill(name, 26)
 
 
 def _floor(values: NDArray[np.float64]) -> float:

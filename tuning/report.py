@@ -111,8 +111,8 @@ def leaderboard(study: optuna.Study, count: int = SHOWN) -> str:
     lines = [_summary(study), f"{kind} by {first}, all values of the validation split:", "", head]
     for row, text in zip(rows, params, strict=True):
         lines += [row, textwrap.indent(textwrap.fill(text, 100, break_on_hyphens=False), 6 * " ")]
-    lines += ["", "The same training again, and tested:"]
-    lines += [f"  {rank}: {command}" for rank, command in enumerate(_commands(best), 1)]
+    lines += ["", "To train them again, and test them:"]
+    lines += [f"  trial {number}: {command}" for number, command in _commands(best).items()]
     return "\n".join(lines)
 
 
@@ -157,19 +157,23 @@ def _values(study: optuna.Study, trial: FrozenTrial) -> dict[str, float]:
 
 
 def _facts(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-    settings = trial.user_attrs.get("settings")
     return {
         "trial": trial.number,
         "values": _values(study, trial),
         "run_id": trial.user_attrs.get("run_id"),
         "params": trial.params,
-        "settings": settings,
-        "command": settings and reproduce_command(settings),
+        "settings": trial.user_attrs.get("settings"),
+        "command": _commands([trial]).get(trial.number),
     }
 
 
-def _commands(trials: list[FrozenTrial]) -> list[str]:
-    return [reproduce_command(trial.user_attrs["settings"]) for trial in trials]
+def _commands(trials: list[FrozenTrial]) -> dict[int, str]:
+    """By the number of the trial."""
+    return {
+        trial.number: reproduce_command(trial.user_attrs["settings"])
+        for trial in trials
+        if "settings" in trial.user_attrs
+    }
 
 
 def _summary(study: optuna.Study) -> str:
@@ -238,7 +242,7 @@ def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
         rows: list[list[str]] = [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
         parts += [
             f"Best: {values}, trial {best[0].number}, run `{best[0].user_attrs.get('run_id')}`",
-            f"```\n{_commands(best)[0]}\n```",
+            *(f"```\n{command}\n```" for command in _commands(best[:1]).values()),
             "\n".join(f"| {' | '.join(row)} |" for row in rows),
         ]
     if searched := _searched(study):

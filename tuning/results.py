@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import Counter
 from typing import Any
 
 import optuna
@@ -53,8 +54,8 @@ def importances(study: optuna.Study) -> dict[str, float]:
     """
     trials = in_state(study, TrialState.COMPLETE, TrialState.PRUNED)
     ranks = {goodness: float(rank) for rank, goodness in enumerate(sorted({*map(_goodness, trials)}))}
-    owners = [name for trial in trials for name in trial.params]
-    judged = sorted({name for name in owners if owners.count(name) >= FEWEST_TRIALS_OF_A_PARAMETER})
+    owners = Counter(name for trial in trials for name in trial.params)
+    judged = sorted(name for name, count in owners.items() if count >= FEWEST_TRIALS_OF_A_PARAMETER)
     if len(trials) < FEWEST_TRIALS or len(ranks) == 1 or not judged:
         return {}
     ranked = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="maximize")
