@@ -98,7 +98,7 @@ def search(count: int) -> list[FrozenTrial]:
         curve = tuple(accuracy * (1 - 0.7**epoch) for epoch in range(1, EPOCHS + 1))
         if params["lr.sgd"] > 0.4:
             attrs["error"] = "the loss became <b>NaN</b>"
-            trials.append(trial(TrialState.FAIL, None, params, epochs=1, **attrs))
+            trials.append(trial(TrialState.FAIL, None, params, (0.1,), epochs=1, **attrs))
         elif accuracy < 0.8:
             trials.append(trial(TrialState.PRUNED, (curve[2],), params, curve[:3], epochs=3, **attrs))
         else:
@@ -407,7 +407,7 @@ def test_a_picture_tells_apart_how_trials_ended() -> None:
         for line in intermediate_values(study).axes[0].lines
     }
     assert endings[f"pruned ({counts['pruned']})"][0] == "x"
-    assert len({color for _, color in endings.values()}) == len(endings) == 4
+    assert len({color for _, color in endings.values()}) == len(endings) == 5
 
 
 def test_the_leaderboard_ranks_trials_and_tells_how_to_do_each_again() -> None:
