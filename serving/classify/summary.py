@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from serving.classify.rows import Problem, Verdict
 
@@ -111,7 +110,7 @@ def _answers(summary: Summary) -> Table:
     table.add_column("")
     for path, verdict in summary.verdicts.items():
         label, confidence = printable(verdict.label or ""), f"{verdict.confidence or 0:.1%}"
-        table.add_row(Text(printable(path)), Text(label), confidence, "not sure" if verdict.uncertain else "")
+        table.add_row(printable(path), label, confidence, "not sure" if verdict.uncertain else "")
     return table
 
 
@@ -122,5 +121,5 @@ def _classes(summary: Summary) -> Table:
         table.add_column(title, justify="right")
     rows = [(label, count, summary.unsure[label]) for label, count in summary.labels.most_common()]
     for label, count, unsure in [*rows, ("all", summary.labels.total(), summary.unsure.total())]:
-        table.add_row(Text(printable(label)), f"{count:,}", f"{unsure:,}", f"{unsure / count:.0%}")
+        table.add_row(printable(label), f"{count:,}", f"{unsure:,}", f"{unsure / count:.0%}")
     return table

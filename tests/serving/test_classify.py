@@ -264,10 +264,10 @@ def test_broken_files_are_told_with_the_reason_and_stop_nothing(
 def test_without_a_single_answer_the_exit_code_is_1(
     scorer: Scorer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("bad.png").write_text("no image")
-    summary = classify(["bad.png"], scorer)
+    Path("[red]bad.png").write_text("no image")
+    summary = classify(["[red]bad.png"], scorer)
     assert summary.exit_code == 1
-    assert "bad.png: This is not a picture" in printed(summary, capsys)
+    assert "[red]bad.png: This is not a picture" in printed(summary, capsys)
 
 
 def test_of_many_broken_files_the_first_are_listed(
