@@ -1,0 +1,69 @@
+"""Models as .onnx: one file that any ONNX runtime answers with, from the pixels of an image to its logits.
+
+Input `images`: uint8 (N, S, S, 3), RGB as a decoder leaves it. Output `logits`: float32 (N, classes), to be
+divided by the card's temperature before the softmax. N is free, S the card's image size; normalization is in
+the graph. The file's metadata has `cifar_mlflow_format` (version) and `card` (the model card as JSON).
+"""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
+from torch import Tensor, nn
+
+from cifar_mlflow.export.files import FORMAT_VERSION, replacing
+from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+
+# The first in which the activation of `fast` is one operator; ONNX Runtime has it since 1.17.
+OPSET = 20
+
+
+def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
+    """Write a model to `path`, which holds the old file or the whole new one at any time.
+
+    Batch norms are folded into the convolutions before them. The classifier is left as it is, whatever its
+    mode and device.
+
+    Raises:
+        CifarError: the file cannot be written.
+    """
+    example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
+    program = torch.onnx.export(
+        _FromPixels(deepcopy(classifier).cpu()).eval(),
+        (example,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("N")},),
+        verbose=False,
+    )
+    assert program is not None  # None is for the exporter of old
+    # It notes for each node the lines of code that it comes from, with the paths of this machine.
+    ClearMetadataAndDocStringPass()(program.model)
+    program.model.metadata_props.update(
+        {"cifar_mlflow_format": str(FORMAT_VERSION), "card": json.dumps(card.to_dict())}
+    )
+    with replacing(path) as unfinished:
+        program.save(unfinished)
+
+
+class _FromPixels(nn.Module):
+    """uint8 (N, H, W, 3) in 0..255; the classifier's two steps of normalization are one here."""
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, classifier: ImageClassifier) -> None:
+        super().__init__()
+        self.network = classifier.network.to(memory_format=torch.contiguous_format)
+        self.register_buffer("offset", 255 * classifier.mean)
+        self.register_buffer("scale", 1 / (255 * classifier.std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        # contiguous: the order of the channels in memory would end as a detour of indices in the graph.
+        pixels = images.permute(0, 3, 1, 2).contiguous().float()
+        logits: Tensor = self.network((pixels - self.offset) * self.scale)
+        return logits
