@@ -200,10 +200,11 @@ def test_a_model_needs_nothing_of_ours_and_no_torch(saved: Path, tmp_path: Path)
     assert done.stdout.split("\n")[:2] == ["blue", "[]"], done.stderr
 
 
-def test_nothing_is_pickled(saved: Path) -> None:
+def test_nothing_is_pickled_and_nothing_there_twice(saved: Path) -> None:
     suffixes = {
         path.suffix for path in saved.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     }
+    assert list(saved.rglob("pyfunc.py")) == [saved / "pyfunc.py"]
     assert suffixes == {"", ".json", ".onnx", ".py", ".txt", ".yaml"}
 
 
