@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,9 +87,9 @@ def classify(
         advance = stack.enter_context(progress(len(found.files)))
         stop = stack.enter_context(StopRequest())
         files = stack.enter_context(closing(_looked_at(found, scorer.decode, results)))
+        score = partial(_score, scorer=scorer, top_k=top_k, model=model)
         try:
-            while batch := _next_batch(files, stop):
-                rows = _score(batch, scorer, top_k, model)
+            for batch, rows in stack.enter_context(closing(_scored(_batches(files, stop), score))):
                 _keep(batch, rows, summary, copies, results)
                 advance(len(batch))
             if results:
@@ -137,15 +137,38 @@ def _look_at(path: str, decode: Callable[[bytes], np.ndarray], results: Results 
         return file._replace(problem=Problem(file.text, error.code, str(error)))
 
 
-def _next_batch(files: Iterator[File], stop: StopRequest) -> list[File]:
-    batch = []
-    for file in islice(files, BATCH):
+def _batches(files: Iterator[File], stop: StopRequest) -> Iterator[list[File]]:
+    """
+    Raises:
+        Interrupted: a signal came.
+    """
+    batch: list[File] = []
+    for file in files:
         stop.raise_if_asked()
         batch.append(file)
-    return batch
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def _score(batch: list[File], scorer: Scorer, top_k: int, model: str) -> dict[str, Row]:
+def _scored(
+    batches: Iterator[list[File]], score: Callable[[list[File]], dict[str, Row]]
+) -> Generator[tuple[list[File], dict[str, Row]]]:
+    """Each batch and its rows; the next one is being scored while the caller keeps them."""
+    waiting: tuple[list[File], Future[dict[str, Row]]] | None = None
+    with ThreadPoolExecutor(1) as thread:
+        for batch in batches:
+            begun = batch, thread.submit(score, batch)
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = begun
+        if waiting:
+            yield waiting[0], waiting[1].result()
+
+
+def _score(batch: list[File], *, scorer: Scorer, top_k: int, model: str) -> dict[str, Row]:
     """Rows of those files that were not known, by path."""
     images = [file.image for file in batch if file.image is not None]
     answers = iter(scorer.answers(scorer.score(np.stack(images)), top_k) if images else ())
