@@ -19,13 +19,13 @@ check: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -m 'not slow'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow'
 
 test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 ui: .venv/.ready
 	$(BIN)/mlflow ui

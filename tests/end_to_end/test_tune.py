@@ -1,5 +1,6 @@
 """A search from the outside: what is in MLflow after it, what it reads, and how it can be asked for."""
 
+import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,8 +219,7 @@ def test_two_objectives_end_in_a_pareto_front(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_in_a_trial_is_that_trial_s_failure(project: Project) -> None:
-    """A rate at which the loss becomes NaN, and a network that does not fit into memory."""
+def test_a_loss_that_becomes_nan_fails_its_trial_and_no_other(project: Project) -> None:
     project.folder.joinpath("space.yaml").write_text("lr: [0.05, 10.0]\nreplace: true\n")
     diverging = ("--sampler", "grid", "--space", "space.yaml", "--momentum", "0.99", "--warmup", "0")
     search(project, *diverging, "--schedule", "constant", "--pruner", "none", "--epochs", "12")
@@ -229,6 +229,24 @@ def test_what_goes_wrong_in_a_trial_is_that_trial_s_failure(project: Project) ->
     assert failed.info.status == "FAILED"
     assert failed.data.tags["error"].startswith("the ")
     assert parent_of(project).info.status == "FINISHED"
+
+
+@pytest.mark.slow
+def test_a_network_that_does_not_fit_into_memory_fails_its_trial_and_no_other(project: Project) -> None:
+    project.folder.joinpath("space.yaml").write_text("model: cnn\nwidth: [0.25, 4.0]\nreplace: true\n")
+    large = ("--image-size", "256", "--batch-size", "96", "--epochs", "1", "--threads", "1")
+    images = ("--dataset", "folder", "--data-dir", str(project.images))
+    process = project.start(
+        *("tune", *images, *large, "--sampler", "grid", "--space", "space.yaml", "--pruner", "none"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (9 * 2**30, 9 * 2**30)),
+    )
+    assert process.wait(timeout=240) == 0, project.output()
+    small, wide = sorted(study_of(project).trials, key=lambda trial: trial.params["width"])
+    assert (small.state.name, wide.state.name) == ("COMPLETE", "FAIL")
+    assert "memory" in wide.user_attrs["error"]
+    assert "Traceback" not in project.output()
+    run = project.client.get_run(wide.user_attrs["run_id"])
+    assert (run.info.status, run.data.tags["optuna.state"]) == ("FAILED", "FAIL")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import optuna
 import pytest
 
 from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.pipeline import resumable_config
 from tests.end_to_end.conftest import Project
 from tests.end_to_end.postgres import Postgres, missing
 from tests.end_to_end.test_interruptions import weights_of
@@ -117,7 +119,8 @@ def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
     assert [run.info.status for run in trials_of(project)] == ["KILLED", "KILLED"]
     assert parent_of(project).info.status == "KILLED"
     run_id = trials_of(project)[0].info.run_id
-    assert "is a trial of a study" in project.run("train", "--resume", run_id, code=2)
+    with pytest.raises(UsageError, match="is a trial of a study; its study goes on with"):
+        resumable_config(run_id, {"cache_dir": project.env["CIFAR_MLFLOW_CACHE"]})
 
     process = project.start(*command(project, "--trials", "2", "--workers", "2", "--threads", "2"))
     project.wait_for(lambda: project.output().count("goes on from its checkpoint") == 2, "both to go on")
