@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -138,11 +139,12 @@ def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
 @pytest.mark.slow
 def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Project) -> None:
     process = project.start(*command(project, "--trials", "2", "--batch-size", "1"))
+
+    def begun(times: int) -> bool:
+        return project.output().count("trial 0: Run trial-") == times
+
     for attempt in (1, 2, 3):
-        project.wait_for(
-            lambda attempt=attempt: project.output().count("trial 0: Run trial-") == attempt,
-            f"attempt {attempt}",
-        )
+        project.wait_for(partial(begun, attempt), f"attempt {attempt}")
         os.kill(workers_of(process)[0], signal.SIGKILL)
     assert process.wait(timeout=240) == 0, project.output()
     assert "its process was killed 3 times" in project.output()
