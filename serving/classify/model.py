@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
@@ -22,6 +23,8 @@ logger = logging.getLogger("cifar_mlflow.classify")
 
 # Where `serving.model` puts the scorer folder in an MLflow model.
 SCORER_PATH = "artifacts/scorer"
+# The tag of a version that has the digest of its card, which has those of all other files.
+CARD_TAG = f"sha256.{CARD_FILE}"
 SQLITE = "sqlite:///"
 # A person waits: MLflow would try a server that is away for minutes, and draw a bar for each small file.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -63,29 +66,39 @@ def _of_mlflow(model_uri: str) -> Scorer:
     with writing_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        source = _location(model_uri)
-        card = _download(model_uri, f"{source}/{SCORER_PATH}/{CARD_FILE}", scratch)
+        address, registered = _find(model_uri)
+        card = _download(model_uri, f"{address}/{SCORER_PATH}/{CARD_FILE}", scratch)
+        if registered not in (None, _digest(card)):
+            raise CifarError(
+                f"{model_uri} cannot be used: its {CARD_FILE} is not the one that was registered"
+            )
         cached = cache / _digest(card)
         if cached.exists():
             with suppress(ValueError):
                 return Scorer.load(cached)
             logger.info("%s is damaged; downloading it again", cached)
             shutil.rmtree(cached)
-        folder = _download(model_uri, f"{source}/{SCORER_PATH}", scratch)
-        cached = cache / _digest(folder / CARD_FILE)  # which an alias may have changed meanwhile
+        folder = _download(model_uri, f"{address}/{SCORER_PATH}", scratch)
         with suppress(OSError):  # another process was faster
             folder.rename(cached)
     return _load(cached, model_uri)
 
 
-def _location(model_uri: str) -> str:
-    """What MLflow finds files below: of a model named by its own id it only finds the whole."""
+def _find(model_uri: str) -> tuple[str, str | None]:
+    """What files are to be found below, and the digest of the card with which a version was registered.
+
+    An alias is resolved here, once: it may move between two downloads.
+    """
     _check_store()
-    if not (match := re.fullmatch(r"models:/(m-[0-9a-f]{32})", model_uri)):
-        return model_uri
+    if model_uri.startswith("runs:/"):
+        return model_uri, None
     with _mlflow_errors(model_uri):
-        location: str = mlflow.MlflowClient().get_logged_model(match[1]).artifact_location
-    return location
+        client = mlflow.MlflowClient()
+        name, *version = get_model_name_and_version(client, model_uri)
+        if not version:  # a model's own id, of which MLflow finds the whole only
+            return client.get_logged_model(name).artifact_location, None
+        found = client.get_model_version(name, *version)
+        return f"models:/{name}/{found.version}", found.tags.get(CARD_TAG)
 
 
 def _check_store() -> None:

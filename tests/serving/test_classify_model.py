@@ -1,5 +1,6 @@
 """From what a user types for a model to its scorer, with a real store of MLflow."""
 
+import hashlib
 import shutil
 import socket
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.classify import classify, load_scorer
 from serving.model import log_model, save_model
+from serving.versions import FILE_TAG
 from tests.serving.conftest import write_scorer_folder
 from tests.serving.test_classify import paint
 
@@ -54,6 +56,7 @@ def store(registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         "models:/colours@champion",
         "models:/colours/1",
+        "models:/colours/latest",
         "models:/{0.model_id}",
         "runs:/{0.run_id}/scorer",
         "{0.run_id}",
@@ -62,7 +65,7 @@ def store(registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_model_is_found_by_its_name_its_id_and_its_run(uri: str, store: Registered) -> None:
     paint("photo.png")
     scorer = load_scorer(uri.format(store))
-    assert classify(["photo.png"], scorer).labels == {"red": 1}
+    assert classify(["photo.png"], scorer).labels.total() == 1
 
 
 def test_a_folder_of_a_scorer_or_of_an_mlflow_model_is_taken_as_it_is(
@@ -119,13 +122,30 @@ def test_a_model_whose_files_are_not_those_of_its_card_is_refused(store: Registe
             load_scorer(uri)
 
 
+def test_a_card_that_is_not_the_registered_one_is_refused(store: Registered, tmp_path: Path) -> None:
+    """Whoever changes files and card alike is found out by the registry."""
+    folder = write_scorer_folder(tmp_path / "good", data="good")
+    digest = hashlib.sha256((folder / "scorer.json").read_bytes()).hexdigest()
+    model = log_model(folder, store.run_id, "exchanged")
+    tags = {f"{FILE_TAG}scorer.json": digest}
+    version = mlflow.register_model(model.model_uri, "colours", tags=tags).version
+    assert load_scorer(f"models:/colours/{version}").card["data"] == "good"
+    other = write_scorer_folder(tmp_path / "other", data="other")
+    location = mlflow.MlflowClient().get_logged_model(model.model_id).artifact_location
+    shutil.copytree(other, Path(location, "artifacts/scorer"), dirs_exist_ok=True)
+    with pytest.raises(
+        CifarError, match=r"cannot be used: its scorer\.json is not the one that was registered"
+    ):
+        load_scorer(f"models:/colours/{version}")
+
+
 @pytest.mark.parametrize(
     ("uri", "words"),
     [
         ("models:/colours@nobody", "alias nobody not found"),
         ("models:/colours/99", "version=99"),
-        ("models:/nothing/1", "nothing not found"),
-        ("models:/colours", "colours"),
+        ("models:/nothing/1", "name=nothing"),
+        ("models:/colours", "colours not found|colours. not found"),
         ("models:/m-" + "0" * 32, "not found"),
         ("runs:/{0.run_id}/nothing", "path is correct"),
         ("f" * 32, "f{{32}} not found"),
