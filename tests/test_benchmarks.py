@@ -25,6 +25,16 @@ TINY: dict[str, dict[str, Any]] = {
         "threads": 1,
     },
     "data_start": {"copies": 1, "repeats": 1},
+    "search": {
+        "seeds": 1,
+        "trials": 1,
+        "epochs": 1,
+        "width": 0.25,
+        "dataset": "folder",
+        "data_dir": "images",
+        "val_size": 0.25,
+        "threads": 1,
+    },
 }
 
 
