@@ -32,8 +32,10 @@ QUANTIZED = ["Conv", "Relu", "Add", "MaxPool"]
 def quantize(model: Path, path: Path, images: NDArray[np.uint8]) -> None:
     """Write the int8 form of `model` to `path`.
 
-    Weights are int8, with a scale an output channel. Activations are uint8, with a scale a layer that is
+    Weights are int8, with a scale an output channel, and activations uint8, with a scale a layer that is
     measured on some of the `images`: unsigned times signed is what the instructions of CPUs (VNNI) multiply.
+    Of the 8 bits of a weight 7 are used. CPUs of before VNNI add two products in 16 bits, which 8 would
+    overflow: the answers would depend on the machine.
 
     Args:
         model: as of `save_onnx`.
@@ -54,6 +56,7 @@ def quantize(model: Path, path: Path, images: NDArray[np.uint8]) -> None:
             # Its input is the picture itself, and it has three channels: nothing to gain.
             nodes_to_exclude=[first],
             per_channel=True,
+            reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,

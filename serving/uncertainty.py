@@ -72,7 +72,7 @@ def find_doubts(logits: Floats, labels: Labels | None, temperature: float, targe
     accuracy = np.cumsum((probabilities.argmax(axis=1) == labels[known])[order]) / answers
     # Images of the same confidence are on the same side of any threshold.
     last_of_its_kind = np.append(confidence[1:] < confidence[:-1], True)
-    enough = answers >= min(math.ceil(1 / (1 - target)), len(order))
+    enough = answers >= min(math.ceil(1 / (1 - target) - 1e-9), len(order))
     choices = np.flatnonzero(last_of_its_kind & enough)
     reached = choices[accuracy[choices] >= target]
     cut = int(reached[-1] if len(reached) else choices[np.argmax(accuracy[choices])])
