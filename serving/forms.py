@@ -84,7 +84,9 @@ def make_forms(
     precision: Precision,
     folder: Path,
 ) -> list[Form]:
-    """The forms to choose from, written to `folder`: fp32 always, int8 unless `precision` is fp32.
+    """The forms to choose from, written to `folder`: fp32 always, and int8 where it may be chosen.
+
+    `auto` needs images that were held out for that: of those it was trained on a network is too sure.
 
     Args:
         training_images: uint8 (N, S, S, 3), on which the ranges of int8 are measured.
@@ -96,7 +98,7 @@ def make_forms(
     labels = predict_logits(classifier, images).argmax(axis=1)
     models = {"fp32": folder / "fp32.onnx"}
     save_onnx(models["fp32"], classifier, card)
-    if precision != "fp32":
+    if precision == "int8" or (precision == "auto" and judges.held_out):
         models["int8"] = folder / "int8.onnx"
         quantize(models["fp32"], models["int8"], training_images)
     engines = {name: Engine(model) for name, model in models.items()}
@@ -123,7 +125,7 @@ def make_forms(
     return forms
 
 
-def choose(forms: list[Form], precision: Precision, judges: Judges) -> tuple[Form, str]:
+def choose(forms: list[Form], precision: Precision) -> tuple[Form, str]:
     """The form to serve, and why it is that one.
 
     Args:
@@ -133,8 +135,10 @@ def choose(forms: list[Form], precision: Precision, judges: Judges) -> tuple[For
         CifarError: int8 was asked for, and loses more than that.
     """
     fp32, *others = forms
-    if not others:
+    if precision == "fp32":
         return fp32, "fp32, as asked for"
+    if not others:
+        return fp32, "fp32: no images were held out by which int8 could be judged"
     (int8,) = others
     figures = f"accuracy {int8.accuracy:.4f} as int8, {fp32.accuracy:.4f} as fp32"
     speed = f"{int8.milliseconds[16]:.1f} ms for 16 images as int8, {fp32.milliseconds[16]:.1f} ms as fp32"
@@ -147,8 +151,6 @@ def choose(forms: list[Form], precision: Precision, judges: Judges) -> tuple[For
         return fp32, f"fp32: int8 loses more than {100 * MAX_LOSS:g} points ({figures})"
     if precision == "int8":
         return int8, f"int8, as asked for ({figures}; {speed})"
-    if not judges.held_out:
-        return fp32, "fp32: no images were held out by which int8 could be judged"
     if int8.milliseconds[16] > fp32.milliseconds[16]:
         return fp32, f"fp32: int8 is slower ({speed})"
     return int8, f"int8 ({figures}; {speed})"

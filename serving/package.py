@@ -89,7 +89,7 @@ def register(
     logger.info("Exporting %s of run %s, judged by %s", card.model, run_id, judges)
     with tempfile.TemporaryDirectory() as scratch:
         forms = make_forms(classifier, card, training.images, judges, precision, Path(scratch))
-        form, decision = choose(forms, precision, judges)
+        form, decision = choose(forms, precision)
         logger.info("Served as %s", decision)
         labels = judges.images.labels if judges.held_out else None
         doubts = find_doubts(form.logits, labels, card.temperature, target_accuracy)
