@@ -6,7 +6,7 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 import torch
-from onnx import TensorProto, numpy_helper
+from onnx import numpy_helper
 
 from cifar_mlflow.export.onnx import save_onnx
 from cifar_mlflow.models import build_network
@@ -20,7 +20,7 @@ def pictures(count: int, seed: int) -> np.ndarray:
     return blocks.repeat(8, axis=1).repeat(8, axis=2)
 
 
-TRAINING = pictures(100, seed=0)
+TRAINING = pictures(450, seed=0)  # more than are used
 
 
 def logits(model: Path, images: np.ndarray) -> np.ndarray:
@@ -65,14 +65,13 @@ def test_any_number_of_images_is_taken_as_before(fp32: Path, int8: Path) -> None
 
 def test_a_model_is_a_third_of_its_size_and_its_weights_fit_any_cpu(fp32: Path, int8: Path) -> None:
     assert int8.stat().st_size < fp32.stat().st_size / 3
-    filters = [
-        numpy_helper.to_array(tensor)
-        for tensor in onnx.load(int8).graph.initializer
-        if tensor.data_type == TensorProto.INT8 and len(tensor.dims) == 4
-    ]
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(int8).graph.initializer}
+    filters = [values for values in tensors.values() if values.dtype == np.int8 and values.ndim == 4]
     assert len(filters) == 5  # of six convolutions, all but the first
     # 2 * 255 * 64 is the largest sum of two products that 16 bits hold.
     assert max(np.abs(weights.astype(int)).max() for weights in filters) == 64
+    scales = {values.shape for name, values in tensors.items() if name.endswith("weight_scale")}
+    assert scales == {(len(weights),) for weights in filters}  # one an output channel
 
 
 def test_what_is_between_the_convolutions_is_computed_in_int8(int8: Path) -> None:
@@ -105,5 +104,5 @@ def test_a_few_images_will_do_and_nothing_is_printed(
 ) -> None:
     with caplog.at_level(logging.INFO):
         quantize(fp32, tmp_path / "few.onnx", TRAINING[:3])
-    assert logits(tmp_path / "few.onnx", TRAINING).shape == (100, 5)
+    assert logits(tmp_path / "few.onnx", TRAINING).shape == (450, 5)
     assert (capfd.readouterr(), caplog.text) == (("", ""), "")
