@@ -31,14 +31,14 @@ from cifar_mlflow.evaluation.calibration import expected_calibration_error, soft
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.classifier import ModelCard
 from cifar_mlflow.pipeline import divide
-from cifar_mlflow.tracking import connect
+from cifar_mlflow.tracking import ask, connect
 from serving.forms import Form, Judges, Precision, choose, make_forms
 from serving.model import log_model
 from serving.registry import MODEL_NAME
 from serving.scorer.engine import Engine
 from serving.scorer.scorer import CARD_FILE, FORMAT, MODEL_FILE
 from serving.uncertainty import Doubts, auroc, energy, find_doubts, strange_images
-from serving.versions import Version, ask
+from serving.versions import Version
 
 logger = logging.getLogger("cifar_mlflow.register")
 

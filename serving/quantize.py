@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import (  # type: ignore[import-untyped]
+from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
     QuantType,
     quantize_static,
 )
-from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped]
+from onnxruntime.quantization.shape_inference import quant_pre_process
 
 CALIBRATION_IMAGES = 400
 CALIBRATION_SEED = 0

@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 
 from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.tracking import ask
 from serving.classify.model import SCORER_PATH
-from serving.versions import RegisteredModel, Version, ask
+from serving.versions import RegisteredModel, Version
 
 MODEL_NAME = "cifar10"
 CHAMPION, PREVIOUS = "champion", "previous"

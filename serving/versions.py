@@ -1,20 +1,15 @@
 """The versions of a registered model, as MLflow's registry has them: their tags and their aliases."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
-from cifar_mlflow import tracking
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.outbox import first_line, is_outage, patiently
-
-T = TypeVar("T")
+from cifar_mlflow.tracking import ask
 
 FILE_TAG = "sha256."  # followed by the name of a file in the scorer folder
 
@@ -159,22 +154,3 @@ class RegisteredModel:
                 missing=f"{self.name} has no version {number}",
             )
         )
-
-
-def ask(call: Callable[[], T], missing: str | None = None) -> T:
-    """`call()`, a question to MLflow, and again while it does not answer.
-
-    Args:
-        missing: what to say where MLflow does not have what is asked for.
-
-    Raises:
-        UsageError: `missing`.
-        CifarError: MLflow stays away, or refuses.
-    """
-    try:
-        return patiently(call, tracking.PATIENCE_SECONDS)
-    except Exception as error:  # each kind of store has errors of its own
-        if missing and isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise UsageError(missing) from error
-        problem = "does not answer" if is_outage(error) else "refuses"
-        raise CifarError(f"MLflow at {mlflow.get_registry_uri()} {problem}: {first_line(error)}") from error

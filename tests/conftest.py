@@ -27,6 +27,8 @@ def _isolated(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set by a former test
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # MLflow sets it for the processes it starts
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     if request.node.get_closest_marker("real_data") is None:
         monkeypatch.delenv("CIFAR10_DIR", raising=False)
     elif REAL_DATA is None:

@@ -36,7 +36,7 @@ def first_tries(
         if params is None:
             logger.info("The recipe of %s is not tried first: it lies outside of the space", model)
         else:
-            tries.append({"params": params, "origin": f"recipe {config.recipe}"})
+            tries.append({"params": params, "origin": f"recipe of {model}"})
     for run_id in enqueued:
         settings = settings_of(_run(run_id)).model_dump(mode="json")
         params = space.params_of(settings)

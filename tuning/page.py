@@ -6,11 +6,11 @@ from typing import Any
 
 import optuna
 import pandas as pd
-import plotly.graph_objects as go  # type: ignore[import-untyped]
+import plotly.graph_objects as go
 from matplotlib.colors import to_hex
 from optuna import visualization
 from optuna.trial import FrozenTrial, TrialState
-from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+from plotly.offline import get_plotlyjs
 
 from tuning.pictures import BEST, COMPLETE, OTHERS, left_out
 from tuning.results import best_trials, compact, importances, in_state, parameters

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,8 +148,11 @@ def tune(given: dict[str, Any]) -> optuna.Study:
             work_together(orders, stop, lambda: _finished(study), _heartbeat(study, storage))
             if search.retrain_best and not stop.signum:
                 retrain_best(plan, study, storage, run, stop)
-        finally:
-            log_study(run, study)
+        except CifarError:
+            with suppress(CifarError):  # what ended the search matters more than that this fails too
+                log_study(run, study)
+            raise
+        log_study(run, study)
         stop.raise_if_asked()
     return study
 

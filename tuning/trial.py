@@ -3,6 +3,7 @@
 import logging
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import mlflow
 import optuna
 import torch
 from mlflow.entities import Run
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
@@ -19,6 +21,7 @@ from cifar_mlflow.errors import CifarError, TrainingDivergedError
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.outbox import first_line
 from cifar_mlflow.run_directory import RunDirectory
+from cifar_mlflow.tracking import ask
 from cifar_mlflow.training.loop import History
 from tuning.storage import patiently
 
@@ -89,7 +92,8 @@ class TrainedTrial(pipeline.Search):
             "parameters": float(sum(weights.numel() for weights in classifier.parameters())),
         }
         if "latency_ms" in self.objectives:
-            metrics["latency_ms"] = latency_ms(classifier, device)
+            size = self.trial.user_attrs["settings"].get("image_size", 32)
+            metrics["latency_ms"] = latency_ms(classifier, device, size)
         return metrics
 
     def conclude(self, run_id: str, metrics: dict[str, float]) -> None:
@@ -108,8 +112,8 @@ class TrainedTrial(pipeline.Search):
         run_id = self.trial.user_attrs.get("run_id")
         if run_id:
             client = mlflow.MlflowClient()
-            client.set_tag(run_id, "error", reason)
-            client.set_terminated(run_id, "FAILED")
+            ask(lambda: client.set_tag(run_id, "error", reason))
+            ask(lambda: client.set_terminated(run_id, "FAILED"))
             _forget_directory(cache_dir, run_id)
         self._tell("error", reason)
         self._end(TrialState.FAIL, None, run_id, self.trained_epochs, seconds)
@@ -125,9 +129,10 @@ class TrainedTrial(pipeline.Search):
     ) -> None:
         if run_id:
             client = mlflow.MlflowClient()
-            client.set_tag(run_id, "optuna.state", state.name)
+            ask(lambda: client.set_tag(run_id, "optuna.state", state.name))
             if state != TrialState.COMPLETE:  # seen in every list of runs
-                client.update_run(run_id, name=f"trial-{self.trial.number:03} ({state.name.lower()})")
+                name = f"trial-{self.trial.number:03} ({state.name.lower()})"
+                ask(lambda: client.update_run(run_id, name=name))
         self._tell("epochs", int(epochs))
         self._tell("seconds", seconds)
         self._patiently(
@@ -170,7 +175,8 @@ def run_trial(trial: TrainedTrial, config: TrainConfig, begun: bool) -> None:
         logger.info("goes on from its checkpoint")
     else:
         resume = None
-        forget_runs(trial, config)
+        if begun:
+            forget_runs(trial, config)
     start = time.monotonic()
     try:
         result = pipeline.train(config, resume, trial)
@@ -189,18 +195,23 @@ def run_trial(trial: TrainedTrial, config: TrainConfig, begun: bool) -> None:
 def finished_run(trial: TrainedTrial) -> Run | None:
     """The run of a trial whose process died between the end of the run and telling the study."""
     run_id = trial.trial.user_attrs.get("run_id")
-    run = mlflow.MlflowClient().get_run(run_id) if run_id else None
+    run = ask(lambda: mlflow.MlflowClient().get_run(run_id)) if run_id else None
     return run if run and run.info.status == "FINISHED" else None
 
 
 def forget_runs(trial: TrainedTrial, config: TrainConfig) -> None:
-    """Delete runs that were begun for a trial and died before their first checkpoint."""
+    """Delete runs that were begun for a trial and died before their first checkpoint.
+
+    Only those below the run of this study: there may have been another one of the same name.
+    """
     client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name(config.experiment)
-    number = trial.trial.number
-    query = f"tags.`optuna.study` = '{trial.tags['optuna.study']}' and tags.`optuna.trial` = '{number}'"
-    for run in client.search_runs([experiment.experiment_id], query):
-        client.delete_run(run.info.run_id)
+    experiment = ask(lambda: client.get_experiment_by_name(config.experiment))
+    same = " and ".join(
+        f"tags.`{name}` = '{trial.tags[name]}'" for name in (MLFLOW_PARENT_RUN_ID, "optuna.trial")
+    )
+    unfinished = f"attributes.status != 'FINISHED' and {same}"
+    for run in ask(lambda: client.search_runs([experiment.experiment_id], unfinished)):
+        ask(partial(client.delete_run, run.info.run_id))
         _forget_directory(config.cache_dir, run.info.run_id)
     trial.forget_run()
 
@@ -219,7 +230,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @torch.inference_mode()
-def latency_ms(classifier: ImageClassifier, device: torch.device, image_size: int = 32) -> float:
+def latency_ms(classifier: ImageClassifier, device: torch.device, image_size: int) -> float:
     """Milliseconds for one image, in fp32, on the device and threads of the training: median of 30 calls."""
     image = torch.rand(1, 3, image_size, image_size, device=device)
     seconds = []

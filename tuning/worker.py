@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -19,16 +18,16 @@ from typing import Any, Self
 import mlflow
 import optuna
 from filelock import FileLock, Timeout
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.samplers import GridSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.tracking import connect
+from cifar_mlflow.tracking import ask, connect
 from cifar_mlflow.training.interrupt import Interrupted, StopRequest
 from tuning.config import SearchConfig
+from tuning.history import EARLIER, PLACES
 from tuning.methods import build_pruner, build_sampler
 from tuning.retrain import retrain
 from tuning.space import Space
@@ -154,6 +153,10 @@ class Worker:
             lock.acquire(blocking=False)
         except Timeout:
             return None
+        # It may have ended since the list was read: a lock that is free says only that nobody is at work.
+        if self.storage.database.get_trial(frozen._trial_id).state != TrialState.RUNNING:
+            lock.release()
+            return None
         return lock
 
     def _adopt(self, frozen: FrozenTrial) -> TrainedTrial:
@@ -199,11 +202,11 @@ class Worker:
     def _forget_lost_machine(self, trial: optuna.Trial) -> None:
         """A trial that is begun anew for a machine that was lost brings along what that one had noted."""
         if run_id := trial.user_attrs.get("run_id"):
-            with suppress(MlflowException):
-                client = mlflow.MlflowClient()
-                client.set_tag(run_id, "error", f"its machine was lost; begun anew as trial {trial.number}")
-                client.set_tag(run_id, "optuna.state", "FAIL")
-                client.set_terminated(run_id, "KILLED")
+            reason = f"its machine was lost; begun anew as trial {trial.number}"
+            client = mlflow.MlflowClient()
+            ask(lambda: client.set_tag(run_id, "error", reason))
+            ask(lambda: client.set_tag(run_id, "optuna.state", "FAIL"))
+            ask(lambda: client.set_terminated(run_id, "KILLED"))
             trial.set_user_attr("run_id", None)
             trial.set_user_attr("attempts", [])
 
@@ -219,6 +222,8 @@ class Worker:
         return resolve_train_config(
             {
                 **settings,
+                # Of this machine, also where another one chose the settings.
+                **{name: value for name, value in self.orders.fixed.items() if name in PLACES},
                 "test": False,  # a search must not even read it
                 "threads": self.orders.threads,
                 "cache_dir": self.orders.cache_dir,
@@ -232,9 +237,7 @@ def own_trials(trials: list[FrozenTrial]) -> list[FrozenTrial]:
     """Those that count against the budget: not the ones made before the study, nor lost and begun anew."""
     lost = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
     return [
-        trial
-        for trial in trials
-        if trial.number not in lost and trial.user_attrs.get("origin") != "earlier run"
+        trial for trial in trials if trial.number not in lost and trial.user_attrs.get("origin") != EARLIER
     ]
 
 

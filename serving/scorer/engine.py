@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 
 MAX_BATCH = 64
 # An engine that nobody uses is garbage only when its thread has ended.

@@ -124,7 +124,7 @@ def open_project(folder: Path, images: Path, empty_store: Path, cache: Path) -> 
     started = Project(
         folder,
         images,
-        os.environ
+        {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         | {
             "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
             # One cache for all, or each would decode the images again; runs are told apart by their ids.

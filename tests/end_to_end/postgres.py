@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 NOBODY = "nobody"  # PostgreSQL refuses to run as root
 
@@ -25,7 +26,7 @@ class Postgres:
     def __init__(self, port: int) -> None:
         self.port = port
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
-        self._user = {"user": NOBODY} if os.geteuid() == 0 else {}
+        self._user: dict[str, Any] = {"user": NOBODY} if os.geteuid() == 0 else {}
         if self._user:
             shutil.chown(self.folder, NOBODY)
         self._call("initdb", "-D", str(self.folder / "data"), "-U", "tester", "-A", "trust", "--no-sync")
@@ -58,5 +59,5 @@ class Postgres:
             stderr=subprocess.DEVNULL,
             timeout=60,
             **self._user,
-        )  # type: ignore[call-overload]
+        )
         assert done.returncode == 0, (name, arguments)

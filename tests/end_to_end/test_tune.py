@@ -116,7 +116,7 @@ def test_the_study_s_run_says_what_was_found(searched: tuple[Project, str]) -> N
 def test_the_first_trial_is_the_recipe(searched: tuple[Project, str]) -> None:
     project, _ = searched
     first = study_of(project).trials[0]
-    assert first.user_attrs["origin"] == "recipe cnn"
+    assert first.user_attrs["origin"] == "recipe of cnn"
     assert (first.params["lr.sgd"], first.params["dropout"]) == (0.05, 0.1)
 
 
@@ -176,7 +176,7 @@ def test_the_past_is_used_and_the_winner_trained_again(project: Project) -> None
     past, recipe, enqueued = study.trials
     assert past.user_attrs["run_id"] == run.info.run_id
     assert (past.user_attrs["origin"], past.value) == ("earlier run", run.data.metrics["val/accuracy"])
-    assert recipe.user_attrs["origin"] == "recipe cnn"
+    assert recipe.user_attrs["origin"] == "recipe of cnn"
     assert enqueued.user_attrs["origin"] == f"run {run.info.run_id}"
     assert enqueued.params == past.params
     assert enqueued.params == {
