@@ -138,6 +138,10 @@ def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
 
 @pytest.mark.slow
 def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Project) -> None:
+    # Of a study of the same name, whose storage is gone: its trial 0 is none of ours.
+    experiment = project.client.create_experiment("cifar10")
+    tags = {"optuna.study": "folder", "optuna.trial": "0", "mlflow.parentRunId": "f" * 32}
+    other = project.client.create_run(experiment, tags=tags).info.run_id
     process = project.start(*command(project, "--trials", "2", "--batch-size", "1"))
 
     def begun(times: int) -> bool:
@@ -150,6 +154,7 @@ def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Pro
     assert "its process was killed 3 times" in project.output()
     first, second = study_of(project).trials
     assert (first.state.name, second.state.name) == ("FAIL", "COMPLETE")
+    assert project.client.get_run(other).info.lifecycle_stage == "active"
 
 
 @pytest.fixture
