@@ -17,13 +17,13 @@ demo: .venv/.ready
 # Lint, types, and the tests that take seconds.
 check: .venv/.ready
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow'
 
 test: .venv/.ready
 	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
 

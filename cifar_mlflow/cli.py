@@ -226,7 +226,6 @@ def evaluate(given: dict[str, Any]) -> None:
 def tune(given: dict[str, Any]) -> None:
     """Search hyperparameters: a run for the study, and below it one for each trial."""
     from tuning.report import leaderboard
-
     from tuning.study import tune as search
 
     study = search(given)
