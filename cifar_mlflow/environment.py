@@ -1,5 +1,6 @@
 """What a run needs to be repeated, beside its settings and its data: code and libraries."""
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -37,6 +38,7 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+@functools.cache  # a tenth of a second, which a search would spend again for each trial
 def installed_packages() -> str:
     """Everything that is installed, in the form of a requirements file."""
     packages = {f"{dist.metadata['Name']}=={dist.version}" for dist in importlib.metadata.distributions()}

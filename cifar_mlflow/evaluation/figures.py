@@ -190,15 +190,18 @@ def most_confident_mistakes(
     rows = -(-len(shown) // columns)
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     title = f"{title}\n{len(wrong):,} of {len(labels):,} images are wrong{', surest first' * bool(captions)}"
-    figure = _figure(0.7 + rows * (1.8 + 0.18 * lines), title)
+    figure = _figure(0.7 + rows * (1.6 + 0.18 * lines), title)
     if not captions:
         return figure
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for ax, index, caption in zip(grid, shown, captions, strict=False):
-        ax.imshow(images[index], interpolation="nearest")
-        ax.set_title(caption, fontsize=9.5, parse_math=False)
-    for ax in figure.axes:
-        ax.axis("off")
+    # All in the units of one set of axes, an image 1 wide: 25 of their own take a second to lay out.
+    side, height = 1.12, 1.12 + 0.11 * lines
+    ax = figure.add_subplot()
+    for place, (index, caption) in enumerate(zip(shown, captions, strict=True)):
+        left, top = place % columns * side, place // columns * height
+        ax.imshow(images[index], interpolation="nearest", extent=(left, left + 1, top + 1, top))
+        ax.text(left + 0.5, top - 0.02, caption, ha="center", va="bottom", fontsize=9.5, parse_math=False)
+    ax.set(xlim=(-0.1, columns * side), ylim=((rows - 1) * height + 1, 1 - height))
+    ax.axis("off")
     return figure
 
 
