@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check ui bench clean
+.PHONY: demo serve test check ui bench clean
 
 # Editable, so that a change of the code needs no new set-up; a change of the dependencies does.
 .venv/.ready: pyproject.toml
@@ -13,6 +13,10 @@ BIN := .venv/bin
 
 demo: .venv/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e demo --env-manager local --experiment-name cifar10
+
+# The champion, until Ctrl-C; docs/serving.md says how to ask it.
+serve: .venv/.ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow models serve -m models:/cifar10@champion --env-manager local -p 5001
 
 # Lint, types, and the tests that take seconds.
 check: .venv/.ready

@@ -27,12 +27,20 @@ from cifar_mlflow.config import (
 from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.training.interrupt import Interrupted
+from serving.config import (
+    ClassifyConfig,
+    RegisterConfig,
+    RegistryConfig,
+    TrainAndRegisterConfig,
+    TuneAndPromoteConfig,
+)
 from tuning.config import TuneConfig
 
 if (
     TYPE_CHECKING
 ):  # torch and mlflow take seconds to import; --help and a wrong option should not wait for them
     from cifar_mlflow.pipeline import Result
+    from serving.package import RegisteredVersion
 
 HELP_WIDTH = 100
 
@@ -46,6 +54,8 @@ class SettingsCommand(click.Command):
         known: set[str] = set()
         for section in _sections(config_class):  # a setting that two declare is the first one's
             names = [name for name in inspect.get_annotations(section) if name not in known]
+            if not names:
+                continue
             known |= set(names)
             self.sections[section] = [_option(name, section.model_fields[name]) for name in names]
         self.params += [option for options in self.sections.values() for option in options]
@@ -189,16 +199,44 @@ def _read_config_file(path: str | None) -> dict[str, Any]:
     return {str(name).replace("-", "_"): value for name, value in (values or {}).items()}
 
 
-def _print_config(config: Settings) -> None:
+def _print_config(*configs: Settings) -> None:
     """YAML that `--config` reads back to the same settings."""
-    click.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
+    settings = {name: value for config in configs for name, value in config.model_dump(mode="json").items()}
+    click.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
 
 
-@_verb("train", TrainConfig)
+def _switch(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option that may stand alone, and also takes a value, since `mlflow run -P` always passes one."""
+    return click.option(
+        name,
+        is_flag=False,
+        flag_value="true",
+        default=False,
+        type=click.BOOL,
+        metavar="[true|false]",
+        help=text,
+    )
+
+
+def _part(config_class: type[Settings], given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that the config knows."""
+    return {name: value for name, value in given.items() if name in config_class.model_fields}
+
+
+def _split(config_class: type[Settings], given: dict[str, Any]) -> tuple[dict[str, Any], RegisterConfig]:
+    """The settings of a job, and those of what is registered after it: checked now, as the job is long."""
+    only_registration = RegisterConfig.model_fields.keys() - config_class.model_fields.keys()
+    own = {name: value for name, value in given.items() if name not in only_registration}
+    return own, validate(RegisterConfig, _part(RegisterConfig, given))
+
+
+@_verb("train", TrainAndRegisterConfig)
+@_switch("--register", "Make the model a new version of the registered model.")
 @click.option("--resume", metavar="RUN_ID", help="Continue this run where it was interrupted.")
 @click.option("--print-config", is_flag=True, help="Print all settings as YAML, and do nothing.")
-def train(given: dict[str, Any], resume: str | None, print_config: bool) -> None:
+def train(given: dict[str, Any], register: bool, resume: str | None, print_config: bool) -> None:
     """Train a model and track it as an MLflow run."""
+    given, registration = _split(TrainConfig, given)
     if resume:
         from cifar_mlflow.pipeline import resumable_config
 
@@ -206,10 +244,13 @@ def train(given: dict[str, Any], resume: str | None, print_config: bool) -> None
     else:
         config = resolve_train_config(given)
     if print_config:
-        return _print_config(config)
+        return _print_config(config, registration)
     from cifar_mlflow import pipeline
 
-    _print_result(pipeline.train(config, resume))
+    result = pipeline.train(config, resume)
+    _print_result(result)
+    if register:
+        _register(result.run_id, registration)
     return None
 
 
@@ -222,24 +263,37 @@ def evaluate(given: dict[str, Any]) -> None:
     _print_result(pipeline.evaluate(config))
 
 
-@_verb("tune", TuneConfig)
-def tune(given: dict[str, Any]) -> None:
+@_verb("tune", TuneAndPromoteConfig)
+@_switch("--promote", "Register the best trial at the end, and make it the champion if it is better.")
+def tune(given: dict[str, Any], promote: bool) -> None:
     """Search hyperparameters: a run for the study, and below it one for each trial."""
+    given, registration = _split(TuneConfig, given)
     from tuning.report import leaderboard
+    from tuning.results import best_trials
     from tuning.study import tune as search
 
     study = search(given)
     click.echo(f"\n{leaderboard(study)}")
+    if promote:
+        best = best_trials(study, 1)
+        if not best:
+            raise CifarError("no trial was completed: there is nothing to promote")
+        _register_and_promote(best[0].user_attrs["run_id"], registration)
 
 
-@_verb("demo", TrainConfig)
+@_verb("demo", TrainAndRegisterConfig)
 def demo(given: dict[str, Any]) -> None:
-    """Train the demo recipe on the embedded sample, and say what to do next. Takes minutes on two cores."""
+    """From the embedded sample of images to an answer about a photo over HTTP. Takes minutes on two cores."""
+    given, registration = _split(TrainConfig, given)
     config = resolve_train_config({"recipe": "demo", **given})
     from cifar_mlflow import pipeline
+    from serving.demo import PHOTO, answer_over_http
 
     result = pipeline.train(config)
     _print_result(result)
+    _register_and_promote(result.run_id, registration)
+    champion = f"models:/{registration.registered_model}@champion"
+    click.echo(f"\n`mlflow models serve -m {champion}` says of {PHOTO.name}: {answer_over_http(champion)}")
     click.echo(
         f"""
 What next:
@@ -247,9 +301,58 @@ What next:
   source .venv/bin/activate                          # for the commands below
   cifar-mlflow train --dataset sample --model cnn    # another architecture on the same images
   cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
+  cifar-mlflow classify {_relative(PHOTO)}      # or your own photos and folders of them
+  make serve                                         # the same model over HTTP, until Ctrl-C
   cifar-mlflow evaluate --model {result.run_id} --dataset sample
   cifar-mlflow export {result.run_id} --format hdf5 --output model.h5"""
     )
+
+
+@_verb("register", RegisterConfig)
+@click.argument("run_id")
+def register(given: dict[str, Any], run_id: str) -> None:
+    """Make a trained network a new version of the registered model, in the form in which it is served."""
+    _register(run_id, validate(RegisterConfig, given))
+
+
+@_verb("promote", RegistryConfig)
+@click.argument("which", metavar="[RUN_ID|VERSION]", required=False)
+@click.option("--force", is_flag=True, help="Whatever the comparison with the champion says.")
+def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
+    """Make a registered version the champion, if it is better. Default: the best there is."""
+    config = validate(RegistryConfig, given)
+    from serving.registry import promote as promote_version
+
+    click.echo(promote_version(which, config.registered_model, force=force).message)
+
+
+@_verb("rollback", RegistryConfig)
+def rollback(given: dict[str, Any]) -> None:
+    """Make the previous champion the champion again."""
+    config = validate(RegistryConfig, given)
+    from serving.registry import rollback as roll_back
+
+    click.echo(roll_back(config.registered_model).message)
+
+
+@_verb("classify", ClassifyConfig)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.pass_context
+def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) -> None:
+    """Classify image files, the images in folders, and what patterns match."""
+    config = validate(ClassifyConfig, given)
+    from serving.classify import classify as classify_files
+    from serving.classify import load_scorer, show
+
+    summary = classify_files(
+        paths,
+        load_scorer(config.model_uri),
+        output=config.output,
+        sort_into=config.sort_into,
+        top_k=config.top_k,
+    )
+    show(summary)
+    ctx.exit(summary.exit_code)
 
 
 @_verb("data", DataConfig)
@@ -298,6 +401,29 @@ def export(model: str, form: str, output: Path | None) -> None:
     output = output or Path(f"{card.model}{suffix}")
     save(output, classifier, card)
     click.echo(f"{output}  {output.stat().st_size / 1e6:.1f} MB, {card.model}, {len(card.classes)} classes")
+
+
+def _register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
+    from serving.package import register as register_run
+
+    version = register_run(run_id, config)
+    click.echo(f"\nRegistered {version.message}")
+    return version
+
+
+def _register_and_promote(run_id: str, config: RegisterConfig) -> None:
+    """A champion that stays is a result of the comparison and no failure of the job before it."""
+    from serving.registry import NotPromotedError, promote
+
+    version = _register(run_id, config)
+    try:
+        click.echo(promote(version.number, version.name).message)
+    except NotPromotedError as refusal:
+        click.echo(str(refusal))
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _print_result(result: Result) -> None:

@@ -65,35 +65,18 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-class DataConfig(Settings):
-    """Data: which images, and how they are divided."""
+class PlacesConfig(Settings):
+    """Places: where images come from and what is kept; another machine may have others."""
 
-    dataset: DatasetName = setting(
-        "cifar10", "cifar10 (downloaded unless data_dir has it), sample (embedded), or folder (your images)."
-    )
     data_dir: Path | None = setting(
         None,
         "Where the images are: CIFAR-10 as torchvision's folder, the archive, or Hub parquet; "
         "for dataset=folder a folder with one sub-folder a class. Default for cifar10: $CIFAR10_DIR.",
     )
-    image_size: int = setting(32, "Side in pixels to which images of a folder are resized.", ge=32, le=256)
-    val_size: float = setting(
-        0.1, "Share of the training images held out for validation; 0 trains on all of them.", ge=0, le=0.5
-    )
-    split_seed: int = setting(0, "Seed of the train/validation split.", ge=0)
     mirrors: tuple[str, ...] = setting(
         CIFAR10_MIRRORS, "Addresses of cifar-10-python.tar.gz, tried in this order (comma-separated)."
     )
     cache_dir: Path = setting(default_cache_dir, "Downloads, decoded arrays and checkpoints.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _data_dir_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """CIFAR10_DIR, for the data set it is meant for: it holds no sorted folders and no sample."""
-        directory = os.environ.get("CIFAR10_DIR")
-        if directory and values.get("dataset", "cifar10") == "cifar10":
-            return {"data_dir": directory, **values}
-        return values
 
     @field_validator("mirrors", mode="before")
     @classmethod
@@ -105,6 +88,28 @@ class DataConfig(Settings):
     def _absolute(cls, path: Path | None) -> Path | None:
         # A shell leaves the ~ of `--data-dir=~/x` and of YAML alone; and a run may be resumed from elsewhere.
         return path and Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - no error for ~nobody
+
+
+class DataConfig(PlacesConfig):
+    """Data: which images, and how they are divided."""
+
+    dataset: DatasetName = setting(
+        "cifar10", "cifar10 (downloaded unless data_dir has it), sample (embedded), or folder (your images)."
+    )
+    image_size: int = setting(32, "Side in pixels to which images of a folder are resized.", ge=32, le=256)
+    val_size: float = setting(
+        0.1, "Share of the training images held out for validation; 0 trains on all of them.", ge=0, le=0.5
+    )
+    split_seed: int = setting(0, "Seed of the train/validation split.", ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_dir_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """CIFAR10_DIR, for the data set it is meant for: it holds no sorted folders and no sample."""
+        directory = os.environ.get("CIFAR10_DIR")
+        if directory and values.get("dataset", "cifar10") == "cifar10":
+            return {"data_dir": directory, **values}
+        return values
 
 
 class ModelConfig(Settings):

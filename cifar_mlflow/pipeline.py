@@ -14,7 +14,7 @@ import torch
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
-from cifar_mlflow.config import DataConfig, EvaluateConfig, TrainConfig, validate
+from cifar_mlflow.config import DataConfig, EvaluateConfig, PlacesConfig, TrainConfig, validate
 from cifar_mlflow.data import ImageDataset, Split, load_dataset
 from cifar_mlflow.data.split import train_val_indices
 from cifar_mlflow.data.summary import mean_std, summarize
@@ -132,7 +132,7 @@ def resumable_config(run_id: str, given: Mapping[str, object], study: str | None
     Raises:
         UsageError: there is nothing to resume, or another setting is given.
     """
-    if others := sorted(set(given) - {"data_dir", "cache_dir", "mirrors"}):
+    if others := sorted(set(given) - {*PlacesConfig.model_fields}):
         raise UsageError(f"--resume takes the settings of the run: leave out {', '.join(others)}")
     cache_dir = validate(TrainConfig, dict(given)).cache_dir
     directory = RunDirectory.of(cache_dir, run_id)

@@ -14,12 +14,12 @@ from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.onnx import save_onnx
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from serving.config import Precision
 from serving.quantize import quantize
 from serving.scorer.engine import Engine
 
 logger = logging.getLogger("cifar_mlflow.register")
 
-Precision = Literal["auto", "fp32", "int8"]
 
 # An exported network computes the same in another order. What gives more than one other label in a thousand
 # is another network.

@@ -30,6 +30,8 @@ REQUIREMENTS = [
     "pillow>=11,<14",
 ]
 CODE = Path(scorer.__file__).parent
+# Where the scorer folder is in an MLflow model.
+SCORER_PATH = "artifacts/scorer"
 
 
 def save_model(scorer_folder: Path, path: Path) -> None:

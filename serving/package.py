@@ -16,7 +16,7 @@ import time
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import mlflow
 import numpy as np
@@ -24,7 +24,7 @@ import pandas as pd
 from mlflow.entities import Metric
 from PIL import Image
 
-from cifar_mlflow.config import DataConfig, validate
+from cifar_mlflow.config import DataConfig, PlacesConfig, validate
 from cifar_mlflow.data import Split, load_dataset
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.calibration import expected_calibration_error, softmax
@@ -32,9 +32,9 @@ from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.classifier import ModelCard
 from cifar_mlflow.pipeline import divide
 from cifar_mlflow.tracking import ask, connect
-from serving.forms import Form, Judges, Precision, choose, make_forms
+from serving.config import RegisterConfig
+from serving.forms import Form, Judges, choose, make_forms
 from serving.model import log_model
-from serving.registry import MODEL_NAME
 from serving.scorer.engine import Engine
 from serving.scorer.scorer import CARD_FILE, FORMAT, MODEL_FILE
 from serving.uncertainty import Doubts, auroc, energy, find_doubts, strange_images
@@ -42,7 +42,6 @@ from serving.versions import Version
 
 logger = logging.getLogger("cifar_mlflow.register")
 
-TARGET_ACCURACY = 0.95
 # As many training images judge the forms of a run that held none out.
 TRAINING_JUDGES = 2_000
 PICTURES = 16
@@ -59,33 +58,27 @@ class RegisteredVersion:
     message: str
 
 
-def register(
-    run_id: str,
-    *,
-    precision: Precision = "auto",
-    name: str = MODEL_NAME,
-    target_accuracy: float = TARGET_ACCURACY,
-    data_dir: Path | None = None,
-    cache_dir: Path | None = None,
-) -> RegisteredVersion:
+def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
     """Make the network of a finished training run a new version of the registered model.
 
-    Args:
-        precision: `auto` takes int8 if it loses at most 0.3 points of validation accuracy and is not slower.
-        name: the registered model; made if there is none.
-        target_accuracy: of the answers that are not uncertain, on validation.
-        data_dir: where the images of the run are; None where they were when it was trained.
-        cache_dir: for decoded images; None for the default place.
+    The model is made if there is none. The images are looked for where they were when the run was trained,
+    except for the places that were given to `config`.
 
     Raises:
         UsageError: there is no such run, it has no weights, or the images are not those it was trained on.
         CifarError: a check failed, or MLflow does not answer. Then there is no new version.
     """
-    _check_arguments(run_id, precision, name, target_accuracy)
+    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
+        raise UsageError(f"not the id of a run, which has 32 digits 0-9a-f: {run_id}")
+    name, precision, target_accuracy = (
+        config.registered_model,
+        config.serve_precision,
+        config.target_accuracy,
+    )
     connect("", resume=run_id)
     classifier, card = load_classifier(run_id)
-    places = {"data_dir": data_dir, "cache_dir": cache_dir}
-    training, judges = _load_images(card, {key: value for key, value in places.items() if value})
+    places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
+    training, judges = _load_images(card, places)
     logger.info("Exporting %s of run %s, judged by %s", card.model, run_id, judges)
     with tempfile.TemporaryDirectory() as scratch:
         forms = make_forms(classifier, card, training.images, judges, precision, Path(scratch))
@@ -119,20 +112,7 @@ def register(
     return RegisteredVersion(name, number, run_id, form.precision, message)
 
 
-def _check_arguments(run_id: str, precision: str, name: str, target_accuracy: float) -> None:
-    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
-        raise UsageError(f"not the id of a run, which has 32 digits 0-9a-f: {run_id}")
-    if precision not in get_args(Precision):
-        raise UsageError(f"precision: one of {', '.join(get_args(Precision))} (got {precision})")
-    if not name.strip() or set(name) & set("/:"):
-        raise UsageError(
-            f"the name of a registered model must not be empty or have / or : in it (got {name!r})"
-        )
-    if not 0 < target_accuracy < 1:
-        raise UsageError(f"target_accuracy must be between 0 and 1 (got {target_accuracy:g})")
-
-
-def _load_images(card: ModelCard, places: dict[str, Path]) -> tuple[Split, Judges]:
+def _load_images(card: ModelCard, places: dict[str, Any]) -> tuple[Split, Judges]:
     """The training images of the run, and those that judge it.
 
     Raises:

@@ -22,10 +22,9 @@ from filelock import FileLock, Timeout
 from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.tracking import ask
-from serving.classify.model import SCORER_PATH
+from serving.model import SCORER_PATH
 from serving.versions import RegisteredModel, Version
 
-MODEL_NAME = "cifar10"
 CHAMPION, PREVIOUS = "champion", "previous"
 LOCK_SECONDS = 60
 
@@ -44,13 +43,14 @@ class Promotion:
     message: str
 
 
-def promote(which: str | None = None, *, name: str = MODEL_NAME, force: bool = False) -> Promotion:
+def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
     """Make a version the champion; the champion until now becomes `previous`.
 
     Args:
         which: the number of a version, or the id of a run for the newest version of it. None takes the best
             by validation accuracy of all that can be compared with the champion, and as long as there is no
             champion, with the newest.
+        name: the registered model.
         force: promote it whatever the comparison says.
 
     Raises:
@@ -83,7 +83,7 @@ def promote(which: str | None = None, *, name: str = MODEL_NAME, force: bool = F
         return Promotion(name, version.number, model.holder(PREVIOUS), message)
 
 
-def rollback(name: str = MODEL_NAME) -> Promotion:
+def rollback(name: str) -> Promotion:
     """Make the previous champion the champion again, and the other one `previous`: done twice, it is undone.
 
     Raises:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import click
 import mlflow
 import numpy as np
 import pytest
@@ -163,6 +164,14 @@ def test_data_prints_a_summary_and_draws_samples(tmp_path: Path) -> None:
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.width > 500
     assert_refused(invoke("data", *SAMPLE, "--picture", "samples.xyz"), 2, "samples.xyz")
+
+
+@pytest.mark.parametrize("verb", main.commands)
+def test_help_lists_each_option_of_a_verb(verb: str) -> None:
+    result = invoke(verb, "--help")
+    assert result.exit_code == 0, result.output
+    for param in main.commands[verb].params:
+        assert isinstance(param, click.Argument) or param.opts[0] in result.output
 
 
 def test_help_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:

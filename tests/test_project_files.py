@@ -16,12 +16,17 @@ from cifar_mlflow.config import (
     ModelName,
     RecipeName,
     Settings,
-    TrainConfig,
     resolve_train_config,
 )
 from cifar_mlflow.models import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
-from tuning.config import TuneConfig
+from serving.config import (
+    ClassifyConfig,
+    RegisterConfig,
+    RegistryConfig,
+    TrainAndRegisterConfig,
+    TuneAndPromoteConfig,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,10 +52,14 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("verb", "config_class"),
     [
-        ("train", TrainConfig),
-        ("tune", TuneConfig),
-        ("demo", TrainConfig),
+        ("train", TrainAndRegisterConfig),
+        ("tune", TuneAndPromoteConfig),
+        ("demo", TrainAndRegisterConfig),
         ("evaluate", EvaluateConfig),
+        ("register", RegisterConfig),
+        ("promote", RegistryConfig),
+        ("rollback", RegistryConfig),
+        ("classify", ClassifyConfig),
         ("data", DataConfig),
     ],
 )

@@ -9,7 +9,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.config import PlacesConfig, TrainConfig, resolve_train_config, validate
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.outbox import first_line
 from tuning.space import Space
@@ -18,7 +18,7 @@ logger = logging.getLogger("cifar_mlflow.tuning")
 
 EARLIER = "earlier run"
 # Settings that say where and under which name a training runs; its result does not depend on them.
-PLACES = ("data_dir", "cache_dir", "mirrors", "device", "threads", "experiment", "run_name", "test", "tta")
+PLACES = (*PlacesConfig.model_fields, "device", "threads", "experiment", "run_name", "test", "tta")
 
 
 def first_tries(

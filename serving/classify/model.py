@@ -17,14 +17,14 @@ from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.outbox import first_line, is_outage
 from serving.classify.files import writing_errors
+from serving.model import SCORER_PATH
 from serving.scorer.scorer import CARD_FILE, Scorer
+from serving.versions import FILE_TAG
 
 logger = logging.getLogger("cifar_mlflow.classify")
 
-# Where `serving.model` puts the scorer folder in an MLflow model.
-SCORER_PATH = "artifacts/scorer"
 # The tag of a version that has the digest of its card, which has those of all other files.
-CARD_TAG = f"sha256.{CARD_FILE}"
+CARD_TAG = f"{FILE_TAG}{CARD_FILE}"
 SQLITE = "sqlite:///"
 # A person waits: MLflow would try a server that is away for minutes, and draw a bar for each small file.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

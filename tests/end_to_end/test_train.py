@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -250,7 +251,7 @@ def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("entry_point", ["main", "demo"])
 def test_mlflow_run_trains_in_the_run_it_made(
-    project: Project, entry_point: str, monkeypatch: pytest.MonkeyPatch
+    project: Project, entry_point: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Every setting works as -P, also one whose text is not what the log would write (1e-2, underscores)."""
     # With the environment manager `local`, MLflow runs the `python` of the active environment.
@@ -270,6 +271,12 @@ def test_mlflow_run_trains_in_the_run_it_made(
     assert run.data.params.keys() == TrainConfig.model_fields.keys()
     assert run.data.params["lr"] == "1e-2"
     assert "test/accuracy" in run.data.metrics
+    if entry_point == "demo":
+        assert project.client.get_model_version_by_alias("cifar10", "champion").run_id == run.info.run_id
+        said = capfd.readouterr().out
+        assert re.search(
+            r"models serve -m models:/cifar10@champion` says of cat.jpg: (red|green|blue) \d", said
+        )
 
 
 @pytest.mark.slow

@@ -282,3 +282,13 @@ def test_a_wrong_search_is_refused_before_the_first_trial(
     assert result.exit_code in (1, 2)
     assert complaint in result.output
     assert "secret" not in result.output
+
+
+def test_the_best_trial_of_a_search_is_promoted_if_it_is_better(
+    project: Project, trained: Project, images: Path
+) -> None:
+    said = search(project, "--trials", "2", "--promote", "--serve-precision", "fp32")
+    assert "Registered version 1 of cifar10" in said
+    champion = project.client.get_model_version_by_alias("cifar10", "champion")
+    assert champion.run_id == parent_of(project).data.tags["best.run_id"]
+    assert champion.tags["precision"] == "fp32"

@@ -12,7 +12,8 @@ from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.models import build_network
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
-from serving.forms import Form, Judges, Precision, choose, make_forms
+from serving.config import Precision
+from serving.forms import Form, Judges, choose, make_forms
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CARD = ModelCard("cnn", ("a", "b", "c"), 32, MEAN, STD, width=0.25)

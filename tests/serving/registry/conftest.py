@@ -15,10 +15,27 @@ from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
 from cifar_mlflow import pipeline
-from cifar_mlflow.config import TrainConfig
-from serving.package import register
+from cifar_mlflow.config import TrainConfig, validate
+from serving import package
+from serving import registry as registered_models
+from serving.config import RegisterConfig
 
 CLASSES = ("blue", "green", "red")
+NAME = "cifar10"
+
+
+def register(run_id: str, **settings: Any) -> package.RegisteredVersion:
+    return package.register(run_id, validate(RegisterConfig, settings))
+
+
+def promote(
+    which: str | None = None, name: str = NAME, *, force: bool = False
+) -> registered_models.Promotion:
+    return registered_models.promote(which, name, force=force)
+
+
+def rollback(name: str = NAME) -> registered_models.Promotion:
+    return registered_models.rollback(name)
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ def registered(trained: Trained, shared_cache: Path, tmp_path_factory: pytest.Te
     shutil.copy(trained.store, folder)
     with working_in(folder, shared_cache):
         for run_id in (trained.run_id, trained.on_all_images):
-            register(run_id, precision="fp32")
+            register(run_id, serve_precision="fp32")
     return folder / "mlflow.db"
 
 

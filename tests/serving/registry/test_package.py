@@ -21,8 +21,7 @@ from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.export.reference import load_classifier
 from serving.classify.model import load_scorer
-from serving.package import register
-from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint
+from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, register
 
 pytestmark = pytest.mark.slow
 
@@ -119,7 +118,7 @@ def test_the_run_gets_the_figures_and_stays_as_it_was(registry: Registry, traine
 def test_int8_is_registered_with_the_figures_of_both_forms(
     client: mlflow.MlflowClient, trained: Trained, shared_cache: Path
 ) -> None:
-    made = register(trained.easy, precision="int8")
+    made = register(trained.easy, serve_precision="int8")
     assert (made.name, made.number, made.precision) == ("cifar10", "1", "int8")
     assert "cnn as int8, as asked for (accuracy 1.0000 as int8, 1.0000 as fp32; " in made.message
     scorer = load_scorer("models:/cifar10/1")
@@ -168,8 +167,8 @@ def test_images_that_moved_are_found_where_they_are_now(
     moved = shutil.copytree(trained.images, tmp_path / "images")
     run_id = elsewhere(client, trained, tmp_path / "gone")
     with pytest.raises(UsageError, match="gone is not a folder"):
-        register(run_id, precision="fp32")
-    assert register(run_id, precision="fp32", data_dir=moved).number == "1"
+        register(run_id, serve_precision="fp32")
+    assert register(run_id, serve_precision="fp32", data_dir=moved).number == "1"
 
 
 def elsewhere(client: mlflow.MlflowClient, trained: Trained, data_dir: Path) -> str:
@@ -208,7 +207,7 @@ def test_a_logged_model_that_answers_otherwise_does_not_become_a_version(
 
     monkeypatch.setattr(mlflow.pyfunc, "load_model", Turned)
     with pytest.raises(CifarError, match=r"the logged model models:/m-\w+ takes a picture for"):
-        register(trained.run_id, precision="fp32")
+        register(trained.run_id, serve_precision="fp32")
     assert versions(client) == []
 
 
@@ -216,9 +215,9 @@ def test_a_logged_model_that_answers_otherwise_does_not_become_a_version(
     ("arguments", "message"),
     [
         ({"run_id": "abc"}, "not the id of a run"),
-        ({"precision": "int4"}, r"precision: one of auto, fp32, int8 \(got int4\)"),
-        ({"name": "a/b"}, r"must not be empty or have / or : in it \(got 'a/b'\)"),
-        ({"target_accuracy": 1.0}, r"target_accuracy must be between 0 and 1 \(got 1\)"),
+        ({"serve_precision": "int4"}, r"serve_precision: .*'fp32'.*\(got 'int4'\)"),
+        ({"registered_model": "a/b"}, r"must not be empty, nor have / or : in it \(got 'a/b'\)"),
+        ({"target_accuracy": 1.0}, r"target_accuracy: .*less than 1 \(got 1.0\)"),
     ],
 )
 def test_arguments_are_checked_first(

@@ -15,8 +15,8 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from cifar_mlflow import tracking
 from cifar_mlflow.errors import CifarError, UsageError
-from serving.registry import NotPromotedError, promote, rollback
-from tests.serving.registry.conftest import Registry, Trained
+from serving.registry import NotPromotedError
+from tests.serving.registry.conftest import Registry, Trained, promote, rollback
 
 pytestmark = pytest.mark.slow
 
@@ -289,7 +289,7 @@ while not pathlib.Path("go").exists():
     time.sleep(0.001)
 for number in numbers:
     try:
-        promote(number)
+        promote(number, "cifar10")
     except CifarError as error:
         print(error)
 """

@@ -1,0 +1,25 @@
+"""The last step of the demo: a photo, sent to the served model as any client would send it."""
+
+import base64
+from pathlib import Path
+
+import requests
+
+from serving.server import mlflow_server
+
+PHOTO = Path(__file__).parent / "examples" / "cat.jpg"
+
+
+def answer_over_http(model_uri: str) -> str:
+    """What the model behind `mlflow models serve` says of the photo, in words.
+
+    Raises:
+        CifarError: the server did not start.
+    """
+    image = base64.b64encode(PHOTO.read_bytes()).decode()
+    with mlflow_server(model_uri) as address:
+        response = requests.post(f"{address}/invocations", json={"inputs": {"image": [image]}}, timeout=60)
+    response.raise_for_status()
+    (answer,) = response.json()["predictions"]
+    likely = ", ".join(f"{each['label']} {each['confidence']:.1%}" for each in answer["top_k"])
+    return f"{likely}{' (uncertain)' if answer['uncertain'] else ''}"

@@ -1,0 +1,79 @@
+"""From a training to the champion and to an answer, with the verbs of the command line."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.end_to_end.conftest import Project, open_project
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def registered(
+    tmp_path_factory: pytest.TempPathFactory, images: Path, empty_store: Path, shared_cache: Path
+) -> Iterator[Project]:
+    """Version 1 of a training that was told to register, version 2 of one that was registered later."""
+    folder = tmp_path_factory.mktemp("registered")
+    with open_project(folder, images, empty_store, shared_cache) as project:
+        said = project.train("--register", "--serve-precision", "fp32", "--epochs", "4")
+        assert "Registered version 1 of cifar10: cnn as fp32" in said
+        project.train("--epochs", "1", "--lr", "1e-4")
+        said = project.run("register", project.runs[0].info.run_id, "--target_accuracy", "0.8")
+        assert "Registered version 2 of cifar10: cnn as" in said
+        yield project
+
+
+def test_promoted_refused_forced_and_rolled_back(registered: Project) -> None:
+    assert "no previous champion" in registered.run("rollback", code=2)
+    assert registered.run("promote", "1").startswith("version 1 ")
+    refusal = registered.run("promote", registered.runs[0].info.run_id, code=1)
+    assert "it is worse than the champion" in refusal
+    assert "already" in registered.run("promote", code=1)
+    assert "It was forced" in registered.run("promote", "2", "--force")
+    assert champion(registered) == "2"
+    assert "in place of version 2" in registered.run("rollback")
+    assert champion(registered) == "1"
+
+
+def test_files_are_classified_by_the_champion(registered: Project, images: Path) -> None:
+    registered.run("promote", "1", "--force", code=1 if champion(registered) == "1" else 0)
+    folder = registered.folder / "photos"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes(b"no image")
+    for color in ("red", "green", "blue"):
+        (folder / f"{color}.png").write_bytes((images / color / "00.png").read_bytes())
+    said = registered.run("classify", "photos", "--output", "answers.csv", "--top_k", "2", code=1)
+    assert re.search(r"broken\.png.*", said)
+    answers = pd.read_csv(registered.folder / "answers.csv").set_index("path")
+    for color in ("red", "green", "blue"):
+        assert answers.loc[f"photos/{color}.png", "label"] == color
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("register", "abc"), "not the id of a run"),
+        (("register", "f" * 32, "--serve-precision", "int4"), "serve_precision"),
+        (("promote", "7"), "no version 7"),
+        (("promote", "--registered-model", "a/b"), "must not be empty, nor have / or : in it"),
+        (("classify", "nowhere", "--model-uri", "models:/cifar10/1"), "nowhere"),
+        (
+            ("classify", ".", "--model-uri", "models:/other@champion"),
+            "models:/other@champion cannot be loaded",
+        ),
+        (("train", "--register", "--target-accuracy", "2"), "target_accuracy"),
+    ],
+)
+def test_a_wrong_request_is_an_error_in_words(
+    registered: Project, arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in registered.run(*arguments, code=2)
+
+
+def champion(project: Project) -> str | None:
+    version = project.client.get_registered_model("cifar10").aliases.get("champion")
+    return str(version) if version else None
