@@ -17,8 +17,10 @@ def answer_over_http(model_uri: str) -> str:
         CifarError: the server did not start.
     """
     image = base64.b64encode(PHOTO.read_bytes()).decode()
-    with mlflow_server(model_uri) as address:
-        response = requests.post(f"{address}/invocations", json={"inputs": {"image": [image]}}, timeout=60)
+    with mlflow_server(model_uri) as server:
+        response = requests.post(
+            f"{server.address}/invocations", json={"inputs": {"image": [image]}}, timeout=60
+        )
     response.raise_for_status()
     (answer,) = response.json()["predictions"]
     likely = ", ".join(f"{each['label']} {each['confidence']:.1%}" for each in answer["top_k"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import requests
 
@@ -18,9 +19,16 @@ from cifar_mlflow.errors import CifarError
 START_SECONDS = 120
 
 
+class Server(NamedTuple):
+    """Where it answers, and the group of its processes."""
+
+    address: str
+    process_group: int
+
+
 @contextmanager
-def mlflow_server(model_uri: str) -> Iterator[str]:
-    """The address of a server on a free port of this machine; it has begun to answer.
+def mlflow_server(model_uri: str) -> Iterator[Server]:
+    """A server on a free port of this machine that has begun to answer.
 
     Raises:
         CifarError: it did not start; the end of what it printed is in the error.
@@ -54,7 +62,7 @@ def mlflow_server(model_uri: str) -> Iterator[str]:
         )
         try:
             _wait_for(address, process)
-            yield address
+            yield Server(address, process.pid)
         except _NotStartedError:
             log.seek(0)
             said = log.read().decode(errors="replace").strip()[-1000:]

@@ -1,5 +1,6 @@
 """The benchmarks run, and their table says what was measured. How fast anything is, no test can tell."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,18 @@ TINY: dict[str, dict[str, Any]] = {
         "width": 0.25,
         "dataset": "folder",
         "data_dir": "images",
+        "val_size": 0.25,
+        "threads": 1,
+    },
+    "serving": {
+        "connections": (1, 16),
+        "rounds": 1,
+        "seconds": 1,
+        "epochs": 1,
+        "model": "cnn",
+        "width": 0.25,
+        "dataset": "folder",
+        "data_dir": Path("images"),
         "val_size": 0.25,
         "threads": 1,
     },
@@ -69,6 +82,8 @@ def _images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_images")
 @pytest.mark.parametrize("name", NAMES)
 def test_each_benchmark_runs(name: str) -> None:
+    if name == "serving" and shutil.which("wrk") is None:
+        pytest.skip("wrk is not installed")
     rows = in_fresh_process(measure, name, **TINY[name])
     assert rows
     assert all(row.figure > 0 or row.what.startswith("check") for row in rows)
