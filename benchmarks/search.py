@@ -1,4 +1,4 @@
-"""The default search beside random search without pruning, on the embedded sample; and what tracking costs.
+"""The default search beside random search without pruning, on the embedded sample.
 
 Both choose in the same space with the same network, and train on the same images with the same threads. The
 peer is the usual script: Optuna's random sampler, each trial trained to its end, nothing tracked. The figure
@@ -6,15 +6,10 @@ is the number of epochs after which ours has a trial that is as good as the peer
 epochs of the peer; the mean over seeds. A trial counts once it has trained all its epochs: what a pruned one
 had by then is no model that anybody would use. Ours ends at half of the peer's epochs: if it has not got
 there by then, the figure is infinite.
-
-What tracking and storage add to a trial is the time of a trial in Optuna's storage, from its start to its
-result, beyond that of the same training alone: data in memory, network, epochs, evaluation after each. It is
-of the smallest network that a search tries by default; a larger one takes longer and adds no more.
 """
 
 import math
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +38,18 @@ class Nowhere:
 
 
 def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) -> list[Row]:
-    """Two rows. `settings` are a training's, the same for both sides."""
-    settings = {"dataset": "sample", "model": "cnn", "epochs": epochs, **settings}
+    """One row. `settings` are a training's, the same for both sides."""
+    settings = {"dataset": "sample", "model": "cnn", "width": 0.5, "epochs": epochs, **settings}
     quiet()
-    shares, added, alone = [], [], []
+    shares = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
-            given = {"width": 0.5, **settings, "seed": seed, "cache_dir": folder}
+            given = {**settings, "seed": seed, "cache_dir": folder}
             peer = random_search(given, trials)
             ours = curve_of(default_search(given, max(epochs, trials * epochs // 2), Path(folder)), epochs)
         budget, best = peer[-1]
         reached = next((spent for spent, value in ours if value >= best), math.inf)
         shares.append(reached / budget)
-        with tempfile.TemporaryDirectory() as folder:
-            given = {**settings, "seed": seed, "cache_dir": folder}
-            config = resolve_train_config({**given, "test": False})
-            start = time.perf_counter()
-            train_alone(config, load_dataset(config))
-            alone.append(time.perf_counter() - start)
-            (trial,) = default_search(given, epochs, Path(folder)).trials
-            assert trial.duration is not None
-            added.append(trial.duration.total_seconds() - alone[-1])
         for name, curve in (("random", peer), ("ours", ours)):
             line = ", ".join(f"{spent}: {value:.3f}" for spent, value in curve)
             progress(f"seed {seed}, {name}, best value by epochs trained: {line}")
@@ -77,14 +63,6 @@ def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) 
             share,
             "of its epochs",
             at_most=1 / 3,
-        ),
-        Row(
-            f"what a trial adds, {sum(added) / seeds:.1f} s beside {sum(alone) / seeds:.0f} s",
-            "MLflow, Optuna in SQLite, pictures",
-            f"the same training alone, {settings['model']}, {epochs} epochs",
-            100 * sum(added) / sum(alone),
-            "%",
-            at_most=2,
         ),
     ]
 

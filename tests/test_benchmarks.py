@@ -36,6 +36,15 @@ TINY: dict[str, dict[str, Any]] = {
         "val_size": 0.25,
         "threads": 1,
     },
+    "trial_cost": {
+        "rounds": 1,
+        "epochs": 1,
+        "width": 0.25,
+        "dataset": "folder",
+        "data_dir": "images",
+        "val_size": 0.25,
+        "threads": 1,
+    },
     "serving": {
         "connections": (1, 16),
         "rounds": 1,
