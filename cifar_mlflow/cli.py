@@ -244,7 +244,7 @@ def train(given: dict[str, Any], register: bool, resume: str | None, print_confi
     else:
         config = resolve_train_config(given)
     if print_config:
-        return _print_config(config, registration)
+        return _print_config(registration, config)
     from cifar_mlflow import pipeline
 
     result = pipeline.train(config, resume)

@@ -1,6 +1,7 @@
 """Metrics on their way to the tracking server: sent from a thread, kept while the server is away."""
 
 import logging
+import os
 import queue
 import threading
 import time
@@ -16,6 +17,12 @@ from cifar_mlflow.errors import CifarError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# MLflow's own retries would hold up a call for minutes; ours report what they wait for.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# It would draw a bar for each small file.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 LONGEST_PAUSE_SECONDS = 10.0
 # What MLflow says of a database that cannot be written at the moment, or of a server that is too busy.

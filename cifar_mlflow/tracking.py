@@ -30,9 +30,6 @@ T = TypeVar("T")
 
 # How long the end of a run waits for a tracking server that is away.
 PATIENCE_SECONDS = float(os.environ.get("CIFAR_MLFLOW_PATIENCE", "120"))
-# MLflow's own retries would hold up a call for minutes; ours report what they wait for.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 class TrackedRun:

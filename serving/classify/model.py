@@ -26,10 +26,6 @@ logger = logging.getLogger("cifar_mlflow.classify")
 # The tag of a version that has the digest of its card, which has those of all other files.
 CARD_TAG = f"{FILE_TAG}{CARD_FILE}"
 SQLITE = "sqlite:///"
-# A person waits: MLflow would try a server that is away for minutes, and draw a bar for each small file.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def load_scorer(model_uri: str) -> Scorer:
