@@ -87,12 +87,15 @@ def measure(
         run_id = pipeline.train(config).run_id
         version = register(run_id, RegisterConfig(serve_precision="int8", cache_dir=config.cache_dir))
         classifier, _ = load_classifier(run_id)
-        with mlflow.start_run(run_id=run_id):
-            usual = mlflow.pytorch.log_model(classifier, name="usual", serialization_format="pickle")
         image = load_dataset(config).split("train").images[0]
+        floats = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
+        with mlflow.start_run(run_id=run_id):
+            usual = mlflow.pytorch.log_model(
+                classifier, name="usual", serialization_format="pickle", input_example=floats
+            )
         bodies = {
             "ours": {"inputs": {"image": [base64.b64encode(png(image)).decode()]}},
-            "peer": {"inputs": [(image.transpose(2, 0, 1) / 255).round(4).tolist()]},
+            "peer": {"inputs": floats.round(4).astype(float).round(4).tolist()},
         }
         models = {"ours": f"models:/{version.name}/{version.number}", "peer": usual.model_uri}
         (folder / "post.lua").write_text(SCRIPT)

@@ -158,6 +158,20 @@ class Space:
         applying = self._applying(settings)
         return {entry.param: settings[entry.setting] for entry in applying if entry.is_searched}
 
+    def others(self, settings: dict[str, Any], name: str) -> list[dict[str, Any]]:
+        """The settings with each other value of `name`, and in the middle of its range what depends on that.
+
+        Args:
+            settings: of a training, all of them.
+        """
+        found = []
+        for entry in self._applying(settings):
+            for value in entry.values or () if entry.setting == name else ():
+                changed = {**settings, name: value}
+                dependent = [each for each in self.entries if name in each.when and each.applies(changed)]
+                found.append(changed | {each.setting: each.middle for each in dependent})
+        return [changed for changed in found if changed[name] != settings[name]]
+
     def misfit(self, settings: dict[str, Any]) -> str | None:
         """Why the settings of a training lie outside of the space; None if they do not."""
         for entry in self._applying(settings):

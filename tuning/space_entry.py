@@ -89,6 +89,19 @@ class Entry:
         steps = (value - domain.low) / domain.step if domain.step else 0
         return domain.low <= value <= domain.high and abs(steps - round(steps)) < 1e-8
 
+    @property
+    def middle(self) -> Any:
+        """Amid the range, on its logarithm if that is how it is searched; of a list, the first."""
+        domain = self.domain
+        if isinstance(domain, CategoricalDistribution):
+            return domain.choices[0]
+        value = math.sqrt(domain.low * domain.high) if domain.log else (domain.low + domain.high) / 2
+        if domain.step:
+            value = domain.low + round((value - domain.low) / domain.step) * domain.step
+        if isinstance(domain, IntDistribution):
+            return round(value)
+        return min(max(float(f"{value:.3g}"), domain.low), domain.high)
+
     def choose(self, trial: optuna.trial.BaseTrial) -> Any:
         domain = self.domain
         if isinstance(domain, CategoricalDistribution):

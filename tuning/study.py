@@ -201,7 +201,7 @@ def prepare(plan: Plan, storage: Storage, dataset: ImageDataset) -> optuna.Study
         known = [first["params"] for first in tries]
         # A grid comes to the recipes' values by itself, and would not know that they were tried.
         models = [] if plan.search.sampler == "grid" else plan.models
-        for first in first_tries(plan.space, models, plan.fixed, plan.search.enqueue):
+        for first in first_tries(plan.space, models, plan.fixed, plan.search.enqueue, plan.search.trials):
             if first["params"] not in known:
                 tries.append(first)
                 known.append(first["params"])
