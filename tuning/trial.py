@@ -31,6 +31,9 @@ VALUE = "val/accuracy"
 # What a second objective is called among the metrics of a run.
 SECOND_OBJECTIVES = {"latency": "latency_ms", "parameters": "parameters"}
 TIMED_CALLS = 30
+# The first trials of a study are trained to their end: there is hardly anything to compare them with, and a
+# first epoch says little of an optimizer that warms up.
+NEVER_PRUNED = 3
 
 
 class TrialLostError(CifarError):
@@ -79,7 +82,7 @@ class TrainedTrial(pipeline.Search):
         for row in history:
             if row["epoch"] not in reported:
                 self._patiently(lambda row=row: self.trial.report(row[VALUE], int(row["epoch"])))
-        if len(history) in (0, self.epochs):
+        if self.trial.number < NEVER_PRUNED or len(history) in (0, self.epochs):
             return False
         pruned = bool(self.trial.user_attrs.get("pruned")) or patiently(self.trial.should_prune)
         if pruned:
