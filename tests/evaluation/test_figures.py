@@ -153,15 +153,16 @@ def test_most_confident_mistakes(case: Case, tmp_path: Path) -> None:
         ]
         == 900
     )
-    captions = [ax.get_title() for ax in figure.axes]
+    ax = figure.axes[0]
+    captions = [text.get_text() for text in ax.texts]
     surest = case.probabilities.max(1)[wrong].max()
-    assert len(captions) == 25
+    assert len(captions) == len(ax.images) == 25
     assert f"{surest:.1%}" in captions[0]
     first = np.flatnonzero(wrong)[case.probabilities.max(1)[wrong].argmax()]
     truth, said = (case.classes[i] for i in (case.labels[first], case.probabilities[first].argmax()))
     assert captions[0].replace("\n", " ") == f"true: {truth} said: {said}, {surest:.1%}"
-    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), case.images[first])
-    assert figure.axes[0].images[0].get_interpolation() == "nearest"
+    np.testing.assert_array_equal(ax.images[0].get_array(), case.images[first])
+    assert ax.images[0].get_interpolation() == "nearest"
 
 
 @pytest.mark.parametrize("mistakes", [0, 1, 7])
