@@ -162,7 +162,8 @@ def create_app(service: Service) -> ASGIApp:
         return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE))
-    return Gate(app, service.security, observer, bodies, most=2 * service.config.queue_limit)
+    direct = {("POST", "/predict"): predict, ("POST", "/invocations"): invocations}
+    return Gate(app, direct, service.security, observer, bodies, most=2 * service.config.queue_limit)
 
 
 def _json(content: Any) -> Response:

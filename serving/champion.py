@@ -145,8 +145,8 @@ class Champion:
                     f"MLflow at {mlflow.get_registry_uri()} does not answer: {first_line(error)}"
                 ) from error
             raise UsageError(
-                f"there is no {self._model_uri} in {mlflow.get_registry_uri()}: {first_line(error)}; make one "
-                "with: cifar-mlflow register RUN_ID, and cifar-mlflow promote"
+                f"there is no {self._model_uri} in {mlflow.get_registry_uri()}: {first_line(error)}; "
+                "make one with: cifar-mlflow register RUN_ID, and cifar-mlflow promote"
             ) from error
 
     def _load(self, version: str, tags: dict[str, str]) -> Served:

@@ -1,7 +1,7 @@
 """What is found out about a request on its way, to be noted when it is answered."""
 
+import random
 import re
-import uuid
 from dataclasses import dataclass, field
 from time import perf_counter
 from time import time as now
@@ -10,6 +10,7 @@ from typing import Any
 from serving.monitoring.records import Record
 
 ROUTES_WITH_RECORDS = ("/predict", "/invocations")
+_random = random.Random()  # nothing depends on that nobody can guess an id
 _USABLE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -58,4 +59,4 @@ class Exchange:
 
 def request_id(given: bytes | None) -> str:
     """The client's own id if it can be written anywhere, else a new one of 32 hex digits."""
-    return given.decode() if given and _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode() if given and _USABLE_ID.fullmatch(given) else f"{_random.getrandbits(128):032x}"
