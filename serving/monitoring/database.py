@@ -15,8 +15,9 @@ SCHEMA_VERSION = 1
 # How long a lock of another process is waited for before the rows go back into the queue.
 PATIENCE_SECONDS = 2.0
 OPEN_SECONDS = 15.0  # several processes that make the file at once get in each other's way
-# PostgreSQL's own wait has no end; a larger one is for a server that is busy with something else.
-STATEMENT_SECONDS = 10
+# PostgreSQL's own waits have no end. What the URL says of these comes first.
+STATEMENT_SECONDS = 10.0
+CONNECTION = {"connect_timeout": "5", "tcp_user_timeout": "10000"}
 # Any number that nobody else uses for PostgreSQL's advisory locks in this database.
 ADVISORY_LOCK = 0x63696662
 
@@ -65,18 +66,18 @@ class Database:
     def __init__(self, url: str) -> None:
         self.safe_url = _without_password(url)
         address = _address(url)
-        self.file = Path(address.database or "") if address.get_backend_name() == "sqlite" else None
+        self.file = (
+            Path(address.database or "").absolute() if address.get_backend_name() == "sqlite" else None
+        )
         self._inode: int | None = None
         if self.file is not None:
             self.engine = sa.create_engine(address, connect_args={"timeout": PATIENCE_SECONDS})
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
         else:
-            waits = {"connect_timeout": "5", "tcp_user_timeout": "10000", **address.query}
+            address = address.update_query_dict({**CONNECTION, **address.query})
             try:
-                self.engine = sa.create_engine(
-                    address, connect_args=waits, pool_pre_ping=True, pool_timeout=PATIENCE_SECONDS
-                )
+                self.engine = sa.create_engine(address, pool_pre_ping=True, pool_timeout=PATIENCE_SECONDS)
             except ImportError as error:
                 raise UsageError(f"request log: {self.safe_url} needs a driver: {error}") from None
 
@@ -92,38 +93,66 @@ class Database:
                 return self.prepare()
             except sa.exc.SQLAlchemyError as error:
                 if not is_locked(error) or time.monotonic() > deadline:
-                    raise CifarError(
-                        f"the request log {self.safe_url} cannot be used: {first_line(error)}"
-                    ) from error
+                    raise self.cannot_be_used(error) from error
                 time.sleep(0.05)
 
     def prepare(self) -> None:
         """What `open` does, once, without waiting for others."""
+        if self.file is not None:
+            self._prepare_file()
         with self.writing() as connection:
             if self.file is None:
                 connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
-            else:
-                self._refuse_other_files(connection)
             metadata.create_all(connection)
-            versions = connection.execute(sa.select(VERSION.c.version)).scalars().all()
-            if not versions:
+            if not self._check_version(connection):
                 connection.execute(sa.insert(VERSION).values(version=SCHEMA_VERSION))
-            elif versions != [SCHEMA_VERSION]:
-                raise CifarError(
-                    f"the request log {self.safe_url} has format {versions[0]}, this version of cifar-mlflow "
-                    f"knows {SCHEMA_VERSION}: name another database, or use the version that made it"
-                )
-        if self.file is not None:
-            self._inode = self.file.stat().st_ino
+        self._inode = self.file.stat().st_ino if self.file is not None else None
 
-    def _refuse_other_files(self, connection: sa.Connection) -> None:
-        """Its size is bounded by deleting rows of ours: what else is in the file would count too."""
-        others = set(sa.inspect(connection).get_table_names()) - set(metadata.tables)
+    def open_to_read(self) -> None:
+        """Write nothing; neither a file nor a table is made.
+
+        Raises:
+            CifarError: there is no request log, or none that this version knows.
+        """
+        if self.file is not None and not self.file.exists():
+            raise CifarError(f"there is no request log {self.safe_url}")
+        try:
+            with self.reading() as connection:
+                found = sa.inspect(connection).has_table(VERSION.name) and self._check_version(connection)
+        except sa.exc.SQLAlchemyError as error:
+            raise self.cannot_be_used(error) from error
+        if not found:
+            raise CifarError(f"{self.safe_url} is no request log")
+
+    def cannot_be_used(self, error: sa.exc.SQLAlchemyError) -> CifarError:
+        return CifarError(f"the request log {self.safe_url} cannot be used: {first_line(error)}")
+
+    def _check_version(self, connection: sa.Connection) -> bool:
+        """False if the table of versions is empty.
+
+        Raises:
+            CifarError: it names one that is not ours.
+        """
+        version = connection.execute(sa.select(VERSION.c.version)).scalar()
+        if version not in (None, SCHEMA_VERSION):
+            raise CifarError(
+                f"the request log {self.safe_url} has format {version}, this version of cifar-mlflow "
+                f"knows {SCHEMA_VERSION}: name another database, or use the version that made it"
+            )
+        return version is not None
+
+    def _prepare_file(self) -> None:
+        with self.reading() as connection:
+            others = set(sa.inspect(connection).get_table_names()) - set(metadata.tables)
         if others:
+            # The size of the file is bounded by deleting rows of ours: these would count too.
             raise CifarError(
                 f"{self.safe_url} has tables of something else ({', '.join(sorted(others)[:3])}): "
                 "the request log needs a file of its own"
             )
+        with self.reading() as connection:
+            # Before there is a transaction, and after auto_vacuum: WAL writes the first page of the file.
+            connection.connection.cursor().execute("PRAGMA journal_mode = WAL")
 
     def was_replaced(self) -> bool:
         """Whether somebody removed or renamed the file: open connections would write into nothing."""
@@ -138,15 +167,21 @@ class Database:
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction that ends with a commit."""
         with self.engine.begin() as connection:
-            if self.file is None:
-                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {STATEMENT_SECONDS * 1000}")
+            self._bound(connection, STATEMENT_SECONDS)
             yield connection
 
     @contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """A transaction that no writer keeps waiting, nor the other way round."""
+    def reading(self, seconds: float | None = None) -> Iterator[sa.Connection]:
+        """A transaction that keeps no writer waiting; PostgreSQL stops its statements after `seconds`."""
         with self.engine.connect() as connection:
-            yield connection.execution_options(reading=True)
+            connection.execution_options(reading=True)
+            if seconds is not None:
+                self._bound(connection, seconds)
+            yield connection
+
+    def _bound(self, connection: sa.Connection, seconds: float) -> None:
+        if self.file is None:
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {seconds * 1000:.0f}")
 
 
 def _address(url: str) -> sa.URL:
@@ -174,9 +209,7 @@ def _without_password(url: str) -> str:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say so, the making of tables included
-    # The order counts: WAL writes the first page, after which auto_vacuum cannot be chosen any more.
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded by a file that is still empty
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA journal_size_limit = 16777216")
 

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from cifar_mlflow.errors import CifarError
-from serving.monitoring.database import LOG, Database, first_line
+from serving.monitoring.database import LOG, Database
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,15 +30,11 @@ def read_log(url: str, since: float, until: float) -> "tuple[pd.DataFrame, pd.Da
         CifarError: there is no request log, or it cannot be read.
     """
     database = Database(url)
-    if database.file is not None and not database.file.exists():
-        raise CifarError(f"there is no request log {database.safe_url}")
-    database.open()
     try:
+        database.open_to_read()
         return _read(database, LOG.c.time, since, until), _read(database, LOG.c.feedback_time, since, until)
     except sa.exc.SQLAlchemyError as error:
-        raise CifarError(
-            f"the request log {database.safe_url} cannot be read: {first_line(error)}"
-        ) from error
+        raise database.cannot_be_used(error) from error
     finally:
         database.engine.dispose()
 

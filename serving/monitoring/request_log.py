@@ -4,16 +4,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from serving.monitoring.database import LOG, Database, first_line
+from serving.monitoring.database import LOG, PATIENCE_SECONDS, Database, first_line
+from serving.monitoring.entries import ROW_ERRORS, Entry, Feedback, write
 from serving.monitoring.images import ImageFolder
 from serving.monitoring.records import Record
 from serving.monitoring.retention import Retention
@@ -27,23 +25,6 @@ SILENCE_SECONDS = 5.0  # a database that takes longer for a batch is as good as 
 CLOSE_SECONDS = 5.0
 # Lookups that may wait for a row of another process; an unknown id must not tie up all of a server's threads.
 PATIENT_LOOKUPS = 4
-
-_ROW_ERRORS = (sa.exc.DataError, sa.exc.IntegrityError, ValueError, TypeError, OverflowError)
-_INSERT: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
-# A NumPy number would go into SQLite as its bytes.
-_KINDS = {field.name: LOG.c[field.name].type.python_type for field in fields(Record)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Feedback:
-    request_id: str
-    item: int
-    time: float
-    correct: bool | None
-    label: str | None
-
-
-_Entry: TypeAlias = Record | _Feedback
 
 
 class RequestLog:
@@ -83,9 +64,7 @@ class RequestLog:
         self._retention = Retention(self._database, days=retention_days, mb=retention_mb)
         self._images = images_dir and ImageFolder(images_dir, days=retention_days, mb=retention_mb)
         self._flush_seconds = flush_seconds
-        insert = _INSERT[self._database.engine.dialect.name]
-        self._insert = insert(LOG).on_conflict_do_nothing()
-        self._waiting: deque[_Entry] = deque()
+        self._waiting: deque[Entry] = deque()
         self._lock = threading.Lock()
         self._dropped = 0
         self._failing: str | None = None
@@ -103,10 +82,7 @@ class RequestLog:
     @property
     def failing(self) -> str | None:
         """Why nothing can be written at the moment; None if all is well."""
-        since = self._busy_since
-        if self._failing is None and since is not None and time.monotonic() - since > SILENCE_SECONDS:
-            return "the database does not answer"
-        return self._failing or (self._images.failing if self._images else None)
+        return self._database_failing() or (self._images.failing if self._images else None)
 
     def put(self, record: Record) -> None:
         """Note a record; takes microseconds, and raises nothing."""
@@ -134,11 +110,13 @@ class RequestLog:
         """
         if not self._knows(request_id, item):
             return False
-        self._append(_Feedback(request_id, item, time.time(), correct, label))
+        self._append(Feedback(request_id, item, time.time(), correct, label))
         return True
 
     def close(self) -> None:
         """Write what is there; what the database does not take within some seconds is given up."""
+        if self._closing:
+            return
         self._closing = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
@@ -150,7 +128,13 @@ class RequestLog:
         if lost:
             logger.error("%d rows of the request log are lost: %s", lost, self.failing)
 
-    def _append(self, entry: _Entry) -> None:
+    def _database_failing(self) -> str | None:
+        since = self._busy_since
+        if self._failing is None and since is not None and time.monotonic() - since > SILENCE_SECONDS:
+            return "the database does not answer"
+        return self._failing
+
+    def _append(self, entry: Entry) -> None:
         with self._lock:
             if len(self._waiting) >= QUEUE_LIMIT or self._closing:
                 self._dropped += 1
@@ -164,53 +148,50 @@ class RequestLog:
         while not self._closing:
             self._wake.wait(RETRY_SECONDS if self._failing else self._flush_seconds)
             self._wake.clear()
-            if self._flush():
-                self._forget(time.monotonic() + self._flush_seconds / 2)
-        self._flush()
+            self._busy_since = time.monotonic()
+            try:
+                self._flush()
+                self._retention.work(deadline=time.monotonic() + self._flush_seconds / 2)
+            except Exception as error:  # whatever it is: no other thread writes the rows
+                self._fails(error)
+            else:
+                self._works()
+            self._busy_since = None
+        try:
+            self._flush()
+        except Exception as error:
+            self._fails(error)
         self._database.engine.dispose()
 
-    def _flush(self) -> bool:
-        """Write what waits; False if the database did not take it."""
+    def _flush(self) -> None:
+        if self._failing or self._database.was_replaced():
+            self._database.engine.dispose()
+            self._database.prepare()
         while True:
             with self._lock:
                 batch = list(islice(self._waiting, BATCH))
             if not batch:
-                return self._failing is None
+                return
             self._busy_since = time.monotonic()
-            try:
-                self._write(batch)
-            except Exception as error:  # whatever it is, the thread goes on: nobody else writes the rows
-                self._fails(error)
-                return False
-            finally:
-                self._busy_since = None
-            self._works()
+            self._write(batch)
             with self._lock:
                 for _ in batch:
                     self._waiting.popleft()
+            if len(batch) < BATCH:  # what came meanwhile waits for its turn, or each row would be a batch
+                return
 
-    def _write(self, batch: Sequence[_Entry]) -> None:
-        if self._failing or self._database.was_replaced():
-            self._database.engine.dispose()
-            self._database.prepare()
+    def _write(self, batch: Sequence[Entry]) -> None:
         try:
-            self._write_at_once(batch)
-        except _ROW_ERRORS:
-            for entry in batch:
-                try:
-                    self._write_at_once([entry])
-                except _ROW_ERRORS as error:
-                    self._dropped += 1
-                    logger.error("The request log does not take a row: %s", first_line(error))
-
-    def _write_at_once(self, batch: Sequence[_Entry]) -> None:
-        rows = [_row(entry) for entry in batch if isinstance(entry, Record)]
-        with self._database.writing() as connection:
-            if rows:
-                connection.execute(self._insert, rows)
-            for entry in batch:
-                if isinstance(entry, _Feedback):
-                    connection.execute(_feedback_statement(entry))
+            with self._database.writing() as connection:
+                write(connection, batch)
+        except ROW_ERRORS as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    self._write([entry])
+                return
+            logger.error("The request log does not take a row: %s", first_line(error))
+            with self._lock:
+                self._dropped += 1
 
     def _fails(self, error: Exception) -> None:
         reason = first_line(error)
@@ -222,12 +203,6 @@ class RequestLog:
         if self._failing:
             logger.warning("The request log can be written again.")
         self._failing = None
-
-    def _forget(self, deadline: float) -> None:
-        try:
-            self._retention.work(deadline)
-        except sa.exc.SQLAlchemyError as error:  # tried again at the next turn
-            logger.warning("Old rows of the request log could not be deleted: %s", first_line(error))
 
     def _knows(self, request_id: str, item: int) -> bool:
         with self._lock:
@@ -247,30 +222,13 @@ class RequestLog:
                 self._patient.release()
 
     def _is_written(self, request_id: str, item: int) -> bool:
-        if self._failing:
+        if self._database_failing():
             return True
         answer = sa.select(LOG.c.id).where(LOG.c.request_id == request_id, LOG.c.item == item).limit(1)
         try:
-            with self._database.reading() as connection:
+            with self._database.reading(PATIENCE_SECONDS) as connection:
                 return connection.execute(answer).first() is not None
-        except _ROW_ERRORS:  # an id that the database cannot even hold
+        except ROW_ERRORS:  # an id that the database cannot even hold
             return False
         except sa.exc.SQLAlchemyError:
             return True
-
-
-def _row(record: Record) -> dict[str, Any]:
-    values = ((name, kind, getattr(record, name)) for name, kind in _KINDS.items())
-    return {name: None if value is None else kind(value) for name, kind, value in values}
-
-
-def _feedback_statement(feedback: _Feedback) -> sa.Update:
-    # A client may use an id again: its last answer is meant.
-    answers = (LOG.c.request_id == feedback.request_id, LOG.c.item == feedback.item)
-    last = sa.select(sa.func.max(LOG.c.id)).where(*answers).scalar_subquery()
-    earlier = LOG.c.feedback_time.is_(None) | (LOG.c.feedback_time <= feedback.time)
-    return (
-        sa.update(LOG)
-        .where(LOG.c.id == last, earlier)
-        .values(feedback_time=feedback.time, feedback_correct=feedback.correct, feedback_label=feedback.label)
-    )

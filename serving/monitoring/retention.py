@@ -69,10 +69,16 @@ class Retention:
         if self._database.file is None:
             return False
         with self._database.reading() as connection:
-            if not connection.exec_driver_sql("PRAGMA freelist_count").scalar_one():
+            if not self._free_pages(connection):
                 return False
         with self._database.writing() as connection:
+            before = self._free_pages(connection)
             cursor = connection.connection.cursor()  # SQLAlchemy closes it after the first page
             cursor.execute(f"PRAGMA incremental_vacuum({PORTION_PAGES})")
             cursor.fetchall()
-        return True
+            return self._free_pages(connection) < before
+
+    @staticmethod
+    def _free_pages(connection: sa.Connection) -> int:
+        pages: int = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+        return pages
