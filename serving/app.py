@@ -26,6 +26,7 @@ from serving.http.uploads import uploads
 from serving.service import Service
 
 PAGE = Path(__file__).parent / "page"
+EXAMPLES = Path(__file__).parent / "examples"
 # Above, the pictures of a request are taken out of its body in a thread.
 INLINE_BYTES = 64 * 1024
 JSON = "application/json"
@@ -161,6 +162,7 @@ def create_app(service: Service) -> ASGIApp:
     async def page(request: Request) -> Response:
         return FileResponse(PAGE / "index.html")
 
+    app.mount("/page/examples", StaticFiles(directory=EXAMPLES))
     app.mount("/page", StaticFiles(directory=PAGE))
     direct = {("POST", "/predict"): predict, ("POST", "/invocations"): invocations}
     return Gate(app, direct, service.security, observer, bodies, most=2 * service.config.queue_limit)
