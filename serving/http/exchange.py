@@ -21,6 +21,7 @@ class Exchange:
     Attributes:
         body_bytes: of its body, as long as it is in memory.
         pictures: of each, the fields of its `Record` that are known of it alone.
+        files: the bytes of each; of one that cannot be classified there are none.
     """
 
     request_id: str
@@ -32,6 +33,7 @@ class Exchange:
     error_code: str | None = None
     model_version: str | None = None
     pictures: list[dict[str, Any]] = field(default_factory=list)
+    files: list[bytes] = field(default_factory=list)
 
     def timings(self, decode_ms: float, score_ms: float) -> dict[str, float]:
         """Milliseconds, for the answer."""

@@ -29,6 +29,9 @@ class Gate:
         direct: endpoints by method and path that are called without the app's layers, which take as long as
             the rest of a small request.
         most: requests that may be here at a time; above, the answer is 503.
+
+    Attributes:
+        inside: how many are here now.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Gate:
         self._observer = observer
         self._bodies = bodies
         self._most = most
-        self._inside = 0
+        self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -71,8 +74,7 @@ class Gate:
                 ]
             await send(message)
 
-        self._inside += 1
-        self._observer.requests_inside(self._inside)
+        self.inside += 1
         try:
             await self._answer(scope, receive, send_with_headers, headers, exchange)
         except ClientGoneError:
@@ -85,7 +87,7 @@ class Gate:
             failure = Refusal(500, "internal_error", "The server failed; its log says why.")
             await error_response(failure)(scope, receive, send_with_headers)
         finally:
-            self._inside -= 1
+            self.inside -= 1
             self._bodies.held -= exchange.body_bytes
             self._observer.request_ended(exchange, status, time.perf_counter() - exchange.began)
 
@@ -95,7 +97,7 @@ class Gate:
         response: Response | None = None
         try:
             self._security.check(exchange.path, exchange.client, headers)
-            if self._inside > self._most:
+            if self.inside > self._most:
                 raise overloaded()
             endpoint = self._direct.get((scope["method"], exchange.path))
             if endpoint is not None:
