@@ -24,6 +24,7 @@ from serving.http.protocol import BoundedProtocol
 from serving.service import Service
 
 SHORTEST_KEY = 16
+BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 30
 # A worker that is silent for so long is replaced; less is said of one on a busy machine.
 WORKER_SECONDS = 60
@@ -44,12 +45,14 @@ def serve(config: ServeConfig) -> None:
         address = f"http://{_as_in_url(config.host)}:{listener.getsockname()[1]}"
         if config.workers > 1:
             Service(config).close()  # says what is wrong once, and not in each worker
+            listener.listen(BACKLOG)
             log.info("listening", address=address, workers=config.workers)
             with _ended_by_signals(), tempfile.TemporaryDirectory() as figures:
                 os.environ["PROMETHEUS_MULTIPROC_DIR"] = figures
                 Multiprocess(_uvicorn(functools.partial(_application, config), config), [listener]).run()
         else:
             app = create_app(Service(config))
+            listener.listen(BACKLOG)
             log.info("listening", address=address, workers=1)
             with _ended_by_signals():
                 uvicorn.Server(_uvicorn(lambda: app, config)).run([listener])
