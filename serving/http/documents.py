@@ -169,7 +169,7 @@ EXAMPLES = {
     ],
     "/feedback": [
         "curl -H 'Content-Type: application/json' {url}/feedback \\\n"
-        '    -d \'{{"request_id": "the answer\'"\'"\'s", "correct": false, "label": null}}\'',
+        '    -d \'{{"request_id": "ID-OF-AN-ANSWER", "correct": false, "label": null}}\'',
     ],
     "/model": ["curl {url}/model"],
     "/ready": ["curl {url}/ready"],

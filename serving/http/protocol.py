@@ -35,7 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._head_ended = False
+        self._head_ended = False  # or a body, in these bytes
         super().data_received(data)
         # A header that never ends is kept by the parser, which tells nothing of it.
         if self._in_head and not self._head_ended and not self.transport.is_closing():
@@ -72,7 +72,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         super().on_message_complete()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_ended, self._head_bytes = True, True, 0
         if self.cycle.response_complete:
             self._expect(None)
 
