@@ -29,8 +29,10 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.training.interrupt import Interrupted
 from serving.config import (
     ClassifyConfig,
+    MonitorConfig,
     RegisterConfig,
     RegistryConfig,
+    ServeConfig,
     TrainAndRegisterConfig,
     TuneAndPromoteConfig,
 )
@@ -353,6 +355,24 @@ def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) 
     )
     show(summary)
     ctx.exit(summary.exit_code)
+
+
+@_verb("serve", ServeConfig)
+def serve(given: dict[str, Any]) -> None:
+    """Answer over HTTP what is in pictures: a page, an API, metrics. Until Ctrl-C."""
+    config = validate(ServeConfig, given)
+    from serving.run_server import serve as run
+
+    run(config)
+
+
+@_verb("monitor", MonitorConfig)
+def monitor(given: dict[str, Any]) -> None:
+    """Report on what was served: traffic, latency, drift, and accuracy by feedback, as an MLflow run."""
+    config = validate(MonitorConfig, given)
+    from serving.monitoring.report import monitor as report
+
+    click.echo(report(config))
 
 
 @_verb("data", DataConfig)

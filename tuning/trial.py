@@ -19,9 +19,8 @@ from cifar_mlflow import pipeline
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.errors import CifarError, TrainingDivergedError
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.outbox import first_line
+from cifar_mlflow.outbox import ask, first_line
 from cifar_mlflow.run_directory import RunDirectory
-from cifar_mlflow.tracking import ask
 from cifar_mlflow.training.loop import History
 from tuning.storage import patiently
 
@@ -105,7 +104,7 @@ class TrainedTrial(pipeline.Search):
         values = None if state == TrialState.PRUNED else [metrics[name] for name in self.objectives]
         self._end(state, values, run_id, metrics["epochs"], metrics["train_seconds"])
         if state == TrialState.PRUNED:
-            logger.info("pruned after %d epochs: %.4f", metrics["epochs"], metrics[VALUE])
+            logger.info("pruned after epoch %d: %.4f", metrics["epochs"], metrics[VALUE])
         else:
             named = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.objectives)
             logger.info("complete: %s", named)

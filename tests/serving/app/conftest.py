@@ -1,0 +1,192 @@
+"""Real processes of `cifar-mlflow serve`, and a registry with a model whose answers can be told."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import requests
+from PIL import Image
+
+from serving.model import log_model
+from tests.serving.conftest import write_scorer_folder
+
+ROOT = Path(__file__).parents[3]
+NAME = "cifar10"
+
+
+def image(colour: Any = "red", size: tuple[int, int] = (32, 32), kind: str = "png") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, kind)
+    return file.getvalue()
+
+
+RED, LIME, BLUE = image("red"), image("lime"), image("blue")
+
+
+class Store:
+    """An MLflow store in a folder, with versions of a registered model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.client = mlflow.MlflowClient(self.uri, self.uri)
+        artifacts = (folder / "artifacts").as_uri()
+        experiment = self.client.create_experiment("colours", artifact_location=artifacts)
+        self.run_id = self.client.create_run(experiment).info.run_id
+        self.client.create_registered_model(NAME)
+        self.number = 0
+
+    def add(self, **card: Any) -> str:
+        """One more version; `card` is what its scorer.json says otherwise. Its number."""
+        self.number += 1
+        folder = write_scorer_folder(self.folder / f"scorer{self.number}", **card)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", self.uri)
+            patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+            tags = {
+                f"sha256.{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in folder.iterdir()
+            }
+            model_uri = log_model(folder, self.run_id, f"scorer{self.number}").model_uri
+            return str(mlflow.register_model(model_uri, NAME, tags=tags).version)
+
+    def promote(self, number: str) -> None:
+        self.client.set_registered_model_alias(NAME, "champion", number)
+
+    def file(self, name: str) -> list[Path]:
+        """Where the store keeps the files of this name, the oldest version first."""
+        return sorted((self.folder / "artifacts").rglob(name), key=lambda path: path.stat().st_mtime)
+
+
+class Server:
+    """A process of `cifar-mlflow serve`, and its workers."""
+
+    def __init__(self, folder: Path, store: str, *options: str, **environment: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.log = folder / "server.log"
+        command = ["serve", "--port", "0", *options]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "cifar_mlflow", *command],
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store, **environment},
+                start_new_session=True,
+            )
+        self.url = ""
+
+    def wait(self) -> "Server":
+        deadline = time.monotonic() + 180
+        while not self.url:
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            said = [line for line in self.lines() if line.get("event") == "listening"]
+            self.url = said[0]["address"] if said else ""
+            time.sleep(0.05)
+        self.port = int(self.url.rpartition(":")[2])
+        assert requests.get(f"{self.url}/ping", timeout=120).ok
+        return self
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it said in JSON so far."""
+        found = []
+        for line in self.log.read_text().splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def predict(self, data: bytes = RED, **options: Any) -> requests.Response:
+        headers = {"Content-Type": "image/png", **options.pop("headers", {})}
+        return requests.post(f"{self.url}/predict", data=data, headers=headers, timeout=120, **options)
+
+    def post(self, route: str, body: Any, kind: str = "application/json") -> requests.Response:
+        data = body if isinstance(body, bytes | str) else json.dumps(body)
+        headers = {"Content-Type": kind} if kind else {}
+        return requests.post(f"{self.url}{route}", data=data, headers=headers, timeout=120)
+
+    def ready(self) -> dict[str, Any]:
+        answer: dict[str, Any] = requests.get(f"{self.url}/ready", timeout=120).json()
+        return answer
+
+    def send(self, *parts: bytes, wait: float = 30) -> bytes:
+        """What is answered to these bytes, until the server hangs up or is silent."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as connection:
+            with suppress(ConnectionError):
+                for part in parts:
+                    connection.sendall(part)
+            answer = b""
+            with suppress(ConnectionError, TimeoutError):
+                while chunk := connection.recv(65536):
+                    answer += chunk
+            return answer
+
+    def stop(self, signum: int = signal.SIGTERM) -> int:
+        """The exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signum)
+        try:
+            return self.process.wait(60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it does not come true"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """With one version, the champion; not to be changed."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    store.promote(store.add())
+    return store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "store")
+    store.promote(store.add())
+    return store
+
+
+@pytest.fixture(scope="module")
+def server(shared_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("server"), shared_store.uri)
+    try:
+        yield server.wait()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers, with options, that are ended with the test."""
+    servers: list[Server] = []
+
+    def begin(store: str, *options: str, **environment: str) -> Server:
+        servers.append(Server(tmp_path / f"server{len(servers)}", store, *options, **environment))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.stop()

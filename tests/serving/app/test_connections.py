@@ -1,0 +1,158 @@
+"""Clients that do not speak HTTP as they should: slow, endless, ambiguous, many, gone."""
+
+import json
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+import requests
+
+from tests.serving.app.conftest import RED, Server, Store, until
+
+pytestmark = pytest.mark.slow
+
+HOST = b"Host: localhost\r\n"
+POST = b"POST /predict HTTP/1.1\r\n" + HOST + b"Content-Type: image/png\r\n"
+HIDDEN = b"GET /version HTTP/1.1\r\n" + HOST + b"\r\n"
+
+
+def statuses(answer: bytes) -> list[int]:
+    return [int(each[:3]) for each in answer.split(b"HTTP/1.1 ")[1:]]
+
+
+def code(answer: bytes) -> str:
+    found: str = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"]
+    return found
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),  # TLS
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + HOST + b"X: a\x00b\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(server: Server, request_bytes: bytes) -> None:
+    answer = server.send(request_bytes)
+    assert statuses(answer) == [400]
+    assert code(answer) == "not_http"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+        b"Content-Length: 5\r\nContent-Length: 6\r\n",
+        b"Content-Length: 5, 6\r\n",
+        b"Content-Length: +5\r\n",
+        b"Content-Length: -5\r\n",
+        b"Content-Length: 0x5\r\n",
+        b"Content-Length: 99999999999999999999999\r\n",
+        b"Transfer-Encoding: xchunked\r\n",
+        b"Transfer-Encoding: chunked, identity\r\n",
+        b"Transfer-Encoding : chunked\r\n",
+        b"Transfer-Encoding: chunked\r\n folded\r\n",
+    ],
+)
+def test_a_length_that_two_could_read_differently_is_refused(server: Server, headers: bytes) -> None:
+    """Else what a proxy takes for a body could be taken for the next request here."""
+    answer = server.send(POST + headers + b"\r\n0\r\n\r\n" + HIDDEN)
+    assert statuses(answer) == [400], answer
+
+
+@pytest.mark.parametrize("chunk", [b"zz\r\nab\r\n", b"-1\r\n\r\n", b"FFFFFFFFFFFFFFFFFF\r\n", b"2;" + b"x" * 70_000])
+def test_a_chunk_that_is_none_is_refused(server: Server, chunk: bytes) -> None:
+    answer = server.send(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunk + b"\r\n" + HIDDEN)
+    assert 200 not in statuses(answer)
+    assert len(statuses(answer)) <= 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"X: " + b"x" * 64_000 + b"\r\n\r\n",
+        b"".join(b"X%d: x\r\n" % i for i in range(200)) + b"\r\n",
+        b"X: " + b"x" * 1_000_000,  # without an end
+    ],
+)
+def test_headers_that_are_too_large_are_refused(server: Server, headers: bytes) -> None:
+    answer = server.send(b"GET /ping HTTP/1.1\r\n" + HOST, headers)
+    assert statuses(answer) in ([431], []), answer[:200]  # no answer arrives where bytes were still on their way
+    assert server.predict().ok
+
+
+def test_a_length_that_is_too_large_is_refused_before_the_body(server: Server) -> None:
+    answer = server.send(POST + b"Connection: close\r\nContent-Length: 999999999\r\n\r\n", wait=5)
+    assert statuses(answer) == [413]
+    assert code(answer) == "too_large"
+
+
+def test_a_body_without_a_length_is_refused_where_it_gets_too_large(server: Server) -> None:
+    chunk = b"100000\r\n" + bytes(2**20) + b"\r\n"
+    answer = server.send(
+        POST + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n", *[chunk] * 17, b"0\r\n\r\n"
+    )
+    assert statuses(answer) == [413]
+
+
+def test_a_client_may_wait_to_be_told_to_go_on(server: Server) -> None:
+    head = POST + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(RED)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head)
+        assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+        connection.sendall(RED)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_requests_one_after_the_other_are_answered_in_their_order(server: Server) -> None:
+    one = POST + b"Content-Length: %d\r\n\r\n" % len(RED) + RED
+    answer = server.send(one + HIDDEN + one.replace(b"Host", b"Connection: close\r\nHost"))
+    assert statuses(answer) == [200, 200, 200]
+    first, version, last = answer.split(b"HTTP/1.1 ")[1:]
+    assert b"predictions" in first
+    assert b"predictions" not in version
+    assert b"predictions" in last
+
+
+def test_a_slow_body_is_given_up(start: Callable[..., Server], shared_store: Store) -> None:
+    server = start(shared_store.uri, "--request-timeout", "1").wait()
+    answer = server.send(POST + b"Content-Length: 1000\r\n\r\n" + RED[:10])
+    assert statuses(answer) == [408]
+    assert code(answer) == "too_slow"
+
+
+def test_a_client_that_says_nothing_is_hung_up_on(server: Server) -> None:
+    assert server.send(b"", wait=60) == b""
+    begun = time.monotonic()
+    assert statuses(server.send(b"GET /ping HTTP/1.1\r\n" + HOST, wait=60)) == []
+    assert time.monotonic() - begun < 50  # it was the server that hung up
+
+
+def test_clients_that_hang_up_leave_nothing_behind(server: Server) -> None:
+    for _ in range(50):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(POST + b"Content-Length: 1000\r\n\r\n" + RED[:10])
+    metric = "cifar_requests_in_flight"
+
+    def inside() -> float:
+        text = requests.get(f"{server.url}/metrics", timeout=60).text
+        return float(next(line for line in text.splitlines() if line.startswith(metric)).split()[-1])
+
+    until(lambda: inside() <= 1)  # the one that asks
+    gone = [line for line in server.lines() if line.get("status") == 499]
+    assert len(gone) >= 50
+
+
+def test_many_idle_connections_keep_nobody_out(server: Server) -> None:
+    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(400)]
+    try:
+        assert server.predict().ok
+    finally:
+        for connection in connections:
+            connection.close()

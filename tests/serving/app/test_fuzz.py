@@ -1,0 +1,88 @@
+"""Anything at all, sent to a real server: no answer of 5xx, no crash, no growth of memory."""
+
+import base64
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, settings
+
+from tests.serving.app.conftest import RED, Server, Store, image
+
+pytestmark = pytest.mark.slow
+
+FILES = 20_000
+A_REQUEST = 100
+
+
+@pytest.fixture
+def schema(server: Server) -> schemathesis.BaseSchema:
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+cases = schemathesis.pytest.from_fixture("schema")
+
+
+@cases.parametrize()
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_the_service_keeps_to_its_document(case: schemathesis.Case) -> None:
+    case.call_and_validate()
+
+
+def mutated(seeds: list[bytes], chance: random.Random) -> bytes:
+    """A picture with bytes changed, cut out, repeated or put in from another."""
+    data = bytearray(chance.choice(seeds))
+    for _ in range(chance.choice((1, 1, 2, 4, 16))):
+        at = chance.randrange(len(data) + 1)
+        length = chance.choice((1, 1, 2, 4, 32))
+        match chance.randrange(5):
+            case 0:
+                data[at : at + length] = chance.randbytes(length)
+            case 1:
+                data[at : at + length] = chance.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * length
+            case 2:
+                del data[at : at + length]
+            case 3:
+                data[at:at] = data[max(0, at - length) : at] * chance.choice((1, 8))
+            case 4:
+                other = chance.choice(seeds)
+                start = chance.randrange(len(other))
+                data[at : at + length] = other[start : start + length]
+    return bytes(data)
+
+
+def resident_mb(server: Server) -> float:
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def test_mutated_pictures_are_answered_or_refused(server: Server, shared_store: Store) -> None:
+    chance = random.Random(0)
+    kinds = ("png", "jpeg", "webp", "gif", "bmp")
+    seeds = [image((200, 90, 30), size, kind) for kind in kinds for size in ((32, 32), (61, 47))]
+    seeds += [image(colour, (16, 16), "png") for colour in ("red", "lime")]
+
+    def batches(count: int) -> Iterator[list[str]]:
+        for _ in range(count):
+            yield [base64.b64encode(mutated(seeds, chance)).decode() for _ in range(A_REQUEST)]
+
+    codes: dict[str, int] = {}
+    memory = 0.0
+    with requests.Session() as session:
+        for number, images in enumerate(batches(FILES // A_REQUEST)):
+            answer = session.post(f"{server.url}/predict", json={"images": images}, timeout=120)
+            assert answer.status_code in (200, 400), answer.text[:300]
+            for prediction in answer.json().get("predictions", []):
+                error = prediction["error"]
+                codes[error["code"] if error else "ok"] = codes.get(error["code"] if error else "ok", 0) + 1
+            if number == 50:
+                memory = resident_mb(server)
+    assert sum(codes.values()) >= 0.9 * FILES
+    assert codes["ok"] > FILES / 20
+    assert {"not_an_image", "truncated_image"} <= codes.keys()
+    assert "internal_error" not in codes
+    assert resident_mb(server) < memory + 60
+    assert server.predict(RED).ok

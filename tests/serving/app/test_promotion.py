@@ -1,0 +1,148 @@
+"""The service follows the champion: within seconds, without a dropped or mixed-up answer, and never to a bad one."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import requests
+
+from tests.serving.app.conftest import BLUE, NAME, RED, Server, Store, until
+
+pytestmark = pytest.mark.slow
+
+FOLLOW = ("--follow-seconds", "0.2")
+GERMAN = ["rot", "grün", "blau"]
+
+
+def version(server: Server) -> str:
+    found: str = server.ready()["model"]["version"]
+    return found
+
+
+def metric(server: Server, name: str) -> str:
+    text = requests.get(f"{server.url}/metrics", timeout=60).text
+    return next((line for line in text.splitlines() if line.startswith(name)), "")
+
+
+@contextmanager
+def registry(store: Store, port: int) -> Iterator[None]:
+    """A real `mlflow server` with this store."""
+    command = ["server", "--backend-store-uri", store.uri, "--port", str(port), "--workers", "1"]
+    with (store.folder / "mlflow.log").open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command],
+            cwd=store.folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
+    try:
+        until(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), 120)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_promotion_under_load_drops_and_mixes_up_nothing(start: Callable[..., Server], store: Store) -> None:
+    german = store.add(classes=GERMAN)
+    server = start(store.uri, *FOLLOW).wait()
+    stop = threading.Event()
+
+    def ask() -> list[tuple[int, str, str]]:
+        found = []
+        with requests.Session() as session:
+            while not stop.is_set():
+                answer = session.post(
+                    f"{server.url}/predict", data=BLUE, headers={"Content-Type": "image/png"}, timeout=60
+                )
+                body = answer.json()
+                found.append(
+                    (answer.status_code, body["model"]["version"], body["predictions"][0]["label"])
+                )
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask) for _ in range(8)]
+        try:
+            for number in (german, "1", german):
+                store.promote(number)
+                until(lambda number=number: version(server) == number)
+        finally:
+            stop.set()
+        found = [each for future in asking for each in future.result()]
+    assert set(found) == {(200, "1", "blue"), (200, german, "blau")}
+    assert metric(server, "cifar_model_info").count(f'version="{german}"') == 1
+
+
+@pytest.mark.parametrize(
+    ("card", "damage", "reason"),
+    [
+        ({}, True, "model.onnx"),
+        ({"classes": ["a", "b"]}, False, "classes"),
+        ({"format": 99}, False, "format"),
+    ],
+)
+def test_a_version_that_cannot_be_served_is_refused(
+    start: Callable[..., Server], store: Store, card: dict[str, object], damage: bool, reason: str
+) -> None:
+    server = start(store.uri, *FOLLOW).wait()
+    bad = store.add(**card)
+    if damage:
+        file = store.file("model.onnx")[-1]
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    store.promote(bad)
+    (problem,) = until(lambda: server.ready()["problems"])
+    assert problem.startswith(f"version {bad} is refused: ")
+    assert reason in problem
+    assert str(store.folder) not in problem
+    assert metric(server, "cifar_model_refused").endswith(f'{{version="{bad}"}} 1.0')
+    assert server.predict().json()["model"] == {"name": NAME, "version": "1"}
+    store.promote("1")
+    until(lambda: server.ready()["problems"] == [])
+
+
+def test_the_registry_may_be_away(start: Callable[..., Server], store: Store) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with registry(store, port):
+        server = start(f"http://127.0.0.1:{port}", *FOLLOW).wait()
+    (problem,) = until(lambda: server.ready()["problems"])
+    assert problem.startswith("the registry does not answer")
+    assert metric(server, "cifar_registry_up").endswith(" 0.0")
+    assert server.predict(RED).json()["predictions"][0]["label"] == "red"
+    german = store.add(classes=GERMAN)
+    store.promote(german)
+    with registry(store, port):
+        until(lambda: version(server) == german)
+        assert server.ready()["problems"] == []
+
+
+def test_without_a_model_it_does_not_start_and_says_what_to_do(
+    start: Callable[..., Server], store: Store
+) -> None:
+    server = start(store.uri, "--model-uri", "models:/nobody@champion")
+    assert server.process.wait(120) == 2
+    said = server.log.read_text()
+    assert "there is no models:/nobody@champion" in said
+    assert "cifar-mlflow register" in said
+    assert "Traceback" not in said
+
+
+def test_a_version_that_is_named_is_served_and_not_followed(start: Callable[..., Server], store: Store) -> None:
+    german = store.add(classes=GERMAN)
+    server = start(store.uri, "--model-uri", f"models:/{NAME}/{german}", *FOLLOW).wait()
+    assert json.loads(server.predict(BLUE).text)["predictions"][0]["label"] == "blau"
+    assert server.ready()["model"] == {"name": NAME, "version": german}

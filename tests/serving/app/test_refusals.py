@@ -1,0 +1,194 @@
+"""What wrong requests are answered: a status of 4xx, a code, a sentence; no trace, no path, nothing of theirs."""
+
+import io
+import json
+import struct
+import zlib
+from typing import Any
+
+import pytest
+import requests
+from PIL import Image
+
+from tests.serving.app.conftest import RED, Server, image
+from tests.serving.test_models_serve import CSV, PARQUET, parquet, split, text
+
+pytestmark = pytest.mark.slow
+
+JSON = "application/json"
+FORM = "multipart/form-data; boundary=b"
+THEIRS = "zebra-4711"  # of the request: must not come back
+R = text(RED)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A header that says so, and next to nothing after it."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def tiff() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, "tiff")
+    return file.getvalue()
+
+
+def part(name: str, content: bytes) -> bytes:
+    return b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), content)
+
+
+PREDICT: dict[str, tuple[Any, str, int, str]] = {
+    "not JSON": (f'{{"image": {THEIRS}', JSON, 400, "not_json"),
+    "not UTF-8": (b'{"image": "\xff"}', JSON, 400, "not_json"),
+    "nested deeply": ("[" * 100_000, JSON, 400, "not_json"),
+    "a number of 5,000 digits": ('{"image": ' + "1" * 5000 + "}", JSON, 400, "not_json"),
+    "a list": ([R], JSON, 400, "no_pictures"),
+    "another key": ({THEIRS: R}, JSON, 400, "no_pictures"),
+    "no pictures": ({"images": []}, JSON, 400, "no_pictures"),
+    "too many pictures": ({"images": ["x"] * 1001}, JSON, 413, "too_many_pictures"),
+    "a number for a picture": ({"image": 5}, JSON, 400, "wrong_type"),
+    "not base64": ({"image": f"{THEIRS}!"}, JSON, 400, "not_base64"),
+    "null": ({"image": None}, JSON, 400, "missing_image"),
+    "text": (THEIRS, "text/plain", 415, "unsupported_media_type"),
+    "no content type": (RED, "", 415, "unsupported_media_type"),
+    "an empty body": (b"", "image/png", 400, "empty_image"),
+    "no picture": (THEIRS, "image/png", 400, "not_an_image"),
+    "a TIFF": (tiff(), "image/tiff", 415, "unsupported_format"),
+    "cut short": (image(size=(300, 300), kind="jpeg")[:-200], "image/jpeg", 400, "truncated_image"),
+    "a bomb": (png_of(60_000, 60_000), "image/png", 413, "too_many_pixels"),
+    "too large": (bytes(17 * 2**20), "image/png", 413, "too_large"),
+    "no boundary": (part("file", RED) + b"--b--\r\n", "multipart/form-data", 400, "bad_form"),
+    "another boundary": (part("file", RED) + b"--b--\r\n", "multipart/form-data; boundary=c", 400, "bad_form"),
+    "a form cut short": (part("file", RED), FORM, 400, "bad_form"),
+    "a form without file": (part(THEIRS, RED) + b"--b--\r\n", FORM, 400, "no_pictures"),
+    "a form with too many": (part("file", b"") * 1001 + b"--b--\r\n", FORM, 413, "too_many_pictures"),
+}
+
+INVOCATIONS: dict[str, tuple[Any, str, int, str]] = {
+    "not JSON": (f'{{"inputs": ["{THEIRS}"', JSON, 400, "not_json"),
+    "an empty body": (b"", JSON, 400, "not_json"),
+    "a list": ([R], JSON, 400, "bad_table"),
+    "none of the four keys": ({THEIRS: [R]}, JSON, 400, "bad_table"),
+    "two of the four keys": ({"inputs": [R], "instances": [R]}, JSON, 400, "bad_table"),
+    "more cells than columns": (
+        {"dataframe_split": {"columns": ["image"], "data": [[R, THEIRS]]}},
+        JSON,
+        400,
+        "bad_table",
+    ),
+    "a column whose name is an object": (
+        {"dataframe_split": {"columns": [{THEIRS: 1}], "data": [[R]]}},
+        JSON,
+        400,
+        "bad_table",
+    ),
+    "no column image": ({"dataframe_records": [{THEIRS: R}]}, JSON, 400, "no_image_column"),
+    "no rows": (split(), JSON, 400, "no_rows"),
+    "too many rows": (split(*[R] * 1001), JSON, 413, "too_many_rows"),
+    "a bad row": (split(R, f"{THEIRS}!"), JSON, 400, "not_base64"),
+    "top_k of 0": (split(R, params={"top_k": 0}), JSON, 400, "bad_param"),
+    "top_k of 9": (split(R, params={"top_k": 9}), JSON, 400, "bad_param"),
+    "another on_error": (split(R, params={"on_error": THEIRS}), JSON, 400, "bad_param"),
+    "another type": (THEIRS, "application/xml", 415, "unsupported_media_type"),
+    "another charset": (json.dumps(split(R)), f"{JSON}; charset=utf-16", 415, "unsupported_media_type"),
+    "no content type": (json.dumps(split(R)), "", 415, "unsupported_media_type"),
+    "CSV without the column": (f"{THEIRS}\n{R}\n", CSV, 400, "no_image_column"),
+    "CSV of zeros": (bytes(1000), CSV, 400, "no_image_column"),
+    "no Parquet": (THEIRS, PARQUET, 400, "bad_table"),
+    "Parquet cut short": (parquet(image=[RED])[:-20], PARQUET, 400, "bad_table"),
+    "too large": (bytes(17 * 2**20), JSON, 413, "too_large"),
+}
+
+
+def check(response: requests.Response, status: int, code: str) -> None:
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code), response.text[:300]
+    assert response.json().keys() == {"error"}
+    assert response.json()["error"].keys() == {"code", "message"}
+    assert response.json()["error"]["message"].endswith(".")
+    assert response.headers["Content-Type"] == JSON
+    for secret in ("Traceback", ".py", "/site-packages", "/home", "/tmp", THEIRS):
+        assert secret not in response.text
+
+
+@pytest.mark.parametrize("name", PREDICT)
+def test_predict_refuses(server: Server, name: str) -> None:
+    body, kind, status, code = PREDICT[name]
+    check(server.post("/predict", body, kind), status, code)
+
+
+@pytest.mark.parametrize("name", INVOCATIONS)
+def test_invocations_refuses(server: Server, name: str) -> None:
+    body, kind, status, code = INVOCATIONS[name]
+    check(server.post("/invocations", body, kind), status, code)
+
+
+@pytest.mark.parametrize(
+    "params", [{"top_k": 0}, {"top_k": 4}, {"top_k": THEIRS}, {"top_k": "٣"}, {"input": THEIRS}]
+)
+def test_predict_refuses_params_out_of_their_bounds(server: Server, params: dict[str, Any]) -> None:
+    check(server.predict(params=params), 400, "bad_param")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "code"),
+    [
+        ({"request_id": "a", "correct": True}, "text/plain", 415, "unsupported_media_type"),
+        ({"request_id": "a", "correct": True}, JSON, 404, "unknown_answer"),
+        ({"request_id": "a"}, JSON, 400, "bad_feedback"),
+        ({"request_id": THEIRS * 20, "correct": True}, JSON, 400, "bad_feedback"),
+        ({"request_id": "a", "correct": "yes"}, JSON, 400, "bad_feedback"),
+        ({"request_id": "a", "item": -1, "correct": True}, JSON, 400, "bad_feedback"),
+        ({"request_id": "a", "correct": True, THEIRS: 1}, JSON, 400, "bad_feedback"),
+        ([THEIRS], JSON, 400, "bad_feedback"),
+        ('{"request_id": "a", ', JSON, 400, "not_json"),
+    ],
+)
+def test_feedback_refuses(server: Server, body: Any, kind: str, status: int, code: str) -> None:
+    check(server.post("/feedback", body, kind), status, code)
+
+
+def test_another_way_to_ask_and_another_address_are_refused(server: Server) -> None:
+    check(requests.get(f"{server.url}/predict", timeout=60), 405, "wrong_method")
+    check(requests.delete(f"{server.url}/model", timeout=60), 405, "wrong_method")
+    check(requests.get(f"{server.url}/{THEIRS}", timeout=60), 404, "not_found")
+    check(requests.post(f"{server.url}/{THEIRS}", data=RED, timeout=60), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/page/../app.py",
+        "/page/%2e%2e/app.py",
+        "/page/..%2fapp.py",
+        "/page/..%5capp.py",
+        "/page//etc/passwd",
+        "//etc/passwd",
+        "/page/examples/../../config.py",
+        "/page/examples/%2e%2e/%2e%2e/config.py",
+        "/page/%00",
+        "/page/" + "a" * 5000,
+        "/page/",
+        "/page/examples",
+    ],
+)
+def test_no_path_leads_out_of_the_page(server: Server, path: str) -> None:
+    answer = server.send(b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.split(b" ")[1] in (b"404", b"400", b"405"), answer[:300]
+    assert json.loads(body)["error"]["code"]
+
+
+def test_every_answer_tells_browsers_to_be_strict(server: Server) -> None:
+    for path in ("/", "/predict", "/model", "/nothing", "/page/main.js", "/docs"):
+        headers = requests.get(f"{server.url}{path}", timeout=60).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert "Access-Control-Allow-Origin" not in headers
+        assert "Server" not in headers
