@@ -2,7 +2,6 @@
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.records import Record
 

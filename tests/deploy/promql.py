@@ -3,8 +3,26 @@
 import re
 
 FUNCTIONS = frozenset(
-    "absent count histogram_quantile increase max min rate sum vector"
-    " and or unless by without on ignoring offset bool".split()
+    [
+        "absent",
+        "count",
+        "histogram_quantile",
+        "increase",
+        "max",
+        "min",
+        "rate",
+        "sum",
+        "vector",
+        "and",
+        "or",
+        "unless",
+        "by",
+        "without",
+        "on",
+        "ignoring",
+        "offset",
+        "bool",
+    ]
 )
 ADDED_BY_PROMETHEUS = frozenset({"job", "instance"})
 
