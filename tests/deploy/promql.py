@@ -2,36 +2,16 @@
 
 import re
 
-FUNCTIONS = frozenset(
-    [
-        "absent",
-        "count",
-        "histogram_quantile",
-        "increase",
-        "max",
-        "min",
-        "rate",
-        "sum",
-        "vector",
-        "and",
-        "or",
-        "unless",
-        "by",
-        "without",
-        "on",
-        "ignoring",
-        "offset",
-        "bool",
-    ]
-)
-ADDED_BY_PROMETHEUS = frozenset({"job", "instance"})
+KEYWORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "offset", "bool"}
+FUNCTIONS = {"absent", "count", "histogram_quantile", "increase", "max", "min", "rate", "sum", "vector"}
+ADDED_BY_PROMETHEUS = {"job", "instance"}
 
 
 def metrics_in(expression: str) -> set[str]:
     """The metrics, given that whatever is no function, keyword, label or number is one."""
     bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]', " ", _without_strings(expression))
     bare = re.sub(r"\b(by|without|on|ignoring)\s*\([^)]*\)", " ", bare)
-    return set(re.findall(r"(?<![\w.])[a-zA-Z_:][\w:]*", bare)) - FUNCTIONS
+    return set(re.findall(r"(?<![\w.])[a-zA-Z_:][\w:]*", bare)) - FUNCTIONS - KEYWORDS
 
 
 def labels_in(expression: str) -> set[str]:

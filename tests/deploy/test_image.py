@@ -1,4 +1,4 @@
-"""The image holds what the service needs and runs as nobody, as far as its files tell: there is no engine here."""
+"""The image holds what the service needs, and runs as nobody: as far as its files tell, without an engine."""
 
 import re
 import tomllib
