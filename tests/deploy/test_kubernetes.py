@@ -55,7 +55,6 @@ def test_the_autoscaler_finds_the_deployment_and_has_its_number() -> None:
 
 def test_ports_are_those_that_the_service_listens_on() -> None:
     assert f"--port={PORTS['http']}" in CONTAINER["args"]
-    assert TEMPLATE["metadata"]["annotations"]["prometheus.io/port"] == str(PORTS["http"])
     assert OBJECTS["Service"]["spec"]["ports"][0]["targetPort"] in PORTS
     for rule in OBJECTS["NetworkPolicy"]["spec"]["ingress"]:
         assert {port["port"] for port in rule["ports"]} <= PORTS.keys()
