@@ -31,6 +31,7 @@ from serving.config import (
     ClassifyConfig,
     RegisterConfig,
     RegistryConfig,
+    ServeConfig,
     TrainAndRegisterConfig,
     TuneAndPromoteConfig,
 )
@@ -353,6 +354,15 @@ def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) 
     )
     show(summary)
     ctx.exit(summary.exit_code)
+
+
+@_verb("serve", ServeConfig)
+def serve(given: dict[str, Any]) -> None:
+    """Answer over HTTP what is in pictures: a page, an API, metrics. Until Ctrl-C."""
+    config = validate(ServeConfig, given)
+    from serving.run_server import serve as run
+
+    run(config)
 
 
 @_verb("data", DataConfig)

@@ -1,22 +1,29 @@
 """Metrics on their way to the tracking server: sent from a thread, kept while the server is away."""
 
 import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import mlflow
 import requests
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException, RestException
 
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.errors import CifarError, UsageError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# How long the end of a run waits for a tracking server that is away.
+PATIENCE_SECONDS = float(os.environ.get("CIFAR_MLFLOW_PATIENCE", "120"))
+# MLflow's own retries would hold up a call for minutes; ours report what they wait for.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 LONGEST_PAUSE_SECONDS = 10.0
 # What MLflow says of a database that cannot be written at the moment, or of a server that is too busy.
 _OUTAGES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
@@ -53,6 +60,25 @@ def patiently(call: Callable[[], T], seconds: float) -> T:
             logger.warning("MLflow does not answer (%s); trying again in %.0f s.", first_line(error), pause)
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+def ask(call: Callable[[], T], missing: str | None = None) -> T:
+    """`call()`, a question to MLflow, and again while it does not answer.
+
+    Args:
+        missing: what to say where MLflow does not have what is asked for.
+
+    Raises:
+        UsageError: `missing`.
+        CifarError: MLflow stays away, or refuses.
+    """
+    try:
+        return patiently(call, PATIENCE_SECONDS)
+    except Exception as error:  # each kind of store has errors of its own
+        if missing and isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise UsageError(missing) from error
+        problem = "does not answer" if is_outage(error) else "refuses"
+        raise CifarError(f"MLflow at {mlflow.get_registry_uri()} {problem}: {first_line(error)}") from error
 
 
 class Outbox:

@@ -20,19 +20,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from cifar_mlflow.config import Settings
 from cifar_mlflow.environment import git_state, installed_packages, library_versions
-from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.outbox import Outbox, first_line, is_outage, patiently
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.outbox import PATIENCE_SECONDS, Outbox, first_line, is_outage, patiently
 from cifar_mlflow.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# How long the end of a run waits for a tracking server that is away.
-PATIENCE_SECONDS = float(os.environ.get("CIFAR_MLFLOW_PATIENCE", "120"))
-# MLflow's own retries would hold up a call for minutes; ours report what they wait for.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 class TrackedRun:
@@ -140,25 +134,6 @@ class TrackingLostError(CifarError):
 
     def __init__(self, missing: str) -> None:
         super().__init__(f"MLflow at {mlflow.get_tracking_uri()} does not answer; the run lacks {missing}")
-
-
-def ask(call: Callable[[], T], missing: str | None = None) -> T:
-    """`call()`, a question to MLflow, and again while it does not answer.
-
-    Args:
-        missing: what to say where MLflow does not have what is asked for.
-
-    Raises:
-        UsageError: `missing`.
-        CifarError: MLflow stays away, or refuses.
-    """
-    try:
-        return patiently(call, PATIENCE_SECONDS)
-    except Exception as error:  # each kind of store has errors of its own
-        if missing and isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            raise UsageError(missing) from error
-        problem = "does not answer" if is_outage(error) else "refuses"
-        raise CifarError(f"MLflow at {mlflow.get_registry_uri()} {problem}: {first_line(error)}") from error
 
 
 def connect(experiment: str, resume: str | None = None) -> None:

@@ -1,9 +1,10 @@
-"""The settings of registering, promoting and classifying."""
+"""The settings of registering, promoting, classifying and serving."""
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import SecretStr, field_validator, model_validator
 
 from cifar_mlflow.config import PlacesConfig, Settings, TrainConfig, setting
 from tuning.config import TuneConfig
@@ -57,3 +58,65 @@ class ClassifyConfig(Settings):
     )
     sort_into: Path | None = setting(None, "Folder for copies of the images, in one folder a class.")
     top_k: int = setting(3, "How many of the likeliest classes the file has for each image.", ge=1)
+
+
+class ServeConfig(Settings):
+    """Service: the model over HTTP, and what protects it."""
+
+    model_uri: str = setting(
+        "models:/cifar10@champion",
+        "models:/<name>@<alias>, which is followed; or models:/<name>/<version>, a run id, or a folder.",
+    )
+    host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 is all of this machine's.", min_length=1)
+    port: int = setting(8000, "Port to listen on; 0 takes a free one.", ge=0, le=65_535)
+    workers: int = setting(1, "Processes, each with the model.", ge=1, le=64)
+    threads: int = setting(
+        0, "Threads of the network in each process; 0 divides the cores by the workers.", ge=0, le=1024
+    )
+    api_key: SecretStr | None = setting(
+        None, "Key that clients must send; better given as $CIFAR_MLFLOW_API_KEY, which others cannot see."
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "Names by which clients may call the server (comma-separated, *.example.org too). Default: this "
+        "machine's own on a loopback address, else any.",
+    )
+    rate_limit: int = setting(
+        0, "Requests a minute of one client (by address, in each process); 0 is off.", ge=0
+    )
+    max_body_mb: int = setting(16, "Largest request, in MB.", ge=1, le=1024)
+    max_pictures: int = setting(1000, "Most pictures in a request.", ge=1, le=10_000)
+    queue_limit: int = setting(
+        256, "Pictures that may wait in each process; above, the answer is 503 at once.", ge=1, le=100_000
+    )
+    request_timeout: float = setting(
+        30.0,
+        "Seconds for the work on a request, and for its body to come (a large one gets more).",
+        gt=0,
+        le=3600,
+    )
+    follow_seconds: float = setting(
+        5.0, "How often the registry is asked for a new champion; 0 never.", ge=0, le=86_400
+    )
+    request_log: str = setting(
+        "sqlite:///requests.db",
+        "Where each answer is noted: SQLAlchemy's address of a SQLite or PostgreSQL database, or none. One "
+        "with a password is better given as $CIFAR_MLFLOW_REQUEST_LOG.",
+    )
+    images_dir: Path | None = setting(None, "Keep the pictures of the requests in this folder.")
+    retention_days: float = setting(30.0, "Forget requests and pictures that are older.", gt=0)
+    retention_mb: float = setting(1024.0, "Forget the oldest when the log is larger, in MB.", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _secrets_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
+        variables = {"api_key": "CIFAR_MLFLOW_API_KEY", "request_log": "CIFAR_MLFLOW_REQUEST_LOG"}
+        found = {name: os.environ[key] for name, key in variables.items() if os.environ.get(key)}
+        return {**found, **values}
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [host.strip().lower() for host in value.split(",") if host.strip()]
+        return value

@@ -57,13 +57,13 @@ def _arguments(scorer_folder: Path) -> Iterator[dict[str, Any]]:
         yield {
             "python_model": str(CODE / "pyfunc.py"),
             "artifacts": {"code": str(code), "scorer": str(folder)},
-            "signature": _signature(len(card["classes"])),
+            "signature": signature(len(card["classes"])),
             "input_example": pd.DataFrame({"image": [_example(card["image_size"])]}),
             "pip_requirements": REQUIREMENTS,
         }
 
 
-def _signature(classes: int) -> ModelSignature:
+def signature(classes: int) -> ModelSignature:
     """What goes in, and what comes out unless `on_error` is "null", as far as MLflow can say it.
 
     `image` takes base64 text, a data URL or bytes. Its type is string: that is what CSV and JSON bring, and

@@ -30,8 +30,9 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.calibration import expected_calibration_error, softmax
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.classifier import ModelCard
+from cifar_mlflow.outbox import ask
 from cifar_mlflow.pipeline import divide
-from cifar_mlflow.tracking import ask, connect
+from cifar_mlflow.tracking import connect
 from serving.config import RegisterConfig
 from serving.forms import Form, Judges, choose, make_forms
 from serving.model import log_model

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.tracking import ask
+from cifar_mlflow.outbox import ask
 from serving.model import SCORER_PATH
 from serving.versions import RegisteredModel, Version
 

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.tracking import ask
+from cifar_mlflow.outbox import ask
 
 FILE_TAG = "sha256."  # followed by the name of a file in the scorer folder
 

@@ -19,9 +19,8 @@ from cifar_mlflow import pipeline
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.errors import CifarError, TrainingDivergedError
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.outbox import first_line
+from cifar_mlflow.outbox import ask, first_line
 from cifar_mlflow.run_directory import RunDirectory
-from cifar_mlflow.tracking import ask
 from cifar_mlflow.training.loop import History
 from tuning.storage import patiently
 

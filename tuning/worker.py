@@ -24,7 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.tracking import ask, connect
+from cifar_mlflow.outbox import ask
+from cifar_mlflow.tracking import connect
 from cifar_mlflow.training.interrupt import Interrupted, StopRequest
 from tuning.config import SearchConfig
 from tuning.history import EARLIER, PLACES

@@ -32,7 +32,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def load_scorer(model_uri: str) -> Scorer:
+def load_scorer(model_uri: str, threads: int | None = None) -> Scorer:
     """The scorer of a model, its files checked against the digests in its card.
 
     What comes from MLflow is kept in the cache, by the digest of the card: it is downloaded once.
@@ -41,6 +41,7 @@ def load_scorer(model_uri: str) -> Scorer:
         model_uri: models:/<name>@<alias>, models:/<name>/<version>, models:/<model id>,
             runs:/<run id>/<model>, the id of a run (its model `scorer`), or a folder: a scorer's or an MLflow
             model's.
+        threads: see `Scorer.load`.
 
     Raises:
         UsageError: there is no such model, or it is none of ours.
@@ -49,7 +50,7 @@ def load_scorer(model_uri: str) -> Scorer:
     if re.fullmatch(r"[0-9a-f]{32}", model_uri):
         model_uri = f"runs:/{model_uri}/scorer"
     if model_uri.startswith(("models:/", "runs:/")):
-        return _of_mlflow(model_uri)
+        return _of_mlflow(model_uri, threads)
     folder = Path(os.path.expanduser(model_uri))  # noqa: PTH111 - no error for ~nobody
     if (folder / SCORER_PATH).is_dir():
         folder /= SCORER_PATH
@@ -58,10 +59,10 @@ def load_scorer(model_uri: str) -> Scorer:
             f"{model_uri} is neither a model in MLflow (models:/cifar10@champion, runs:/<run id>/scorer) "
             f"nor a folder with {CARD_FILE} and the files of a model"
         )
-    return _load(folder, model_uri)
+    return _load(folder, model_uri, threads)
 
 
-def _of_mlflow(model_uri: str) -> Scorer:
+def _of_mlflow(model_uri: str, threads: int | None) -> Scorer:
     cache = default_cache_dir() / "scorers"
     with writing_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
@@ -75,13 +76,13 @@ def _of_mlflow(model_uri: str) -> Scorer:
         cached = cache / _digest(card)
         if cached.exists():
             with suppress(ValueError):
-                return Scorer.load(cached)
+                return Scorer.load(cached, threads)
             logger.info("%s is damaged; downloading it again", cached)
             shutil.rmtree(cached)
         folder = _download(model_uri, f"{address}/{SCORER_PATH}", scratch)
         with suppress(OSError):  # another process was faster
             folder.rename(cached)
-    return _load(cached, model_uri)
+    return _load(cached, model_uri, threads)
 
 
 def _find(model_uri: str) -> tuple[str, str | None]:
@@ -128,9 +129,9 @@ def _mlflow_errors(model_uri: str) -> Iterator[None]:
         raise UsageError(f"{model_uri} cannot be loaded from {store}: {first_line(error)}") from error
 
 
-def _load(folder: Path, model_uri: str) -> Scorer:
+def _load(folder: Path, model_uri: str, threads: int | None) -> Scorer:
     try:
-        return Scorer.load(folder)
+        return Scorer.load(folder, threads)
     except ValueError as error:
         raise CifarError(f"{model_uri} cannot be used: {error}") from error
 

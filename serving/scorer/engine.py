@@ -25,13 +25,14 @@ class _Job:
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
         self.logits: Future[np.ndarray] = Future()
+        self.logits.set_running_or_notify_cancel()  # a caller that gave up must not get into our way
 
 
 class Engine:
     """Runs `model.onnx`: uint8 (N, S, S, 3) in, float32 logits (N, classes) out. Threads may share it.
 
     One thread, started by a call and ended when none has come for a while, owns the session. What waits for
-    it is bounded by who calls: each has at most one batch in the queue, and is blocked until that is done;
+    it is bounded by who calls: each has at most one batch in the queue, and waits until that is done;
     how many may call at once is up to the server. After a fork the child opens a session of its own.
 
     Args:
@@ -66,27 +67,25 @@ class Engine:
             ValueError: they are not uint8 of the shape the network takes.
             RuntimeError: the engine was closed.
         """
-        if images.dtype != np.uint8 or images.shape[1:] != self._image_shape:
-            raise ValueError(
-                f"images must be uint8 (N, {', '.join(map(str, self._image_shape))}): "
-                f"got {images.dtype} {images.shape}"
-            )
         if not len(images):
+            self._check(images)
             return np.empty((0, self._classes), np.float32)
         # One piece at a time, so that the many images of one caller do not keep the others from their turn.
-        pieces = [self._submit(images[at : at + MAX_BATCH]) for at in range(0, len(images), MAX_BATCH)]
+        pieces = [
+            self.submit(images[at : at + MAX_BATCH]).result() for at in range(0, len(images), MAX_BATCH)
+        ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def close(self) -> None:
-        """Finish what has been asked for, then end the thread. Further calls raise."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-            thread = self._thread
-        if thread is not None:
-            thread.join()
+    def submit(self, images: np.ndarray) -> Future[np.ndarray]:
+        """Ask for the logits of 1 to MAX_BATCH images without waiting for them.
 
-    def _submit(self, images: np.ndarray) -> np.ndarray:
+        Raises:
+            ValueError: they are not uint8 of the shape the network takes, or too many.
+            RuntimeError: the engine was closed.
+        """
+        self._check(images)
+        if not 0 < len(images) <= MAX_BATCH:
+            raise ValueError(f"a batch has 1 to {MAX_BATCH} images: got {len(images)}")
         job = _Job(images)
         with self._changed:
             if self._closed:
@@ -97,7 +96,23 @@ class Engine:
                 self._thread = thread
             self._queue.append(job)
             self._changed.notify()
-        return job.logits.result()
+        return job.logits
+
+    def close(self) -> None:
+        """Finish what has been asked for, then end the thread. Further calls raise."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _check(self, images: np.ndarray) -> None:
+        if images.dtype != np.uint8 or images.shape[1:] != self._image_shape:
+            raise ValueError(
+                f"images must be uint8 (N, {', '.join(map(str, self._image_shape))}): "
+                f"got {images.dtype} {images.shape}"
+            )
 
     def _work(self) -> None:
         while jobs := self._next_batch():

@@ -120,7 +120,7 @@ def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
         raise BadImage("empty_image", "The picture is empty (0 bytes).")
     if len(data) > MAX_BYTES:
         raise _too_many_bytes()
-    kind = _kind(data)
+    kind = picture_format(data)
     _check_effort(data, kind)
     try:
         return _prepare(_READERS[kind](io.BytesIO(data)), size, fit)
@@ -159,7 +159,12 @@ def _too_many_bytes() -> BadImage:
     return BadImage("too_many_bytes", f"The picture has more than {MAX_BYTES // 2**20} MB.")
 
 
-def _kind(data: bytes) -> str:
+def picture_format(data: bytes) -> str:
+    """JPEG, PNG, WebP, GIF or BMP, by how the bytes begin.
+
+    Raises:
+        BadImage: another one, or none.
+    """
     for kind, signature in _SIGNATURES.items():
         if re.match(signature, data, re.DOTALL):
             if kind in _READERS:

@@ -74,8 +74,12 @@ class Scorer:
 
     def score(self, images: np.ndarray) -> Scores:
         """Scores of uint8 (N, S, S, 3); concurrent calls are computed together."""
+        return self.scores(self.engine.run(images))
+
+    def scores(self, logits: np.ndarray) -> Scores:
+        """What logits (N, classes) of the engine mean."""
         temperature = self.card["temperature"]
-        logits = self.engine.run(images) / temperature
+        logits = logits / temperature
         highest = logits.max(axis=1, keepdims=True)
         exponentials = np.exp(logits - highest)
         total = exponentials.sum(axis=1, keepdims=True)

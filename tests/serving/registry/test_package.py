@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from cifar_mlflow import pipeline, tracking
+from cifar_mlflow import outbox, pipeline
 from cifar_mlflow.config import DataConfig, EvaluateConfig
 from cifar_mlflow.data import Split, load_dataset
 from cifar_mlflow.errors import CifarError, UsageError
@@ -245,7 +245,7 @@ def test_a_server_that_is_away_is_reported(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 0.1)
     with pytest.raises(
         CifarError, match=rf"run {trained.run_id} in MLflow's store http://127.0.0.1:{free_port}"
     ):

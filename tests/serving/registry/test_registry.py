@@ -13,7 +13,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from cifar_mlflow import tracking
+from cifar_mlflow import outbox
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.registry import NotPromotedError
 from tests.serving.registry.conftest import Registry, Trained, promote, rollback
@@ -332,7 +332,7 @@ def test_two_processes_that_promote_at_once_leave_one_line_of_champions(
 def test_a_registry_that_is_away_or_refuses_is_reported(
     registry: Registry, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 0.1)
 
     def refuse(*_: object) -> None:
         raise MlflowException("not for you", error_code=PERMISSION_DENIED)

@@ -1,0 +1,1 @@
+"""What is known of the answers afterwards: a log, metrics, drift."""

@@ -1,0 +1,127 @@
+"""`cifar-mlflow serve`: a socket, one or more processes that answer on it, and an end in good order."""
+
+import functools
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from cifar_mlflow.errors import CifarError, UsageError
+from serving.app import create_app
+from serving.champion import Champion
+from serving.config import ServeConfig
+from serving.http.observing import log, set_up_logging
+from serving.http.protocol import BoundedProtocol
+from serving.service import Service
+
+SHORTEST_KEY = 16
+KEEP_ALIVE_SECONDS = 30
+# A worker that is silent for so long is replaced; less is said of one on a busy machine.
+WORKER_SECONDS = 60
+
+
+def serve(config: ServeConfig) -> None:
+    """Answer until SIGTERM or SIGINT; what was accepted until then is answered.
+
+    Raises:
+        UsageError: the port is taken, the address is not ours, the key is short, or there is no such model.
+        CifarError: the model cannot be served, or MLflow does not answer.
+    """
+    if config.api_key is not None and len(config.api_key.get_secret_value()) < SHORTEST_KEY:
+        raise UsageError(f"the API key is too short to be safe: it needs {SHORTEST_KEY} characters or more")
+    listener = _listen(config.host, config.port)
+    set_up_logging()
+    with listener:
+        address = f"http://{_as_in_url(config.host)}:{listener.getsockname()[1]}"
+        if config.workers > 1:
+            Champion(config.model_uri).close()  # says what is wrong once, and not in each worker
+            log.info("listening", address=address, workers=config.workers)
+            with _ended_by_signals():
+                Multiprocess(_uvicorn(functools.partial(_application, config), config), [listener]).run()
+        else:
+            app = create_app(Service(config))
+            log.info("listening", address=address, workers=1)
+            with _ended_by_signals():
+                uvicorn.Server(_uvicorn(lambda: app, config)).run([listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)  # who calls is refused until the model is there
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        where = f"{host}:{port}"
+        raise UsageError(
+            f"cannot listen on {where}: {error.strerror or error}; --port chooses another, 0 a free one"
+        ) from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _uvicorn(factory: Callable[[], ASGIApp], config: ServeConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        factory,
+        factory=True,
+        loop="uvloop",
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        # Else anybody on this machine could choose the address that the rate limit goes by.
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+        server_header=False,
+        workers=config.workers,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(config.request_timeout) + 5,
+        timeout_worker_healthcheck=WORKER_SECONDS,
+    )
+
+
+def _application(config: ServeConfig) -> ASGIApp:
+    """The app of a worker process."""
+    set_up_logging()
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    try:
+        return create_app(Service(config))
+    except CifarError as error:
+        log.error("not started", reason=str(error))
+        sys.exit(STARTUP_FAILURE)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would hold the port for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Uvicorn stops at a signal, and at last sends it again, to end the process by it: here it ends well."""
+    former = {each: signal.signal(each, lambda *_: None) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)
+
+
+def _as_in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

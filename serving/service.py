@@ -1,0 +1,45 @@
+"""All that a process of the service holds: the model, the threads, the bounds, and what is noted."""
+
+import os
+
+from serving.champion import Champion
+from serving.config import ServeConfig
+from serving.http.body import Bodies
+from serving.http.observing import Observer
+from serving.http.security import Security
+from serving.http.work import Work
+
+# Bodies that may be in memory at a time, in the largest ones.
+BODIES_HELD = 16
+
+
+class Service:
+    """Opened with the settings, closed when the last request is answered.
+
+    Raises:
+        UsageError: there is no such model.
+        CifarError: it cannot be served, or MLflow does not answer.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        share = max(1, cores // config.workers)
+        self.config = config
+        self.champion = Champion(config.model_uri, config.threads or share)
+        self.work = Work(share, config.queue_limit, config.request_timeout)
+        largest = config.max_body_mb * 2**20
+        self.bodies = Bodies(largest, config.request_timeout, BODIES_HELD * largest)
+        self.security = Security(config)
+        self.observer = Observer()
+
+    def start(self) -> None:
+        """Follow the champion; with several workers, in each of them."""
+        self.champion.follow(self.config.follow_seconds)
+
+    def problems(self) -> list[str]:
+        """What an operator has to look after, though the service answers."""
+        return self.champion.problems()
+
+    def close(self) -> None:
+        self.work.close()
+        self.champion.close()
