@@ -2,6 +2,7 @@
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.records import Record
 
@@ -20,6 +21,9 @@ def exposed() -> dict[str, set[str]]:
         )  # fmt: skip
         metrics.observe(record)
     metrics.request_ended("/predict", 200, 0.002)
+    metrics.serving("cifar10", "3", "run", "int8")
+    metrics.refused("4")
+    metrics.drift({"label": 0.1})
     body, _ = metrics.text()
     series: dict[str, set[str]] = {"up": set()}
     for family in text_string_to_metric_families(body.decode()):
