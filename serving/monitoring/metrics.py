@@ -175,7 +175,9 @@ class _AllWorkers(Collector):
                 with suppress(FileNotFoundError):  # another worker was faster
                     mark_process_dead(pid, str(self._folder))
         # A worker that is just starting has made a file with nothing in it, which the library cannot read.
-        files = [file for file in os.scandir(self._folder) if file.name.endswith(".db") and file.stat().st_size]
+        files = [
+            file for file in os.scandir(self._folder) if file.name.endswith(".db") and file.stat().st_size
+        ]
         yield from MultiProcessCollector.merge([file.path for file in files])
         processes: dict[str, Metric] = {}
         for pid in sorted(living):

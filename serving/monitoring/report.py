@@ -170,7 +170,9 @@ def _log_traffic(run: TrackedRun, records: pd.DataFrame, window: str) -> tuple[l
         run.log_figure(figures.latency(table, step, f"Time to the answer: {window}"), "latency.png")
     if len(answered):
         metrics["uncertain_share"] = float(answered["uncertain"].mean())
-        lines.append(f"Pictures answered: {len(answered):,}; {metrics['uncertain_share']:.1%} of them uncertain")
+        lines.append(
+            f"Pictures answered: {len(answered):,}; {metrics['uncertain_share']:.1%} of them uncertain"
+        )
     else:
         lines.append("No picture was answered.")
     return lines, metrics
@@ -181,7 +183,9 @@ def _log_version(run: TrackedRun, served: Served) -> None:
     version, answers, folder = served.version, served.answers, served.folder
     if served.reference is not None and served.drift is not None and len(answers):
         tables = {what: analysis.bins(answers, served.reference, what) for what in AXES}
-        title = f"{version}: {len(answers):,} pictures beside the {served.reference['images']:,} of the reference"
+        title = (
+            f"{version}: {len(answers):,} pictures beside the {served.reference['images']:,} of the reference"
+        )
         for name, whats in {
             "class_mix": ["label"],
             "confidence": ["confidence"],

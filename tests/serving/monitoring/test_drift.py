@@ -144,7 +144,9 @@ def test_only_the_last_pictures_count(reference: Reference, shuffled: Images) ->
 def test_what_was_not_classified_is_not_compared(reference: Reference) -> None:
     window = DriftWindow(reference, minimum=1)
     window.observe(
-        Record(request_id="r", time=1.0, route="/predict", status=400, error_code="not_an_image", total_ms=1.0)
+        Record(
+            request_id="r", time=1.0, route="/predict", status=400, error_code="not_an_image", total_ms=1.0
+        )
     )
     assert window.psi() == {}
 
