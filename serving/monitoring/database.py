@@ -78,7 +78,7 @@ class Database:
             address = address.update_query_dict({**CONNECTION, **address.query})
             try:
                 self.engine = sa.create_engine(address, pool_pre_ping=True, pool_timeout=PATIENCE_SECONDS)
-            except ImportError as error:
+            except (ImportError, sa.exc.ArgumentError) as error:
                 raise UsageError(f"request log: {self.safe_url} needs a driver: {error}") from None
 
     def open(self) -> None:

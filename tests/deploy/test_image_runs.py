@@ -41,13 +41,14 @@ def address(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         port = free.getsockname()[1]
     command = read_yaml("compose.yaml")["services"]["service"]["command"]
     command = [part for part in command if not part.startswith(("--port", "--host"))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cifar_mlflow", *command, f"--port={port}", f"--model-uri={model}"],
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = model.parent / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cifar_mlflow", *command, f"--port={port}", f"--model-uri={model}"],
+            cwd=ROOT,
+            env=environment,
+            stderr=file,
+        )
     try:
         while process.poll() is None:
             try:
@@ -55,15 +56,13 @@ def address(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
                 break
             except requests.ConnectionError:
                 time.sleep(0.2)
-        if process.poll() is not None:
-            pytest.fail(process.communicate()[1])
+        assert process.poll() is None, log.read_text()
         yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=60)
-        assert process.returncode == 0, log
+        assert process.wait(timeout=60) == 0, log.read_text()
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
 
 
 @pytest.mark.parametrize("module", ["torch", "matplotlib.figure", "sklearn", "scipy", "optuna"])
