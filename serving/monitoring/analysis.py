@@ -1,7 +1,6 @@
 """From the rows of the request log to the tables of a report."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ OUTCOMES = ("answered", "refused", "failed", "cut off")
 
 
 def requests_of(records: pd.DataFrame) -> pd.DataFrame:
-    """A row for each request, of which the records may have many: `time` (UTC), `total_ms`, `outcome`, …"""
+    """One row a request: `time` (UTC), `route`, `status`, `total_ms`, `outcome`; the records have one a picture."""
     requests = records.drop_duplicates(["request_id", "time"])[["time", "route", "status", "total_ms"]]
     outcome = requests["status"].map(
         lambda status: {0: "cut off", 4: "refused", 5: "failed"}.get(status // 100)
@@ -98,7 +97,7 @@ def bins(answers: pd.DataFrame, reference: Reference, what: str) -> pd.DataFrame
         edges = [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in reference[what]["edges"]]
         names = [
             f"below {edges[0]}",
-            *(f"{low} to {high}" for low, high in pairwise(edges)),
+            *(f"{low} to {high}" for low, high in zip(edges[:-1], edges[1:], strict=True)),
             f"from {edges[-1]}",
         ]
     return pd.DataFrame(
@@ -136,22 +135,23 @@ def live(feedback: pd.DataFrame, classes: tuple[str, ...]) -> Live | None:
         classes: in their order; others that occur come after them.
     """
     said = feedback[feedback["label"].notna()]
-    label, told = said["label"].astype(object), said["feedback_label"].astype(object)
-    correct = said["feedback_correct"]
-    judged = told.notna() | correct.notna()
+    label, truth = said["label"].astype(object), said["feedback_label"].astype(object)
+    correct = said["feedback_correct"].astype(object)
+    correct = correct.where(truth.isna(), label == truth)  # who names the class has said it
+    judged = correct.notna()
     if not judged.any():
         return None
-    # Who names the class has said whether it was right.
-    right = (label == told).where(told.notna(), correct.fillna(False)).astype(bool)
-    truth = told.where(told.notna(), label.where(right))
+    truth = truth.where(truth.notna(), label.where(correct == True))  # noqa: E712 - it may be missing
     known = truth.notna()
     names = (*classes, *sorted({*label[known], *truth[known]} - {*classes}))
-    hits, total = int(right.sum()), int(judged.sum())
-    low, high = binomtest(hits, total).proportion_ci(method="wilson")
+    right, total = int((correct == True).sum()), int(judged.sum())  # noqa: E712
+    low, high = binomtest(right, total).proportion_ci(method="wilson")
     f1 = f1_score(truth[known], label[known], average="macro", zero_division=0) if known.any() else np.nan
     confusion = (
         confusion_matrix(truth[known], label[known], labels=list(names))
         if known.any()
         else np.zeros((len(names), len(names)), np.int64)
     )
-    return Live(total, hits / total, (float(low), float(high)), int(known.sum()), float(f1), names, confusion)
+    return Live(
+        total, right / total, (float(low), float(high)), int(known.sum()), float(f1), names, confusion
+    )

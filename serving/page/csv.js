@@ -1,0 +1,40 @@
+// @ts-check
+/** Answers as a table that a spreadsheet opens (RFC 4180). */
+
+import { element } from "./dom.js";
+
+/**
+ * @param {readonly import("./several.js").Row[]} rows
+ * @param {readonly string[]} classes
+ * @returns {string} A row for each picture, with a column for the probability of each class.
+ */
+export function toCsv(rows, classes) {
+  const header = ["file", "label", "confidence", "uncertain", ...classes, "error", "model", "request_id"];
+  const lines = rows.map(({ file, answer, error }) => {
+    if (!answer) return [file.name, "", "", "", ...classes.map(() => ""), error ?? "", "", ""];
+    const { label, confidence, uncertain, top_k } = answer.prediction;
+    const shares = new Map(top_k.map((share) => [share.label, share.confidence]));
+    const model = `${answer.model.name}/${answer.model.version}`;
+    const probabilities = classes.map((name) => shares.get(name) ?? "");
+    return [file.name, label, confidence, uncertain, ...probabilities, "", model, answer.requestId];
+  });
+  return [header, ...lines].map((cells) => `${cells.map(cell).join(",")}\r\n`).join("");
+}
+
+/** @param {string | number | boolean} value */
+function cell(value) {
+  let text = String(value);
+  // A file may be called "=HYPERLINK(…)", and a spreadsheet would run it.
+  if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`;
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+/**
+ * @param {string} name
+ * @param {string} text
+ */
+export function download(name, text) {
+  const address = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+  element("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+}

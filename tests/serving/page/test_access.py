@@ -1,0 +1,208 @@
+"""The page for everyone: the keyboard alone, a screen reader, a phone, dark mode, less motion, a key."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+import requests
+from playwright.sync_api import Page, expect
+
+from tests.serving.page.conftest import CAT, ROOT, Pictures, Server
+
+pytestmark = pytest.mark.slow
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+KEY = "a-key-of-some-length"
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until the button of that name has the focus."""
+    target = page.get_by_role("button", name=name)
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if target.evaluate("button => button === document.activeElement"):
+            return
+    raise AssertionError(f"the keyboard does not reach {name}")
+
+
+def test_the_keyboard_alone_is_enough(page: Page, pictures: Pictures) -> None:
+    tab_to(page, "Choose photos")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(pictures.sure)
+    expect(page.get_by_role("button", name="Wrong")).to_be_visible()
+    tab_to(page, "Wrong")
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"  # where one is can be seen
+    page.keyboard.press("Space")
+    tab_to(page, "something else")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Thank you. Noted: something else.")).to_be_focused()
+
+    tab_to(page, "Example: ship")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="ship.png")).to_be_visible()
+    tab_to(page, "Live view")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Camera")).to_be_focused()
+    tab_to(page, "Take photo")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="photo.jpg")).to_be_focused()
+
+
+def test_a_screen_reader_finds_its_way(page: Page) -> None:
+    expect(page).to_have_title("What is in the picture?")
+    assert page.evaluate("document.documentElement.lang") == "en"
+    for landmark in ("banner", "main", "contentinfo"):
+        expect(page.get_by_role(landmark)).to_have_count(1)
+    expect(page.get_by_role("region", name="Give a picture")).to_be_visible()
+    expect(page.get_by_role("region", name="Answer")).to_be_visible()
+    expect(page.get_by_role("heading", level=1)).to_have_count(1)
+
+    page.set_input_files("#files", CAT)
+    expect(page.get_by_role("status")).to_have_text(re.compile(r"\d%\.$"))
+    nameless = page.locator("button, input:not([hidden]), img, video").evaluate_all(
+        """found => found.filter((each) => each.checkVisibility() && !each.alt &&
+            !each.ariaLabel && !each.labels?.length && !each.textContent.trim() &&
+            !each.querySelector("img[alt]:not([alt=''])")).map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+
+
+def test_live_a_screen_reader_hears_what_stays_and_not_every_frame(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            window.said = [];
+            const note = () => window.said.push(document.getElementById("say").textContent);
+            new MutationObserver(note).observe(document.getElementById("say"), { childList: true });
+        }"""
+    )
+    page.get_by_role("button", name="Live view").click()
+    expect(page.locator("#rate")).to_contain_text("a second")
+    expect(page.get_by_role("status")).not_to_be_empty()
+    page.wait_for_timeout(2000)
+    assert 1 <= page.evaluate("said.length") <= 3
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_phone_shows_the_answer_without_scrolling_sideways(
+    open_page: Callable[..., Page], server: Server, several: bool
+) -> None:
+    page = open_page(server.url, **PHONE)
+    expect(page.get_by_text("Drop photos here")).to_be_hidden()
+    page.set_input_files("#files", [CAT, CAT] if several else CAT)
+    title = page.get_by_role("heading", name="2 photos" if several else "cat.jpg", exact=True)
+
+    expect(title).to_be_in_viewport()
+    if not several:
+        expect(page.locator("#reading .verdict")).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    small = page.locator("button").evaluate_all(
+        """all => all.map((each) => each.getBoundingClientRect())
+            .filter((box) => box.width && box.height < 38).length"""
+    )
+    assert small == 0
+
+
+def test_a_phone_shows_the_live_view_and_what_it_says(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url, **PHONE)
+    page.get_by_role("button", name="Live view").tap()
+
+    expect(page.locator("#live-reading .verdict")).to_be_in_viewport()
+    expect(page.locator("#video")).to_be_in_viewport()
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of rgb(…) (WCAG 2.2)."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_both_colour_schemes_can_be_read(
+    open_page: Callable[..., Page], server: Server, pictures: Pictures, scheme: str
+) -> None:
+    page = open_page(server.url, color_scheme=scheme)
+    page.set_input_files("#files", pictures.unsure)
+    expect(page.locator("#reading .verdict")).to_have_text("Not sure")
+
+    ground = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert ground > 0.8 if scheme == "light" else ground < 0.05
+    panel = luminance(page.locator("#single").evaluate("each => getComputedStyle(each).backgroundColor"))
+    for text in (
+        "#reading .verdict",
+        "#reading .detail",
+        ".bars li:last-child .name",
+        "#timing",
+        "figcaption",
+    ):
+        colour = page.locator(text).first.evaluate("each => getComputedStyle(each).color")
+        lighter, darker = sorted((luminance(colour), panel), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, text
+
+
+def test_who_wants_less_motion_gets_none(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url, reduced_motion="reduce")
+    page.set_input_files("#files", CAT)
+    track = page.locator("#reading .track").first
+    expect(track).to_be_visible()
+
+    assert track.evaluate("each => getComputedStyle(each, '::before').transitionDuration") == "0s"
+
+
+def test_a_key_is_asked_for_where_the_server_wants_one_and_only_there(
+    start: Callable[..., Server], open_page: Callable[..., Page], page: Page, pictures: Pictures
+) -> None:
+    expect(page.get_by_role("dialog")).to_be_hidden()
+
+    guarded = open_page(start("--api-key", KEY).url)
+    dialog = guarded.get_by_role("dialog", name="This service asks for a key")
+    key = dialog.get_by_label("API key")
+    expect(key).to_be_focused()
+    guarded.keyboard.type("wrong")
+    guarded.keyboard.press("Enter")
+    expect(dialog.get_by_text("That key was not accepted.")).to_be_visible()
+    key.fill(KEY)
+    dialog.get_by_role("button", name="Continue").click()
+    expect(dialog).to_be_hidden()
+    expect(guarded.locator("#about")).to_contain_text("Model cifar10")
+
+    guarded.reload()  # it is kept as long as the tab
+    guarded.set_input_files("#files", pictures.sure)
+    expect(guarded.locator("#reading .verdict")).to_have_text(pictures.sure_label)
+
+
+def test_who_has_no_key_is_told_so(start: Callable[..., Server], open_page: Callable[..., Page]) -> None:
+    page = open_page(start("--api-key", KEY).url)
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+
+    expect(page.get_by_role("alert")).to_contain_text("key")
+
+
+class Parts(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inline: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        handlers = [name for name in given if name.startswith("on") or name == "style"]
+        if handlers or tag == "style" or (tag == "script" and not given.get("src")):
+            self.inline.append(self.get_starttag_text() or tag)
+
+
+def test_the_policy_of_the_server_is_strict_and_the_page_needs_no_exception(server: Server) -> None:
+    answer = requests.get(server.url, timeout=60)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    parts = Parts()
+    parts.feed(answer.text)
+    assert parts.inline == []
+    for file in (ROOT / "serving" / "page").iterdir():
+        assert not re.search(r"https?://(?!www\.w3\.org)", file.read_text()), file.name
