@@ -24,10 +24,13 @@ def the_last(name: str) -> str:
     return [rest for instruction, rest in INSTRUCTIONS if instruction == name][-1]
 
 
-def requirements(file: str) -> dict[str, str]:
+def ranges(lines: list[str]) -> dict[str, str]:
     """Package -> range or version."""
-    lines = [line.split("#")[0].strip() for line in (DEPLOY / file).read_text().splitlines()]
     return {match[1]: match[2] for line in lines if (match := re.match(r"([\w-]+(?:\[\w+\])?)(.+)", line))}
+
+
+def requirements(file: str) -> dict[str, str]:
+    return ranges([line.split("#")[0].strip() for line in (DEPLOY / file).read_text().splitlines()])
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -72,11 +75,9 @@ def test_everything_that_is_copied_exists_and_is_in_the_context() -> None:
 
 @pytest.mark.parametrize("name", requirements("requirements.in"))
 def test_a_requirement_has_the_range_of_the_project(name: str) -> None:
-    ranges = dict(
-        re.fullmatch(r"([\w-]+(?:\[\w+\])?)(.+)", item).groups()
-        for item in PROJECT["project"]["dependencies"]
-    )  # type: ignore[union-attr, misc]
-    assert requirements("requirements.in")[name] == ranges["mlflow" if name == "mlflow-skinny" else name]
+    of_the_project = ranges(PROJECT["project"]["dependencies"])
+    expected = of_the_project["mlflow" if name == "mlflow-skinny" else name]
+    assert requirements("requirements.in")[name] == expected
 
 
 def test_each_requirement_is_pinned_and_torch_is_none_of_them() -> None:
