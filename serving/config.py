@@ -160,5 +160,5 @@ def begin_of_window(since: str, now: float) -> float:
         return datetime.fromisoformat(since.strip()).timestamp()
     except ValueError:
         raise ValueError(
-            "give a span such as 90m, 12h, 7d or 2w, or a date or time such as 2026-11-24 or 2026-11-24T18:00Z"
+            "give a span such as 90m, 12h, 7d or 2w, or a time such as 2026-11-24 or 2026-11-24T18:00Z"
         ) from None

@@ -11,6 +11,7 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from serving.monitoring.analysis import STEPS
 from serving.monitoring.drift import LARGE, SMALL
 
 WIDTH = 9.0  # inches, of 100 pixels
@@ -39,7 +40,7 @@ def traffic(table: pd.DataFrame, step: str, title: str) -> Figure:
     """
     figure = _figure(4.8, title)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    width = _width_of(table.index)
+    width = _days(step)
     base = np.zeros(len(table))
     for name, color in OUTCOME_COLORS.items():
         if not table[name].any():
@@ -68,7 +69,7 @@ def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
     figure = _figure(4.2, title)
     ax = figure.add_subplot()
     # In the middle of the span that they are of; one alone makes no line.
-    middle = table.index + pd.Timedelta(days=_width_of(table.index)) / 2
+    middle = table.index + pd.Timedelta(days=_days(step)) / 2
     styles = (("p50", "half of them"), ("p95", "19 of 20"), ("p99", "99 of 100"))
     for (name, share), color in zip(styles, ("tab:blue", "tab:orange", "tab:red"), strict=True):
         ax.plot(middle, table[name], ".-", color=color, label=f"{name}: {share} were faster", linewidth=1.8)
@@ -118,8 +119,8 @@ def stability(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
         places = np.arange(len(whats)) + (number - (len(tables) - 1) / 2) * height
         color = LIVE[number % len(LIVE)]
         ax.barh(places, table["psi"], 0.9 * height, color=color, alpha=0.6, label=version)
-        ax.plot(table["chance"], places, "|", color="black", markersize=11, markeredgewidth=1.5,
-                label="chance alone reaches this in 1 of 20" if number == len(tables) - 1 else None)  # fmt: skip
+        label = "chance alone reaches this in 1 of 20" if number == len(tables) - 1 else None
+        ax.plot(table["chance"], places, "|", color="black", ms=11, markeredgewidth=1.5, label=label)
         for place, value in zip(places, table["psi"], strict=True):
             text = "too few pictures" if np.isnan(value) else f"{value:.3f}"
             ax.text(0.005 * highest, place, text, va="center", fontsize=8.5)
@@ -133,10 +134,9 @@ def stability(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
     return figure
 
 
-def _width_of(index: pd.Index) -> float:
-    """Of a span of time, in days, which are matplotlib's unit of time."""
-    step = index[1] - index[0] if len(index) > 1 else pd.Timedelta(index.freq or "1h")
-    return float(step / pd.Timedelta(days=1))
+def _days(step: str) -> float:
+    """Of a span of time; matplotlib's unit of time is the day."""
+    return float(pd.Timedelta(STEPS[step]) / pd.Timedelta(days=1))
 
 
 def _time_axis(figure: Figure) -> None:

@@ -1,0 +1,231 @@
+"""`cifar-mlflow monitor`: from a log that was really written to a run in a real store."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from mlflow.entities import Run
+
+from cifar_mlflow.cli import main
+from serving.monitoring.records import Record
+from serving.monitoring.request_log import RequestLog
+from serving.scorer.scorer import CARD_FILE
+from tests.serving.registry.conftest import Registry
+
+pytestmark = pytest.mark.slow
+
+LOG = "sqlite:///requests.db"
+CLASSES = ("blue", "green", "red")
+HOUR = 3600.0
+
+
+@pytest.fixture
+def log(registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Writes records, and feedback on them, into the log of a folder with a registered model."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+    def write(*records: Record, feedback: dict[str, dict[str, Any]] | None = None) -> None:
+        requests = RequestLog(LOG, retention_days=1e5, retention_mb=1e5, flush_seconds=0.02)
+        for record in records:
+            requests.put(record)
+        for request_id, said in (feedback or {}).items():
+            assert requests.feedback(request_id, 0, **{"correct": None, "label": None, **said})
+        requests.close()
+        assert requests.dropped == 0
+
+    return write
+
+
+def answer(number: int, *, age: float = HOUR, version: str = "cifar10/1", **fields: Any) -> Record:
+    rng = np.random.default_rng(number)
+    known = {
+        "request_id": f"{version.replace('/', '-')}-{number}", "time": time.time() - age, "route": "/predict",
+        "status": 200, "model_version": version, "label": CLASSES[number % 3],
+        "confidence": float(rng.uniform(0.4, 1)), "uncertain": number % 4 == 0,
+        "brightness": float(rng.uniform(0.2, 0.4)), "contrast": float(rng.uniform(0.1, 0.15)),
+        "decode_ms": 1.0, "score_ms": 3.0, "total_ms": 5.0 + number % 100,
+    }  # fmt: skip
+    return Record(**(known | fields))
+
+
+def refusal(number: int, status: int, code: str) -> Record:
+    return Record(
+        request_id=f"refused-{number}", time=time.time() - HOUR, route="/predict", status=status,
+        error_code=code, total_ms=0.5,
+    )  # fmt: skip
+
+
+def monitor(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["monitor", *arguments])
+
+
+def the_run() -> Run:
+    client = mlflow.MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments, "tags.kind = 'monitor'")
+    assert run.info.status == "FINISHED"
+    return run
+
+
+def files(run: Run, folder: str | None = None) -> set[str]:
+    found = set()
+    for file in mlflow.MlflowClient().list_artifacts(run.info.run_id, folder):
+        found |= files(run, file.path) if file.is_dir else {file.path}
+    return found
+
+
+def table(run: Run, path: str) -> pd.DataFrame:
+    return pd.read_csv(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=path))
+
+
+def test_the_report_has_traffic_latency_drift_and_accuracy(log: Callable[..., None]) -> None:
+    records = [answer(number, age=HOUR * (1 + number % 5)) for number in range(300)]
+    told = {f"cifar10-1-{number}": {"correct": True} for number in range(6)}
+    told |= {"cifar10-1-6": {"correct": False}, "cifar10-1-7": {"label": "blue"}}
+    log(*records, refusal(1, 503, "overloaded"), refusal(2, 413, "too_large"), feedback=told)
+    result = monitor("--since", "1d")
+    assert result.exit_code == 0, result.output
+    run = the_run()
+    assert run.info.run_id in result.output
+
+    metrics = run.data.metrics
+    assert metrics["requests"] == 302
+    assert metrics["error_share"] == pytest.approx(1 / 302)
+    assert metrics["refused_share"] == pytest.approx(1 / 302)
+    assert metrics["pictures"] == 300
+    assert metrics["uncertain_share"] == pytest.approx(0.25)
+    assert metrics["p50_ms"] == pytest.approx(54.5)
+    assert metrics["p99_ms"] == pytest.approx(103, abs=1.5)
+    assert metrics["live/feedbacks"] == 8
+    assert metrics["live/accuracy"] == pytest.approx(6 / 8)
+    assert 0 < metrics["live/f1_macro"] < 1
+    assert {"psi/label", "psi/confidence", "psi/brightness", "psi/contrast"} <= metrics.keys()
+    assert {
+        "traffic.png", "latency.png", "drift.png", "cifar10-1/class_mix.png", "cifar10-1/confidence.png",
+        "cifar10-1/brightness_contrast.png", "cifar10-1/live_confusion.png",
+    } <= files(run)  # fmt: skip
+    traffic = table(run, "traffic.csv")
+    assert (traffic["answered"].sum(), traffic["failed"].sum(), traffic["refused"].sum()) == (300, 1, 1)
+    assert table(run, "cifar10-1/label.csv")["live"].tolist() == pytest.approx([1 / 3] * 3)
+    confusion = table(run, "cifar10-1/live_confusion.csv").set_index("true")
+    assert confusion.loc["blue", "green"] == 1  # number 7 was called green
+    assert confusion.to_numpy().sum() == 7  # of number 6 nobody said what it is
+    assert "overloaded 1" in result.output
+    assert "75.0% of 8 answers with feedback were right" in run.data.tags["mlflow.note.content"]
+
+
+def test_versions_are_told_apart(log: Callable[..., None]) -> None:
+    log(
+        *(answer(number, age=2 * HOUR, label="red") for number in range(250)),
+        *(answer(number, age=HOUR, version="cifar10/2") for number in range(240)),
+    )
+    result = monitor()
+    assert result.exit_code == 0, result.output
+    run = the_run()
+    versions = table(run, "versions.csv").set_index("version")
+    assert versions["pictures"].to_dict() == {"cifar10/1": 250, "cifar10/2": 240}
+    assert versions.loc["cifar10/1", "psi/label"] > 0.25
+    assert run.data.metrics["psi/label"] == pytest.approx(versions.loc["cifar10/2", "psi/label"])
+    assert run.data.tags["model_version"] == "cifar10/2"
+    assert "it was trained on" in result.output  # version 2 held no images out
+    assert {"cifar10-1/class_mix.png", "cifar10-2/class_mix.png"} <= files(run)
+
+
+def test_all_can_be_compared_with_one_model(log: Callable[..., None]) -> None:
+    log(*(answer(number, version="cifar10/77") for number in range(250)))
+    assert "no figures of drift" in monitor("--run-name", "without").output
+    result = monitor("--model-uri", "models:/cifar10/1", "--run-name", "with")
+    assert "drift (PSI): label" in result.output
+    assert monitor("--model-uri", "models:/cifar10/99").exit_code == 2
+
+
+def test_a_version_without_a_reference_is_said(log: Callable[..., None], tmp_path: Path) -> None:
+    registered_folder = Path(
+        mlflow.artifacts.download_artifacts("models:/cifar10/1", dst_path=str(tmp_path / "model"))
+    )
+    folder = next(registered_folder.rglob(CARD_FILE)).parent
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    text = (old / CARD_FILE).read_text()
+    (old / CARD_FILE).write_text(text.replace('"reference"', '"something"'))
+    log(*(answer(number) for number in range(250)))
+    result = monitor("--model-uri", str(old))
+    assert result.exit_code == 0, result.output
+    assert "registered without a reference" in result.output
+    run = the_run()
+    assert not [name for name in run.data.metrics if name.startswith("psi/")]
+    assert "drift.png" not in files(run)
+    assert run.data.metrics["requests"] == 250
+
+
+def test_too_few_pictures_and_no_feedback_are_said(log: Callable[..., None]) -> None:
+    log(*(answer(number) for number in range(20)))
+    result = monitor()
+    assert result.exit_code == 0, result.output
+    assert "20 pictures are too few for figures of drift" in result.output
+    assert "no feedback" in result.output
+    assert not [name for name in the_run().data.metrics if name.startswith(("psi/", "live/"))]
+
+
+def test_requests_that_all_failed_are_a_report_too(log: Callable[..., None]) -> None:
+    log(*(refusal(number, 503, "overloaded") for number in range(3)))
+    result = monitor()
+    assert result.exit_code == 0, result.output
+    assert "100.00% failed" in result.output
+    assert "No picture was answered" in result.output
+
+
+def test_feedback_on_earlier_answers_is_a_report_too(log: Callable[..., None]) -> None:
+    log(answer(1, age=30 * HOUR), feedback={"cifar10-1-1": {"correct": True}})
+    result = monitor("--since", "1h")
+    assert result.exit_code == 0, result.output
+    assert "100.0% of 1 answers" in result.output
+
+
+def test_a_window_without_requests_makes_no_run(log: Callable[..., None]) -> None:
+    log(answer(1, age=30 * HOUR))
+    result = monitor("--since", "2h")
+    assert result.exit_code == 0
+    assert "has no requests from" in result.output
+    client = mlflow.MlflowClient()
+    assert not client.search_runs(
+        [e.experiment_id for e in client.search_experiments()], "tags.kind = 'monitor'"
+    )
+
+
+def test_a_request_of_many_pictures_is_one_request(log: Callable[..., None]) -> None:
+    now = time.time()
+    log(*(answer(1, item=item, time=now - 60) for item in range(5)))
+    assert monitor().exit_code == 0
+    assert the_run().data.metrics["requests"] == 1
+    assert the_run().data.metrics["pictures"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--request-log", "sqlite:///nowhere.db"], 1, "there is no request log sqlite:///nowhere.db"),
+        (["--request-log", "nothing"], 2, "not a database URL"),
+        (["--since", "yesterday"], 2, "since: give a span such as"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    log: Callable[..., None], arguments: list[str], exit_code: int, message: str
+) -> None:
+    result = monitor(*arguments)
+    assert result.exit_code == exit_code
+    assert message in result.output
+
+
+def test_a_password_is_not_shown(log: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_MLFLOW_REQUEST_LOG", "postgresql+psycopg://user:hush@127.0.0.1:9/requests")
+    result = monitor()
+    assert result.exit_code == 1
+    assert "hush" not in result.output
