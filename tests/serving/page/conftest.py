@@ -67,14 +67,16 @@ class Server:
             time.sleep(0.1)
         raise AssertionError(f"the server did not start: {self.errors.read_text()}")
 
-    def freeze(self) -> None:
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It accepts connections, and answers nothing."""
         self.process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        self.thaw()
         self.process.terminate()
         self.process.wait(60)
 
