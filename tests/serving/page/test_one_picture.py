@@ -129,7 +129,10 @@ def test_a_photo_can_be_taken_with_the_camera(page: Page) -> None:
 
 def test_without_a_camera_the_page_says_so(page: Page) -> None:
     page.evaluate(
-        "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', 'NotFoundError'))"
+        """() => {
+            const none = () => Promise.reject(new DOMException("", "NotFoundError"));
+            navigator.mediaDevices.getUserMedia = none;
+        }"""
     )
     page.get_by_role("button", name="Take a photo").click()
 
