@@ -29,6 +29,7 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.training.interrupt import Interrupted
 from serving.config import (
     ClassifyConfig,
+    MonitorConfig,
     RegisterConfig,
     RegistryConfig,
     ServeConfig,
@@ -363,6 +364,15 @@ def serve(given: dict[str, Any]) -> None:
     from serving.run_server import serve as run
 
     run(config)
+
+
+@_verb("monitor", MonitorConfig)
+def monitor(given: dict[str, Any]) -> None:
+    """Report on what was served: traffic, latency, drift, and accuracy by feedback, as an MLflow run."""
+    config = validate(MonitorConfig, given)
+    from serving.monitoring.report import monitor as report
+
+    click.echo(report(config))
 
 
 @_verb("data", DataConfig)

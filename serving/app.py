@@ -1,5 +1,6 @@
 """The routes of the service. What they need is in `serving/http/`; every request comes through its gate."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from serving.http.card import model_card
 from serving.http.errors import Refusal, error_response
 from serving.http.gate import Gate
 from serving.http.invocations import question
-from serving.http.params import feedback_of, predict_params
+from serving.http.params import check_is_json, feedback_of, predict_params
 from serving.http.uploads import uploads
 from serving.service import Service
 
@@ -46,8 +47,18 @@ def create_app(service: Service) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
+        measuring = asyncio.create_task(measure_often())
         yield
-        service.close()
+        measuring.cancel()
+        await asyncio.to_thread(service.close)
+
+    def measure() -> None:
+        observer.measure(gate.inside, work.waiting, champion)
+
+    async def measure_often() -> None:
+        while True:  # with several workers each shows what the others measured
+            measure()
+            await asyncio.sleep(1)
 
     app = FastAPI(
         title="cifar-mlflow",
@@ -84,7 +95,10 @@ def create_app(service: Service) -> ASGIApp:
             params = predict_params(request.query_params, len(served.scorer.classes))
             scored = await work.score(served.scorer, [each.content for each in found])
             said = predictions(
-                found, scored.pictures, answers(served, scored, params.top_k, exchange), params.input
+                found,
+                scored.pictures,
+                answers(served, scored, params.top_k, exchange),
+                params.input,
             )
         return _json(
             {
@@ -107,12 +121,17 @@ def create_app(service: Service) -> ASGIApp:
             asked = await parse(question, body, kind, body, len(served.scorer.classes))
             with work.admitted(len(asked.cells)):
                 scored = await work.score(served.scorer, asked.cells)
-            said = rows(scored.pictures, answers(served, scored, asked.top_k, exchange), asked.on_error)
+            said = rows(
+                scored.pictures,
+                answers(served, scored, asked.top_k, exchange),
+                asked.on_error,
+            )
         return _json({"predictions": said})
 
     @app.post("/feedback", **docs.FEEDBACK)
     async def feedback(request: Request) -> Response:
         """Whether an answer was right, and what it should have been."""
+        check_is_json(request.headers.get("content-type", ""))
         given = feedback_of(await read(request), champion.current.scorer.classes)
         await work.run(observer.feedback, given)
         return Response(status_code=204)
@@ -137,6 +156,7 @@ def create_app(service: Service) -> ASGIApp:
     @app.get("/metrics", **docs.METRICS)
     async def metrics(request: Request) -> Response:
         """Figures for Prometheus."""
+        measure()
         content, kind = observer.metrics()
         return Response(content, media_type=kind)
 
@@ -164,7 +184,9 @@ def create_app(service: Service) -> ASGIApp:
 
     app.mount("/page/examples", StaticFiles(directory=EXAMPLES))
     app.mount("/page", StaticFiles(directory=PAGE))
-    return Gate(app, service.security, observer, bodies, most=2 * service.config.queue_limit)
+    direct = {("POST", "/predict"): predict, ("POST", "/invocations"): invocations}
+    gate = Gate(app, direct, service.security, observer, bodies, most=2 * service.config.queue_limit)
+    return gate
 
 
 def _json(content: Any) -> Response:

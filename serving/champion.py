@@ -8,7 +8,7 @@ the reason is kept, and nothing else changes. The registry may be away as long a
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +64,7 @@ class Champion:
         refused: the version that has the alias but cannot be served; None if all is well.
         reason: why it was refused.
         registry_problem: why the registry could not be asked the last time.
+        on_change: is told what will be served, just before it is.
 
     Raises:
         UsageError: there is no such model.
@@ -78,6 +79,7 @@ class Champion:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._refused_state: object = None
+        self.on_change: Callable[[Served], None] = lambda served: None
         self.refused: str | None = None
         self.reason: str | None = None
         self.registry_problem: str | None = None
@@ -145,8 +147,8 @@ class Champion:
                     f"MLflow at {mlflow.get_registry_uri()} does not answer: {first_line(error)}"
                 ) from error
             raise UsageError(
-                f"there is no {self._model_uri} in {mlflow.get_registry_uri()}: {first_line(error)}; make one "
-                "with: cifar-mlflow register RUN_ID, and cifar-mlflow promote"
+                f"there is no {self._model_uri} in {mlflow.get_registry_uri()}: {first_line(error)}; "
+                "make one with: cifar-mlflow register RUN_ID, and cifar-mlflow promote"
             ) from error
 
     def _load(self, version: str, tags: dict[str, str]) -> Served:
@@ -203,6 +205,7 @@ class Champion:
             self.refused, self.reason, self._refused_state = number, first_line(error), state
             logger.error("Version %s is refused, %s goes on serving: %s", number, self._current, error)
             return
+        self.on_change(new)
         with self._lock:
             old, self._current = self._current, new
             old.retired = True

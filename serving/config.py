@@ -1,12 +1,14 @@
-"""The settings of registering, promoting, classifying and serving."""
+"""The settings of registering, promoting, classifying, serving and monitoring."""
 
 import os
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import SecretStr, field_validator, model_validator
 
-from cifar_mlflow.config import PlacesConfig, Settings, TrainConfig, setting
+from cifar_mlflow.config import PlacesConfig, Settings, TrackingConfig, TrainConfig, setting
 from tuning.config import TuneConfig
 
 Precision = Literal["auto", "fp32", "int8"]
@@ -120,3 +122,43 @@ class ServeConfig(Settings):
         if isinstance(value, str):
             return [host.strip().lower() for host in value.split(",") if host.strip()]
         return value
+
+
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+class MonitorConfig(TrackingConfig):
+    """Monitoring: a report on what was served."""
+
+    request_log: str = setting(
+        lambda: os.environ.get("CIFAR_MLFLOW_REQUEST_LOG") or "sqlite:///requests.db",
+        "The request log of `serve`. One with a password is better given as $CIFAR_MLFLOW_REQUEST_LOG.",
+    )
+    since: str = setting(
+        "7d", "How far back: 90m, 12h, 7d, 2w; or a date or time such as 2026-11-24 or 2026-11-24T18:00Z."
+    )
+    model_uri: str | None = setting(
+        None, "Compare all pictures with the reference of this model. Default: each with that of its own."
+    )
+
+    @field_validator("since")
+    @classmethod
+    def _understood(cls, since: str) -> str:
+        begin_of_window(since, 0)
+        return since
+
+
+def begin_of_window(since: str, now: float) -> float:
+    """Unix seconds of what `MonitorConfig.since` says; a time without a zone is this machine's.
+
+    Raises:
+        ValueError: it says nothing that is understood.
+    """
+    if span := re.fullmatch(r"([0-9]{1,6})([mhdw])", since.strip()):
+        return now - int(span[1]) * _SECONDS[span[2]]
+    try:
+        return datetime.fromisoformat(since.strip()).timestamp()
+    except ValueError:
+        raise ValueError(
+            "give a span such as 90m, 12h, 7d or 2w, or a date or time such as 2026-11-24 or 2026-11-24T18:00Z"
+        ) from None

@@ -36,6 +36,7 @@ from cifar_mlflow.tracking import connect
 from serving.config import RegisterConfig
 from serving.forms import Form, Judges, choose, make_forms
 from serving.model import log_model
+from serving.monitoring.drift import reference_of
 from serving.scorer.engine import Engine
 from serving.scorer.scorer import CARD_FILE, FORMAT, MODEL_FILE
 from serving.uncertainty import Doubts, auroc, energy, find_doubts, strange_images
@@ -89,7 +90,7 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         doubts = find_doubts(form.logits, labels, card.temperature, target_accuracy)
         metrics = _metrics(forms, form, doubts, card, judges)
         folder = Path(scratch, "scorer")
-        _write_scorer_folder(folder, card, form, doubts, target_accuracy, metrics)
+        _write_scorer_folder(folder, card, form, doubts, target_accuracy, metrics, judges)
         version = Version(
             run_id=run_id,
             precision=form.precision,
@@ -169,6 +170,7 @@ def _write_scorer_folder(
     doubts: Doubts,
     target_accuracy: float,
     metrics: dict[str, float],
+    judges: Judges,
 ) -> None:
     folder.mkdir()
     shutil.copy(form.model, folder / MODEL_FILE)
@@ -198,6 +200,9 @@ def _write_scorer_folder(
         "split_seed": card.split_seed,
         "run_id": card.run_id,
         "metrics": {**card.metrics, **metrics},
+        "reference": reference_of(
+            judges.images.images, softmax(form.logits, card.temperature), card.classes, judges.split
+        ),
         "files": {MODEL_FILE: _sha256(folder / MODEL_FILE)},
     }
     (folder / CARD_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False))

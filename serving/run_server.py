@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,6 @@ from uvicorn.supervisors import Multiprocess
 
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.app import create_app
-from serving.champion import Champion
 from serving.config import ServeConfig
 from serving.http.observing import log, set_up_logging
 from serving.http.protocol import BoundedProtocol
@@ -43,9 +43,10 @@ def serve(config: ServeConfig) -> None:
     with listener:
         address = f"http://{_as_in_url(config.host)}:{listener.getsockname()[1]}"
         if config.workers > 1:
-            Champion(config.model_uri).close()  # says what is wrong once, and not in each worker
+            Service(config).close()  # says what is wrong once, and not in each worker
             log.info("listening", address=address, workers=config.workers)
-            with _ended_by_signals():
+            with _ended_by_signals(), tempfile.TemporaryDirectory() as figures:
+                os.environ["PROMETHEUS_MULTIPROC_DIR"] = figures
                 Multiprocess(_uvicorn(functools.partial(_application, config), config), [listener]).run()
         else:
             app = create_app(Service(config))

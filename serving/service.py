@@ -30,7 +30,8 @@ class Service:
         largest = config.max_body_mb * 2**20
         self.bodies = Bodies(largest, config.request_timeout, BODIES_HELD * largest)
         self.security = Security(config)
-        self.observer = Observer()
+        self.observer = Observer(config, self.champion.current)
+        self.champion.on_change = self.observer.serving
 
     def start(self) -> None:
         """Follow the champion; with several workers, in each of them."""
@@ -38,8 +39,9 @@ class Service:
 
     def problems(self) -> list[str]:
         """What an operator has to look after, though the service answers."""
-        return self.champion.problems()
+        return self.champion.problems() + self.observer.problems()
 
     def close(self) -> None:
-        self.work.close()
         self.champion.close()
+        self.work.close()
+        self.observer.close()

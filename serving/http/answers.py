@@ -32,6 +32,7 @@ def answers(served: Served, scored: Scored, top_k: int, exchange: Exchange) -> l
             known["ood"] = energy
             found.append({**answer, "error": None})
         exchange.pictures.append(known)
+        exchange.files.append(picture.data)
     return found
 
 

@@ -1,7 +1,7 @@
 """What is found out about a request on its way, to be noted when it is answered."""
 
+import random
 import re
-import uuid
 from dataclasses import dataclass, field
 from time import perf_counter
 from time import time as now
@@ -10,6 +10,7 @@ from typing import Any
 from serving.monitoring.records import Record
 
 ROUTES_WITH_RECORDS = ("/predict", "/invocations")
+_random = random.Random()  # nothing depends on that nobody can guess an id
 _USABLE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
@@ -20,6 +21,7 @@ class Exchange:
     Attributes:
         body_bytes: of its body, as long as it is in memory.
         pictures: of each, the fields of its `Record` that are known of it alone.
+        files: the bytes of each; of one that cannot be classified there are none.
     """
 
     request_id: str
@@ -31,6 +33,7 @@ class Exchange:
     error_code: str | None = None
     model_version: str | None = None
     pictures: list[dict[str, Any]] = field(default_factory=list)
+    files: list[bytes] = field(default_factory=list)
 
     def timings(self, decode_ms: float, score_ms: float) -> dict[str, float]:
         """Milliseconds, for the answer."""
@@ -58,4 +61,4 @@ class Exchange:
 
 def request_id(given: bytes | None) -> str:
     """The client's own id if it can be written anywhere, else a new one of 32 hex digits."""
-    return given.decode() if given and _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+    return given.decode() if given and _USABLE_ID.fullmatch(given) else f"{_random.getrandbits(128):032x}"

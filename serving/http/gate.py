@@ -1,8 +1,11 @@
 """Every request goes in and out here: its id, the checks, what is noted of it, the headers of its answer."""
 
 import time
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.http.body import Bodies, ClientGoneError
@@ -14,6 +17,8 @@ from serving.http.security import HEADERS, PAGE_POLICY, Security
 POLICY = (b"content-security-policy", PAGE_POLICY.encode())
 CLIENT_GONE = 499  # of the log alone, as nginx has it
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 log = structlog.get_logger()
 
 
@@ -21,18 +26,30 @@ class Gate:
     """ASGI middleware, the outermost one.
 
     Args:
+        direct: endpoints by method and path that are called without the app's layers, which take as long as
+            the rest of a small request.
         most: requests that may be here at a time; above, the answer is 503.
+
+    Attributes:
+        inside: how many are here now.
     """
 
     def __init__(
-        self, app: ASGIApp, security: Security, observer: Observer, bodies: Bodies, most: int
+        self,
+        app: ASGIApp,
+        direct: Mapping[tuple[str, str], Endpoint],
+        security: Security,
+        observer: Observer,
+        bodies: Bodies,
+        most: int,
     ) -> None:
         self._app = app
+        self._direct = direct
         self._security = security
         self._observer = observer
         self._bodies = bodies
         self._most = most
-        self._inside = 0
+        self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,8 +74,7 @@ class Gate:
                 ]
             await send(message)
 
-        self._inside += 1
-        self._observer.requests_inside(self._inside)
+        self.inside += 1
         try:
             await self._answer(scope, receive, send_with_headers, headers, exchange)
         except ClientGoneError:
@@ -71,19 +87,25 @@ class Gate:
             failure = Refusal(500, "internal_error", "The server failed; its log says why.")
             await error_response(failure)(scope, receive, send_with_headers)
         finally:
-            self._inside -= 1
+            self.inside -= 1
             self._bodies.held -= exchange.body_bytes
             self._observer.request_ended(exchange, status, time.perf_counter() - exchange.began)
 
     async def _answer(
         self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], exchange: Exchange
     ) -> None:
+        response: Response | None = None
         try:
             self._security.check(exchange.path, exchange.client, headers)
-            if self._inside > self._most:
+            if self.inside > self._most:
                 raise overloaded()
+            endpoint = self._direct.get((scope["method"], exchange.path))
+            if endpoint is not None:
+                response = await endpoint(Request(scope, receive))
         except Refusal as refusal:
             exchange.error_code = refusal.code
-            await error_response(refusal)(scope, receive, send)
+            response = error_response(refusal)
+        if response is not None:
+            await response(scope, receive, send)
         else:
             await self._app(scope, receive, send)

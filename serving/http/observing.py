@@ -6,8 +6,14 @@ from typing import Any
 
 import structlog
 
+from serving.champion import Champion, Served
+from serving.config import ServeConfig
+from serving.http.errors import Refusal
 from serving.http.exchange import Exchange
 from serving.http.params import Feedback
+from serving.monitoring.drift import DriftWindow
+from serving.monitoring.metrics import Metrics
+from serving.monitoring.request_log import RequestLog
 
 ROUTES = frozenset(
     {
@@ -22,11 +28,48 @@ log = structlog.get_logger()
 
 
 class Observer:
-    """The one place where the app tells what happens to those who keep it."""
+    """The one place where the app tells what happens to those who keep it.
+
+    Raises:
+        UsageError: the address of the request log is none that we can use.
+        CifarError: the request log cannot be opened.
+    """
+
+    def __init__(self, config: ServeConfig, served: Served) -> None:
+        self._log: RequestLog | None = None
+        if config.request_log != "none":
+            self._log = RequestLog(
+                config.request_log,
+                retention_days=config.retention_days,
+                retention_mb=config.retention_mb,
+                images_dir=config.images_dir,
+            )
+        self._keeps_images = config.images_dir is not None
+        self._metrics = Metrics(served.scorer.classes)
+        self.serving(served)
+
+    def serving(self, served: Served) -> None:
+        """This is the model from now on."""
+        card = served.scorer.card
+        self._model = str(served)
+        self._metrics.serving(served.name, served.version, card["run_id"], card["precision"])
+        self._drift = DriftWindow(card["reference"]) if card.get("reference") else None
+        served.scorer.engine.on_batch = self._metrics.batch_size.observe
 
     def request_ended(self, exchange: Exchange, status: int, seconds: float) -> None:
         """Note a request that has been answered; status 0 where the connection was cut."""
         route = _route(exchange.path)
+        self._metrics.request_ended(route, status, seconds)
+        for record in exchange.records(status, seconds):
+            self._metrics.observe(record)
+            if self._drift is not None and record.model_version == self._model:
+                self._drift.observe(record)
+            if self._log is not None:
+                self._log.put(record)
+        if self._log is not None and self._keeps_images:
+            for picture, data in zip(exchange.pictures, exchange.files, strict=True):
+                if data:
+                    self._log.put_image(picture["image_sha256"], picture["image_format"], data)
         if route in QUIET and status < 400:
             return
         log.info(
@@ -41,14 +84,42 @@ class Observer:
             error=exchange.error_code,
         )
 
-    def requests_inside(self, count: int) -> None: ...
-
-    def feedback(self, given: Feedback) -> None: ...
+    def measure(self, inside: int, waiting: int, champion: Champion) -> None:
+        """Set what is a state and no event: to be called about once a second."""
+        metrics = self._metrics
+        metrics.requests_in_flight.set(inside)
+        metrics.queue_length.set(waiting)
+        metrics.registry_up.set(champion.registry_problem is None)
+        metrics.refused(champion.refused)
+        metrics.drift(self._drift.psi() if self._drift is not None else {})
+        if self._log is not None:
+            metrics.request_log_up.set(self._log.failing is None)
+            metrics.request_log_dropped(self._log.dropped)
 
     def metrics(self) -> tuple[bytes, str]:
-        return b"", "text/plain"
+        """The body of /metrics, and its content type."""
+        return self._metrics.text()
 
-    def close(self) -> None: ...
+    def feedback(self, given: Feedback) -> None:
+        """Note what a person said of an answer.
+
+        Raises:
+            Refusal: 404, there is no such answer.
+        """
+        known = self._log is not None and self._log.feedback(
+            given.request_id, given.item, correct=given.correct, label=given.label
+        )
+        if not known:
+            raise Refusal(404, "unknown_answer", "There is no such answer in the request log.")
+
+    def problems(self) -> list[str]:
+        """Of the request log, in words that anybody may read."""
+        failing = self._log is not None and self._log.failing is not None
+        return ["the request log cannot be written; the log of the process says why"] if failing else []
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
 
 
 def _route(path: str) -> str:
@@ -84,7 +155,8 @@ def set_up_logging() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    for name, level in (("cifar_mlflow", logging.INFO), ("uvicorn", logging.WARNING)):
+    levels = {"cifar_mlflow": logging.INFO, "uvicorn": logging.WARNING, "serving": logging.INFO}
+    for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
         logger.setLevel(level)

@@ -42,6 +42,12 @@ def predict_params(query: QueryParams, classes: int) -> PredictParams:
     return PredictParams(int(top_k), with_input in ("true", "1"))
 
 
+def check_is_json(content_type: str) -> None:
+    """Raise Refusal (415) for another kind, which a page of a stranger could send without asking us first."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "unsupported_media_type", "Send application/json.")
+
+
 def feedback_of(body: bytearray, classes: list[str]) -> Feedback:
     """What is in a body.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from serving.monitoring.drift import image_statistics
 from serving.scorer.preprocess import BadImage, image_bytes, picture_format
 from serving.scorer.scorer import Scorer
 
@@ -44,11 +45,7 @@ def decode(scorer: Scorer, content: Any) -> Picture:
         known |= {"error_code": error.code, "decode_ms": 1000 * (time.perf_counter() - begun)}
         return Picture(None, error, known)
     known["decode_ms"] = 1000 * (time.perf_counter() - begun)
-    # In whole numbers, which takes a third of the time of mean() and std().
-    values = pixels.ravel().astype(np.int64)
-    mean = float(values.sum()) / values.size
-    known["brightness"] = mean / 255
-    known["contrast"] = max(0.0, float(values @ values) / values.size - mean * mean) ** 0.5 / 255
+    known["brightness"], known["contrast"] = image_statistics(pixels)
     return Picture(pixels, None, known, data)
 
 

@@ -27,7 +27,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer: TimerHandle | None = None
         self._head_bytes = 0
         self._discarded = 0
-        self._in_head = True
+        self._in_head, self._head_ended = True, False
         self._expect(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -35,10 +35,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        was_in_head = self._in_head
+        self._head_ended = False
         super().data_received(data)
         # A header that never ends is kept by the parser, which tells nothing of it.
-        if was_in_head and self._in_head and not self.transport.is_closing():
+        if self._in_head and not self._head_ended and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES:
                 self._refuse(431, _TOO_LARGE)
@@ -49,7 +49,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._expect(HEADER_SECONDS)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._head_ended = False, True
         self._expect(None)
         if (
             len(self.headers) > MAX_HEADERS

@@ -8,6 +8,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Engine:
     Attributes:
         batches: how many the network was run on so far.
         images: how many were in them.
+        on_batch: is told how many images each batch had.
     """
 
     def __init__(self, model: Path, threads: int | None = None) -> None:
@@ -58,6 +60,7 @@ class Engine:
         self._closed = False
         self.batches = 0
         self.images = 0
+        self.on_batch: Callable[[int], None] | None = None
         _engines.add(self)
 
     def run(self, images: np.ndarray) -> np.ndarray:
@@ -153,6 +156,8 @@ class Engine:
         logits: np.ndarray = self._session.run([self._output], {self._input: images})[0]
         self.batches += 1
         self.images += len(images)
+        if self.on_batch is not None:
+            self.on_batch(len(images))
         return logits
 
     def _open(self) -> onnxruntime.InferenceSession:

@@ -1,0 +1,195 @@
+"""What becomes of the request log when processes are killed and databases fail."""
+
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from cifar_mlflow.errors import CifarError
+from tests.end_to_end.postgres import Postgres
+from tests.serving.monitoring.request_logs import open_log, record, rows, wait_until
+
+PROCESS = (sys.executable, "-m", "tests.serving.monitoring.request_logs")
+MINUTES = 60.0
+
+
+@pytest.fixture
+def start() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that are ended with the test."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def run(*arguments: str) -> "subprocess.Popen[str]":
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*PROCESS, *arguments], stdin=pipe, stdout=pipe, text=True)
+
+
+def test_a_process_that_is_killed_loses_a_second_at_most(
+    url: str, start: list[subprocess.Popen[str]]
+) -> None:
+    start.append(process := run("put_until_killed", url))
+    assert process.stdout
+    lines = [process.stdout.readline() for _ in range(600)]
+    process.kill()
+    lines += process.stdout.readlines()
+    times = [float(line.split()[1]) for line in lines if line.endswith("\n")]
+    written = rows(url)["request_id"]
+    assert list(written) == [f"row-{i}" for i in range(len(written))]  # none is missing in between
+    # A machine that stands still delays the writing as well.
+    standstill = max(after - before for before, after in pairwise(times))
+    if len(written) < len(times):
+        assert times[-1] - times[len(written)] <= 1 + standstill
+    log = open_log(url)  # and it goes on
+    log.put(record("later"))
+    log.close()
+    assert len(rows(url)) == len(written) + 1
+
+
+def test_processes_that_start_at_once_share_a_database(url: str, start: list[subprocess.Popen[str]]) -> None:
+    start += [run("put_many", url, f"process{i}", "1500") for i in range(4)]
+    assert [process.wait(5 * MINUTES) for process in start] == [0, 0, 0, 0]
+    assert set(rows(url)["request_id"]) == {f"process{i}-{n}" for i in range(4) for n in range(1500)}
+
+
+def test_feedback_reaches_an_answer_that_another_process_has_yet_to_write(
+    url: str, start: list[subprocess.Popen[str]]
+) -> None:
+    log = open_log(url, flush_seconds=5)
+    start.append(process := run("put_one", url, "theirs"))
+    assert process.stdout
+    assert process.stdout.readline() == "put\n"
+    assert log.feedback("theirs", 0, correct=True, label=None)
+    log.close()
+    assert list(rows(url)["feedback_correct"]) == [True]
+
+
+def test_rows_wait_for_a_locked_file(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url)
+    other = sqlite3.connect(tmp_path / "requests.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    log.put(record("a"))
+    wait_until(lambda: log.failing is not None, "it is said")
+    assert log.failing == "database is locked"
+    log.put(record("b"))
+    assert log.feedback("a", 0, correct=True, label=None)
+    assert log.feedback("nobody's", 0, correct=True, label=None)  # cannot be known now
+    assert len(rows(sqlite_url)) == 0
+    other.execute("ROLLBACK")
+    wait_until(lambda: log.failing is None, "it is written again")
+    log.close()
+    table = rows(sqlite_url)
+    assert list(table["request_id"]) == ["a", "b"]
+    assert list(table["feedback_correct"].fillna(False)) == [True, False]
+    assert log.dropped == 0
+
+
+def test_rows_wait_for_a_server_that_comes_back(postgres: Postgres, postgres_url: str) -> None:
+    log = open_log(postgres_url)
+    log.put(record("a"))
+    wait_until(lambda: len(rows(postgres_url)) == 1, "the first row")
+    postgres.stop()
+    try:
+        log.put(record("b"))
+        wait_until(lambda: log.failing is not None, "it is said")
+        assert log.feedback("b", 0, correct=True, label=None)
+        log.put(record("c"))
+    finally:
+        postgres.start()
+    wait_until(lambda: log.failing is None, "it is written again")
+    log.close()
+    assert list(rows(postgres_url)["request_id"]) == ["a", "b", "c"]
+    assert log.dropped == 0
+
+
+def test_a_server_that_does_not_answer_is_noticed(postgres_url: str) -> None:
+    log = open_log(postgres_url)
+    with sa.create_engine(postgres_url).connect() as other:
+        other.execute(sa.text("LOCK TABLE request_log IN ACCESS EXCLUSIVE MODE"))
+        log.put(record("a"))
+        wait_until(lambda: log.failing is not None, "it is said")
+    wait_until(lambda: log.failing is None, "it is written again")
+    log.close()
+    assert list(rows(postgres_url)["request_id"]) == ["a"]
+
+
+def test_what_does_not_fit_into_memory_is_counted(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url)
+    other = sqlite3.connect(tmp_path / "requests.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    for i in range(25_000):
+        log.put(record(f"row-{i}"))
+    assert log.dropped > 0
+    other.execute("ROLLBACK")
+    wait_until(lambda: len(rows(sqlite_url)) == 25_000 - log.dropped, "what did fit is written")
+    log.close()
+    assert list(rows(sqlite_url)["request_id"].iloc[[0, 19_999]]) == ["row-0", "row-19999"]
+
+
+def test_the_end_does_not_wait_for_a_database_for_ever(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url)
+    other = sqlite3.connect(tmp_path / "requests.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    log.put(record("a"))
+    log.close()
+    assert log.dropped == 1
+    other.close()
+
+
+def test_rows_wait_for_room_on_a_full_disk(sqlite_url: str, start: list[subprocess.Popen[str]]) -> None:
+    start.append(process := run("put_on_a_full_disk", sqlite_url))
+    output, _ = process.communicate(timeout=5 * MINUTES)
+    count, reason = output.strip().split(" ", 1)
+    assert re.search(r"disk", reason)
+    assert len(rows(sqlite_url)) == int(count)
+
+
+@pytest.mark.parametrize("damage", ["head", "tables"])
+def test_a_damaged_file_is_said(sqlite_url: str, tmp_path: Path, damage: str) -> None:
+    log = open_log(sqlite_url)
+    for i in range(1000):
+        log.put(record(f"row-{i}"))
+    log.close()
+    file = tmp_path / "requests.db"
+    content = file.read_bytes()
+    kept = 0 if damage == "head" else 100
+    file.write_bytes(content[:kept] + b"\xa5" * (len(content) - kept))
+    with pytest.raises(CifarError, match=r"requests.db cannot be used: .*(not a database|malformed)"):
+        open_log(sqlite_url)
+    with pytest.raises(CifarError, match=r"requests.db cannot be used: .*(not a database|malformed)"):
+        rows(sqlite_url)
+
+
+def test_a_file_that_is_damaged_while_it_is_used_is_said(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url)
+    log.put(record("a"))
+    wait_until(lambda: len(rows(sqlite_url)) == 1, "the first row")
+    (tmp_path / "requests.db-wal").write_bytes(b"")
+    (tmp_path / "requests.db").write_bytes(b"\xa5" * 50_000)
+    log.put(record("b"))
+    wait_until(lambda: log.failing is not None, "it is said")
+    log.put(record("c"))
+    log.close()
+    assert log.dropped == 2
+
+
+def test_a_file_that_was_removed_is_made_anew(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url)
+    log.put(record("a"))
+    wait_until(lambda: len(rows(sqlite_url)) == 1, "the first row")
+    for file in tmp_path.glob("requests.db*"):
+        file.unlink()
+    log.put(record("b"))
+    wait_until((tmp_path / "requests.db").exists, "a new file")
+    log.close()
+    assert list(rows(sqlite_url)["request_id"]) == ["b"]
+    assert log.dropped == 0
