@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +59,24 @@ class Server:
     def _wait(self) -> str:
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline and self.process.poll() is None:
-            for line in self.errors.read_text().splitlines():
-                if '"address"' in line:
-                    url = str(json.loads(line)["address"])
+            time.sleep(0.1)
+            told = [line for line in self.errors.read_text().splitlines() if '"address"' in line]
+            with suppress(requests.ConnectionError):  # the address is told before it is answered at
+                for url in (str(json.loads(line)["address"]) for line in told):
                     requests.get(f"{url}/ready", timeout=60).raise_for_status()
                     return url
-            time.sleep(0.1)
         raise AssertionError(f"the server did not start: {self.errors.read_text()}")
 
-    def freeze(self) -> None:
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It accepts connections, and answers nothing."""
         self.process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        self.thaw()
         self.process.terminate()
         self.process.wait(60)
 

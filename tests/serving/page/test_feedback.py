@@ -32,7 +32,7 @@ def ask(page: Page, pictures: Pictures) -> str:
     with page.expect_response("**/predict*") as answer:
         page.set_input_files("#files", pictures.sure)
     expect(page.get_by_text(f"Is “{pictures.sure_label}” right?")).to_be_visible()
-    return str(answer.value.json()["request_id"])
+    return str(answer.value.headers["x-request-id"])
 
 
 def test_an_answer_that_is_right_is_noted_as_right(page: Page, server: Server, pictures: Pictures) -> None:

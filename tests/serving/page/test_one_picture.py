@@ -129,7 +129,10 @@ def test_a_photo_can_be_taken_with_the_camera(page: Page) -> None:
 
 def test_without_a_camera_the_page_says_so(page: Page) -> None:
     page.evaluate(
-        "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('', 'NotFoundError'))"
+        """() => {
+            const none = () => Promise.reject(new DOMException("", "NotFoundError"));
+            navigator.mediaDevices.getUserMedia = none;
+        }"""
     )
     page.get_by_role("button", name="Take a photo").click()
 
@@ -160,7 +163,7 @@ def test_a_photo_of_twelve_megapixels_is_sent_as_it_is(page: Page) -> None:
         ("photo.heic", HEIC, "image/heic", "HEIC"),
         ("notes.pdf", b"%PDF-1.7" + bytes(200), "application/pdf", "PDF"),
         ("song.mp3", b"no picture at all", "audio/mpeg", "not a picture"),
-        ("cut.jpg", CAT.read_bytes()[:9000], "image/jpeg", "cut short or damaged"),
+        ("cut.jpg", CAT.read_bytes()[:9000], "image/jpeg", "cut short, damaged"),
         ("empty.png", b"", "image/png", "empty"),
     ],
 )
@@ -197,12 +200,11 @@ def test_a_server_that_is_gone_is_told_in_words(
 
 
 def test_the_last_of_two_quick_choices_is_answered(page: Page, server: Server, pictures: Pictures) -> None:
-    server.freeze()
-    page.set_input_files("#files", pictures.unsure)
-    expect(page.get_by_role("heading", name="unsure.png")).to_be_visible()
-    page.set_input_files("#files", pictures.sure)
-    expect(page.get_by_role("heading", name="sure.png", exact=True)).to_be_visible()
-    server.thaw()
+    with server.frozen():
+        page.set_input_files("#files", pictures.unsure)
+        expect(page.get_by_role("heading", name="unsure.png")).to_be_visible()
+        page.set_input_files("#files", pictures.sure)
+        expect(page.get_by_role("heading", name="sure.png", exact=True)).to_be_visible()
 
     answered(page)
     expect(page.locator("#reading .verdict")).to_have_text(pictures.sure_label)
@@ -211,11 +213,10 @@ def test_the_last_of_two_quick_choices_is_answered(page: Page, server: Server, p
 def test_a_busy_server_is_asked_again_when_it_said(
     start: Callable[..., Server], open_page: Callable[..., Page], tmp_path: Path
 ) -> None:
-    """The files of the page alone use up what a client may ask of this server at once."""
-    page = open_page(start("--rate-limit", "300").url)
+    page = open_page(start("--rate-limit", "600").url)
     expect(page.locator("#about")).to_contain_text("Model")
     with page.expect_response(lambda response: response.status == 429):
-        page.set_input_files("#files", [CAT] * 40)
+        page.set_input_files("#files", [CAT] * 80)
 
-    expect(page.get_by_role("heading", name="40 photos", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="80 photos", exact=True)).to_be_visible()
     expect(page.get_by_text("No answer")).to_have_count(0)
