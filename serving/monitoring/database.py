@@ -125,7 +125,10 @@ class Database:
             raise CifarError(f"{self.safe_url} is no request log")
 
     def cannot_be_used(self, error: sa.exc.SQLAlchemyError) -> CifarError:
-        return CifarError(f"the request log {self.safe_url} cannot be used: {first_line(error)}")
+        reason = first_line(error)
+        is_damaged = "malformed" in reason or "not a database" in reason
+        advice = "; move it away, and the server makes a new one" if is_damaged else ""
+        return CifarError(f"the request log {self.safe_url} cannot be used: {reason}{advice}")
 
     def _check_version(self, connection: sa.Connection) -> bool:
         """False if the table of versions is empty.
