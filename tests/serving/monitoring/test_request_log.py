@@ -88,6 +88,7 @@ def test_a_row_that_is_written_twice_is_there_once(url: str) -> None:
     log.put(record("b"))
     log.close()
     assert list(rows(url)["request_id"]) == ["a", "b"]
+    assert log.dropped == 0
 
 
 def test_what_is_put_after_the_end_is_counted(url: str) -> None:
