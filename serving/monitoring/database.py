@@ -125,7 +125,10 @@ class Database:
             raise CifarError(f"{self.safe_url} is no request log")
 
     def cannot_be_used(self, error: sa.exc.SQLAlchemyError) -> CifarError:
-        return CifarError(f"the request log {self.safe_url} cannot be used: {first_line(error)}")
+        reason = first_line(error)
+        is_damaged = "malformed" in reason or "not a database" in reason
+        advice = "; move it away, and the server makes a new one" if is_damaged else ""
+        return CifarError(f"the request log {self.safe_url} cannot be used: {reason}{advice}")
 
     def _check_version(self, connection: sa.Connection) -> bool:
         """False if the table of versions is empty.
@@ -143,7 +146,8 @@ class Database:
 
     def _prepare_file(self) -> None:
         with self.reading() as connection:
-            others = set(sa.inspect(connection).get_table_names()) - set(metadata.tables)
+            tables = set(sa.inspect(connection).get_table_names())
+        others = tables - set(metadata.tables)
         if others:
             # The size of the file is bounded by deleting rows of ours: these would count too.
             raise CifarError(
@@ -151,8 +155,11 @@ class Database:
                 "the request log needs a file of its own"
             )
         with self.reading() as connection:
-            # Before there is a transaction, and after auto_vacuum: WAL writes the first page of the file.
-            connection.connection.cursor().execute("PRAGMA journal_mode = WAL")
+            cursor = connection.connection.cursor()  # no transaction has begun
+            if not tables:
+                # WAL writes the first page, after which this cannot be chosen any more; it takes the lock.
+                cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            cursor.execute("PRAGMA journal_mode = WAL")
 
     def was_replaced(self) -> bool:
         """Whether somebody removed or renamed the file: open connections would write into nothing."""
@@ -209,7 +216,6 @@ def _without_password(url: str) -> str:
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say so, the making of tables included
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded by a file that is still empty
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA journal_size_limit = 16777216")
 

@@ -114,12 +114,15 @@ class RequestLog:
         return True
 
     def close(self) -> None:
-        """Write what is there; what the database does not take within some seconds is given up."""
+        """Write what is there; it is given up if for some seconds the database takes nothing."""
         if self._closing:
             return
         self._closing = True
         self._wake.set()
-        self._thread.join(CLOSE_SECONDS)
+        before = -1
+        while self._thread.is_alive() and before != len(self._waiting):
+            before = len(self._waiting)
+            self._thread.join(CLOSE_SECONDS)
         if self._images:
             self._images.close()
         with self._lock:

@@ -88,6 +88,7 @@ def test_a_row_that_is_written_twice_is_there_once(url: str) -> None:
     log.put(record("b"))
     log.close()
     assert list(rows(url)["request_id"]) == ["a", "b"]
+    assert log.dropped == 0
 
 
 def test_what_is_put_after_the_end_is_counted(url: str) -> None:
@@ -187,7 +188,7 @@ def test_a_url_that_cannot_be_used_is_a_mistake_of_the_caller(wrong: str, messag
     ("unreachable", "message"),
     [
         ("sqlite:////no/such/folder/requests.db", "unable to open database file"),
-        ("postgresql://me:secret@127.0.0.1:9/x", r"postgresql\+psycopg://me:\*\*\*@127.0.0.1:9/x.*refused"),
+        ("postgresql://me:secret@127.0.0.1:9/x", r"postgresql://me:\*\*\*@127.0.0.1:9/x.*refused"),
     ],
 )
 def test_a_database_that_cannot_be_reached_is_said_at_the_start(unreachable: str, message: str) -> None:

@@ -17,6 +17,7 @@ from tests.serving.monitoring.request_logs import open_log, record, rows, wait_u
 
 PROCESS = (sys.executable, "-m", "tests.serving.monitoring.request_logs")
 MINUTES = 60.0
+PAGES_WITH_ROOTS = 8 * 4096  # the schema, and the first page of each table and index
 
 
 @pytest.fixture
@@ -153,33 +154,40 @@ def test_rows_wait_for_room_on_a_full_disk(sqlite_url: str, start: list[subproce
     assert len(rows(sqlite_url)) == int(count)
 
 
-@pytest.mark.parametrize("damage", ["head", "tables"])
-def test_a_damaged_file_is_said(sqlite_url: str, tmp_path: Path, damage: str) -> None:
-    log = open_log(sqlite_url)
+def damaged(url: str, file: Path, kept: int) -> None:
+    """A log with rows of which only the first bytes are still what they were."""
+    log = open_log(url)
     for i in range(1000):
         log.put(record(f"row-{i}"))
     log.close()
-    file = tmp_path / "requests.db"
     content = file.read_bytes()
-    kept = 0 if damage == "head" else 100
     file.write_bytes(content[:kept] + b"\xa5" * (len(content) - kept))
-    with pytest.raises(CifarError, match=r"requests.db cannot be used: .*(not a database|malformed)"):
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_damaged_file_is_said_at_the_start(sqlite_url: str, tmp_path: Path, kept: int) -> None:
+    damaged(sqlite_url, tmp_path / "requests.db", kept)
+    message = r"requests.db cannot be used: .*(not a database|malformed).*; move it away"
+    with pytest.raises(CifarError, match=message):
         open_log(sqlite_url)
-    with pytest.raises(CifarError, match=r"requests.db cannot be used: .*(not a database|malformed)"):
+    with pytest.raises(CifarError, match=message):
         rows(sqlite_url)
 
 
-def test_a_file_that_is_damaged_while_it_is_used_is_said(sqlite_url: str, tmp_path: Path) -> None:
+def test_damage_that_shows_later_is_said_and_rows_wait_for_a_new_file(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "requests.db"
+    damaged(sqlite_url, file, kept=PAGES_WITH_ROOTS)
     log = open_log(sqlite_url)
     log.put(record("a"))
-    wait_until(lambda: len(rows(sqlite_url)) == 1, "the first row")
-    (tmp_path / "requests.db-wal").write_bytes(b"")
-    (tmp_path / "requests.db").write_bytes(b"\xa5" * 50_000)
-    log.put(record("b"))
     wait_until(lambda: log.failing is not None, "it is said")
-    log.put(record("c"))
+    assert log.failing == "database disk image is malformed"
+    for part in tmp_path.glob("requests.db*"):
+        part.rename(tmp_path / f"damaged-{part.name}")
+    wait_until(lambda: log.failing is None, "a new file")
     log.close()
-    assert log.dropped == 2
+    assert list(rows(sqlite_url)["request_id"]) == ["a"]
 
 
 def test_a_file_that_was_removed_is_made_anew(sqlite_url: str, tmp_path: Path) -> None:
