@@ -69,7 +69,7 @@ def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
     figure = _figure(4.2, title)
     ax = figure.add_subplot()
     # In the middle of the span that they are of; one alone makes no line.
-    middle = table.index + pd.Timedelta(days=_days(step)) / 2
+    middle = pd.DatetimeIndex(table.index) + pd.Timedelta(STEPS[step]) / 2
     styles = (("p50", "half of them"), ("p95", "19 of 20"), ("p99", "99 of 100"))
     for (name, share), color in zip(styles, ("tab:blue", "tab:orange", "tab:red"), strict=True):
         ax.plot(middle, table[name], ".-", color=color, label=f"{name}: {share} were faster", linewidth=1.8)
