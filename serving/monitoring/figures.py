@@ -128,7 +128,7 @@ def stability(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
         ax.axvline(bound, color="tab:red", linestyle="--" if bound == SMALL else "-", linewidth=1)
         ax.text(bound, -0.62, f" {name}", color="tab:red", fontsize=8.5, va="bottom")
     ax.set_yticks(range(len(whats)), whats)
-    ax.set(xlim=(0, 1.12 * highest), ylim=(len(whats) - 0.4, -0.85), xlabel="population stability index")
+    ax.set(xlim=(0, 1.3 * highest), ylim=(len(whats) - 0.4, -0.85), xlabel="population stability index")
     ax.grid(axis="x", alpha=0.3)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure

@@ -30,7 +30,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 def log(
-    registry: Registry,  # noqa: F811
+    registry: Registry,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> Callable[..., None]:
