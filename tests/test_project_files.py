@@ -22,6 +22,7 @@ from cifar_mlflow.models import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
 from serving.config import (
     ClassifyConfig,
+    MonitorConfig,
     RegisterConfig,
     RegistryConfig,
     TrainAndRegisterConfig,
@@ -60,6 +61,7 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
         ("promote", RegistryConfig),
         ("rollback", RegistryConfig),
         ("classify", ClassifyConfig),
+        ("monitor", MonitorConfig),
         ("data", DataConfig),
     ],
 )

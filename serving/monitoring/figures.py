@@ -69,7 +69,7 @@ def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
     figure = _figure(4.2, title)
     ax = figure.add_subplot()
     # In the middle of the span that they are of; one alone makes no line.
-    middle = table.index + pd.Timedelta(days=_days(step)) / 2
+    middle = pd.DatetimeIndex(table.index) + pd.Timedelta(STEPS[step]) / 2
     styles = (("p50", "half of them"), ("p95", "19 of 20"), ("p99", "99 of 100"))
     for (name, share), color in zip(styles, ("tab:blue", "tab:orange", "tab:red"), strict=True):
         ax.plot(middle, table[name], ".-", color=color, label=f"{name}: {share} were faster", linewidth=1.8)
@@ -128,7 +128,7 @@ def stability(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
         ax.axvline(bound, color="tab:red", linestyle="--" if bound == SMALL else "-", linewidth=1)
         ax.text(bound, -0.62, f" {name}", color="tab:red", fontsize=8.5, va="bottom")
     ax.set_yticks(range(len(whats)), whats)
-    ax.set(xlim=(0, 1.12 * highest), ylim=(len(whats) - 0.4, -0.85), xlabel="population stability index")
+    ax.set(xlim=(0, 1.3 * highest), ylim=(len(whats) - 0.4, -0.85), xlabel="population stability index")
     ax.grid(axis="x", alpha=0.3)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure

@@ -159,13 +159,12 @@ def _log_traffic(run: TrackedRun, records: pd.DataFrame, window: str) -> tuple[l
         f"Requests: {len(requests):,}; {metrics['error_share']:.2%} failed (5xx), "
         f"{metrics['refused_share']:.2%} were refused (4xx)"
     ]
-    errors = records["error_code"].value_counts()
-    errors = errors[errors > 0].rename_axis("code").reset_index(name="records")
+    errors = records["error_code"].dropna().astype(str).value_counts()
     if len(errors):
-        run.log_csv(errors, "errors.csv")
-        lines.append(f"Errors: {', '.join(f'{code} {n:,}' for code, n in errors.head(5).to_numpy())}")
+        run.log_csv(errors.rename_axis("code").to_frame("records"), "errors.csv", index=True)
+        lines.append(f"Errors: {', '.join(f'{code} {number:,}' for code, number in errors.head(5).items())}")
     if len(times):
-        metrics |= {"p50_ms": times.quantile(0.5), "p99_ms": times.quantile(0.99)}
+        metrics |= {"p50_ms": float(times.quantile(0.5)), "p99_ms": float(times.quantile(0.99))}
         lines.append(f"Time to the answer: p50 {metrics['p50_ms']:.1f} ms, p99 {metrics['p99_ms']:.1f} ms")
         run.log_figure(figures.latency(table, step, f"Time to the answer: {window}"), "latency.png")
     if len(answered):

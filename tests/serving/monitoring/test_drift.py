@@ -114,7 +114,6 @@ def test_other_pictures_are_a_large_change(
         "one class": lambda: fresh[answers(fresh)[:, 1] > 0.6],
     }[kind]()
     found = psi_of(reference, others)
-    print(kind, found)
     assert {what for what in moved if found[what] > 0.25} == moved
 
 
@@ -155,7 +154,7 @@ def test_threads_may_share_a_window(reference: Reference, shuffled: Images) -> N
     window = DriftWindow(reference)
     seen = records(shuffled[:1000])
     figures: list[dict[str, Any]] = []
-    threads = [threading.Thread(target=lambda: [window.observe(record) for record in seen]) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: list(map(window.observe, seen))) for _ in range(3)]
     threads.append(threading.Thread(target=lambda: figures.extend(window.psi() for _ in range(50))))
     for thread in threads:
         thread.start()

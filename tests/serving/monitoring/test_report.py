@@ -17,7 +17,9 @@ from cifar_mlflow.cli import main
 from serving.monitoring.records import Record
 from serving.monitoring.request_log import RequestLog
 from serving.scorer.scorer import CARD_FILE
-from tests.serving.registry.conftest import Registry
+from tests.serving.registry.conftest import Registry, registered, registry, trained
+
+__all__ = ["registered", "registry", "trained"]  # fixtures
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +29,11 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-def log(registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+def log(
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Callable[..., None]:
     """Writes records, and feedback on them, into the log of a folder with a registered model."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
 
@@ -45,7 +51,7 @@ def log(registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def answer(number: int, *, age: float = HOUR, version: str = "cifar10/1", **fields: Any) -> Record:
     rng = np.random.default_rng(number)
-    known = {
+    known: dict[str, Any] = {
         "request_id": f"{version.replace('/', '-')}-{number}", "time": time.time() - age, "route": "/predict",
         "status": 200, "model_version": version, "label": CLASSES[number % 3],
         "confidence": float(rng.uniform(0.4, 1)), "uncertain": number % 4 == 0,
@@ -75,7 +81,7 @@ def the_run() -> Run:
 
 
 def files(run: Run, folder: str | None = None) -> set[str]:
-    found = set()
+    found: set[str] = set()
     for file in mlflow.MlflowClient().list_artifacts(run.info.run_id, folder):
         found |= files(run, file.path) if file.is_dir else {file.path}
     return found
@@ -87,7 +93,7 @@ def table(run: Run, path: str) -> pd.DataFrame:
 
 def test_the_report_has_traffic_latency_drift_and_accuracy(log: Callable[..., None]) -> None:
     records = [answer(number, age=HOUR * (1 + number % 5)) for number in range(300)]
-    told = {f"cifar10-1-{number}": {"correct": True} for number in range(6)}
+    told: dict[str, dict[str, Any]] = {f"cifar10-1-{number}": {"correct": True} for number in range(6)}
     told |= {"cifar10-1-6": {"correct": False}, "cifar10-1-7": {"label": "blue"}}
     log(*records, refusal(1, 503, "overloaded"), refusal(2, 413, "too_large"), feedback=told)
     result = monitor("--since", "1d")
@@ -131,8 +137,8 @@ def test_versions_are_told_apart(log: Callable[..., None]) -> None:
     run = the_run()
     versions = table(run, "versions.csv").set_index("version")
     assert versions["pictures"].to_dict() == {"cifar10/1": 250, "cifar10/2": 240}
-    assert versions.loc["cifar10/1", "psi/label"] > 0.25
-    assert run.data.metrics["psi/label"] == pytest.approx(versions.loc["cifar10/2", "psi/label"])
+    assert versions["psi/label"]["cifar10/1"] > 0.25
+    assert run.data.metrics["psi/label"] == pytest.approx(versions["psi/label"]["cifar10/2"])
     assert run.data.tags["model_version"] == "cifar10/2"
     assert "it was trained on" in result.output  # version 2 held no images out
     assert {"cifar10-1/class_mix.png", "cifar10-2/class_mix.png"} <= files(run)
