@@ -66,7 +66,9 @@ def test_a_length_that_two_could_read_differently_is_refused(server: Server, hea
     assert statuses(answer) == [400], answer
 
 
-@pytest.mark.parametrize("chunk", [b"zz\r\nab\r\n", b"-1\r\n\r\n", b"FFFFFFFFFFFFFFFFFF\r\n", b"2;" + b"x" * 70_000])
+@pytest.mark.parametrize(
+    "chunk", [b"zz\r\nab\r\n", b"-1\r\n\r\n", b"FFFFFFFFFFFFFFFFFF\r\n", b"2;" + b"x" * 70_000]
+)
 def test_a_chunk_that_is_none_is_refused(server: Server, chunk: bytes) -> None:
     answer = server.send(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunk + b"\r\n" + HIDDEN)
     assert 200 not in statuses(answer)
@@ -83,7 +85,9 @@ def test_a_chunk_that_is_none_is_refused(server: Server, chunk: bytes) -> None:
 )
 def test_headers_that_are_too_large_are_refused(server: Server, headers: bytes) -> None:
     answer = server.send(b"GET /ping HTTP/1.1\r\n" + HOST, headers)
-    assert statuses(answer) in ([431], []), answer[:200]  # no answer arrives where bytes were still on their way
+    assert statuses(answer) in ([431], []), answer[
+        :200
+    ]  # no answer arrives where bytes were still on their way
     assert server.predict().ok
 
 

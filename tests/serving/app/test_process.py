@@ -29,7 +29,9 @@ def test_what_was_accepted_is_answered_before_the_end(
 ) -> None:
     server = start(shared_store.uri).wait()
     photo = image("lime", (3000, 3000), "jpeg")
-    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+    )
     connections = []
     for _ in range(12):
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)

@@ -1,6 +1,7 @@
-"""The service follows the champion: within seconds, without a dropped or mixed-up answer, and never to a bad one."""
+"""The service follows the champion: within seconds, nothing dropped or mixed up, and never to a bad one."""
 
 import concurrent.futures
+import functools
 import json
 import os
 import signal
@@ -25,6 +26,10 @@ GERMAN = ["rot", "grün", "blau"]
 def version(server: Server) -> str:
     found: str = server.ready()["model"]["version"]
     return found
+
+
+def serves(server: Server, number: str) -> bool:
+    return version(server) == number
 
 
 def metric(server: Server, name: str) -> str:
@@ -53,7 +58,9 @@ def registry(store: Store, port: int) -> Iterator[None]:
         process.wait()
 
 
-def test_a_promotion_under_load_drops_and_mixes_up_nothing(start: Callable[..., Server], store: Store) -> None:
+def test_a_promotion_under_load_drops_and_mixes_up_nothing(
+    start: Callable[..., Server], store: Store
+) -> None:
     german = store.add(classes=GERMAN)
     server = start(store.uri, *FOLLOW).wait()
     stop = threading.Event()
@@ -66,9 +73,7 @@ def test_a_promotion_under_load_drops_and_mixes_up_nothing(start: Callable[..., 
                     f"{server.url}/predict", data=BLUE, headers={"Content-Type": "image/png"}, timeout=60
                 )
                 body = answer.json()
-                found.append(
-                    (answer.status_code, body["model"]["version"], body["predictions"][0]["label"])
-                )
+                found.append((answer.status_code, body["model"]["version"], body["predictions"][0]["label"]))
         return found
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -76,7 +81,7 @@ def test_a_promotion_under_load_drops_and_mixes_up_nothing(start: Callable[..., 
         try:
             for number in (german, "1", german):
                 store.promote(number)
-                until(lambda number=number: version(server) == number)
+                until(functools.partial(serves, server, number))
         finally:
             stop.set()
         found = [each for future in asking for each in future.result()]
@@ -141,7 +146,9 @@ def test_without_a_model_it_does_not_start_and_says_what_to_do(
     assert "Traceback" not in said
 
 
-def test_a_version_that_is_named_is_served_and_not_followed(start: Callable[..., Server], store: Store) -> None:
+def test_a_version_that_is_named_is_served_and_not_followed(
+    start: Callable[..., Server], store: Store
+) -> None:
     german = store.add(classes=GERMAN)
     server = start(store.uri, "--model-uri", f"models:/{NAME}/{german}", *FOLLOW).wait()
     assert json.loads(server.predict(BLUE).text)["predictions"][0]["label"] == "blau"

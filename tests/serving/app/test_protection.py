@@ -3,9 +3,8 @@
 import concurrent.futures
 from collections.abc import Callable
 
-import requests
-
 import pytest
+import requests
 
 from tests.serving.app.conftest import RED, Server, Store, image, until
 
@@ -48,7 +47,9 @@ def test_a_name_that_is_not_the_servers_is_refused(server: Server) -> None:
 def test_a_client_that_asks_too_often_is_told_when_to_come_back(
     start: Callable[..., Server], shared_store: Store
 ) -> None:
-    server = start(shared_store.uri, "--rate-limit", "60", "--allowed-hosts", "127.0.0.1,*.example.org").wait()
+    server = start(
+        shared_store.uri, "--rate-limit", "60", "--allowed-hosts", "127.0.0.1,*.example.org"
+    ).wait()
     assert server.predict(headers={"Host": "a.example.org"}).ok
     answers = [server.predict() for _ in range(30)]
     refused = [each for each in answers if each.status_code == 429]
