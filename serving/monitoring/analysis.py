@@ -1,6 +1,7 @@
 """From the rows of the request log to the tables of a report."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ OUTCOMES = ("answered", "refused", "failed", "cut off")
 
 
 def requests_of(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a request: `time` (UTC), `route`, `status`, `total_ms`, `outcome`; the records have one a picture."""
+    """One row a request, where the records have one a picture: `time` (UTC), `route`, `status`, `total_ms`, `outcome`."""
     requests = records.drop_duplicates(["request_id", "time"])[["time", "route", "status", "total_ms"]]
     outcome = requests["status"].map(
         lambda status: {0: "cut off", 4: "refused", 5: "failed"}.get(status // 100)
@@ -97,7 +98,7 @@ def bins(answers: pd.DataFrame, reference: Reference, what: str) -> pd.DataFrame
         edges = [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in reference[what]["edges"]]
         names = [
             f"below {edges[0]}",
-            *(f"{low} to {high}" for low, high in zip(edges[:-1], edges[1:], strict=True)),
+            *(f"{low} to {high}" for low, high in pairwise(edges)),
             f"from {edges[-1]}",
         ]
     return pd.DataFrame(

@@ -1,4 +1,4 @@
-"""The processes of the service: how they begin, share the work, end, and what is left when they are killed."""
+"""The processes of the service: how they begin, share the work and end, and what a kill leaves."""
 
 import json
 import os

@@ -199,5 +199,5 @@ def test_every_answer_tells_browsers_to_be_strict(server: Server) -> None:
         assert headers["Referrer-Policy"] == "no-referrer"
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert headers["Content-Security-Policy"].startswith("default-src 'none'")
-            assert "Access-Control-Allow-Origin" not in headers
+        assert "Access-Control-Allow-Origin" not in headers
         assert "Server" not in headers

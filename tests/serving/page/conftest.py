@@ -29,7 +29,7 @@ from serving.classify.model import load_scorer
 from serving.config import RegisterConfig
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect  # noqa: E402
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, FilePayload, Page, expect  # noqa: E402
 
 CHROMIUM = shutil.which("chromium")
 ROOT = Path(__file__).parents[3]
@@ -215,9 +215,9 @@ def noise(width: int, height: int, kind: str = "JPEG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def upload(name: str, content: bytes, kind: str) -> dict[str, Any]:
+def upload(name: str, content: bytes, kind: str) -> FilePayload:
     """A file as Playwright's `set_input_files` takes it."""
-    return {"name": name, "mimeType": kind, "buffer": content}
+    return FilePayload(name=name, mimeType=kind, buffer=content)
 
 
 # The first bytes of a photo of a telephone.
