@@ -14,9 +14,9 @@ BIN := .venv/bin
 demo: .venv/.ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e demo --env-manager local --experiment-name cifar10
 
-# The champion, until Ctrl-C; docs/serving.md says how to ask it.
+# The champion, until Ctrl-C: http://127.0.0.1:8000
 serve: .venv/.ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow models serve -m models:/cifar10@champion --env-manager local -p 5001
+	$(BIN)/cifar-mlflow serve
 
 # Lint, types, and the tests that take seconds.
 check: .venv/.ready
