@@ -19,7 +19,7 @@ OUTCOMES = ("answered", "refused", "failed", "cut off")
 
 
 def requests_of(records: pd.DataFrame) -> pd.DataFrame:
-    """A row for each request: `time` (UTC), `route`, `status`, `total_ms`, `outcome`; a record is a picture."""
+    """A row a request: `time` (UTC), `route`, `status`, `total_ms`, `outcome`; a record is of a picture."""
     requests = records.drop_duplicates(["request_id", "time"])[["time", "route", "status", "total_ms"]]
     outcome = requests["status"].map(
         lambda status: {0: "cut off", 4: "refused", 5: "failed"}.get(status // 100)
