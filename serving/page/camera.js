@@ -71,6 +71,9 @@ export class Camera {
 
   /** @returns {Promise<File>} All of what it sees, at full size. */
   async photo() {
+    if (!this.video.videoWidth) {
+      await new Promise((resolve) => this.video.addEventListener("loadeddata", resolve, { once: true }));
+    }
     const { videoWidth, videoHeight } = this.video;
     const blob = await this.#jpeg(0, 0, videoWidth, videoHeight, videoWidth, videoHeight, 0.92);
     return new File([blob], "photo.jpg", { type: "image/jpeg" });

@@ -44,8 +44,8 @@ class Store:
         self.uri = f"sqlite:///{folder / 'mlflow.db'}"
         self.client = mlflow.MlflowClient(self.uri, self.uri)
         artifacts = (folder / "artifacts").as_uri()
-        experiment = self.client.create_experiment("colours", artifact_location=artifacts)
-        self.run_id = self.client.create_run(experiment).info.run_id
+        self.experiment = self.client.create_experiment("colours", artifact_location=artifacts)
+        self.run_id = self.client.create_run(self.experiment).info.run_id
         self.client.create_registered_model(NAME)
         self.number = 0
 
@@ -55,6 +55,7 @@ class Store:
         folder = write_scorer_folder(self.folder / f"scorer{self.number}", **card)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", self.uri)
+            patch.setenv("MLFLOW_EXPERIMENT_ID", self.experiment)
             patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
             tags = {
                 f"sha256.{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()

