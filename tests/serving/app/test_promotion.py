@@ -92,7 +92,7 @@ def test_a_promotion_under_load_drops_and_mixes_up_nothing(
 @pytest.mark.parametrize(
     ("card", "damage", "reason"),
     [
-        ({}, True, "model.onnx"),
+        ({"temperature": 2.0}, True, "scorer.json"),
         ({"classes": ["a", "b"]}, False, "classes"),
         ({"format": 99}, False, "format"),
     ],
@@ -103,7 +103,7 @@ def test_a_version_that_cannot_be_served_is_refused(
     server = start(store.uri, *FOLLOW).wait()
     bad = store.add(**card)
     if damage:
-        file = store.file("model.onnx")[-1]
+        file = store.file("scorer.json")[-1]
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
