@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve test check ui bench clean
+.PHONY: demo serve test check thorough ui bench clean
 
 # Editable, so that a change of the code needs no new set-up; a change of the dependencies does.
 .venv/.ready: pyproject.toml
@@ -23,13 +23,17 @@ check: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not thorough'
 
 test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# What would take CI over its time: variants of tests that are in `make test`, and the longest ones.
+thorough: .venv/.ready
+	$(BIN)/pytest -n 2 --dist loadfile -m thorough
 
 ui: .venv/.ready
 	$(BIN)/mlflow ui

@@ -89,7 +89,9 @@ def _images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_images")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name == "serving")) for name in NAMES]
+)
 def test_each_benchmark_runs(name: str) -> None:
     if name == "serving" and shutil.which("wrk") is None:
         pytest.skip("wrk is not installed")

@@ -34,7 +34,12 @@ def wait_for_epoch(project: Project, epoch: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("signum", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.thorough),
+    ],
 )
 def test_a_signal_ends_the_run_as_killed_and_resuming_gives_the_weights_of_an_uninterrupted_run(
     project: Project, signum: int, code: int
@@ -91,6 +96,7 @@ def test_a_run_killed_without_a_word_is_found_closed_and_continued(project: Proj
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_run_that_lives_is_neither_closed_nor_resumed_by_another(project: Project) -> None:
     process = project.start("train", *project.quick, *LONG, "--epochs", "5000")
     project.wait_for(lambda: "epoch 2/5000  " in project.output(), "epoch 2")
@@ -211,6 +217,7 @@ def test_a_tracking_server_works_like_the_local_store_and_may_go_away_meanwhile(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_server_that_stays_away_costs_an_error_that_says_how_to_complete_the_run(
     project: Project, server: Server
 ) -> None:

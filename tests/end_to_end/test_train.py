@@ -167,6 +167,7 @@ def test_without_a_test_split_or_validation_the_run_says_so(project: Project) ->
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_validation_of_a_model_is_what_it_was_not_trained_on(project: Project) -> None:
     """Whatever division is asked for: its training images as validation would flatter it."""
     project.train("--val-size", "0.25", "--split-seed", "5", "--test", "false")

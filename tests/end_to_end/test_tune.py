@@ -150,6 +150,7 @@ def test_a_study_is_not_mixed_with_other_settings(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_past_is_used_and_the_winner_trained_again(project: Project) -> None:
     """Earlier runs count as trials, a run is tried first, a space narrows, and the best is tested once."""
     earlier = ("--label-smoothing", "0.1", "--dropout", "0.3", "--optimizer", "adamw", "--lr", "0.004")
@@ -232,6 +233,7 @@ def test_a_loss_that_becomes_nan_fails_its_trial_and_no_other(project: Project) 
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_network_that_does_not_fit_into_memory_fails_its_trial_and_no_other(project: Project) -> None:
     project.folder.joinpath("space.yaml").write_text("model: cnn\nwidth: [0.25, 4.0]\nreplace: true\n")
     large = ("--image-size", "256", "--batch-size", "96", "--epochs", "1", "--threads", "1")

@@ -72,7 +72,9 @@ def ended(pid: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", ["all", "parent", "worker"])
+@pytest.mark.parametrize(
+    "killed", ["all", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("parent", "worker"))]
+)
 def test_kill_9(project: Project, killed: str) -> None:
     """All: the same command continues each trial. The parent: its worker stops by itself. The worker: the
     parent starts another. In each case the trial goes on in its run, and ends with the very weights of an
@@ -109,6 +111,7 @@ def test_kill_9(project: Project, killed: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
     process = project.start(*command(project, "--trials", "2", "--workers", "2", "--threads", "2"))
     wait_for_epoch(project, 0, 2)
@@ -137,6 +140,7 @@ def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Project) -> None:
     # Of a study of the same name, whose storage is gone: its trial 0 is none of ours.
     experiment = project.client.create_experiment("cifar10")
@@ -200,6 +204,7 @@ def test_commands_on_several_machines_share_a_postgresql_that_may_go_away(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_trial_of_a_machine_that_is_lost_is_begun_anew_by_another(project: Project) -> None:
     project.env["CIFAR_MLFLOW_GRACE"] = "3"
     process = project.start(*command(project, "--trials", "2"))
