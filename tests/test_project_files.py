@@ -25,6 +25,7 @@ from serving.config import (
     MonitorConfig,
     RegisterConfig,
     RegistryConfig,
+    ServeConfig,
     TrainAndRegisterConfig,
     TuneAndPromoteConfig,
 )
@@ -61,6 +62,7 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
         ("promote", RegistryConfig),
         ("rollback", RegistryConfig),
         ("classify", ClassifyConfig),
+        ("serve", ServeConfig),
         ("monitor", MonitorConfig),
         ("data", DataConfig),
     ],

@@ -9,6 +9,7 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.serving.app.conftest import RED, Server, Store, image
@@ -21,7 +22,7 @@ A_REQUEST = 100
 
 def test_the_service_keeps_to_its_document(server: Server) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     assert len(operations) >= 9
     for operation in operations:
         if operation.path in ("/ping", "/health", "/version"):
