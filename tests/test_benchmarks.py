@@ -12,6 +12,7 @@ from benchmarks import NAMES
 from benchmarks.harness import Row, in_fresh_process, markdown, measure
 
 # One thread: two that wait for each other on a busy machine take many times as long.
+LONG = ("search", "trial_cost", "serving")
 TINY: dict[str, dict[str, Any]] = {
     "training": {"targets": {"cnn": 1}, "images": 4, "batch_size": 2, "rounds": 1, "threads": 1},
     "tracking_cost": {
@@ -90,7 +91,7 @@ def _images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_images")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name == "serving")) for name in NAMES]
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name in LONG)) for name in NAMES]
 )
 def test_each_benchmark_runs(name: str) -> None:
     if name == "serving" and shutil.which("wrk") is None:

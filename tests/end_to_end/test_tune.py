@@ -121,6 +121,7 @@ def test_the_first_trial_is_the_recipe(searched: tuple[Project, str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_same_command_again_finds_the_work_done_and_more_trials_go_on(
     searched: tuple[Project, str],
 ) -> None:
