@@ -1,20 +1,16 @@
 """The command line: verbs that parse, call and print. Every setting of a config is an option of its verb.
 
-Options are made from the config models, so their names, defaults, bounds and help are written down once.
 `--batch_size 64` and `--batch-size 64` are the same: `mlflow run -P batch_size=64` passes the first form.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
-from pydantic.fields import FieldInfo
 
 from cifar_mlflow.config import (
     DataConfig,
@@ -26,6 +22,7 @@ from cifar_mlflow.config import (
 )
 from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.options import switch, verb
 from cifar_mlflow.training.interrupt import Interrupted
 from serving.config import (
     ClassifyConfig,
@@ -38,92 +35,12 @@ from serving.config import (
 )
 from tuning.config import TuneConfig
 
-if (
-    TYPE_CHECKING
-):  # torch and mlflow take seconds to import; --help and a wrong option should not wait for them
+# torch and mlflow take seconds to import; --help and a wrong option should not wait for them.
+if TYPE_CHECKING:
     from cifar_mlflow.pipeline import Result
     from serving.package import RegisteredVersion
 
 HELP_WIDTH = 100
-
-
-class SettingsCommand(click.Command):
-    """A command whose options are the settings of a config, listed by section."""
-
-    def __init__(self, *args: Any, config_class: type[Settings], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.sections: dict[type[Settings], list[click.Option]] = {}
-        known: set[str] = set()
-        for section in _sections(config_class):  # a setting that two declare is the first one's
-            names = [name for name in inspect.get_annotations(section) if name not in known]
-            if not names:
-                continue
-            known |= set(names)
-            self.sections[section] = [_option(name, section.model_fields[name]) for name in names]
-        self.params += [option for options in self.sections.values() for option in options]
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        settings = {id(option) for options in self.sections.values() for option in options}
-        own = [param for param in self.get_params(ctx) if id(param) not in settings]
-        titles: dict[str, list[click.Parameter]] = {
-            (section.__doc__ or "").split("\n")[0]: [*options] for section, options in self.sections.items()
-        }
-        for title, params in {**titles, "Command": own}.items():
-            with formatter.section(title.rstrip(".")):
-                formatter.write_dl([record for param in params if (record := param.get_help_record(ctx))])
-
-
-def _sections(config_class: type[Settings]) -> list[type[Settings]]:
-    """The classes that declare settings of a config, in the order in which they are inherited."""
-    return [c for c in config_class.__mro__ if issubclass(c, Settings) and c is not Settings]
-
-
-def _option(name: str, field: FieldInfo) -> click.Option:
-    """An option that hands its text to the config model, which checks and converts it."""
-    # A switch may stand alone, and also takes a value, since `mlflow run -P` always passes one.
-    switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
-    return click.Option(
-        [f"--{name.replace('_', '-')}", *(["--model"] if name == "model_uri" else [])],
-        metavar=_metavar(field.annotation),
-        help=f"{field.description} {_details(field)}".strip(),
-        required=field.is_required(),
-        **switch,
-    )
-
-
-def _metavar(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
-    if annotation is bool:
-        return "[true|false]"
-    names = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
-    for candidate in (annotation, *get_args(annotation)):
-        if candidate in names:
-            return names[candidate]
-        if get_origin(candidate) is Literal:
-            return "|".join(get_args(candidate))
-    return "TEXT"
-
-
-def _details(field: FieldInfo) -> str:
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    bounds = [
-        f"{sign} {getattr(rule, key)}"
-        for rule in field.metadata
-        for key, sign in signs.items()
-        if getattr(rule, key, None) is not None
-    ]
-    default = (
-        [] if field.default in (None, ...) or field.default_factory else [f"default {_text(field.default)}"]
-    )
-    details = ", ".join([*default, *bounds])
-    return f"[{details}]" if details else ""
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 class Group(click.Group):
@@ -160,64 +77,10 @@ def main() -> None:
     set_up_logging()
 
 
-def _verb(name: str, config_class: type[Settings]) -> Callable[[Callable[..., None]], click.Command]:
-    """A verb of the command line that receives, as `given`, the settings that were really given."""
-
-    def decorate(function: Callable[..., None]) -> click.Command:
-        def callback(config_file: str | None = None, **options: Any) -> None:
-            settings = {name: options.pop(name) for name in config_class.model_fields}
-            given = {name: value for name, value in settings.items() if value is not None}
-            function({**_read_config_file(config_file), **given}, **options)
-
-        callback.__doc__ = function.__doc__
-        params = getattr(function, "__click_params__", [])[::-1]
-        config_file = click.Option(
-            ["--config", "config_file"], metavar="FILE", help="YAML file with settings; options win over it."
-        )
-        command = SettingsCommand(
-            name,
-            callback=callback,
-            params=[config_file, *params],
-            help=function.__doc__,
-            config_class=config_class,
-        )
-        main.add_command(command)
-        return command
-
-    return decorate
-
-
-def _read_config_file(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict | None):
-        raise UsageError(f"--config {path} must hold lines of the form 'epochs: 10', it holds {values!r:.40}")
-    return {str(name).replace("-", "_"): value for name, value in (values or {}).items()}
-
-
 def _print_config(*configs: Settings) -> None:
     """YAML that `--config` reads back to the same settings."""
     settings = {name: value for config in configs for name, value in config.model_dump(mode="json").items()}
     click.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
-
-
-def _switch(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """An option that may stand alone, and also takes a value, since `mlflow run -P` always passes one."""
-    return click.option(
-        name,
-        is_flag=False,
-        flag_value="true",
-        default=False,
-        type=click.BOOL,
-        metavar="[true|false]",
-        help=text,
-    )
 
 
 def _part(config_class: type[Settings], given: dict[str, Any]) -> dict[str, Any]:
@@ -232,8 +95,8 @@ def _split(config_class: type[Settings], given: dict[str, Any]) -> tuple[dict[st
     return own, validate(RegisterConfig, _part(RegisterConfig, given))
 
 
-@_verb("train", TrainAndRegisterConfig)
-@_switch("--register", "Make the model a new version of the registered model.")
+@verb(main, "train", TrainAndRegisterConfig)
+@switch("--register", "Make the model a new version of the registered model.")
 @click.option("--resume", metavar="RUN_ID", help="Continue this run where it was interrupted.")
 @click.option("--print-config", is_flag=True, help="Print all settings as YAML, and do nothing.")
 def train(given: dict[str, Any], register: bool, resume: str | None, print_config: bool) -> None:
@@ -256,7 +119,7 @@ def train(given: dict[str, Any], register: bool, resume: str | None, print_confi
     return None
 
 
-@_verb("evaluate", EvaluateConfig)
+@verb(main, "evaluate", EvaluateConfig)
 def evaluate(given: dict[str, Any]) -> None:
     """Evaluate a saved model on a split, as an MLflow run of its own."""
     config = validate(EvaluateConfig, given)
@@ -265,8 +128,8 @@ def evaluate(given: dict[str, Any]) -> None:
     _print_result(pipeline.evaluate(config))
 
 
-@_verb("tune", TuneAndPromoteConfig)
-@_switch("--promote", "Register the best trial at the end, and make it the champion if it is better.")
+@verb(main, "tune", TuneAndPromoteConfig)
+@switch("--promote", "Register the best trial at the end, and make it the champion if it is better.")
 def tune(given: dict[str, Any], promote: bool) -> None:
     """Search hyperparameters: a run for the study, and below it one for each trial."""
     given, registration = _split(TuneConfig, given)
@@ -283,7 +146,7 @@ def tune(given: dict[str, Any], promote: bool) -> None:
         _register_and_promote(best[0].user_attrs["run_id"], registration)
 
 
-@_verb("demo", TrainAndRegisterConfig)
+@verb(main, "demo", TrainAndRegisterConfig)
 def demo(given: dict[str, Any]) -> None:
     """From the embedded sample of images to an answer about a photo over HTTP. Takes minutes on two cores."""
     given, registration = _split(TrainConfig, given)
@@ -310,14 +173,14 @@ What next:
     )
 
 
-@_verb("register", RegisterConfig)
+@verb(main, "register", RegisterConfig)
 @click.argument("run_id")
 def register(given: dict[str, Any], run_id: str) -> None:
     """Make a trained network a new version of the registered model, in the form in which it is served."""
     _register(run_id, validate(RegisterConfig, given))
 
 
-@_verb("promote", RegistryConfig)
+@verb(main, "promote", RegistryConfig)
 @click.argument("which", metavar="[RUN_ID|VERSION]", required=False)
 @click.option("--force", is_flag=True, help="Whatever the comparison with the champion says.")
 def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
@@ -328,7 +191,7 @@ def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
     click.echo(promote_version(which, config.registered_model, force=force).message)
 
 
-@_verb("rollback", RegistryConfig)
+@verb(main, "rollback", RegistryConfig)
 def rollback(given: dict[str, Any]) -> None:
     """Make the previous champion the champion again."""
     config = validate(RegistryConfig, given)
@@ -337,7 +200,7 @@ def rollback(given: dict[str, Any]) -> None:
     click.echo(roll_back(config.registered_model).message)
 
 
-@_verb("classify", ClassifyConfig)
+@verb(main, "classify", ClassifyConfig)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.pass_context
 def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) -> None:
@@ -357,7 +220,7 @@ def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) 
     ctx.exit(summary.exit_code)
 
 
-@_verb("serve", ServeConfig)
+@verb(main, "serve", ServeConfig)
 def serve(given: dict[str, Any]) -> None:
     """Answer over HTTP what is in pictures: a page, an API, metrics. Until Ctrl-C."""
     config = validate(ServeConfig, given)
@@ -366,7 +229,7 @@ def serve(given: dict[str, Any]) -> None:
     run(config)
 
 
-@_verb("monitor", MonitorConfig)
+@verb(main, "monitor", MonitorConfig)
 def monitor(given: dict[str, Any]) -> None:
     """Report on what was served: traffic, latency, drift, and accuracy by feedback, as an MLflow run."""
     config = validate(MonitorConfig, given)
@@ -375,7 +238,7 @@ def monitor(given: dict[str, Any]) -> None:
     click.echo(report(config))
 
 
-@_verb("data", DataConfig)
+@verb(main, "data", DataConfig)
 @click.option(
     "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture of samples here."
 )

@@ -13,6 +13,7 @@ from benchmarks.harness import Row, in_fresh_process, markdown, measure
 
 # One thread: two that wait for each other on a busy machine take many times as long.
 LONG = ("search", "trial_cost", "serving")
+TINY_TRIAL = {"width": 0.25, "dataset": "folder", "data_dir": "images", "val_size": 0.25, "threads": 1}
 TINY: dict[str, dict[str, Any]] = {
     "training": {"targets": {"cnn": 1}, "images": 4, "batch_size": 2, "rounds": 1, "threads": 1},
     "tracking_cost": {
@@ -27,25 +28,8 @@ TINY: dict[str, dict[str, Any]] = {
         "threads": 1,
     },
     "data_start": {"copies": 1, "repeats": 1},
-    "search": {
-        "seeds": 1,
-        "trials": 1,
-        "epochs": 1,
-        "width": 0.25,
-        "dataset": "folder",
-        "data_dir": "images",
-        "val_size": 0.25,
-        "threads": 1,
-    },
-    "trial_cost": {
-        "rounds": 1,
-        "epochs": 1,
-        "width": 0.25,
-        "dataset": "folder",
-        "data_dir": "images",
-        "val_size": 0.25,
-        "threads": 1,
-    },
+    "search": {"seeds": 1, "trials": 1, "epochs": 1, **TINY_TRIAL},
+    "trial_cost": {"rounds": 1, "epochs": 1, **TINY_TRIAL},
     "serving": {
         "connections": (1, 16),
         "rounds": 1,

@@ -245,7 +245,8 @@ def _row(served: Served) -> dict[str, Any]:
 def _metrics(served: Served) -> dict[str, float]:
     metrics: dict[str, float] = {}
     if served.drift is not None:
-        metrics |= {f"psi/{row.what}": float(row.psi) for row in served.drift.itertuples()}  # type: ignore[arg-type]
+        psi = served.drift.set_index("what")["psi"]
+        metrics |= {f"psi/{what}": float(value) for what, value in psi.items()}
     if served.live is not None:
         metrics |= {
             "live/feedbacks": float(served.live.judged),

@@ -1,0 +1,148 @@
+"""The options of a verb, made from its config, where names, defaults, bounds and help are written down."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+import yaml
+from pydantic.fields import FieldInfo
+
+from cifar_mlflow.config import Settings
+from cifar_mlflow.errors import UsageError
+
+
+def verb(
+    group: click.Group, name: str, config_class: type[Settings]
+) -> Callable[[Callable[..., None]], click.Command]:
+    """A verb of the group that receives, as `given`, the settings that were really given."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        def callback(config_file: str | None = None, **options: Any) -> None:
+            settings = {name: options.pop(name) for name in config_class.model_fields}
+            given = {name: value for name, value in settings.items() if value is not None}
+            function({**_read_config_file(config_file), **given}, **options)
+
+        callback.__doc__ = function.__doc__
+        params = getattr(function, "__click_params__", [])[::-1]
+        config_file = click.Option(
+            ["--config", "config_file"], metavar="FILE", help="YAML file with settings; options win over it."
+        )
+        command = SettingsCommand(
+            name,
+            callback=callback,
+            params=[config_file, *params],
+            help=function.__doc__,
+            config_class=config_class,
+        )
+        group.add_command(command)
+        return command
+
+    return decorate
+
+
+def _read_config_file(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict | None):
+        raise UsageError(f"--config {path} must hold lines of the form 'epochs: 10', it holds {values!r:.40}")
+    return {str(name).replace("-", "_"): value for name, value in (values or {}).items()}
+
+
+def switch(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option that may stand alone, and also takes a value, since `mlflow run -P` always passes one."""
+    return click.option(
+        name,
+        is_flag=False,
+        flag_value="true",
+        default=False,
+        type=click.BOOL,
+        metavar="[true|false]",
+        help=text,
+    )
+
+
+class SettingsCommand(click.Command):
+    """A command whose options are the settings of a config, listed by section."""
+
+    def __init__(self, *args: Any, config_class: type[Settings], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections: dict[type[Settings], list[click.Option]] = {}
+        known: set[str] = set()
+        for section in _sections(config_class):  # a setting that two declare is the first one's
+            names = [name for name in inspect.get_annotations(section) if name not in known]
+            if not names:
+                continue
+            known |= set(names)
+            self.sections[section] = [_option(name, section.model_fields[name]) for name in names]
+        self.params += [option for options in self.sections.values() for option in options]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        settings = {id(option) for options in self.sections.values() for option in options}
+        own = [param for param in self.get_params(ctx) if id(param) not in settings]
+        titles: dict[str, list[click.Parameter]] = {
+            (section.__doc__ or "").split("\n")[0]: [*options] for section, options in self.sections.items()
+        }
+        for title, params in {**titles, "Command": own}.items():
+            with formatter.section(title.rstrip(".")):
+                formatter.write_dl([record for param in params if (record := param.get_help_record(ctx))])
+
+
+def _sections(config_class: type[Settings]) -> list[type[Settings]]:
+    """The classes that declare settings of a config, in the order in which they are inherited."""
+    return [c for c in config_class.__mro__ if issubclass(c, Settings) and c is not Settings]
+
+
+def _option(name: str, field: FieldInfo) -> click.Option:
+    """An option that hands its text to the config model, which checks and converts it."""
+    # A switch may stand alone, and also takes a value, since `mlflow run -P` always passes one.
+    switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
+    return click.Option(
+        [f"--{name.replace('_', '-')}", *(["--model"] if name == "model_uri" else [])],
+        metavar=_metavar(field.annotation),
+        help=f"{field.description} {_details(field)}".strip(),
+        required=field.is_required(),
+        **switch,
+    )
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "|".join(get_args(annotation))
+    if annotation is bool:
+        return "[true|false]"
+    names = {int: "INT", float: "FLOAT", Path: "PATH", str: "TEXT"}
+    for candidate in (annotation, *get_args(annotation)):
+        if candidate in names:
+            return names[candidate]
+        if get_origin(candidate) is Literal:
+            return "|".join(get_args(candidate))
+    return "TEXT"
+
+
+def _details(field: FieldInfo) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{sign} {getattr(rule, key)}"
+        for rule in field.metadata
+        for key, sign in signs.items()
+        if getattr(rule, key, None) is not None
+    ]
+    default = (
+        [] if field.default in (None, ...) or field.default_factory else [f"default {_text(field.default)}"]
+    )
+    details = ", ".join([*default, *bounds])
+    return f"[{details}]" if details else ""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
