@@ -39,6 +39,7 @@ ui: .venv/.ready
 	$(BIN)/mlflow ui
 
 bench: .venv/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
 clean:

@@ -12,9 +12,6 @@ for the command and once for the server it starts, whatever the model; they are 
 import base64
 import io
 import json
-import os
-import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -25,54 +22,15 @@ from typing import Any, NamedTuple
 
 import mlflow
 import numpy as np
-import requests
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from benchmarks.harness import Row, progress
-from cifar_mlflow import pipeline
-from cifar_mlflow.config import resolve_train_config
-from cifar_mlflow.data import load_dataset
-from cifar_mlflow.export.reference import load_classifier
-from serving.config import RegisterConfig
-from serving.package import register
+from benchmarks.load import Load, Sending, as_json, median, memory, png, post, train, wrk
 from serving.scorer.preprocess import decode_image
-from serving.server import Server, mlflow_server
+from serving.server import mlflow_server
 
-# wrk calls `done` at its end; latencies are in microseconds.
-SCRIPT = """
-wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-local file = io.open(os.getenv("BODY"), "rb")
-wrk.body = file:read("*a")
-done = function(summary, latency)
-  local errors = summary.errors
-  io.write(string.format('{"requests": %d, "microseconds": %d, "p50": %f, "p99": %f, "failed": %d}',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99),
-    errors.connect + errors.read + errors.write + errors.status + errors.timeout))
-end
-"""
 IMPORTS = ("mlflow.cli", "mlflow.pyfunc.scoring_server")
-
-
-# Minutes on two cores, to a network that is sure enough of itself for int8; half of the images are held out,
-# since of a few hundred a third of a point is one.
-TRAINING = {
-    "dataset": "sample",
-    "model": "resnet18",
-    "epochs": 6,
-    "optimizer": "muon",
-    "lr": 0.1,
-    "val_size": 0.5,
-}
-
-
-class Load(NamedTuple):
-    """What a server did under load: requests a second, and milliseconds."""
-
-    rate: float
-    p50: float
-    p99: float
 
 
 class Measured(NamedTuple):
@@ -87,43 +45,27 @@ def measure(
     connections: tuple[int, ...] = (1, 16, 64), rounds: int = 3, seconds: int = 10, **settings: Any
 ) -> list[Row]:
     """Rates and latencies, start, memory, int8 and large JPEGs. `settings` are those of the training."""
-    if shutil.which("wrk") is None:
-        raise RuntimeError("this benchmark needs wrk: apt-get install wrk")
-    settings = {**TRAINING, **settings}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        mlflow.create_experiment("serving", artifact_location=f"{folder}/artifacts")
-        given = {**settings, "experiment": "serving", "cache_dir": folder / "cache", "test": False}
-        config = resolve_train_config(given)
-        run_id = pipeline.train(config).run_id
-        version = register(run_id, RegisterConfig(cache_dir=config.cache_dir))
-        classifier, _ = load_classifier(run_id)
-        image = load_dataset(config).split("train").images[0]
-        floats = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
-        with mlflow.start_run(run_id=run_id):
-            usual = mlflow.pytorch.log_model(
-                classifier, name="usual", serialization_format="pickle", input_example=floats
-            )
+        trained = train(folder, **settings)
         bodies = {
-            "ours": {"inputs": {"image": [base64.b64encode(png(image)).decode()]}},
-            "peer": {"inputs": floats.round(4).astype(float).round(4).tolist()},
+            "ours": json.dumps({"inputs": {"image": [base64.b64encode(png(trained.image)).decode()]}}),
+            "peer": as_json(trained.floats),
         }
-        models = {"ours": f"models:/{version.name}/{version.number}", "peer": usual.model_uri}
-        (folder / "post.lua").write_text(SCRIPT)
+        models = {"ours": trained.ours, "peer": trained.usual}
         measured: dict[str, list[Measured]] = {"ours": [], "peer": []}
         for _ in range(rounds):
             for side, model_uri in models.items():
                 body = folder / f"{side}.json"
-                body.write_text(json.dumps(bodies[side]))
-                measured[side].append(under_load(model_uri, body, connections, seconds))
+                body.write_text(bodies[side])
+                measured[side].append(under_load(model_uri, Sending(body), connections, seconds))
                 progress(f"  {side}: {measured[side][-1]}")
-        metrics = mlflow.MlflowClient().get_run(run_id).data.metrics
+        metrics = mlflow.MlflowClient().get_run(trained.run_id).data.metrics
     return [
         *(
             row
             for count in connections
-            for row in load_rows(count, measured, f"{config.model}, {version.precision}")
+            for row in load_rows(count, measured, f"{trained.model}, {trained.precision}")
         ),
         *server_rows(measured),
         Row(
@@ -138,50 +80,19 @@ def measure(
     ]
 
 
-def under_load(model_uri: str, body: Path, connections: tuple[int, ...], seconds: int) -> Measured:
+def under_load(model_uri: str, sending: Sending, connections: tuple[int, ...], seconds: int) -> Measured:
     begun = time.perf_counter()
     with mlflow_server(model_uri) as server:
-        headers = {"Content-Type": "application/json"}
         url = f"{server.address}/invocations"
-        requests.post(url, data=body.read_bytes(), headers=headers, timeout=60).raise_for_status()
+        post(url, sending)
         start = time.perf_counter() - begun
-        wrk(url, body, connections[-1], 2)  # warms up
-        loads = {count: wrk(url, body, count, seconds) for count in connections}
+        wrk(url, sending, connections[-1], 2)  # warms up
+        loads = {count: wrk(url, sending, count, seconds) for count in connections}
         return Measured(start, memory(server), loads)
 
 
-def wrk(url: str, body: Path, connections: int, seconds: int) -> Load:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", "post.lua", url]
-    environment = {**os.environ, "BODY": str(body)}
-    done = subprocess.run(
-        command, cwd=body.parent, env=environment, capture_output=True, text=True, check=True
-    )
-    said = json.loads(done.stdout[done.stdout.index("{") :])
-    if said["failed"] or not said["requests"]:
-        raise RuntimeError(f"{url} failed under load: {done.stdout}")
-    return Load(1e6 * said["requests"] / said["microseconds"], said["p50"] / 1000, said["p99"] / 1000)
-
-
-def memory(server: Server) -> float:
-    """Resident megabytes of the largest process of a server, which is the one with the model."""
-    sizes = [0.0]
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.getpgid(int(process.name)) == server.process_group:
-                found = re.search(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
-                sizes.append(int(found[1]) / 1024 if found else 0)
-        except (ProcessLookupError, FileNotFoundError):
-            continue
-    return max(sizes)
-
-
 def load_rows(count: int, measured: dict[str, list[Measured]], model: str) -> list[Row]:
-    ours, peer = (
-        Load(
-            *(statistics.median(values) for values in zip(*(each.loads[count] for each in side), strict=True))
-        )
-        for side in (measured["ours"], measured["peer"])
-    )
+    ours, peer = (median(each.loads[count] for each in measured[side]) for side in ("ours", "peer"))
     target = count == 16
     return [
         Row(
@@ -264,9 +175,3 @@ def photo_row(size: tuple[int, int] = (4000, 3000), repeats: int = 9) -> Row:
         "of its time",
         at_most=0.2,
     )
-
-
-def png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "png")
-    return file.getvalue()

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow
+import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
@@ -84,7 +86,10 @@ class TrackedRun:
         self._patiently(lambda: self._client.log_inputs(self.run_id, inputs))
 
     def log_figure(self, figure: Figure, path: str) -> None:
-        self._patiently(lambda: self._client.log_figure(self.run_id, figure, path))
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()  # once: MLflow's log_figure calls savefig, which draws an unseen one first
+        picture = np.asarray(canvas.buffer_rgba())
+        self._patiently(lambda: self._client.log_image(self.run_id, picture, path))
 
     def log_json(self, values: Any, path: str) -> None:
         self._patiently(lambda: self._client.log_dict(self.run_id, values, path))

@@ -8,8 +8,10 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -28,6 +30,8 @@ BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 30
 # A worker that is silent for so long is replaced; less is said of one on a busy machine.
 WORKER_SECONDS = 60
+# After which a worker that could not begin tries again.
+AGAIN_SECONDS = 5
 
 
 def serve(config: ServeConfig) -> None:
@@ -49,7 +53,10 @@ def serve(config: ServeConfig) -> None:
             log.info("listening", address=address, workers=config.workers)
             with _ended_by_signals(), tempfile.TemporaryDirectory() as figures:
                 os.environ["PROMETHEUS_MULTIPROC_DIR"] = figures
-                Multiprocess(_uvicorn(functools.partial(_application, config), config), [listener]).run()
+                workers = Multiprocess(_uvicorn(functools.partial(_application, config), config), [listener])
+                workers.run()
+            if any(each.exitcode == STARTUP_FAILURE for each in workers.processes):
+                raise CifarError("the workers do not start; the log lines above say why")
         else:
             app = create_app(Service(config))
             listener.listen(BACKLOG)
@@ -102,10 +109,21 @@ def _application(config: ServeConfig) -> ASGIApp:
     set_up_logging()
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
-        return create_app(Service(config))
-    except CifarError as error:
-        log.error("not started", reason=str(error))
+        with _ended_at_once_by_signals():
+            return create_app(_opened(config))
+    except Exception:
+        log.exception("not started")
         sys.exit(STARTUP_FAILURE)
+
+
+def _opened(config: ServeConfig) -> Service:
+    """The service, as soon as the registry answers: it may be away while one worker replaces another."""
+    while True:
+        try:
+            return Service(config)
+        except CifarError as error:
+            log.error("not started", reason=str(error), again_in_seconds=AGAIN_SECONDS)
+            time.sleep(AGAIN_SECONDS)
 
 
 def _end_with_parent() -> None:
@@ -117,14 +135,23 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Uvicorn stops at a signal, and at last sends it again, to end the process by it: here it ends well."""
-    former = {each: signal.signal(each, lambda *_: None) for each in (signal.SIGINT, signal.SIGTERM)}
+def _signals(handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
+    former = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for each, handler in former.items():
-            signal.signal(each, handler)
+        for each, before in former.items():
+            signal.signal(each, before)
+
+
+def _ended_by_signals() -> AbstractContextManager[None]:
+    """Uvicorn stops at a signal, and at last sends it again, to end the process by it: here it ends well."""
+    return _signals(lambda *_: None)
+
+
+def _ended_at_once_by_signals() -> AbstractContextManager[None]:
+    """For a worker that does not answer yet and so has nothing to finish."""
+    return _signals(signal.SIG_DFL)
 
 
 def _as_in_url(host: str) -> str:

@@ -26,6 +26,14 @@ class Server(NamedTuple):
     process_group: int
 
 
+def free_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 @contextmanager
 def mlflow_server(model_uri: str) -> Iterator[Server]:
     """A server on a free port of this machine that has begun to answer.
@@ -33,9 +41,7 @@ def mlflow_server(model_uri: str) -> Iterator[Server]:
     Raises:
         CifarError: it did not start; the end of what it printed is in the error.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [
         "models",

@@ -12,7 +12,7 @@ from benchmarks import NAMES
 from benchmarks.harness import Row, in_fresh_process, markdown, measure
 
 # One thread: two that wait for each other on a busy machine take many times as long.
-LONG = ("search", "trial_cost", "serving")
+LONG = ("search", "trial_cost", "serving", "service")
 TINY_TRIAL = {"width": 0.25, "dataset": "folder", "data_dir": "images", "val_size": 0.25, "threads": 1}
 TINY: dict[str, dict[str, Any]] = {
     "training": {"targets": {"cnn": 1}, "images": 4, "batch_size": 2, "rounds": 1, "threads": 1},
@@ -30,17 +30,15 @@ TINY: dict[str, dict[str, Any]] = {
     "data_start": {"copies": 1, "repeats": 1},
     "search": {"seeds": 1, "trials": 1, "epochs": 1, **TINY_TRIAL},
     "trial_cost": {"rounds": 1, "epochs": 1, **TINY_TRIAL},
-    "serving": {
-        "connections": (1, 16),
+    "serving": {"connections": (1, 16), "rounds": 1, "seconds": 1, "epochs": 1, "model": "cnn", **TINY_TRIAL},
+    "service": {
+        "connections": (16,),
         "rounds": 1,
-        "seconds": 1,
+        "seconds": 2,
+        "turns": 1,
         "epochs": 1,
         "model": "cnn",
-        "width": 0.25,
-        "dataset": "folder",
-        "data_dir": Path("images"),
-        "val_size": 0.25,
-        "threads": 1,
+        **TINY_TRIAL,
     },
 }
 
@@ -78,9 +76,11 @@ def _images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name in LONG)) for name in NAMES]
 )
 def test_each_benchmark_runs(name: str) -> None:
-    if name == "serving" and shutil.which("wrk") is None:
+    if name in ("serving", "service") and shutil.which("wrk") is None:
         pytest.skip("wrk is not installed")
+    if name == "service":
+        pytest.importorskip("litserve", reason="the peer is not installed: pip install -e '.[bench]'")
     rows = in_fresh_process(measure, name, **TINY[name])
     assert rows
-    assert all(row.figure > 0 or row.what.startswith(("check", "start")) for row in rows)
+    assert all(row.figure > 0 or row.what.startswith(("check", "start", "throughput")) for row in rows)
     assert [path.name for path in Path().iterdir()] == ["images"], "nothing is left in the working directory"

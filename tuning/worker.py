@@ -4,6 +4,7 @@ Its orders are a line of JSON on standard input, which then stays open: it ends 
 the orders, however that dies, and then the worker saves its trial and stops.
 """
 
+import gc
 import json
 import logging
 import os
@@ -249,6 +250,7 @@ def main() -> int:
     package.handlers, package.propagate = [handler], False
     package.setLevel(logging.INFO)
     quiet()
+    gc.freeze()  # the libraries' million objects, which a full collection would look through in half a second
     threading.Thread(target=stop_with_parent, daemon=True).start()
     try:
         worker = Worker(orders)

@@ -18,7 +18,7 @@ HEADERS = [
     (b"permissions-policy", b"camera=(self)"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-# They say nothing of the model's answers, and probes and a browser's first visit send no key.
+# They say nothing of the model's answers: a browser's first visit sends no key, and loads a dozen files.
 OPEN_PATHS = frozenset({"/", "/ping", "/health", "/ready", "/version", "/docs", "/openapi.json"})
 # Probes call a container by its address.
 PROBES = frozenset({"/ping", "/health", "/ready"})
@@ -42,9 +42,11 @@ class Security:
     def check(self, path: str, client: str, headers: dict[bytes, bytes]) -> None:
         if path not in PROBES:
             self._check_host(headers.get(b"host", b""))
-        if self._rate and path not in PROBES:
+        if path in OPEN_PATHS or path.startswith("/page/"):
+            return
+        if self._rate:
             self._check_rate(client)
-        if self._key is not None and path not in OPEN_PATHS and not path.startswith("/page/"):
+        if self._key is not None:
             self._check_key(headers)
 
     def _check_host(self, header: bytes) -> None:

@@ -208,7 +208,7 @@ def _words(served: Served) -> list[str]:
     if served.drift is None:
         lines.append(f"{served.version}: no figures of drift: {served.problem}")
     elif served.drift["psi"].isna().all():
-        lines.append(f"{served.version}: {len(served.answers):,} pictures are too few for figures of drift")
+        lines.append(f"{served.version}: too few pictures for figures of drift ({len(served.answers):,})")
     else:
         found = served.drift.dropna(subset=["psi"])
         said = ", ".join(f"{row.what} {row.psi:.3f} ({row.verdict})" for row in found.itertuples())

@@ -155,6 +155,13 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
+def children(pid: int) -> list[int]:
+    """The worker processes, the oldest first; the one that watches over shared resources is none."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    commands = {int(each): Path(f"/proc/{each}/cmdline").read_bytes() for each in found}
+    return [each for each, command in commands.items() if b"resource_tracker" not in command]
+
+
 @pytest.fixture(scope="session")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """With one version, the champion; not to be changed."""

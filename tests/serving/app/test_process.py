@@ -7,12 +7,11 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import requests
 
-from tests.serving.app.conftest import BLUE, RED, Server, Store, image, until
+from tests.serving.app.conftest import BLUE, RED, Server, Store, children, image, until
 
 pytestmark = pytest.mark.slow
 
@@ -82,13 +81,6 @@ def test_with_its_parent_killed_no_worker_keeps_the_port(
     server = start(shared_store.uri, "--workers", "2").wait()
     os.kill(server.process.pid, signal.SIGKILL)
     until(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
-
-
-def children(pid: int) -> list[int]:
-    """The worker processes, the oldest first; the one that watches over shared resources is none."""
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    commands = {int(each): Path(f"/proc/{each}/cmdline").read_bytes() for each in found}
-    return [each for each, command in commands.items() if b"resource_tracker" not in command]
 
 
 def test_a_kill_loses_at_most_the_last_second_of_the_request_log(

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 import pytest
 import requests
 
-from tests.serving.app.conftest import BLUE, NAME, RED, Server, Store, until
+from serving.server import free_port
+from tests.serving.app.conftest import BLUE, NAME, RED, Server, Store, children, until
 
 pytestmark = pytest.mark.slow
 
@@ -119,9 +120,7 @@ def test_a_version_that_cannot_be_served_is_refused(
 
 
 def test_the_registry_may_be_away(start: Callable[..., Server], store: Store) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with registry(store, port):
         server = start(f"http://127.0.0.1:{port}", *FOLLOW).wait()
     (problem,) = until(lambda: server.ready()["problems"])
@@ -133,6 +132,33 @@ def test_the_registry_may_be_away(start: Callable[..., Server], store: Store) ->
     with registry(store, port):
         until(lambda: version(server) == german)
         assert server.ready()["problems"] == []
+
+
+def test_a_worker_that_dies_while_the_registry_is_away_is_replaced_when_it_is_back(
+    start: Callable[..., Server], store: Store
+) -> None:
+    port = free_port()
+    with registry(store, port):
+        server = start(f"http://127.0.0.1:{port}", "--workers", "2", CIFAR_MLFLOW_PATIENCE="1").wait()
+    workers = children(server.process.pid)
+    os.kill(workers[0], signal.SIGKILL)
+    until(lambda: any(line.get("event") == "not started" for line in server.lines()))
+    assert server.process.poll() is None
+    assert server.predict(RED).json()["predictions"][0]["label"] == "red"
+    replaced = set(children(server.process.pid)) - set(workers)
+    with registry(store, port):
+        until(lambda: sum("Serving cifar10" in line.get("event", "") for line in server.lines()) >= 4)
+    assert set(children(server.process.pid)) - set(workers) == replaced, "it waited, and was not begun anew"
+    assert server.stop() == 0
+
+
+def test_it_ends_though_a_worker_waits_for_the_registry(start: Callable[..., Server], store: Store) -> None:
+    port = free_port()
+    with registry(store, port):
+        server = start(f"http://127.0.0.1:{port}", "--workers", "2", CIFAR_MLFLOW_PATIENCE="1").wait()
+    os.kill(children(server.process.pid)[0], signal.SIGKILL)
+    until(lambda: any(line.get("event") == "not started" for line in server.lines()))
+    assert server.stop() == 0
 
 
 def test_without_a_model_it_does_not_start_and_says_what_to_do(

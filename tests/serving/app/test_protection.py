@@ -58,6 +58,8 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_back(
     assert {code(each) for each in refused} == {"too_many_requests"}
     assert all(1 <= int(each.headers["Retry-After"]) <= 60 for each in refused)
     assert all(requests.get(f"{server.url}/ping", timeout=60).ok for _ in range(30))
+    files = ("/", "/page/main.js", "/page/style.css")  # a visit of the page is a dozen of them
+    assert all(requests.get(server.url + files[i % 3], timeout=60).ok for i in range(60))
 
 
 def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(

@@ -175,7 +175,7 @@ def test_too_few_pictures_and_no_feedback_are_said(log: Callable[..., None]) -> 
     log(*(answer(number) for number in range(20)))
     result = monitor()
     assert result.exit_code == 0, result.output
-    assert "20 pictures are too few for figures of drift" in result.output
+    assert "too few pictures for figures of drift (20)" in result.output
     assert "no feedback" in result.output
     assert not [name for name in the_run().data.metrics if name.startswith(("psi/", "live/"))]
 

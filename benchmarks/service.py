@@ -1,0 +1,188 @@
+"""Our service, beside `mlflow.pytorch` behind `mlflow models serve` and the same network behind LitServe.
+
+The same trained network everywhere, one server process each (LitServe adds one that receives requests, as it
+always does), the same machine for servers and load (wrk, one thread, keep-alive). A request has one image of
+32x32 pixels: as a PNG for ours, which logs and counts it as ever; as a PNG in base64 for LitServe; as 3,072
+floats for `mlflow.pytorch`. The servers take turns; figures are medians over the rounds.
+
+Too much load is wrk with ten times the connections that the service takes, each asking again as soon as it
+is refused. What an answer takes then is measured by a client of its own, that asks once after the other.
+
+Log and metrics are all that the observer does: lines of the process's log, request log, Prometheus, drift.
+Two servers, one with and one without it, take turns of a few seconds.
+"""
+
+import base64
+import json
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+import torch
+
+from benchmarks.harness import Row, progress
+from benchmarks.load import Load, Sending, Trained, as_json, median, png, post, running, train, wrk
+from cifar_mlflow.export.reference import load_classifier
+from serving.server import Server, mlflow_server
+
+OURS, MLFLOW, LITSERVE = "ours", "mlflow.pytorch", "LitServe"
+AT_LEAST = {MLFLOW: 10, LITSERVE: 4}
+WAIT = 256  # pictures, by default
+BUSY = 64  # connections with which the service does what it can
+
+
+def measure(
+    connections: tuple[int, ...] = (1, 16, 64, 256),
+    rounds: int = 3,
+    seconds: int = 8,
+    turns: int = 9,
+    **settings: Any,
+) -> list[Row]:
+    """Rates and latencies, overload, and what log and metrics cost. `settings` are those of the training."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        trained = train(folder, **settings)
+        sent = requests_for(trained, folder)
+        classifier, _ = load_classifier(trained.run_id)
+        torch.save(classifier, folder / "classifier.pt")
+        measured: dict[str, list[dict[int, Load]]] = {side: [] for side in sent}
+        for _ in range(rounds):
+            for side, sending in sent.items():
+                with server_of(side, trained, folder) as (server, path):
+                    url = server.address + path
+                    post(url, sending)
+                    wrk(url, sending, connections[-1], 2)  # warms up
+                    measured[side].append({count: wrk(url, sending, count, seconds) for count in connections})
+                progress(f"  {side}: {measured[side][-1]}")
+        loads = {
+            side: {count: median(each[count] for each in found) for count in connections}
+            for side, found in measured.items()
+        }
+        with server_of(OURS, trained, folder) as (server, path):
+            overload = overload_rows(server.address + path, sent[OURS], seconds)
+        cost = cost_row(trained, folder, sent[OURS], turns, seconds)
+    rows = [row for count in connections for row in load_rows(count, loads, trained)]
+    return [*rows, *overload, cost]
+
+
+def requests_for(trained: Trained, folder: Path) -> dict[str, Sending]:
+    picture = png(trained.image)
+    bodies = {
+        OURS: Sending(folder / "image.png", "image/png"),
+        MLFLOW: Sending(folder / "floats.json"),
+        LITSERVE: Sending(folder / "image.json"),
+    }
+    bodies[OURS].body.write_bytes(picture)
+    bodies[MLFLOW].body.write_text(as_json(trained.floats))
+    bodies[LITSERVE].body.write_text(json.dumps({"image": base64.b64encode(picture).decode()}))
+    return bodies
+
+
+@contextmanager
+def server_of(side: str, trained: Trained, folder: Path) -> Iterator[tuple[Server, str]]:
+    """The server of a side, and the path that it answers at."""
+    with ExitStack() as stack:
+        if side == MLFLOW:
+            yield stack.enter_context(mlflow_server(trained.usual)), "/invocations"
+        elif side == LITSERVE:
+            command = ("benchmarks.litserve_peer", "--model", str(folder / "classifier.pt"))
+            yield stack.enter_context(running(*command, health="/health")), "/predict"
+        else:
+            yield stack.enter_context(service("cifar_mlflow", trained, folder)), "/predict"
+
+
+def service(module: str, trained: Trained, folder: Path) -> AbstractContextManager[Server]:
+    options = ("--model-uri", trained.ours, "--request-log", f"sqlite:///{folder}/requests.db")
+    return running(module, "serve", *options, health="/ping")
+
+
+def load_rows(count: int, loads: dict[str, dict[int, Load]], trained: Trained) -> Iterator[Row]:
+    ours = loads[OURS][count]
+    for side in (MLFLOW, LITSERVE):
+        peer = loads[side][count]
+        yield Row(
+            f"service, {trained.model}, {trained.precision}, {count} connections",
+            f"{ours.rate:.0f} requests/s, p50 {ours.p50:.0f} ms",
+            f"{peer.rate:.0f} requests/s, p50 {peer.p50:.0f} ms ({side})",
+            ours.rate / peer.rate,
+            "x",
+            at_least=AT_LEAST[side] if count == 16 else None,
+        )
+        yield Row(
+            f"the same, the slowest of a hundred (p99), {count} connections",
+            f"{ours.p99:.0f} ms",
+            f"{peer.p99:.0f} ms ({side})",
+            ours.p99 / peer.p99,
+            "of its time",
+            at_most=0.25,
+        )
+
+
+def overload_rows(url: str, sending: Sending, seconds: int) -> list[Row]:
+    busy = wrk(url, sending, BUSY, seconds)
+    asked: list[tuple[int, float]] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        content = sending.body.read_bytes()
+        with requests.Session() as session:
+            while not over.is_set():
+                begun = time.perf_counter()
+                answer = session.post(url, data=content, headers={"Content-Type": sending.kind}, timeout=60)
+                asked.append((answer.status_code, time.perf_counter() - begun))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    load = wrk(url, sending, 10 * WAIT, seconds, may_refuse=True)
+    over.set()
+    asking.join()
+    if odd := {status for status, _ in asked} - {200, 503}:
+        raise RuntimeError(f"under too much load the service answered {odd}")
+    refusals = [took for status, took in asked if status == 503]
+    refused = load.refused / seconds
+    progress(f"  overload: {load}, {len(asked)} asked, {len(refusals)} refused")
+    return [
+        Row(
+            f"too much load, {10 * WAIT} connections: what is still answered",
+            f"{load.rate:.0f} requests/s, and {refused:.0f} times 503 a second",
+            f"{busy.rate:.0f} requests/s ({BUSY} connections)",
+            load.rate / busy.rate,
+            "of its rate",
+        ),
+        Row(
+            "the same: until a client is told 503 (median)",
+            f"{1000 * statistics.median(refusals or [0]):.0f} ms",
+            f"{busy.p50:.0f} ms (an answer, {BUSY} connections)",
+            1000 * statistics.median(refusals or [0]),
+            "ms",
+        ),
+    ]
+
+
+def cost_row(trained: Trained, folder: Path, sending: Sending, turns: int, seconds: int) -> Row:
+    rates: dict[str, list[float]] = {"with": [], "without": []}
+    with (
+        service("cifar_mlflow", trained, folder) as usual,
+        service("benchmarks.bare_service", trained, folder) as bare,
+    ):
+        for number in range(turns + 1):
+            for side, server in (("with", usual), ("without", bare)):
+                rate = wrk(f"{server.address}/predict", sending, 16, max(1, seconds // 2)).rate
+                if number:  # the first turn warms up
+                    rates[side].append(rate)
+    loaded, free = statistics.median(rates["with"]), statistics.median(rates["without"])
+    progress(f"  log and metrics: {rates}")
+    return Row(
+        "throughput that log and metrics cost, 16 connections",
+        f"{loaded:.0f} requests/s (with)",
+        f"{free:.0f} requests/s (without)",
+        100 * (1 - loaded / free),
+        "%",
+        at_most=5,
+    )
