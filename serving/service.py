@@ -1,5 +1,6 @@
 """All that a process of the service holds: the model, the threads, the bounds, and what is noted."""
 
+import gc
 import os
 
 from serving.champion import Champion
@@ -35,6 +36,8 @@ class Service:
 
     def start(self) -> None:
         """Follow the champion; with several workers, in each of them."""
+        # A full collection looks through all objects of the libraries: a fifth of a second without answers.
+        gc.freeze()
         self.champion.follow(self.config.follow_seconds)
 
     def problems(self) -> list[str]:

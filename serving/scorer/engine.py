@@ -39,6 +39,9 @@ class Engine:
     Args:
         model: the ONNX file.
         threads: threads a batch is computed with; None takes one a core.
+        share: the next batch is one in so many of the waiting callers. Where each of few callers is a thread
+            that has work to do before its next call, a batch of all of them makes them wait for each other,
+            and then the network for them.
 
     Attributes:
         batches: how many the network was run on so far.
@@ -46,8 +49,9 @@ class Engine:
         on_batch: is told how many images each batch had.
     """
 
-    def __init__(self, model: Path, threads: int | None = None) -> None:
+    def __init__(self, model: Path, threads: int | None = None, share: int = 1) -> None:
         self._model = model
+        self._share = share
         self._threads = threads or 0
         self._session: onnxruntime.InferenceSession | None = self._open()
         inputs, outputs = self._session.get_inputs()[0], self._session.get_outputs()[0]
@@ -129,7 +133,8 @@ class Engine:
                 self._thread = None
             jobs: list[_Job] = []
             size = 0
-            while self._queue and size + len(self._queue[0].images) <= MAX_BATCH:
+            most = max(1, len(self._queue) // self._share)
+            while self._queue and len(jobs) < most and size + len(self._queue[0].images) <= MAX_BATCH:
                 jobs.append(self._queue.popleft())
                 size += len(jobs[-1].images)
             return jobs

@@ -4,6 +4,7 @@ MLflow's scoring server answers an ordinary exception with its traceback, and pu
 the message of its own exceptions. So whatever goes wrong here leaves as a `PlainError`.
 """
 
+import gc
 import hashlib
 import importlib
 import json
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from .scorer import Scorer
 
 MAX_ROWS = 1_000
+# In this variable MLflow's scoring server is told which model to load.
+SERVED_MODEL = "__pyfunc_model_path__"
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,9 @@ class ImageClassifier(PythonModel):
         preprocess = importlib.import_module(f"{package}.preprocess")
         self._image_bytes, self._bad_image = preprocess.image_bytes, preprocess.BadImage
         scorer = importlib.import_module(f"{package}.scorer")
-        self._scorer: Scorer = scorer.Scorer.load(Path(context.artifacts["scorer"]))
+        self._scorer: Scorer = scorer.Scorer.load(
+            Path(context.artifacts["scorer"]), **(_of_scoring_server() if _in_scoring_server() else {})
+        )
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any]
@@ -116,11 +121,27 @@ def _cells(table: pd.DataFrame) -> list[Any]:
         raise PlainError("no_image_column", "The table needs a column 'image'.")
     if not len(table):
         raise PlainError("no_rows", "The table has no rows.")
-    # A table of this process (Python, Spark) may have any length; the scoring server sets this variable.
-    if len(table) > MAX_ROWS and os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT"):
+    if len(table) > MAX_ROWS and _in_scoring_server():  # one of this process (Python, Spark) has any length
         raise PlainError("too_many_rows", f"The table has {len(table)} rows; a request may have {MAX_ROWS}.")
     cells: list[Any] = columns["image"].tolist()
     return cells
+
+
+def _in_scoring_server() -> bool:
+    return SERVED_MODEL in os.environ
+
+
+def _of_scoring_server() -> dict[str, int]:
+    """How the engine does most in MLflow's scoring server, a few threads of which call it.
+
+    They are busy with JSON and tables for longer than the network is with their picture, on one core, since
+    only one of them has the interpreter at a time; the other cores are for the network.
+    """
+    # A full collection would look through all objects of the libraries, and for a tenth of a second nothing
+    # is answered.
+    gc.freeze()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"threads": max(1, cores - 1), "share": 3}
 
 
 def import_under_own_name(code: Path) -> str:

@@ -37,19 +37,21 @@ class Scorer:
         engine: what runs the network.
     """
 
-    def __init__(self, folder: Path, card: dict[str, Any], threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, card: dict[str, Any], threads: int | None = None, share: int = 1
+    ) -> None:
         self.card = card
         self.classes: list[str] = card["classes"]
         self.image_size: int = card["image_size"]
-        self.engine = Engine(folder / MODEL_FILE, threads)
+        self.engine = Engine(folder / MODEL_FILE, threads, share)
 
     @classmethod
-    def load(cls, folder: Path, threads: int | None = None) -> Self:
+    def load(cls, folder: Path, threads: int | None = None, share: int = 1) -> Self:
         """The scorer of a folder, each file of which is the one its card was written for.
 
         Args:
             folder: has `model.onnx` and `scorer.json`.
-            threads: see `Engine`.
+            threads: see `Engine`, as for `share`.
 
         Raises:
             ValueError: a file is missing, changed or unknown, or the folder is of another format.
@@ -62,7 +64,7 @@ class Scorer:
                 f"{folder / CARD_FILE} is of format {card.get('format')}; this code reads {FORMAT}"
             )
         _verify(folder, card["files"])
-        return cls(folder, card, threads)
+        return cls(folder, card, threads, share)
 
     def decode(self, data: bytes) -> np.ndarray:
         """uint8 (S, S, 3) of the bytes of a picture.

@@ -200,6 +200,24 @@ def test_a_model_needs_nothing_of_ours_and_no_torch(saved: Path, tmp_path: Path)
     assert done.stdout.split("\n")[:2] == ["blue", "[]"], done.stderr
 
 
+def test_in_mlflows_server_the_collector_of_garbage_leaves_the_libraries_alone(saved: Path) -> None:
+    code = """
+import gc, os, sys
+import mlflow
+from mlflow.pyfunc import scoring_server
+mlflow.pyfunc.load_model(sys.argv[1])
+before = gc.get_freeze_count()
+os.environ[scoring_server._SERVER_MODEL_PATH] = sys.argv[1]
+mlflow.pyfunc.load_model(sys.argv[1])
+print(before, gc.get_freeze_count())
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert said[0] == "0", "a process of somebody else is left as it is"
+    assert int(said[1]) > 100_000
+
+
 def test_nothing_is_pickled_and_nothing_there_twice(saved: Path) -> None:
     suffixes = {
         path.suffix for path in saved.rglob("*") if path.is_file() and "__pycache__" not in path.parts

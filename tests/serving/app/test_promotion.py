@@ -33,6 +33,10 @@ def serves(server: Server, number: str) -> bool:
     return version(server) == number
 
 
+def loads(server: Server) -> int:
+    return sum("Serving cifar10" in line.get("event", "") for line in server.lines())
+
+
 def metric(server: Server, name: str) -> str:
     text = requests.get(f"{server.url}/metrics", timeout=60).text
     return next((line for line in text.splitlines() if line.startswith(name)), "")
@@ -140,6 +144,7 @@ def test_a_worker_that_dies_while_the_registry_is_away_is_replaced_when_it_is_ba
     port = free_port()
     with registry(store, port):
         server = start(f"http://127.0.0.1:{port}", "--workers", "2", CIFAR_MLFLOW_PATIENCE="1").wait()
+        until(lambda: loads(server) == 3)  # the parent's, and one of each worker
     workers = children(server.process.pid)
     os.kill(workers[0], signal.SIGKILL)
     until(lambda: any(line.get("event") == "not started" for line in server.lines()))
@@ -147,7 +152,7 @@ def test_a_worker_that_dies_while_the_registry_is_away_is_replaced_when_it_is_ba
     assert server.predict(RED).json()["predictions"][0]["label"] == "red"
     replaced = set(children(server.process.pid)) - set(workers)
     with registry(store, port):
-        until(lambda: sum("Serving cifar10" in line.get("event", "") for line in server.lines()) >= 4)
+        until(lambda: loads(server) == 4)
     assert set(children(server.process.pid)) - set(workers) == replaced, "it waited, and was not begun anew"
     assert server.stop() == 0
 
@@ -156,6 +161,7 @@ def test_it_ends_though_a_worker_waits_for_the_registry(start: Callable[..., Ser
     port = free_port()
     with registry(store, port):
         server = start(f"http://127.0.0.1:{port}", "--workers", "2", CIFAR_MLFLOW_PATIENCE="1").wait()
+        until(lambda: loads(server) == 3)  # the parent's, and one of each worker
     os.kill(children(server.process.pid)[0], signal.SIGKILL)
     until(lambda: any(line.get("event") == "not started" for line in server.lines()))
     assert server.stop() == 0

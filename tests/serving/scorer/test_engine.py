@@ -85,6 +85,20 @@ def test_concurrent_callers_share_batches_and_get_their_own_logits(slow_engine: 
     assert slow_engine.batches < len(values) / 2
 
 
+def test_a_batch_may_be_a_share_of_those_who_wait(tmp_path: Path) -> None:
+    engine = Engine(colour_network(tmp_path / "slow.onnx", slow=True), threads=1, share=3)
+    sizes: list[int] = []
+    engine.on_batch = sizes.append
+    first = engine.submit(plain(*[1] * MAX_BATCH))
+    wait_for(lambda: not engine._queue)
+    waiting = {value: engine.submit(plain(value)) for value in range(9)}
+    first.result()
+    for value, result in waiting.items():
+        np.testing.assert_allclose(result.result(), logits(value), rtol=1e-5)
+    engine.close()
+    assert sizes == [MAX_BATCH, 3, 2, 1, 1, 1, 1]
+
+
 def test_a_lone_caller_has_its_own_batch(engine: Engine) -> None:
     for value in range(5):
         engine.run(plain(value))
