@@ -18,6 +18,9 @@ class Nothing:
     def request_ended(self, *_: Any) -> None:
         pass
 
+    def turned_away(self, *_: Any) -> None:
+        pass
+
     def measure(self, *_: Any) -> None:
         pass
 

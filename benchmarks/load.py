@@ -34,6 +34,8 @@ wrk.method = "POST"
 wrk.headers["Content-Type"] = os.getenv("KIND")
 local file = io.open(os.getenv("BODY"), "rb")
 wrk.body = file:read("*a")
+local pause = tonumber(os.getenv("PAUSE"))
+if pause > 0 then delay = function() return math.random(0, 2 * pause) end end
 done = function(summary, latency)
   local errors = summary.errors
   io.write(string.format(
@@ -157,17 +159,35 @@ def post(url: str, sending: Sending) -> Any:
     return answer.json()
 
 
-def wrk(url: str, sending: Sending, connections: int, seconds: int, *, may_refuse: bool = False) -> Load:
+def wrk(
+    url: str,
+    sending: Sending,
+    connections: int,
+    seconds: int,
+    *,
+    may_refuse: bool = False,
+    pause: float = 0,
+) -> Load:
     """Load by connections that each send again as soon as they are answered; one thread.
+
+    Args:
+        may_refuse: whether answers other than 200 are no failure.
+        pause: seconds that each waits before it sends again, on average.
 
     Raises:
         RuntimeError: a connection failed, or an answer was not 200 and the server was not to refuse any.
     """
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", "post.lua", url]
-    environment = {**os.environ, "BODY": str(sending.body), "KIND": sending.kind}
+    environment = {
+        **os.environ,
+        "BODY": str(sending.body),
+        "KIND": sending.kind,
+        "PAUSE": str(round(1000 * pause)),
+    }
     done = subprocess.run(
         command, cwd=sending.body.parent, env=environment, capture_output=True, text=True, check=True
     )
+    time.sleep(1)  # what wrk gave up on at its end is still worked on
     said = json.loads(done.stdout[done.stdout.index("{") :])
     if said["failed"] or not said["requests"] or (said["refused"] and not may_refuse):
         raise RuntimeError(f"{url} failed under load: {done.stdout}")

@@ -5,8 +5,10 @@ always does), the same machine for servers and load (wrk, one thread, keep-alive
 32x32 pixels: as a PNG for ours, which logs and counts it as ever; as a PNG in base64 for LitServe; as 3,072
 floats for `mlflow.pytorch`. The servers take turns; figures are medians over the rounds.
 
-Too much load is wrk with ten times the connections that the service takes, each asking again as soon as it
-is refused. What an answer takes then is measured by a client of its own, that asks once after the other.
+Too much load is ten times the requests a second that the service answers: of three times as many connections
+as it lets wait, each asks again after a pause, sooner than the answer 503 tells it to. wrk takes a fifth of a
+core for that, which the service then lacks. What an answer takes is measured by a client that asks once after
+the other.
 
 Log and metrics are all that the observer does: lines of the process's log, request log, Prometheus, drift.
 Two servers, one with and one without it, take turns of a few seconds.
@@ -34,6 +36,7 @@ from serving.server import Server, mlflow_server
 OURS, MLFLOW, LITSERVE = "ours", "mlflow.pytorch", "LitServe"
 AT_LEAST = {MLFLOW: 10, LITSERVE: 4}
 WAIT = 256  # pictures, by default
+TURN_SECONDS = 2
 BUSY = 64  # connections with which the service does what it can
 
 
@@ -41,7 +44,7 @@ def measure(
     connections: tuple[int, ...] = (1, 16, 64, 256),
     rounds: int = 3,
     seconds: int = 8,
-    turns: int = 9,
+    turns: int = 20,
     **settings: Any,
 ) -> list[Row]:
     """Rates and latencies, overload, and what log and metrics cost. `settings` are those of the training."""
@@ -66,7 +69,7 @@ def measure(
         }
         with server_of(OURS, trained, folder) as (server, path):
             overload = overload_rows(server.address + path, sent[OURS], seconds)
-        cost = cost_row(trained, folder, sent[OURS], turns, seconds)
+        cost = cost_row(trained, folder, sent[OURS], turns)
     rows = [row for count in connections for row in load_rows(count, loads, trained)]
     return [*rows, *overload, cost]
 
@@ -139,7 +142,11 @@ def overload_rows(url: str, sending: Sending, seconds: int) -> list[Row]:
 
     asking = threading.Thread(target=ask)
     asking.start()
-    load = wrk(url, sending, 10 * WAIT, seconds, may_refuse=True)
+    clients = 3 * WAIT
+    pause = (clients - WAIT) / (
+        9 * busy.rate
+    )  # of those that are turned away; the others wait for their answer
+    load = wrk(url, sending, clients, seconds, may_refuse=True, pause=pause)
     over.set()
     asking.join()
     if odd := {status for status, _ in asked} - {200, 503}:
@@ -149,8 +156,8 @@ def overload_rows(url: str, sending: Sending, seconds: int) -> list[Row]:
     progress(f"  overload: {load}, {len(asked)} asked, {len(refusals)} refused")
     return [
         Row(
-            f"too much load, {10 * WAIT} connections: what is still answered",
-            f"{load.rate:.0f} requests/s, and {refused:.0f} times 503 a second",
+            "ten times the load that it can answer: what is still answered",
+            f"{load.rate:.0f} requests/s, and {refused:.0f} times 503 a second, to {clients} clients",
             f"{busy.rate:.0f} requests/s ({BUSY} connections)",
             load.rate / busy.rate,
             "of its rate",
@@ -165,7 +172,7 @@ def overload_rows(url: str, sending: Sending, seconds: int) -> list[Row]:
     ]
 
 
-def cost_row(trained: Trained, folder: Path, sending: Sending, turns: int, seconds: int) -> Row:
+def cost_row(trained: Trained, folder: Path, sending: Sending, turns: int) -> Row:
     rates: dict[str, list[float]] = {"with": [], "without": []}
     with (
         service("cifar_mlflow", trained, folder) as usual,
@@ -173,7 +180,7 @@ def cost_row(trained: Trained, folder: Path, sending: Sending, turns: int, secon
     ):
         for number in range(turns + 1):
             for side, server in (("with", usual), ("without", bare)):
-                rate = wrk(f"{server.address}/predict", sending, 16, max(1, seconds // 2)).rate
+                rate = wrk(f"{server.address}/predict", sending, 16, TURN_SECONDS).rate
                 if number:  # the first turn warms up
                     rates[side].append(rate)
     loaded, free = statistics.median(rates["with"]), statistics.median(rates["without"])

@@ -23,6 +23,7 @@ from serving.http.errors import Refusal, error_response
 from serving.http.gate import Gate
 from serving.http.invocations import question
 from serving.http.params import check_is_json, feedback_of, predict_params
+from serving.http.protocol import Door
 from serving.http.uploads import uploads
 from serving.service import Service
 
@@ -45,10 +46,14 @@ def create_app(service: Service) -> ASGIApp:
     """The application of one process; it closes the service when it is shut down."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Door]]:
         service.start()
         measuring = asyncio.create_task(measure_often())
-        yield
+        yield {
+            "door": Door(
+                frozenset(path for _, path in direct), service.config.queue_limit, observer.turned_away
+            )
+        }
         measuring.cancel()
         await asyncio.to_thread(service.close)
 
@@ -86,7 +91,6 @@ def create_app(service: Service) -> ASGIApp:
     async def predict(request: Request) -> Response:
         """What is in the pictures: for each its label, how sure the model is, and the likeliest classes."""
         exchange = request.scope["exchange"]
-        work.check_room()
         body = await read(request)
         kind = request.headers.get("content-type", "")
         found = await parse(uploads, body, kind, body, service.config.max_pictures)
@@ -113,7 +117,6 @@ def create_app(service: Service) -> ASGIApp:
     async def invocations(request: Request) -> Response:
         """As MLflow's scoring server has it: a table with a column `image`, a row for each picture."""
         exchange = request.scope["exchange"]
-        work.check_room()
         body = await read(request)
         kind = request.headers.get("content-type")
         with champion.use() as served:

@@ -89,7 +89,10 @@ class ServeConfig(Settings):
     max_body_mb: int = setting(16, "Largest request, in MB.", ge=1, le=1024)
     max_pictures: int = setting(1000, "Most pictures in a request.", ge=1, le=10_000)
     queue_limit: int = setting(
-        256, "Pictures that may wait in each process; above, the answer is 503 at once.", ge=1, le=100_000
+        256,
+        "Pictures, and requests, that may wait in each process; above, the answer is 503 at once.",
+        ge=1,
+        le=100_000,
     )
     request_timeout: float = setting(
         30.0,

@@ -12,7 +12,7 @@ from benchmarks import NAMES
 from benchmarks.harness import Row, in_fresh_process, markdown, measure
 
 # One thread: two that wait for each other on a busy machine take many times as long.
-LONG = ("search", "trial_cost", "serving", "service")
+LONG = ("search", "trial_cost", "serving", "service", "soak")
 TINY_TRIAL = {"width": 0.25, "dataset": "folder", "data_dir": "images", "val_size": 0.25, "threads": 1}
 TINY: dict[str, dict[str, Any]] = {
     "training": {"targets": {"cnn": 1}, "images": 4, "batch_size": 2, "rounds": 1, "threads": 1},
@@ -40,6 +40,7 @@ TINY: dict[str, dict[str, Any]] = {
         "model": "cnn",
         **TINY_TRIAL,
     },
+    "soak": {"slices": 2, "seconds": 2, "epochs": 1, "model": "cnn", **TINY_TRIAL},
 }
 
 
@@ -76,7 +77,7 @@ def _images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name in LONG)) for name in NAMES]
 )
 def test_each_benchmark_runs(name: str) -> None:
-    if name in ("serving", "service") and shutil.which("wrk") is None:
+    if name in ("serving", "service", "soak") and shutil.which("wrk") is None:
         pytest.skip("wrk is not installed")
     if name == "service":
         pytest.importorskip("litserve", reason="the peer is not installed: pip install -e '.[bench]'")

@@ -33,6 +33,9 @@ def overloaded(message: str = "The server has too much to do.") -> Refusal:
     return Refusal(503, "overloaded", f"{message} Try again in a second.", {"Retry-After": "1"})
 
 
+def body_of(refusal: Refusal) -> bytes:
+    return json.dumps({"error": {"code": refusal.code, "message": refusal.message}}).encode()
+
+
 def error_response(refusal: Refusal) -> Response:
-    body = json.dumps({"error": {"code": refusal.code, "message": refusal.message}})
-    return Response(body, refusal.status, refusal.headers, "application/json")
+    return Response(body_of(refusal), refusal.status, refusal.headers, "application/json")

@@ -46,6 +46,7 @@ class Observer:
             )
         self._keeps_images = config.images_dir is not None
         self._metrics = Metrics(served.scorer.classes)
+        self._turned_away = 0
         self.serving(served)
 
     def serving(self, served: Served) -> None:
@@ -84,9 +85,17 @@ class Observer:
             error=exchange.error_code,
         )
 
+    def turned_away(self, route: str) -> None:
+        """Count a request that was answered with 503 before anything was done for it; it has no row."""
+        self._metrics.turned_away(route)
+        self._turned_away += 1
+
     def measure(self, inside: int, waiting: int, champion: Champion) -> None:
         """Set what is a state and no event: to be called about once a second."""
         metrics = self._metrics
+        if self._turned_away:
+            log.warning("overloaded", turned_away=self._turned_away)
+            self._turned_away = 0
         metrics.requests_in_flight.set(inside)
         metrics.queue_length.set(waiting)
         metrics.registry_up.set(champion.registry_problem is None)

@@ -46,11 +46,6 @@ class Work:
         self._seconds = seconds
         self.waiting = 0
 
-    def check_room(self) -> None:
-        """Raise Refusal (503) if there is none for a single picture."""
-        if self.waiting >= self._limit:
-            raise overloaded()
-
     @contextmanager
     def admitted(self, count: int) -> Iterator[None]:
         """Room for so many pictures.

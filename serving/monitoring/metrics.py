@@ -114,6 +114,10 @@ class Metrics:
         self._requests.labels(route, status).inc()
         self._request_seconds.labels(route).observe(seconds)
 
+    def turned_away(self, route: str) -> None:
+        """Count a request that was answered with 503 at once."""
+        self._requests.labels(route, 503).inc()
+
     def serving(self, name: str, version: str, run_id: str, precision: str) -> None:
         """This is the model now, and no longer the one before."""
         self._served = _instead(self._served, self._model_info.labels(name, version, run_id, precision))
