@@ -5,11 +5,13 @@ That makes arrays of what it reads, so what would not fit into memory is refused
 
 import io
 import logging
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import pandas as pd
+import pyarrow.compute
 import pyarrow.parquet
 from mlflow.models import Model
 from mlflow.pyfunc import PyFuncModel, scoring_server
@@ -20,6 +22,7 @@ from serving.model import signature
 MAX_ROWS = 1_000
 # Lines and cells of a CSV; base64 may be wrapped into lines of 76 characters.
 MAX_CSV_PARTS = 300_000
+MAX_COLUMNS = 100
 MAX_TABLE_BYTES = 256 * 2**20
 BYTES_A_CHARACTER = 4
 
@@ -66,9 +69,7 @@ def parquet_table(body: bytearray, classes: int) -> Cells:
     """The cells of the column `image`; raises as `json_table` does."""
 
     def check(model: PyFuncModel) -> bool:
-        metadata = pyarrow.parquet.ParquetFile(io.BytesIO(body)).metadata
-        sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-        return metadata.num_rows <= MAX_ROWS and sum(sizes) <= MAX_TABLE_BYTES
+        return _parquet_extent(io.BytesIO(body)) <= MAX_TABLE_BYTES
 
     def read(model: PyFuncModel) -> Any:
         return model.predict(scoring_server.parse_parquet_input(io.BytesIO(body)))
@@ -77,6 +78,41 @@ def parquet_table(body: bytearray, classes: int) -> Cells:
         raise _too_many_rows()
     cells: Cells = _guarded(read, classes)[0]
     return cells
+
+
+def _parquet_extent(file: io.BytesIO) -> float:
+    """Bytes that the table will take, infinite for too many rows or columns.
+
+    A value may be in the file once and in every row of the table.
+
+    Raises:
+        ValueError: a column has lists, whose length is bounded by nothing.
+    """
+    metadata = pyarrow.parquet.read_metadata(file)
+    columns = [metadata.schema.column(i) for i in range(metadata.num_columns)]
+    sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    if metadata.num_rows > MAX_ROWS or len(columns) > MAX_COLUMNS or sum(sizes) > MAX_TABLE_BYTES:
+        return math.inf
+    if any(column.max_repetition_level for column in columns):
+        raise ValueError("a column of lists")
+    of_one_length = sum(
+        column.length * metadata.num_rows
+        for column in columns
+        if column.physical_type == "FIXED_LEN_BYTE_ARRAY"
+    )
+    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
+    table = pyarrow.parquet.read_table(file, columns=texts, read_dictionary=texts)
+    of_any_length = sum(
+        pyarrow.compute.sum(
+            pyarrow.compute.binary_length(piece.dictionary).take(piece.indices)
+            if pyarrow.types.is_dictionary(piece.type)
+            else pyarrow.compute.binary_length(piece)
+        ).as_py()
+        or 0
+        for column in table.columns
+        for piece in column.chunks
+    )
+    return of_one_length + of_any_length
 
 
 class _Reader:

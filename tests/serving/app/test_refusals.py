@@ -6,6 +6,8 @@ import struct
 import zlib
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import requests
 from PIL import Image
@@ -44,6 +46,17 @@ def tiff() -> bytes:
 
 def part(name: str, content: bytes) -> bytes:
     return b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), content)
+
+
+def parquet_of(**columns: Any) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file, store_schema=False)
+    return file.getvalue()
+
+
+def often(value: bytes, kind: pa.DataType) -> pa.Array:
+    """A column that has the value in each of 300 rows, and in a file once."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([value], kind))
 
 
 PREDICT: dict[str, tuple[Any, str, int, str]] = {
@@ -110,8 +123,20 @@ INVOCATIONS: dict[str, tuple[Any, str, int, str]] = {
     "CSV of zeros": (bytes(1000), CSV, 400, "no_image_column"),
     "no Parquet": (THEIRS, PARQUET, 400, "bad_table"),
     "Parquet cut short": (parquet(image=[RED])[:-20], PARQUET, 400, "bad_table"),
+    "Parquet of one large value in many rows": (
+        parquet_of(image=often(bytes(2**20), pa.binary())), PARQUET, 413, "too_many_rows"
+    ),
+    "Parquet of one large value of a fixed length": (
+        parquet_of(image=often(bytes(2**20), pa.binary(2**20))), PARQUET, 413, "too_many_rows"
+    ),
+    "Parquet with a column of lists": (
+        parquet_of(image=[RED], other=[[0] * 2**20]), PARQUET, 400, "bad_table"
+    ),
+    "Parquet of many columns": (
+        parquet_of(image=[RED], **{f"other{i}": [0] for i in range(200)}), PARQUET, 413, "too_many_rows"
+    ),
     "too large": (bytes(17 * 2**20), JSON, 413, "too_large"),
-}
+}  # fmt: skip
 
 
 def check(response: requests.Response, status: int, code: str) -> None:
