@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from serving.http import documents as docs
 from serving.http.answers import answers, predictions, rows
 from serving.http.card import model_card
 from serving.http.errors import Refusal, error_response
+from serving.http.exchange import Exchange
 from serving.http.gate import Gate
 from serving.http.invocations import question
 from serving.http.params import check_is_json, feedback_of, predict_params
@@ -75,6 +76,7 @@ def create_app(service: Service) -> ASGIApp:
         exception_handlers={Refusal: _refused, HTTPException: _not_found},
     )
     app.router.route_class = _PlainRoute
+    tables = asyncio.Semaphore(1)
     champion, work, bodies, observer = service.champion, service.work, service.bodies, service.observer
 
     async def read(request: Request) -> bytearray:
@@ -119,6 +121,12 @@ def create_app(service: Service) -> ASGIApp:
         exchange = request.scope["exchange"]
         body = await read(request)
         kind = request.headers.get("content-type")
+        # A table may take many times the memory of its body, so there is one at a time of those that may.
+        plain = kind == JSON and len(body) <= INLINE_BYTES
+        async with nullcontext() if plain else tables:
+            return await answer_table(exchange, body, kind)
+
+    async def answer_table(exchange: Exchange, body: bytearray, kind: str | None) -> Response:
         with champion.use() as served:
             exchange.model_version = str(served)
             asked = await parse(question, body, kind, body, len(served.scorer.classes))

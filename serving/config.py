@@ -22,8 +22,11 @@ class RegistryConfig(Settings):
     @field_validator("registered_model")
     @classmethod
     def _usable_in_an_address(cls, name: str) -> str:
-        if not name.strip() or set(name) & set("/:"):
-            raise ValueError("the name of a registered model must not be empty, nor have / or : in it")
+        if not re.fullmatch(r"[\w-][\w. -]{0,99}", name):
+            raise ValueError(
+                "the name of a registered model has up to 100 letters, digits, spaces and . _ - and does not "
+                "begin with a dot or a space"
+            )
         return name
 
 

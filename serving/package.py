@@ -78,6 +78,10 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         config.target_accuracy,
     )
     connect("", resume=run_id)
+    run = ask(lambda: mlflow.MlflowClient().get_run(run_id)).info
+    if run.status == "RUNNING" or run.lifecycle_stage == "deleted":
+        state = "deleted" if run.lifecycle_stage == "deleted" else "not finished"
+        raise UsageError(f"run {run_id} is {state}: what would be registered is not what it is, or will be")
     classifier, card = load_classifier(run_id)
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
     training, judges = _load_images(card, places)

@@ -7,6 +7,7 @@ after whether another was quicker, and says so, but two within the same moment m
 """
 
 import hashlib
+import logging
 import re
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import mlflow
 from filelock import FileLock, Timeout
@@ -24,6 +24,8 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.outbox import ask
 from serving.model import SCORER_PATH
 from serving.versions import RegisteredModel, Version
+
+logger = logging.getLogger("cifar_mlflow.serving")
 
 CHAMPION, PREVIOUS = "champion", "previous"
 LOCK_SECONDS = 60
@@ -60,13 +62,15 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
     """
     with _alone(name):
         model = RegisteredModel(name)
-        number = model.holder(CHAMPION)
-        champion = model.look_up(number) if number else None
+        number, previous = model.holder(CHAMPION), model.holder(PREVIOUS)
+        # A champion that was deleted took its alias along: the one before is what to be better than.
+        standard = number or previous
+        champion = model.look_up(standard) if standard else None
         version = _choose(model, which, champion)
         if number == version.number:
             better = "" if which else ", and none that can be compared with it is better"
             raise NotPromotedError(f"{version} is the champion of {name} already{better}")
-        objection = _objection(version, champion) if number else None
+        objection = _objection(version, champion) if standard not in (None, version.number) else None
         if objection and not force:
             raise NotPromotedError(f"{version} does not become the champion of {name}: {objection}")
         _check_files(name, version)
@@ -74,37 +78,57 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
         if number:  # first: a promotion that is killed between the two has changed nothing that is served
             model.give(PREVIOUS, number)
         model.give(CHAMPION, version.number)
+        if not number and previous == version.number:
+            model.take(PREVIOUS)
         message = f"{version} is now the champion of {name}"
         if number:
             message += f"; before, it was {champion or f'version {number}'}"
         if objection:
             message += f". It was forced: {objection}"
-        model.tag(version.number, promoted=message, promoted_at=_now(), promoted_over=number or "none")
+        _note(model, version.number, promoted=message, promoted_at=_now(), promoted_over=number or "none")
         return Promotion(name, version.number, model.holder(PREVIOUS), message)
 
 
 def rollback(name: str) -> Promotion:
     """Make the previous champion the champion again, and the other one `previous`: done twice, it is undone.
 
+    Where the champion was deleted, it only gives its place back. One that is waiting while another process
+    changes the champion does nothing: it was meant for the champion before.
+
     Raises:
         UsageError: there is no previous champion, or it is none that `register` made.
         CifarError: MLflow does not answer, files of the version are damaged, or another machine came between.
     """
+    model = RegisteredModel(name)
+    champion = model.holder(CHAMPION)
     with _alone(name):
-        model = RegisteredModel(name)
-        champion, previous = model.holder(CHAMPION), model.holder(PREVIOUS)
-        if champion is None or previous is None or champion == previous:
+        model.expect(CHAMPION, champion)
+        previous = model.holder(PREVIOUS)
+        if champion and champion == previous:  # a promotion was killed half way: the champion knows over whom
+            previous = model.noted(champion, "promoted_over")
+        if previous in (None, "none"):
             raise UsageError(f"{name} has no previous champion to go back to")
         version = model.ours(previous)
         _check_files(name, version)
         model.expect(CHAMPION, champion)
-        # In the other order, a rollback that is killed between the two would have lost the way back.
         model.give(CHAMPION, previous)
-        model.give(PREVIOUS, champion)
-        message = f"{version} is the champion of {name} again, in place of version {champion}"
-        model.tag(previous, promoted=message, promoted_at=_now(), promoted_over=champion)
-        model.tag(champion, rolled_back_at=_now(), rolled_back_to=previous)
+        message = f"{version} is the champion of {name} again"
+        if champion:
+            model.give(PREVIOUS, champion)
+            message += f", in place of version {champion}"
+            _note(model, champion, rolled_back_at=_now(), rolled_back_to=previous)
+        else:
+            model.take(PREVIOUS)
+        _note(model, previous, promoted=message, promoted_at=_now(), promoted_over=champion or "none")
         return Promotion(name, previous, champion, message)
+
+
+def _note(model: RegisteredModel, number: str, **tags: str) -> None:
+    """Tag a version with what was done; if that fails, it is done nonetheless."""
+    try:
+        model.tag(number, **tags)
+    except CifarError as error:
+        logger.warning("version %s was not tagged with it: %s", number, error)
 
 
 def _choose(model: RegisteredModel, which: str | None, champion: Version | None) -> Version:
@@ -185,7 +209,7 @@ def _check_files(name: str, version: Version) -> None:
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
     """One promotion or rollback at a time on this machine."""
-    path = default_cache_dir() / "promotions" / f"{quote(name, safe='')}.lock"
+    path = default_cache_dir() / "promotions" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path).acquire(timeout=LOCK_SECONDS)

@@ -67,7 +67,7 @@ class Version:
         if not files:
             return None
         try:
-            return cls(
+            read = cls(
                 run_id=tags["run_id"],
                 precision=tags["precision"],
                 classes=tuple(json.loads(tags["classes"])),
@@ -80,8 +80,11 @@ class Version:
                 files=files,
                 number=str(version.version),
             )
-        except (KeyError, ValueError):
+        except (KeyError, ValueError, TypeError):
             return None
+        # Tags can be edited by hand. A NaN is not in the range, nor is it less than anything.
+        is_accuracy = read.val_accuracy is None or 0 <= read.val_accuracy <= 1
+        return read if is_accuracy and all(isinstance(name, str) for name in read.classes) else None
 
 
 class RegisteredModel:
@@ -114,11 +117,20 @@ class RegisteredModel:
         ask(lambda: self._client.set_registered_model_alias(self.name, alias, number))
         self.expect(alias, number)
 
+    def take(self, alias: str) -> None:
+        """Take the alias from whatever version has it."""
+        ask(lambda: self._client.delete_registered_model_alias(self.name, alias))
+
+    def noted(self, number: str, key: str) -> str | None:
+        """A tag of a version."""
+        value: str | None = ask(lambda: self._client.get_model_version(self.name, number)).tags.get(key)
+        return value
+
     def expect(self, alias: str, number: str | None) -> None:
         """Raise CifarError if the alias is not with this version (or with none)."""
         if (holder := self.holder(alias)) != number:
             raise CifarError(
-                f"another machine has just made version {holder} the {alias} of {self.name}: look whether it "
+                f"somebody else has just made version {holder} the {alias} of {self.name}: look whether it "
                 "should be, and try again if not"
             )
 

@@ -23,6 +23,8 @@ MAX_ROWS = 1_000
 # Lines and cells of a CSV; base64 may be wrapped into lines of 76 characters.
 MAX_CSV_PARTS = 300_000
 MAX_COLUMNS = 100
+MAX_PARQUET_FOOTER = 2**20
+MODEST_CODECS = {"UNCOMPRESSED", "SNAPPY"}
 MAX_TABLE_BYTES = 256 * 2**20
 BYTES_A_CHARACTER = 4
 
@@ -86,15 +88,28 @@ def _parquet_extent(file: io.BytesIO) -> float:
     A value may be in the file once and in every row of the table.
 
     Raises:
-        ValueError: a column has lists, whose length is bounded by nothing.
+        ValueError: a column has lists, whose length is bounded by nothing; or it is compressed with something
+            else than Snappy, by which 100 kB may become gigabytes, whatever the file says of its size.
     """
-    metadata = pyarrow.parquet.read_metadata(file)
+    length, magic = file.getbuffer()[-8:-4], file.getbuffer()[-4:]
+    if magic != b"PAR1":
+        raise ValueError("no Parquet")
+    if int.from_bytes(length, "little") > MAX_PARQUET_FOOTER:
+        return math.inf
+    metadata = pyarrow.parquet.ParquetFile(file, thrift_container_size_limit=10_000).metadata
     columns = [metadata.schema.column(i) for i in range(metadata.num_columns)]
     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     if metadata.num_rows > MAX_ROWS or len(columns) > MAX_COLUMNS or sum(sizes) > MAX_TABLE_BYTES:
         return math.inf
     if any(column.max_repetition_level for column in columns):
         raise ValueError("a column of lists")
+    codecs = {
+        metadata.row_group(i).column(j).compression
+        for i in range(metadata.num_row_groups)
+        for j in range(metadata.num_columns)
+    }
+    if not codecs <= MODEST_CODECS:
+        raise ValueError(f"compressed with {codecs}")
     of_one_length = sum(
         column.length * metadata.num_rows
         for column in columns
@@ -112,7 +127,7 @@ def _parquet_extent(file: io.BytesIO) -> float:
         for column in table.columns
         for piece in column.chunks
     )
-    return of_one_length + of_any_length
+    return of_one_length + BYTES_A_CHARACTER * of_any_length
 
 
 class _Reader:

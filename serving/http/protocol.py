@@ -21,10 +21,14 @@ HEADER_SECONDS = 10.0
 # What is read and thrown away of a body after its request was refused, so that the client sees the answer.
 MAX_DISCARDED_BYTES = 256 * 2**20
 DISCARD_SECONDS = 30.0
+# For a client to read what is written to it, before a connection is cut.
+READ_SECONDS = 30.0
+LAST_WORDS_SECONDS = 5.0
 
 _TOO_LARGE = (
     b'{"error": {"code": "headers_too_large", "message": "The headers of the request are too large."}}'
 )
+_OF_A_BODY = (b"content-length", b"transfer-encoding")
 _OVERLOADED = overloaded()
 _TURNED_AWAY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s"
@@ -47,8 +51,8 @@ class Door:
         paths: of the requests that bring pictures, by POST.
         most: requests that may be inside at a time.
         turned_away: is told the path of a request that was answered with 503 for that.
-        inside: requests that have come as a whole and are not answered yet. One whose body is slow is not
-            counted, since many of those would keep everybody else out.
+        inside: connections whose picture has come as a whole and is not answered yet. One whose body is slow
+            is not counted, nor is all that a connection asks for at once: one client could keep out the rest.
     """
 
     paths: frozenset[str]
@@ -67,18 +71,40 @@ class BoundedProtocol(HttpToolsProtocol):
         self._discarded = 0
         self._was_turned_away = False
         self._door: Door | None = self.app_state.get("door")
-        self._inside = 0
-        self._in_head, self._head_ended = True, False
+        self._inside = self._brings_pictures = False
+        self._since_body = 0
+        self._unread: TimerHandle | None = None
+        self._in_head, self._head_begun, self._head_ended = True, False, False
         self._expect(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect(None)
-        self._let_in(-self._inside)
+        self.resume_writing()
+        self._let_out()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(READ_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         self._head_ended = False  # or a body, in these bytes
+        self._since_body += len(data)
         super().data_received(data)
+        if self._in_head:
+            self._since_body = 0
+        elif self._since_body > MAX_HEADER_BYTES + len(data):  # a trailer, or the length of a piece
+            self._hang_up()
+        if (
+            self._in_head and self._timer is None and self._is_answered()
+        ):  # a blank line ended uvicorn's timer
+            self._expect(HEADER_SECONDS)
         # A header that never ends is kept by the parser, which tells nothing of it.
         if self._in_head and not self._head_ended and not self.transport.is_closing():
             self._head_bytes += len(data)
@@ -87,17 +113,28 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head_bytes, self._discarded = True, 0, 0
-        self._expect(HEADER_SECONDS)
+        self._in_head, self._head_begun, self._head_bytes, self._discarded = True, True, 0, 0
+        if self._is_answered():  # else it may have to wait for its turn to be read
+            self._expect(HEADER_SECONDS)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # a trailer has no say in what was checked
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._head_ended = False, True
+        self._in_head, self._head_begun, self._head_ended = False, False, True
         self._expect(None)
+        door = self._door
+        self._brings_pictures = (
+            door is not None and self.parser.get_method() == b"POST" and self._path() in door.paths
+        )
         if (
             len(self.headers) > MAX_HEADERS
             or sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > MAX_HEADER_BYTES
         ):
             self._refuse(431, _TOO_LARGE)
+        elif self.parser.should_upgrade() and any(name in _OF_A_BODY for name, _ in self.headers):
+            self._refuse(400, _NOT_HTTP)  # the parser would take its body for the next request
         elif self._is_too_much():
             self._turn_away()
         else:
@@ -106,12 +143,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
             return
+        self._since_body = 0
         if not self._was_turned_away:
             super().on_body(body)
         if self._was_turned_away or self.cycle.response_complete:
             self._discarded += len(body)
             if self._discarded > MAX_DISCARDED_BYTES:
-                self.transport.close()
+                self._hang_up()
 
     def on_message_complete(self) -> None:
         if self.transport.is_closing():
@@ -121,38 +159,46 @@ class BoundedProtocol(HttpToolsProtocol):
             self._was_turned_away = False
             self._expect(self.timeout_keep_alive)
             return
-        self._let_in(1)
-        super().on_message_complete()
         if self.cycle.response_complete:
-            self._expect(None)
+            self._expect(self.timeout_keep_alive)
+        elif self._brings_pictures and not self._inside and self._door is not None:
+            self._inside = True
+            self._door.inside += 1
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._let_in(-1 if self._inside else 0)  # none, if it was answered before its body had come
+        self._let_out()
         super().on_response_complete()
-        if not self._in_head:  # answered before the body has come
+        if self._head_begun:
+            self._expect(HEADER_SECONDS)
+        elif not self._in_head and self.cycle.response_complete:  # answered before the body has come
             self._expect(DISCARD_SECONDS)
 
-    def _let_in(self, count: int) -> None:
-        """Of this connection there are so many more requests inside, or fewer."""
-        self._inside += count
-        if self._door is not None:
-            self._door.inside += count
+    def _let_out(self) -> None:
+        if self._inside and self._door is not None:
+            self._inside = False
+            self._door.inside -= 1
+
+    def _path(self) -> str:
+        return self.url.partition(b"?")[0].decode("latin-1")
+
+    def _is_answered(self) -> bool:
+        """Whether no request of this connection waits for its answer."""
+        return self.cycle is None or self.cycle.response_complete
 
     def _is_too_much(self) -> bool:
-        door = self._door
         return (
-            door is not None
-            and door.inside >= door.most
-            and self.parser.get_method() == b"POST"
-            and self.url.partition(b"?")[0].decode("latin-1") in door.paths
-            and (self.cycle is None or self.cycle.response_complete)  # else its answer would be overtaken
+            self._door is not None
+            and self._door.inside >= self._door.most
+            and self._brings_pictures
+            and self._is_answered()  # else that answer would be overtaken
             and not any(name == b"expect" for name, _ in self.headers)  # the body may come, or may not
         )
 
     def _turn_away(self) -> None:
         """Answer at once; a body that is on its way is read and thrown away, and the connection lives on."""
         if self.flow.write_paused:  # asks on and on, and reads no answer
-            self.transport.close()
+            self.transport.abort()
             return
         stays = self.parser.should_keep_alive()
         given = next((value for name, value in self.headers if name == b"x-request-id"), None)
@@ -166,11 +212,12 @@ class BoundedProtocol(HttpToolsProtocol):
             )
         )
         assert self._door is not None
-        self._door.turned_away(self.url.partition(b"?")[0].decode("latin-1"))
-        if not stays:
-            self.transport.close()
+        self._door.turned_away(self._path())
         self._was_turned_away = True
-        self._expect(DISCARD_SECONDS)
+        if stays:
+            self._expect(DISCARD_SECONDS)
+        else:
+            self._hang_up()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(400, _NOT_HTTP)
@@ -178,13 +225,20 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, status: int, body: bytes) -> None:
         if self.transport.is_closing():
             return
+        if not self._is_answered() and (self._in_head or self.cycle.response_started):
+            self._hang_up()  # it would be taken for the answer to an earlier request
+            return
         phrase = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}[status]
         self.transport.write(
             b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
             b"x-content-type-options: nosniff\r\nconnection: close\r\n\r\n%s"
             % (status, phrase, len(body), body)
         )
-        self.transport.close()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self.transport.close()  # when all is sent, which may be never
+        self.loop.call_later(LAST_WORDS_SECONDS, self.transport.abort)
 
     def _expect(self, seconds: float | None) -> None:
         """Hang up unless something comes within the time; None: whatever it was has come."""
@@ -192,4 +246,4 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
         if seconds is not None:
-            self._timer = self.loop.call_later(seconds, self.transport.close)
+            self._timer = self.loop.call_later(seconds, self._hang_up)

@@ -160,3 +160,35 @@ def test_many_idle_connections_keep_nobody_out(server: Server) -> None:
     finally:
         for connection in connections:
             connection.close()
+
+
+def send_on(connection: socket.socket, data: bytes) -> None:
+    for _ in range(200):
+        connection.sendall(data)
+        time.sleep(0.01)
+
+
+def test_trailers_are_no_headers_and_bounded(server: Server) -> None:
+    body = b"%x\r\n%s\r\n" % (len(RED), RED)
+    chunked = POST + b"X-Request-ID: mine\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+    answer = server.send(chunked + b"0\r\nX-Request-ID: theirs\r\nHost: elsewhere\r\n\r\n")
+    assert statuses(answer) == [200]
+    assert b"x-request-id: mine\r\n" in answer
+    for endless in (b"a: b\r\n" * 2000, b"a" * 8000):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(chunked + b"0\r\na: ")
+            with pytest.raises(ConnectionError):
+                send_on(connection, endless)
+
+
+def test_the_body_of_an_upgrade_is_no_request(server: Server) -> None:
+    upgrade = b"Connection: upgrade\r\nUpgrade: x\r\nContent-Length: %d\r\n\r\n" % len(HIDDEN)
+    assert statuses(server.send(POST + upgrade, HIDDEN)) == [400]
+    get = b"GET /version HTTP/1.1\r\n" + HOST + b"Connection: upgrade, close\r\nUpgrade: h2c\r\n\r\n"
+    assert statuses(server.send(get)) == [200]
+
+
+def test_what_is_no_http_after_a_request_is_not_its_answer(server: Server) -> None:
+    first = POST + b"Content-Length: %d\r\n\r\n" % len(RED) + RED
+    answer = server.send(first + b"garbage\r\n\r\n")
+    assert statuses(answer) in ([], [200], [200, 400])

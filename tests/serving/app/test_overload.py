@@ -147,3 +147,28 @@ def test_slow_bodies_keep_nobody_out(start: Callable[..., Server], shared_store:
     finally:
         for connection in connections:
             connection.close()
+
+
+def test_answers_that_overtake_their_body_leave_the_door_open(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    server = start(shared_store.uri, "--queue-limit", str(BUSY)).wait()
+    early = b"POST /nothing-there HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        for _ in range(10 * BUSY):
+            connection.sendall(early)
+            assert read_answer(connection)[0] == 404
+            connection.sendall(b"x")
+        assert server.predict().ok
+
+
+def test_one_client_that_asks_for_much_at_once_keeps_nobody_out(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    server = start(shared_store.uri, "--queue-limit", str(BUSY)).wait()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(
+            b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000
+        )  # and reads nothing
+        connection.sendall((head(len(RED)) + RED) * 100)
+        assert all(server.predict().ok for _ in range(20))

@@ -1,5 +1,6 @@
 """The page for everyone: the keyboard alone, a screen reader, a phone, dark mode, less motion, a key."""
 
+import base64
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -206,3 +207,21 @@ def test_the_policy_of_the_server_is_strict_and_the_page_needs_no_exception(serv
     assert parts.inline == []
     for file in (ROOT / "serving" / "page").iterdir():
         assert not re.search(r"https?://(?!www\.w3\.org)", file.read_text()), file.name
+
+
+def test_the_javascript_of_the_docs_asks_and_reads_the_answer(
+    page: Page, server: Server, pictures: Pictures
+) -> None:
+    docs = (ROOT / "docs" / "service.md").read_text()
+    code = docs.partition("```js\n")[2].partition("```")[0].replace("http://127.0.0.1:8000", server.url)
+    said = page.evaluate(
+        """async ([code, picture]) => {
+            const run = Object.getPrototypeOf(async () => {}).constructor("input", "console", code);
+            const bytes = Uint8Array.from(atob(picture), (character) => character.charCodeAt(0));
+            let said;
+            await run({ files: [new File([bytes], "sure.png")] }, { log: (text) => { said = text; } });
+            return said;
+        }""",
+        [code, base64.b64encode(pictures.sure.read_bytes()).decode()],
+    )
+    assert said == pictures.sure_label
