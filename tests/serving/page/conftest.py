@@ -181,6 +181,8 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
         page.on("console", lambda message: wrong.extend(_complaints(message)))
         page.on("request", lambda request: wrong.extend(_foreign(request.url, url)))
+        # Who waits for a chooser may otherwise press the key before the browser is told to report it.
+        page.on("filechooser", lambda _: None)
         page.goto(url)
         return page
 
