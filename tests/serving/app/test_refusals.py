@@ -48,9 +48,9 @@ def part(name: str, content: bytes) -> bytes:
     return b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), content)
 
 
-def parquet_of(**columns: Any) -> bytes:
+def parquet_of(compression: str = "snappy", /, **columns: Any) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.table(columns), file, store_schema=False)
+    pq.write_table(pa.table(columns), file, store_schema=False, compression=compression)
     return file.getvalue()
 
 
@@ -131,6 +131,9 @@ INVOCATIONS: dict[str, tuple[Any, str, int, str]] = {
     ),
     "Parquet with a column of lists": (
         parquet_of(image=[RED], other=[[0] * 2**20]), PARQUET, 400, "bad_table"
+    ),
+    "Parquet compressed by much": (
+        parquet_of("zstd", image=[bytes(2**20)]), PARQUET, 400, "bad_table"
     ),
     "Parquet of many columns": (
         parquet_of(image=[RED], **{f"other{i}": [0] for i in range(200)}), PARQUET, 413, "too_many_rows"

@@ -241,6 +241,18 @@ def test_an_unknown_run_and_one_without_weights_are_refused(
         register(evaluated.run_id)
 
 
+def test_a_run_that_is_not_finished_or_deleted_is_refused(
+    client: mlflow.MlflowClient, trained: Trained
+) -> None:
+    client.update_run(trained.run_id, status="RUNNING")
+    with pytest.raises(UsageError, match="is not finished"):
+        register(trained.run_id)
+    client.update_run(trained.run_id, status="FINISHED")
+    client.delete_run(trained.run_id)
+    with pytest.raises(UsageError, match="is deleted"):
+        register(trained.run_id)
+
+
 def test_a_server_that_is_away_is_reported(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
