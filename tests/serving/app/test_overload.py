@@ -3,9 +3,10 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 import requests
@@ -153,12 +154,14 @@ def test_answers_that_overtake_their_body_leave_the_door_open(
     start: Callable[..., Server], shared_store: Store
 ) -> None:
     server = start(shared_store.uri, "--queue-limit", str(BUSY)).wait()
-    early = b"POST /nothing-there HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
-        for _ in range(10 * BUSY):
+    early = b"POST /predict HTTP/1.1\r\nHost: elsewhere\r\nContent-Length: 1\r\n\r\n"
+    with ExitStack() as stack:
+        for _ in range(2 * BUSY):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
             connection.sendall(early)
-            assert read_answer(connection)[0] == 404
+            assert read_answer(connection)[0] == 400
             connection.sendall(b"x")
+        time.sleep(0.5)  # that it is read
         assert server.predict().ok
 
 
