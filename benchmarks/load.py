@@ -126,6 +126,7 @@ def running(*command: str, health: str) -> Iterator[Server]:
         [sys.executable, "-m", *command, "--port", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         start_new_session=True,
     )
     try:

@@ -29,7 +29,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "data_start": {"copies": 1, "repeats": 1},
     "search": {"seeds": 1, "trials": 1, "epochs": 1, **TINY_TRIAL},
-    "trial_cost": {"rounds": 1, "epochs": 1, **TINY_TRIAL},
+    "trial_cost": {"rounds": 1, "epochs": 1, "model": "cnn", **TINY_TRIAL},
     "serving": {"connections": (1, 16), "rounds": 1, "seconds": 1, "epochs": 1, "model": "cnn", **TINY_TRIAL},
     "service": {
         "connections": (16,),
