@@ -1,11 +1,13 @@
 """What tracking and storage add to a trial of a search, beside the same training alone.
 
 A trial's time is that in Optuna's storage, from its start to its result: settings chosen, run begun, metrics
-by epoch, checkpoints, pictures, weights, result told. What is added to it is all that is neither an epoch nor
-the evaluation at the end: so counted, since two trainings of 20 s differ by half a second of themselves. The
-epochs of the same training alone show beside it that they are not slower. What is added depends little on
-the network, so its share is largest with the smallest one that a search tries by default. Both sides are the
-second of two in their process, as the first also loads kernels and fonts, and they take turns.
+by epoch, checkpoints, weights, result told. What is added to it is all that is neither an epoch nor what the
+same training alone has around its epochs, which is the network's making and the evaluation at the end: so
+counted, since two trainings of 20 s differ by half a second of themselves. The pictures of a trial are drawn
+while the next one trains, so the epochs of the trial show beside those of the training alone what that costs.
+The smallest network that a search tries by default has the largest share of all that is the same for each,
+and a large one that of checkpoints and weights. Both sides are the second of two in their process, as the
+first also loads kernels, and they take turns.
 """
 
 import tempfile
@@ -27,9 +29,11 @@ from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.pipeline import build_classifier, divide
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.loop import Training
+from tuning.config import SearchConfig
 from tuning.storage import quiet
 from tuning.study import tune
 
+EPOCHS = SearchConfig().epochs  # of a trial that is not pruned
 # A space without any choice would be none: too narrow to change how long a trial takes.
 SPACE = {"weight_decay": {"low": 0.0005, "high": 0.000501}, "replace": True}
 
@@ -38,8 +42,8 @@ def measure(rounds: int = 1, **settings: Any) -> list[Row]:
     """A row for the smallest network of a search and one for a larger. `settings` are a training's."""
     quiet()
     return [
-        measure_one({"dataset": "sample", **network, **settings}, rounds)
-        for network in ({"model": "cnn", "epochs": 9}, {"model": "vgg16", "epochs": 3})
+        measure_one({"dataset": "sample", "model": network, "epochs": EPOCHS, **settings}, rounds)
+        for network in ("cnn", "vgg16")
     ]
 
 
@@ -54,16 +58,16 @@ def measure_one(settings: dict[str, Any], rounds: int) -> Row:
             dataset = load_dataset(config)
             if not alone:
                 train(config.model_copy(update={"epochs": 1}), dataset)
-            seconds, evaluation = train(config, dataset)
+            seconds, around = train(config, dataset)
             trial = second_trial(given, Path(folder))
             assert trial.duration is not None
         alone.append(seconds)
         epochs.append(trial.user_attrs["seconds"])
-        added.append(trial.duration.total_seconds() - epochs[-1] - evaluation)
+        added.append(trial.duration.total_seconds() - epochs[-1] - around)
         progress(f"  epochs alone {seconds:.2f} s, of a trial {epochs[-1]:.2f} s, added {added[-1]:.2f} s")
     return Row(
         f"what a search adds to a trial of {config.model}, {config.epochs} epochs",
-        f"{median(added):.2f} s (MLflow, Optuna, pictures), epochs {median(epochs):.1f} s",
+        f"{median(added):.2f} s (MLflow, Optuna, checkpoints), epochs {median(epochs):.1f} s",
         f"epochs {median(alone):.1f} s (the same training alone)",
         100 * median(added) / median(epochs),
         "%",
@@ -72,16 +76,16 @@ def measure_one(settings: dict[str, Any], rounds: int) -> Row:
 
 
 def train(config: TrainConfig, dataset: ImageDataset) -> tuple[float, float]:
-    """Seconds of a training with nothing around it, and of the evaluation of the weights it keeps."""
+    """Seconds of the epochs of a training alone, and of what it has around them."""
+    begun = time.perf_counter()
     hardware = set_up_hardware(config, config.precision)
     train_split, val = divide(dataset, config)
     torch.manual_seed(config.seed)
     classifier = build_classifier(config, dataset, train_split)
     training = Training(classifier, dataset.classes, train_split, val, config, hardware)
     best = training.fit(Nowhere())
-    begun = time.perf_counter()
     report_on(best, val, dataset.classes, "val", device=hardware.device)
-    return training.seconds, time.perf_counter() - begun
+    return training.seconds, time.perf_counter() - begun - training.seconds
 
 
 def second_trial(given: dict[str, Any], folder: Path) -> FrozenTrial:

@@ -21,7 +21,7 @@ from cifar_mlflow.data.summary import mean_std, summarize
 from cifar_mlflow.environment import library_versions
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation import figures
-from cifar_mlflow.evaluation.report import log_report, report_on
+from cifar_mlflow.evaluation.report import Report, log_pictures, log_report, log_tables, report_on
 from cifar_mlflow.export.hdf5 import save_hdf5
 from cifar_mlflow.export.reference import CARD_KEY, load_classifier, load_model
 from cifar_mlflow.export.weights import save_weights
@@ -66,6 +66,9 @@ class Search(Protocol):
 
     def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
         """Further metrics of the trained network."""
+
+    def draws(self, run_id: str, report: Report, history: pd.DataFrame) -> bool:
+        """Whether the pictures of the validation split and of the `history` are left to it, not drawn now."""
 
 
 def train(config: TrainConfig, resume: str | None = None, search: Search | None = None) -> Result:
@@ -225,11 +228,14 @@ def finish(
     metrics = {"train_seconds": training.seconds}
     if search:
         metrics |= search.measure(best, device)
-    temperature = 1.0
+    temperature, drawn = 1.0, False
     if len(val_split):
         report = report_on(best, val_split, dataset.classes, "val", device=device)
         temperature = report.temperature
-        log_report(run, report, val_split)
+        log_tables(run, report)
+        drawn = search is not None and search.draws(run.run_id, report, history)
+        if not drawn:
+            log_pictures(run, report, val_split)
         metrics |= report.scalars() | {"temperature": temperature}
     if config.test:
         test_split = dataset.split("test")
@@ -239,7 +245,8 @@ def finish(
         log_report(run, report, test_split)
         metrics |= report.scalars()
     run.log_metrics(metrics, step=training.epoch)
-    run.log_figure(figures.learning_curves(history), "learning_curves.png")
+    if not drawn:
+        log_curves(run, history)
     run.log_csv(history, "history.csv", index=True)
 
     card = ModelCard(
@@ -264,6 +271,10 @@ def finish(
     if not (search and search.brief):
         log_program(run, best, card, dataset.split("train").images[:2])
     return metrics
+
+
+def log_curves(run: TrackedRun, history: pd.DataFrame) -> None:
+    run.log_figure(figures.learning_curves(history), "learning_curves.png")
 
 
 def description(card: ModelCard) -> str:

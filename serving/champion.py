@@ -18,7 +18,7 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.outbox import first_line, is_outage
+from cifar_mlflow.outbox import first_line
 from serving.classify.model import load_scorer
 from serving.model import SCORER_PATH
 from serving.scorer.scorer import Scorer
@@ -28,6 +28,8 @@ logger = logging.getLogger("cifar_mlflow.serve")
 
 _OF_ALIAS = re.compile(r"models:/(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
 _OF_VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>[0-9]+)")
+# What MLflow says where there is no such model, or nobody has the alias.
+_MISSING = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 TRIED = 8
 
 
@@ -63,6 +65,7 @@ class Champion:
     Attributes:
         refused: the version that has the alias but cannot be served; None if all is well.
         reason: why it was refused.
+        vacant: whether the registry says that no version has the alias any more.
         registry_problem: why the registry could not be asked the last time.
         on_change: is told what will be served, just before it is.
 
@@ -82,6 +85,7 @@ class Champion:
         self.on_change: Callable[[Served], None] = lambda served: None
         self.refused: str | None = None
         self.reason: str | None = None
+        self.vacant = False
         self.registry_problem: str | None = None
         self._current = self._first()
         logger.info("Serving %s", self._current)
@@ -118,6 +122,8 @@ class Champion:
             # Anybody may read it: the names of our folders stay in the log.
             reason = re.sub(r"(?<![\w:])/[^\s:]*/", "", str(self.reason))
             found.append(f"version {self.refused} is refused: {reason}")
+        if self.vacant:
+            found.append(f"no version is {self._model_uri} any more; {self._current} goes on serving")
         if self.registry_problem:
             found.append("the registry does not answer; the log says why")
         return found
@@ -142,13 +148,13 @@ class Champion:
         try:
             return client.get_model_version_by_alias(self._alias["name"], self._alias["alias"])
         except MlflowException as error:
-            if is_outage(error):
-                raise CifarError(
-                    f"MLflow at {mlflow.get_registry_uri()} does not answer: {first_line(error)}"
+            if error.error_code in _MISSING:
+                raise UsageError(
+                    f"there is no {self._model_uri} in {mlflow.get_registry_uri()}: {first_line(error)}; "
+                    "make one with: cifar-mlflow register RUN_ID, and cifar-mlflow promote"
                 ) from error
-            raise UsageError(
-                f"there is no {self._model_uri} in {mlflow.get_registry_uri()}: {first_line(error)}; "
-                "make one with: cifar-mlflow register RUN_ID, and cifar-mlflow promote"
+            raise CifarError(
+                f"MLflow at {mlflow.get_registry_uri()} does not answer: {first_line(error)}"
             ) from error
 
     def _load(self, version: str, tags: dict[str, str]) -> Served:
@@ -182,6 +188,11 @@ class Champion:
         """Ask the registry once, and serve what has the alias now if it can be served."""
         try:
             version = self._look_up()
+        except UsageError as error:
+            if not self.vacant:
+                logger.warning("%s; %s goes on serving", error, self._current)
+            self.vacant, self.registry_problem = True, None
+            return
         except CifarError as error:
             if self.registry_problem is None:
                 logger.warning("%s; %s goes on serving", error, self._current)
@@ -189,7 +200,7 @@ class Champion:
             return
         if self.registry_problem is not None:
             logger.info("The registry is back")
-            self.registry_problem = None
+        self.vacant, self.registry_problem = False, None
         number = str(version.version)
         if number == self._current.version and _digests(version.tags) == _digests(self._current.tags):
             self.refused = self.reason = self._refused_state = None

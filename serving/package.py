@@ -22,6 +22,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.entities import Metric
+from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
 from cifar_mlflow.config import DataConfig, PlacesConfig, validate
@@ -77,8 +78,9 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         config.serve_precision,
         config.target_accuracy,
     )
+    missing = f"there is no run {run_id} in {mlflow.get_tracking_uri()}"
+    run = ask(lambda: mlflow.MlflowClient().get_run(run_id), missing).info
     connect("", resume=run_id)
-    run = ask(lambda: mlflow.MlflowClient().get_run(run_id)).info
     if run.status == "RUNNING" or run.lifecycle_stage == "deleted":
         state = "deleted" if run.lifecycle_stage == "deleted" else "not finished"
         raise UsageError(f"run {run_id} is {state}: what would be registered is not what it is, or will be")
@@ -251,8 +253,14 @@ def _create_version(
     if "test/accuracy" in card.metrics:
         tags["test_accuracy"] = repr(card.metrics["test/accuracy"])
     client = mlflow.MlflowClient()
+
+    def create() -> ModelVersion:
+        # Where the answer to the first attempt was lost, there is a version already.
+        made = [each for each in client.search_model_versions(f"name = '{name}'") if each.source == model_uri]
+        return made[0] if made else mlflow.register_model(model_uri, name, tags=tags)
+
     with redirect_stderr(io.StringIO()):  # MLflow announces there what we say ourselves
-        number = str(ask(lambda: mlflow.register_model(model_uri, name, tags=tags)).version)
+        number = str(ask(create).version)
     text = _description(version, card, judges, decision)
     ask(lambda: client.update_model_version(name, number, description=text))
     return number

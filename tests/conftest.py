@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import mlflow
 import pytest
 from hypothesis import settings
 
@@ -17,6 +18,14 @@ REAL_DATA = os.environ.get("CIFAR10_DIR")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for the whole session, so that the sample is decoded once."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new SQLite store of MLflow; making one takes seconds, so the tests copy it."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(autouse=True)

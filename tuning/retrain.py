@@ -5,11 +5,13 @@ from typing import Any
 
 import mlflow
 import optuna
+import pandas as pd
 import torch
 from optuna.trial import FrozenTrial
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.run_directory import RunDirectory
 from cifar_mlflow.training.loop import History
@@ -61,6 +63,9 @@ class Retraining(pipeline.Search):
 
     def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
         return {}
+
+    def draws(self, run_id: str, report: Report, history: pd.DataFrame) -> bool:
+        return False
 
 
 def retrain(study: optuna.Study, trainings: dict[str, dict[str, Any]], tags: dict[str, str]) -> None:

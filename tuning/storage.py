@@ -50,10 +50,11 @@ class Storage:
         place = Path(url.removeprefix("sqlite:///")).absolute() if url.startswith("sqlite:///") else url
         key = hashlib.sha256(f"{place}\n{study}".encode()).hexdigest()[:16]
         self.folder = cache_dir / "studies" / key
+        self.pictures = self.folder / "pictures"
         self.host = socket.gethostname()
         self._dialect = _dialect(url)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.pictures.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CifarError(
                 f"{self.folder} cannot be written ({error.strerror}): choose another --cache-dir"

@@ -38,6 +38,7 @@ from tuning.retrain import retrained_runs, retrainings
 from tuning.space import Space
 from tuning.storage import HEARTBEAT_SECONDS, Storage, cause, patiently, quiet
 from tuning.trial import SECOND_OBJECTIVES, VALUE
+from tuning.trial_pictures import TrialPictures
 from tuning.worker import Orders, own_trials
 
 logger = logging.getLogger("cifar_mlflow.tuning")
@@ -144,10 +145,12 @@ def tune(given: dict[str, Any]) -> optuna.Study:
         if not mlflow.MlflowClient().get_run(run.run_id).data.params.get("space"):
             log_plan(run, plan, dataset)
         orders = give_orders(plan, storage, run.run_id)
+        _, val_split = divide(dataset, base)
         try:
-            work_together(orders, stop, lambda: _finished(study), _heartbeat(study, storage))
-            if search.retrain_best and not stop.signum:
-                retrain_best(plan, study, storage, run, stop)
+            with TrialPictures(storage.pictures, val_split, dataset.classes):
+                work_together(orders, stop, lambda: _finished(study), _heartbeat(study, storage))
+                if search.retrain_best and not stop.signum:
+                    retrain_best(plan, study, storage, run, stop)
         except CifarError:
             with suppress(CifarError):  # what ended the search matters more than that this fails too
                 log_study(run, study)

@@ -9,6 +9,7 @@ from typing import Any
 
 import mlflow
 import optuna
+import pandas as pd
 import torch
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -18,11 +19,13 @@ from optuna.trial import TrialState
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.errors import CifarError, TrainingDivergedError
+from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.outbox import ask, first_line
 from cifar_mlflow.run_directory import RunDirectory
 from cifar_mlflow.training.loop import History
 from tuning.storage import patiently
+from tuning.trial_pictures import leave_to_draw
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
@@ -47,6 +50,7 @@ class TrainedTrial(pipeline.Search):
         objectives: names of metrics; the first is validation accuracy.
         epochs: of a trial that is not pruned.
         tags: those of all trials of the study.
+        pictures: folder where the parent looks for what it is to draw.
     """
 
     brief = True
@@ -57,7 +61,9 @@ class TrainedTrial(pipeline.Search):
         objectives: list[str],
         epochs: int,
         tags: dict[str, str],
+        pictures: Path,
     ) -> None:
+        self.pictures = pictures
         self.trial = trial
         self.study = tags["optuna.study"]
         self.objectives = objectives
@@ -97,6 +103,10 @@ class TrainedTrial(pipeline.Search):
             size = self.trial.user_attrs["settings"].get("image_size", 32)
             metrics["latency_ms"] = latency_ms(classifier, device, size)
         return metrics
+
+    def draws(self, run_id: str, report: Report, history: pd.DataFrame) -> bool:
+        leave_to_draw(self.pictures, run_id, report, history)
+        return True
 
     def conclude(self, run_id: str, metrics: dict[str, float]) -> None:
         """Tell Optuna the result of a run that is finished."""

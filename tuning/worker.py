@@ -178,7 +178,7 @@ class Worker:
             trial.set_user_attr("origin", "sampler")
 
     def _trained(self, trial: optuna.Trial) -> TrainedTrial:
-        return TrainedTrial(trial, self.objectives, self.search.epochs, self.tags)
+        return TrainedTrial(trial, self.objectives, self.search.epochs, self.tags, self.storage.pictures)
 
     def _may_ask(self, trials: list[FrozenTrial]) -> bool:
         """Whether the budget has room for one more trial."""

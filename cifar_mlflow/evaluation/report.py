@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cifar_mlflow.config import SplitName, TtaName
 from cifar_mlflow.data import Split
 from cifar_mlflow.evaluation import figures
-from cifar_mlflow.evaluation.calibration import fit_temperature, reliability_table, softmax
+from cifar_mlflow.evaluation.calibration import Labels, fit_temperature, reliability_table, softmax
 from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
 from cifar_mlflow.evaluation.predict import Model, predict_logits
 
@@ -85,19 +85,45 @@ def report_on(
     if tta != "none":
         augmented_logits = predict_logits(model, data.images, device=device, tta=tta)
         augmented = evaluate_logits(augmented_logits, data.labels, classes)
+    return report_of(logits, data.labels, classes, split, temperature, augmented)
+
+
+def report_of(
+    logits: NDArray[np.float32],
+    labels: Labels,
+    classes: tuple[str, ...],
+    split: SplitName,
+    temperature: float,
+    augmented: Evaluation | None = None,
+) -> Report:
+    """The report of a model that has said these `logits` already."""
     return Report(
         split=split,
         classes=classes,
         logits=logits,
         temperature=temperature,
-        plain=evaluate_logits(logits, data.labels, classes),
-        calibrated=evaluate_logits(logits, data.labels, classes, temperature),
+        plain=evaluate_logits(logits, labels, classes),
+        calibrated=evaluate_logits(logits, labels, classes, temperature),
         augmented=augmented,
     )
 
 
 def log_report(sink: ReportSink, report: Report, data: Split) -> None:
-    """Pictures and tables of a report, below a folder with the name of the split."""
+    """Tables and pictures of a report, below a folder with the name of the split."""
+    log_tables(sink, report)
+    log_pictures(sink, report, data)
+
+
+def log_tables(sink: ReportSink, report: Report) -> None:
+    split, plain = report.split, report.plain
+    sink.log_json({**plain.to_dict(split), **report.scalars()}, f"{split}/metrics.json")
+    sink.log_csv(plain.per_class, f"{split}/per_class.csv")
+    sink.log_csv(
+        confusion_table(plain.confusion, report.classes), f"{split}/confusion_matrix.csv", index=True
+    )
+
+
+def log_pictures(sink: ReportSink, report: Report, data: Split) -> None:
     split, classes, plain = report.split, report.classes, report.plain
     images, labels = data.images, data.labels
     before = softmax(report.logits)
@@ -117,9 +143,6 @@ def log_report(sink: ReportSink, report: Report, data: Split) -> None:
         ),
     }.items():
         sink.log_figure(figure, f"{split}/{name}.png")
-    sink.log_json({**plain.to_dict(split), **report.scalars()}, f"{split}/metrics.json")
-    sink.log_csv(plain.per_class, f"{split}/per_class.csv")
-    sink.log_csv(confusion_table(plain.confusion, classes), f"{split}/confusion_matrix.csv", index=True)
 
 
 SPLIT_NAMES: dict[SplitName, str] = {

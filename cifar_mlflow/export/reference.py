@@ -9,10 +9,10 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from torch import nn
 
-from cifar_mlflow.errors import UsageError
+from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
-from cifar_mlflow.outbox import first_line
+from cifar_mlflow.outbox import first_line, is_outage
 
 WEIGHTS_FILE = "weights/model.safetensors"
 PT2_FILE = "data/model.pt2"
@@ -35,10 +35,16 @@ def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
                 run_id=reference, artifact_path=WEIGHTS_FILE, dst_path=folder
             )
         except (MlflowException, OSError) as error:
-            raise UsageError(
-                f"run {reference} at {mlflow.get_tracking_uri()} has no weights to load: {first_line(error)}"
+            raise _cannot_be_had(
+                error, f"run {reference} at {mlflow.get_tracking_uri()} has no weights to load"
             ) from error
         return load_model_file(Path(file))
+
+
+def _cannot_be_had(error: Exception, problem: str) -> CifarError:
+    if is_outage(error):
+        return CifarError(f"MLflow at {mlflow.get_tracking_uri()} does not answer: {first_line(error)}")
+    return UsageError(f"{problem}: {first_line(error)}")
 
 
 def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
@@ -49,6 +55,7 @@ def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
 
     Raises:
         UsageError: there is no such model, or it is none of ours.
+        CifarError: MLflow does not answer, or the file is damaged.
     """
     if not reference.startswith(("runs:/", "models:/")):
         return load_classifier(reference)
@@ -61,6 +68,6 @@ def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
                 raise UsageError(f"{reference} is not a model that cifar_mlflow logged")
             return mlflow.pytorch.load_model(folder), ModelCard.from_dict(metadata[CARD_KEY])
     except (MlflowException, OSError) as error:
-        raise UsageError(
-            f"{reference} cannot be loaded from {mlflow.get_tracking_uri()}: {first_line(error)}"
+        raise _cannot_be_had(
+            error, f"{reference} cannot be loaded from {mlflow.get_tracking_uri()}"
         ) from error

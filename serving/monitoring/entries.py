@@ -1,12 +1,13 @@
 """Records and feedback on their way into the table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from operator import attrgetter
 from typing import Any, TypeAlias
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import postgresql
 
 from serving.monitoring.database import LOG
 from serving.monitoring.records import Record
@@ -31,7 +32,9 @@ Entry: TypeAlias = Record | Feedback
 _NAMES = [field.name for field in fields(Record)]
 _KINDS = [LOG.c[name].type.python_type for name in _NAMES]
 _VALUES = attrgetter(*_NAMES)
-_INSERT: dict[str, Callable[[sa.Table], Any]] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+# With each statement SQLite gives the interpreter's lock away, and the writer then waits for its next turn
+# while requests are answered, and they for the writer.
+ROWS_OF_A_STATEMENT = 50
 
 
 def write(connection: sa.Connection, entries: Sequence[Entry]) -> None:
@@ -41,18 +44,32 @@ def write(connection: sa.Connection, entries: Sequence[Entry]) -> None:
     broke before it said so, and the batch is then written again.
     """
     if rows := [_row(entry) for entry in entries if isinstance(entry, Record)]:
-        connection.execute(_INSERT[connection.dialect.name](LOG).on_conflict_do_nothing(), rows)
+        if connection.dialect.name == "sqlite":
+            _insert_into_sqlite(connection, rows)
+        else:
+            named = [dict(zip(_NAMES, row, strict=True)) for row in rows]
+            connection.execute(postgresql.insert(LOG).on_conflict_do_nothing(), named)
     for entry in entries:
         if isinstance(entry, Feedback):
             connection.execute(_update(entry))
 
 
-def _row(record: Record) -> dict[str, Any]:
+def _row(record: Record) -> list[Any]:
     # SQLite would take a NumPy number for bytes: each value becomes what its column holds.
-    return {
-        name: None if value is None else kind(value)
-        for name, kind, value in zip(_NAMES, _KINDS, _VALUES(record), strict=True)
-    }
+    return [
+        None if value is None else kind(value) for kind, value in zip(_KINDS, _VALUES(record), strict=True)
+    ]
+
+
+def _insert_into_sqlite(connection: sa.Connection, rows: list[list[Any]]) -> None:
+    places = f"({', '.join('?' * len(_NAMES))})"
+    for start in range(0, len(rows), ROWS_OF_A_STATEMENT):
+        some = rows[start : start + ROWS_OF_A_STATEMENT]
+        connection.exec_driver_sql(
+            f"INSERT INTO {LOG.name} ({', '.join(_NAMES)}) VALUES {', '.join([places] * len(some))} "
+            "ON CONFLICT DO NOTHING",
+            tuple(chain.from_iterable(some)),
+        )
 
 
 def _update(feedback: Feedback) -> sa.Update:

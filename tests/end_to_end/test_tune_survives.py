@@ -62,6 +62,7 @@ def assert_nothing_is_lost(project: Project, trials: int) -> None:
         assert sorted(trial.intermediate_values) == list(range(1, EPOCHS + 1))
         losses = project.client.get_metric_history(run.info.run_id, "train/loss")
         assert sorted({metric.step for metric in losses}) == list(range(1, EPOCHS + 1))
+        assert project.artifacts(run.info.run_id) >= {"learning_curves.png", "val/confusion_matrix.png"}
 
 
 def ended(pid: int) -> bool:

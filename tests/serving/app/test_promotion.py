@@ -138,6 +138,17 @@ def test_the_registry_may_be_away(start: Callable[..., Server], store: Store) ->
         assert server.ready()["problems"] == []
 
 
+def test_an_alias_that_was_taken_away_is_no_outage(start: Callable[..., Server], store: Store) -> None:
+    server = start(store.uri, *FOLLOW).wait()
+    store.client.delete_registered_model_alias(NAME, "champion")
+    (problem,) = until(lambda: server.ready()["problems"])
+    assert problem == f"no version is models:/{NAME}@champion any more; {NAME}/1 goes on serving"
+    assert metric(server, "cifar_registry_up").endswith(" 1.0")
+    assert server.predict(RED).json()["predictions"][0]["label"] == "red"
+    store.promote("1")
+    until(lambda: server.ready()["problems"] == [])
+
+
 def test_a_worker_that_dies_while_the_registry_is_away_is_replaced_when_it_is_back(
     start: Callable[..., Server], store: Store
 ) -> None:

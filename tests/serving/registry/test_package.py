@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from cifar_mlflow import outbox, pipeline
 from cifar_mlflow.config import DataConfig, EvaluateConfig
@@ -230,7 +232,7 @@ def test_arguments_are_checked_first(
 def test_an_unknown_run_and_one_without_weights_are_refused(
     client: mlflow.MlflowClient, trained: Trained, shared_cache: Path
 ) -> None:
-    with pytest.raises(CifarError, match="f" * 32):
+    with pytest.raises(UsageError, match=f"there is no run {'f' * 32} in sqlite"):
         register("f" * 32)
     evaluated = pipeline.evaluate(
         EvaluateConfig(
@@ -258,7 +260,26 @@ def test_a_server_that_is_away_is_reported(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
     monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 0.1)
-    with pytest.raises(
-        CifarError, match=rf"run {trained.run_id} in MLflow's store http://127.0.0.1:{free_port}"
-    ):
-        register(trained.run_id)
+    for ask in (register, load_classifier):
+        with pytest.raises(
+            CifarError, match=rf"MLflow at http://127.0.0.1:{free_port} does not answer"
+        ) as found:
+            ask(trained.run_id)
+        assert not isinstance(found.value, UsageError), "which would say that it was asked for wrongly"
+
+
+def test_an_answer_that_is_lost_makes_no_second_version(
+    client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([MlflowException("the connection broke", TEMPORARILY_UNAVAILABLE), None])
+
+    def register_model(*arguments: Any, registers: Any = mlflow.register_model, **settings: Any) -> Any:
+        made = registers(*arguments, **settings)
+        if error := next(answers):
+            raise error
+        return made
+
+    monkeypatch.setattr(mlflow, "register_model", register_model)
+    made = register(trained.easy, serve_precision="fp32")
+    assert [str(version.version) for version in versions(client)] == [made.number]
+    assert "**cnn**" in client.get_model_version(made.name, made.number).description

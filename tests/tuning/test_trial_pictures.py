@@ -1,0 +1,94 @@
+"""What a worker leaves to draw, and what is in the run of the trial after that."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from cifar_mlflow.data import Split
+from cifar_mlflow.evaluation.report import Report, log_pictures, report_of
+from cifar_mlflow.pipeline import log_curves
+from cifar_mlflow.tracking import TrackedRun
+from tuning.trial_pictures import TrialPictures, leave_to_draw
+
+CLASSES = ("blue", "green", "red")
+PICTURES = (
+    "learning_curves.png",
+    *(f"val/{name}.png" for name in ("confusion_matrix", "f1_by_class", "reliability", "confident_mistakes")),
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_store: Path) -> mlflow.MlflowClient:
+    """A new store, and an experiment whose artifacts are below the test's folder."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    client = mlflow.MlflowClient()
+    client.create_experiment("trials", artifact_location=str(tmp_path / "artifacts"))
+    return client
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pictures").mkdir()
+    return tmp_path / "pictures"
+
+
+def new_run(client: mlflow.MlflowClient) -> str:
+    run_id: str = client.create_run(client.get_experiment_by_name("trials").experiment_id).info.run_id
+    return run_id
+
+
+def trained(seed: int) -> tuple[Split, Report, pd.DataFrame]:
+    rng = np.random.default_rng(seed)
+    val = Split(rng.integers(0, 256, (60, 8, 8, 3), dtype=np.uint8), np.arange(60) % 3)
+    logits = rng.normal(size=(60, 3)).astype(np.float32)
+    columns = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr")
+    history = pd.DataFrame(rng.random((3, 5)), columns=columns, index=pd.Index([1, 2, 3], name="epoch"))
+    return val, report_of(logits, val.labels, CLASSES, "val", 1.7), history
+
+
+def picture(client: mlflow.MlflowClient, run_id: str, name: str, to: Path) -> bytes:
+    to.mkdir(exist_ok=True)
+    return Path(client.download_artifacts(run_id, name, str(to))).read_bytes()
+
+
+def test_pictures_drawn_later_are_those_that_would_have_been_drawn_at_once(
+    store: mlflow.MlflowClient, folder: Path, tmp_path: Path
+) -> None:
+    val, report, history = trained(0)
+    at_once, later = new_run(store), new_run(store)
+    run = TrackedRun(at_once, "at once")
+    log_pictures(run, report, val)
+    log_curves(run, history)
+    run.flush()
+    leave_to_draw(folder, later, report, history)
+    with TrialPictures(folder, val, CLASSES):
+        pass
+    for name in PICTURES:
+        expected = picture(store, at_once, name, tmp_path / "expected")
+        assert picture(store, later, name, tmp_path / "drawn") == expected, name
+    assert not list(folder.glob("*.npz"))
+
+
+def test_what_a_killed_search_has_left_is_drawn_by_the_next(
+    store: mlflow.MlflowClient, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    val, report, history = trained(1)
+    run_id = new_run(store)
+    leave_to_draw(folder, run_id, report, history)
+    with pytest.raises(KeyboardInterrupt), TrialPictures(folder, val, CLASSES):
+        raise KeyboardInterrupt
+    assert len(list(folder.glob("*.npz"))) == 1
+    (folder / f"{'0' * 32}.npz").write_bytes(b"")  # as a power failure leaves it
+    (folder / f"{'1' * 32}.unfinished").write_bytes(b"half")
+    with caplog.at_level(logging.WARNING), TrialPictures(folder, val, CLASSES):
+        pass
+    assert {file.path for file in store.list_artifacts(run_id)} == {"learning_curves.png", "val"}
+    assert not list(folder.glob("*.npz"))
+    (line,) = caplog.messages
+    assert f"No pictures of run {'0' * 32}" in line
+    assert "is damaged" in line
