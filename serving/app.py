@@ -76,7 +76,6 @@ def create_app(service: Service) -> ASGIApp:
         exception_handlers={Refusal: _refused, HTTPException: _not_found},
     )
     app.router.route_class = _PlainRoute
-    tables = asyncio.Semaphore(1)
     champion, work, bodies, observer = service.champion, service.work, service.bodies, service.observer
 
     async def read(request: Request) -> bytearray:
@@ -121,9 +120,8 @@ def create_app(service: Service) -> ASGIApp:
         exchange = request.scope["exchange"]
         body = await read(request)
         kind = request.headers.get("content-type")
-        # A table may take many times the memory of its body, so there is one at a time of those that may.
         plain = kind == JSON and len(body) <= INLINE_BYTES
-        async with nullcontext() if plain else tables:
+        async with nullcontext() if plain else work.table():
             return await answer_table(exchange, body, kind)
 
     async def answer_table(exchange: Exchange, body: bytearray, kind: str | None) -> Response:

@@ -117,11 +117,14 @@ def _application(config: ServeConfig) -> ASGIApp:
 
 
 def _opened(config: ServeConfig) -> Service:
-    """The service, as soon as the registry answers: it may be away while one worker replaces another."""
+    """The service, as soon as it can be had: the parent could, so what fails now is only away or full.
+
+    One worker that replaces another must not end those that answer.
+    """
     while True:
         try:
             return Service(config)
-        except CifarError as error:
+        except (CifarError, OSError, MemoryError) as error:
             log.error("not started", reason=str(error), again_in_seconds=AGAIN_SECONDS)
             time.sleep(AGAIN_SECONDS)
 

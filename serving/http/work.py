@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ class Work:
     Args:
         threads: that decode.
         limit: pictures that may wait or be worked on at a time. One request alone may have more.
-        seconds: for one request.
+        seconds: for one request, and for the wait of a table before it.
 
     Attributes:
         waiting: how many are there now.
@@ -44,6 +44,7 @@ class Work:
         self._threads = threads
         self._limit = limit
         self._seconds = seconds
+        self._table = asyncio.Semaphore(1)
         self.waiting = 0
 
     @contextmanager
@@ -60,6 +61,22 @@ class Work:
             yield
         finally:
             self.waiting -= count
+
+    @asynccontextmanager
+    async def table(self) -> AsyncIterator[None]:
+        """The turn of a table, which may take many times the memory of its body: there is one at a time.
+
+        Raises:
+            Refusal: 503, it did not come in time.
+        """
+        try:
+            await asyncio.wait_for(self._table.acquire(), self._seconds)
+        except TimeoutError:
+            raise overloaded() from None
+        try:
+            yield
+        finally:
+            self._table.release()
 
     async def score(self, scorer: Scorer, contents: Sequence[Any]) -> Scored:
         """Decode and score. Who calls holds the scorer, and has room for the pictures.

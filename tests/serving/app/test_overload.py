@@ -12,6 +12,7 @@ import pytest
 import requests
 
 from tests.serving.app.conftest import RED, Server, Store, image, until
+from tests.serving.test_models_serve import CSV, text
 
 pytestmark = pytest.mark.slow
 
@@ -175,3 +176,16 @@ def test_one_client_that_asks_for_much_at_once_keeps_nobody_out(
         )  # and reads nothing
         connection.sendall((head(len(RED)) + RED) * 100)
         assert all(server.predict().ok for _ in range(20))
+
+
+def test_a_table_does_not_wait_for_its_turn_longer_than_a_request_may_take(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    server = start(shared_store.uri, "--request-timeout", "1").wait()
+    row = text(image("lime", (2500, 2500)))
+    table = "image\n" + f"{row}\n" * 150  # seconds of work
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: server.post("/invocations", table, CSV), range(6)))
+    codes = [(answer.status_code, answer.json()["error"]["code"]) for answer in answers]
+    assert set(codes) == {(504, "timeout"), (503, "overloaded")}
+    assert server.predict(RED).status_code == 200
