@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import requests
@@ -136,6 +137,51 @@ def test_a_client_that_says_nothing_is_hung_up_on(server: Server) -> None:
     begun = time.monotonic()
     assert statuses(server.send(b"GET /ping HTTP/1.1\r\n" + HOST, wait=60)) == []
     assert time.monotonic() - begun < 50  # it was the server that hung up
+
+
+@pytest.mark.thorough
+def test_a_blank_line_is_nothing_said(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(b"GET /ping HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert statuses(connection.recv(65536)) == [200]
+        connection.sendall(b"\r\n")
+        assert connection.recv(65536) == b""
+
+
+@pytest.mark.thorough
+def test_a_client_that_reads_nothing_is_cut_off(server: Server) -> None:
+    ask = b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n"
+    before = sockets(server)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(200 * ask)
+        time.sleep(5)
+        assert sockets(server) == before + 1  # it is waited for
+        until(lambda: sockets(server) == before, 60)
+    assert server.predict().ok
+
+
+def sockets(server: Server) -> int:
+    folder = Path(f"/proc/{server.process.pid}/fd")
+    return sum(str(each.readlink()).startswith("socket:") for each in folder.iterdir())
+
+
+@pytest.mark.thorough
+def test_a_slow_body_behind_another_request_has_the_time_of_any(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    server = start(shared_store.uri, "--request-timeout", "60").wait()
+    head = POST + b"Content-Length: %d\r\n" % len(RED)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(head + b"\r\n" + RED + head + b"Connection: close\r\n\r\n")
+        for place in range(40):  # seconds, more than any other bound
+            connection.sendall(RED[place : place + 1])
+            time.sleep(1)
+        connection.sendall(RED[40:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert statuses(answer) == [200, 200]
 
 
 def test_clients_that_hang_up_leave_nothing_behind(server: Server) -> None:

@@ -54,6 +54,12 @@ def parquet_of(compression: str = "snappy", /, **columns: Any) -> bytes:
     return file.getvalue()
 
 
+def parquet_with(**metadata: str) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"image": [RED]}).replace_schema_metadata(metadata), file)
+    return file.getvalue()
+
+
 def often(value: bytes, kind: pa.DataType) -> pa.Array:
     """A column that has the value in each of 300 rows, and in a file once."""
     return pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([value], kind))
@@ -137,6 +143,9 @@ INVOCATIONS: dict[str, tuple[Any, str, int, str]] = {
     ),
     "Parquet of many columns": (
         parquet_of(image=[RED], **{f"other{i}": [0] for i in range(200)}), PARQUET, 413, "too_many_rows"
+    ),
+    "Parquet with a large footer": (
+        parquet_with(note="x" * 2**21), PARQUET, 413, "too_many_rows"
     ),
     "too large": (bytes(17 * 2**20), JSON, 413, "too_large"),
 }  # fmt: skip
