@@ -21,6 +21,7 @@ from cifar_mlflow.data.summary import mean_std, summarize
 from cifar_mlflow.environment import library_versions
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation import figures
+from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report, log_pictures, log_report, log_tables, report_on
 from cifar_mlflow.export.hdf5 import save_hdf5
 from cifar_mlflow.export.reference import CARD_KEY, load_classifier, load_model
@@ -67,7 +68,7 @@ class Search(Protocol):
     def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
         """Further metrics of the trained network."""
 
-    def draws(self, run_id: str, report: Report, history: pd.DataFrame) -> bool:
+    def draws(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
         """Whether the pictures of the validation split and of the `history` are left to it, not drawn now."""
 
 
@@ -233,7 +234,7 @@ def finish(
         report = report_on(best, val_split, dataset.classes, "val", device=device)
         temperature = report.temperature
         log_tables(run, report)
-        drawn = search is not None and search.draws(run.run_id, report, history)
+        drawn = search is not None and search.draws(run.run_id, report, val_split.labels, history)
         if not drawn:
             log_pictures(run, report, val_split)
         metrics |= report.scalars() | {"temperature": temperature}

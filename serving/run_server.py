@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.app import create_app
@@ -24,12 +24,11 @@ from serving.config import ServeConfig
 from serving.http.observing import log, set_up_logging
 from serving.http.protocol import BoundedProtocol
 from serving.service import Service
+from serving.supervisor import Supervisor
 
 SHORTEST_KEY = 16
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 30
-# A worker that is silent for so long is replaced; less is said of one on a busy machine.
-WORKER_SECONDS = 60
 # After which a worker that could not begin tries again.
 AGAIN_SECONDS = 5
 
@@ -51,9 +50,9 @@ def serve(config: ServeConfig) -> None:
             Service(config).close()  # says what is wrong once, and not in each worker
             listener.listen(BACKLOG)
             log.info("listening", address=address, workers=config.workers)
-            with _ended_by_signals(), tempfile.TemporaryDirectory() as figures:
+            with _ended_by_signals(), tempfile.TemporaryDirectory(dir=_memory()) as figures:
                 os.environ["PROMETHEUS_MULTIPROC_DIR"] = figures
-                workers = Multiprocess(_uvicorn(functools.partial(_application, config), config), [listener])
+                workers = Supervisor(_uvicorn(functools.partial(_application, config), config), [listener])
                 workers.run()
             if any(each.exitcode == STARTUP_FAILURE for each in workers.processes):
                 raise CifarError("the workers do not start; the log lines above say why")
@@ -63,6 +62,12 @@ def serve(config: ServeConfig) -> None:
             log.info("listening", address=address, workers=1)
             with _ended_by_signals():
                 uvicorn.Server(_uvicorn(lambda: app, config)).run([listener])
+
+
+def _memory() -> Path | None:
+    """Where the workers' figures are: they are mapped, and a full disk would kill whoever writes to them."""
+    memory = Path("/dev/shm")
+    return memory if os.access(memory, os.W_OK) else None
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -100,7 +105,6 @@ def _uvicorn(factory: Callable[[], ASGIApp], config: ServeConfig) -> uvicorn.Con
         workers=config.workers,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(config.request_timeout) + 5,
-        timeout_worker_healthcheck=WORKER_SECONDS,
     )
 
 

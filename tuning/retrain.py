@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.run_directory import RunDirectory
@@ -64,7 +65,7 @@ class Retraining(pipeline.Search):
     def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
         return {}
 
-    def draws(self, run_id: str, report: Report, history: pd.DataFrame) -> bool:
+    def draws(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
         return False
 
 

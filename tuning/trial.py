@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.errors import CifarError, TrainingDivergedError
+from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.outbox import ask, first_line
@@ -104,8 +105,8 @@ class TrainedTrial(pipeline.Search):
             metrics["latency_ms"] = latency_ms(classifier, device, size)
         return metrics
 
-    def draws(self, run_id: str, report: Report, history: pd.DataFrame) -> bool:
-        leave_to_draw(self.pictures, run_id, report, history)
+    def draws(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
+        leave_to_draw(self.pictures, run_id, report, labels, history)
         return True
 
     def conclude(self, run_id: str, metrics: dict[str, float]) -> None:

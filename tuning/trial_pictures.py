@@ -19,24 +19,26 @@ from filelock import FileLock
 
 from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report, log_pictures, report_of
 from cifar_mlflow.pipeline import log_curves
-from cifar_mlflow.tracking import TrackedRun
+from cifar_mlflow.tracking import TrackedRun, TrackingLostError
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_AFTER_FAILURE = 30.0
+SECONDS_AFTER_OUTAGE = 30.0
 COLUMN = "history/"
 # What numpy makes of a file that a power failure cut off.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
-def leave_to_draw(folder: Path, run_id: str, report: Report, history: pd.DataFrame) -> None:
+def leave_to_draw(folder: Path, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> None:
     """Put down what the pictures of a run are drawn of.
 
     Args:
         report: of the validation split.
+        labels: of the same.
         history: one row an epoch, the index is its number.
 
     Raises:
@@ -49,6 +51,7 @@ def leave_to_draw(folder: Path, run_id: str, report: Report, history: pd.DataFra
             np.savez(
                 file,
                 logits=report.logits,
+                labels=labels,
                 temperature=report.temperature,
                 epochs=history.index.to_numpy(),
                 **columns,
@@ -76,6 +79,8 @@ class TrialPictures:
         self._val = val
         self._classes = classes
         self._lock = FileLock(folder / "draw.lock", thread_local=False)
+        self._failed: set[Path] = set()
+        self._is_away = False  # MLflow, when it was last to take a picture
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="pictures", daemon=True)
 
@@ -87,33 +92,51 @@ class TrialPictures:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        if error is None or isinstance(error, Exception):
-            self._thread.join()
+        if error is not None and not isinstance(error, Exception):
+            return
+        self._thread.join()
+        if not self._is_away:  # or it would be waited for once more
             self._draw_all()
+
+        if left := [file.stem for file in self._folder.glob("*.npz")]:
+            logger.warning("The same command draws the pictures that are missing in %s", ", ".join(left))
 
     def _work(self) -> None:
         if sys.platform == "linux":  # where a thread has a priority of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        pause = SECONDS_BETWEEN_LOOKS
-        while not self._ended.wait(pause):
-            pause = SECONDS_BETWEEN_LOOKS if self._draw_all() else SECONDS_AFTER_FAILURE
+        while not self._ended.wait(SECONDS_AFTER_OUTAGE if self._is_away else SECONDS_BETWEEN_LOOKS):
+            self._draw_all()
 
-    def _draw_all(self) -> bool:
-        """Whether all that is there could be drawn and logged."""
-        with self._lock:
-            for file in sorted(self._folder.glob("*.npz")):
-                try:
-                    self._draw(file)
-                except CifarError as error:
-                    logger.warning("The pictures of run %s have to wait: %s", file.stem, error)
-                    return False
-                except UNREADABLE as error:
-                    logger.warning("No pictures of run %s: %s is damaged (%s)", file.stem, file, error)
-                file.unlink()
-        return True
+    def _draw_all(self) -> None:
+        try:
+            with self._lock:
+                for file in sorted(self._folder.glob("*.npz")):
+                    if file not in self._failed:
+                        self._settle(file)
+                    if self._is_away:
+                        return
+        except OSError as error:
+            logger.warning("No pictures can be drawn from %s: %s", self._folder, error.strerror)
+
+    def _settle(self, file: Path) -> None:
+        """Draw what is in a file, and delete it unless that may succeed another time."""
+        try:
+            self._draw(file)
+        except CifarError as error:
+            logger.warning("The pictures of run %s cannot be logged: %s", file.stem, error)
+            self._is_away = isinstance(error, TrackingLostError)
+            if getattr(error.__cause__, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+                self._failed.add(file)
+                return
+        except UNREADABLE as error:
+            logger.warning("No pictures of run %s: %s cannot be used (%s)", file.stem, file, error)
+        self._is_away = False
+        file.unlink()
 
     def _draw(self, file: Path) -> None:
         with np.load(file, allow_pickle=False) as left:
+            if not np.array_equal(left["labels"], self._val.labels):
+                raise ValueError("it is of other validation images")
             logits, temperature = left["logits"], float(left["temperature"])
             columns = {
                 name.removeprefix(COLUMN): left[name] for name in left.files if name.startswith(COLUMN)

@@ -43,6 +43,12 @@ class StopRequest:
     ) -> None:
         for signum, handler in self._former.items():
             signal.signal(signum, handler)
+        if self.signum is None or isinstance(error, KeyboardInterrupt):
+            return
+        # What came too late for this work is meant for the work around it.
+        outer = self._former.get(self.signum)
+        if callable(outer) and isinstance(getattr(outer, "__self__", None), StopRequest):
+            outer(self.signum, None)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and self.signum == signal.SIGINT:

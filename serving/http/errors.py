@@ -33,6 +33,10 @@ def overloaded(message: str = "The server has too much to do.") -> Refusal:
     return Refusal(503, "overloaded", f"{message} Try again in a second.", {"Retry-After": "1"})
 
 
+def too_slow() -> Refusal:
+    return Refusal(504, "timeout", "The server was too slow for this request.")
+
+
 def body_of(refusal: Refusal) -> bytes:
     return json.dumps({"error": {"code": refusal.code, "message": refusal.message}}).encode()
 

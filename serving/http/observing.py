@@ -147,7 +147,7 @@ def set_up_logging() -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line at once: workers share the stream
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)

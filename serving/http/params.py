@@ -8,6 +8,8 @@ from starlette.datastructures import QueryParams
 from serving.http.errors import Refusal
 from serving.http.uploads import parsed_json
 
+MAX_FEEDBACK_BYTES = 64 * 1024
+
 
 class PredictParams(NamedTuple):
     """`input`: with each answer comes the picture that the network saw."""
@@ -52,8 +54,10 @@ def feedback_of(body: bytearray, classes: list[str]) -> Feedback:
     """What is in a body.
 
     Raises:
-        Refusal: 400, it is no feedback, or names a class that there is not.
+        Refusal: 400, it is no feedback, or names a class that there is not; 413, it is too large to be any.
     """
+    if len(body) > MAX_FEEDBACK_BYTES:
+        raise Refusal(413, "too_large", "This is too large for feedback.")
     try:
         given = Feedback.model_validate(parsed_json(body))
     except ValidationError:

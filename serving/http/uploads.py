@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FIELD = "file"
 MAX_FILENAME = 255
+MAX_JSON_VALUES = 300_000
+MAX_OTHER_FIELDS = 100
 
 
 class Upload(NamedTuple):
@@ -33,7 +35,7 @@ def uploads(content_type: str, body: bytearray, most: int) -> list[Upload]:
     if kind == "multipart/form-data":
         found = _of_form(body, options.get(b"boundary", b""), most)
     elif kind == "application/json":
-        found = _of_json(body)
+        found = _of_json(body, most)
     elif kind == "application/octet-stream" or kind.startswith("image/"):
         found = [Upload(bytes(body))]
     else:
@@ -42,8 +44,6 @@ def uploads(content_type: str, body: bytearray, most: int) -> list[Upload]:
             "unsupported_media_type",
             "Send multipart/form-data with files, the bytes of a picture as image/*, or application/json.",
         )
-    if len(found) > most:
-        raise _too_many(most)
     return found
 
 
@@ -51,19 +51,23 @@ def parsed_json(body: bytearray) -> Any:
     """What the body says in JSON.
 
     Raises:
-        Refusal: it is none.
+        Refusal: it is none, or has so many values that they would take many times the memory of the body.
     """
+    if body.count(b",") > MAX_JSON_VALUES:  # base64 has no comma
+        raise Refusal(413, "too_many_values", f"The JSON of a request may have {MAX_JSON_VALUES:,} values.")
     try:
         return json.loads(bytes(body))
     except (ValueError, RecursionError):  # not UTF-8, not JSON, a number of 5,000 digits; nested too deeply
         raise Refusal(400, "not_json", "The body is not JSON.") from None
 
 
-def _of_json(body: bytearray) -> list[Upload]:
+def _of_json(body: bytearray, most: int) -> list[Upload]:
     content = parsed_json(body)
     if isinstance(content, dict) and content.keys() == {"image"}:
         return [Upload(content["image"])]
     if isinstance(content, dict) and content.keys() == {"images"} and isinstance(content["images"], list):
+        if len(content["images"]) > most:
+            raise _too_many(most)
         if content["images"]:
             return [Upload(value) for value in content["images"]]
         raise _no_pictures("The list of images is empty.")
@@ -91,6 +95,7 @@ class _Form:
     def __init__(self, most: int) -> None:
         self.files: list[Upload] = []
         self.ended = False
+        self._parts = 0
         self._most = most
 
     def callbacks(self) -> "MultipartCallbacks":
@@ -105,6 +110,9 @@ class _Form:
         }
 
     def _part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > self._most + MAX_OTHER_FIELDS:
+            raise _too_many(self._most)
         self._disposition, self._name, self._value = b"", b"", b""
         self._content = bytearray()
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.http.errors import Refusal, overloaded
+from serving.http.errors import overloaded, too_slow
 from serving.http.pictures import Picture, decode, is_small
 from serving.scorer.engine import MAX_BATCH
 from serving.scorer.scorer import Scorer, Scores
@@ -93,7 +93,7 @@ class Work:
                     scorer, [each.pixels for each in pictures if each.pixels is not None]
                 )
         except TimeoutError:
-            raise Refusal(504, "timeout", "The server was too slow for this request.") from None
+            raise too_slow() from None
         score_ms = 1000 * (time.perf_counter() - decoded)
         for picture in pictures:
             if picture.error is None:
@@ -101,8 +101,16 @@ class Work:
         return Scored(pictures, scores, 1000 * (decoded - begun), score_ms)
 
     async def run(self, function: Any, *arguments: Any) -> Any:
-        """Work that would hold up the other requests, in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        """Work that would hold up the other requests, in one of the threads.
+
+        Raises:
+            Refusal: 504, it took too long, or no thread was free.
+        """
+        try:
+            async with asyncio.timeout(self._seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        except TimeoutError:
+            raise too_slow() from None
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +169,13 @@ class Database:
             return self.file.stat().st_ino != self._inode
         except OSError:
             return True
+
+    def let_go(self) -> None:
+        """Close the connections. What a file that was moved has not got yet is put into it before."""
+        if self.file is not None:
+            with suppress(sa.exc.SQLAlchemyError), self.engine.connect() as connection:
+                connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.engine.dispose()
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:

@@ -94,10 +94,11 @@ class ImageFolder:
         try:
             try:
                 os.utime(path)
-                return 0
+                grown = 0
             except FileNotFoundError:
                 half.write_bytes(data)
                 half.replace(path)
+                grown = len(data)
         except OSError as error:
             self.dropped += 1
             if self.failing is None:
@@ -106,7 +107,7 @@ class ImageFolder:
             half.unlink(missing_ok=True)
             return 0
         self.failing = None
-        return len(data)
+        return grown
 
     def _forget(self) -> None:
         """Delete what is too old, and the oldest of what is too much.

@@ -168,7 +168,7 @@ class RequestLog:
 
     def _flush(self) -> None:
         if self._failing or self._database.was_replaced():
-            self._database.engine.dispose()
+            self._database.let_go()
             self._database.prepare()
         while True:
             with self._lock:

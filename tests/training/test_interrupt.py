@@ -26,6 +26,15 @@ def test_in_a_block_that_may_be_left_anywhere_a_signal_does_not_wait() -> None:
         work()
 
 
+def test_a_signal_at_the_end_of_one_of_many_works_is_told_to_the_work_around_it() -> None:
+    with StopRequest() as outer:
+        with StopRequest() as inner:
+            with inner.at_once():
+                pass
+            signal.raise_signal(signal.SIGTERM)
+        assert outer.signum == signal.SIGTERM
+
+
 def test_only_the_first_signal_and_a_second_ctrl_c_raise() -> None:
     """`mlflow run` sends SIGTERM after the terminal's SIGINT: it must not disturb the end of the run."""
     with StopRequest() as stop:

@@ -65,7 +65,7 @@ def test_pictures_drawn_later_are_those_that_would_have_been_drawn_at_once(
     log_pictures(run, report, val)
     log_curves(run, history)
     run.flush()
-    leave_to_draw(folder, later, report, history)
+    leave_to_draw(folder, later, report, val.labels, history)
     with TrialPictures(folder, val, CLASSES):
         pass
     for name in PICTURES:
@@ -79,16 +79,33 @@ def test_what_a_killed_search_has_left_is_drawn_by_the_next(
 ) -> None:
     val, report, history = trained(1)
     run_id = new_run(store)
-    leave_to_draw(folder, run_id, report, history)
+    leave_to_draw(folder, run_id, report, val.labels, history)
     with pytest.raises(KeyboardInterrupt), TrialPictures(folder, val, CLASSES):
         raise KeyboardInterrupt
     assert len(list(folder.glob("*.npz"))) == 1
     (folder / f"{'0' * 32}.npz").write_bytes(b"")  # as a power failure leaves it
     (folder / f"{'1' * 32}.unfinished").write_bytes(b"half")
+    leave_to_draw(folder, "2" * 32, report, val.labels, history)  # of a store that is gone
+    leave_to_draw(folder, "3" * 32, report, val.labels[::-1], history)  # of another split
     with caplog.at_level(logging.WARNING), TrialPictures(folder, val, CLASSES):
         pass
     assert {file.path for file in store.list_artifacts(run_id)} == {"learning_curves.png", "val"}
     assert not list(folder.glob("*.npz"))
-    (line,) = caplog.messages
-    assert f"No pictures of run {'0' * 32}" in line
-    assert "is damaged" in line
+    assert [message.partition(" run ")[2][:1] for message in caplog.messages] == ["0", "2", "3"]
+
+
+def test_one_run_that_takes_no_pictures_keeps_them_from_no_other(
+    store: mlflow.MlflowClient, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    val, report, history = trained(2)
+    (tmp_path / "a file").touch()
+    experiment = store.create_experiment("elsewhere", artifact_location=str(tmp_path / "a file"))
+    closed = store.create_run(experiment).info.run_id
+    open_runs = [new_run(store) for _ in range(4)]
+    for run_id in (closed, *open_runs):
+        leave_to_draw(folder, run_id, report, val.labels, history)
+    with caplog.at_level(logging.WARNING), TrialPictures(folder, val, CLASSES):
+        pass
+    assert all(store.list_artifacts(run_id) for run_id in open_runs)
+    assert [file.stem for file in folder.glob("*.npz")] == [closed]
+    assert f"The same command draws the pictures that are missing in {closed}" in caplog.messages

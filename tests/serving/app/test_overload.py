@@ -189,3 +189,26 @@ def test_a_table_does_not_wait_for_its_turn_longer_than_a_request_may_take(
     codes = [(answer.status_code, answer.json()["error"]["code"]) for answer in answers]
     assert set(codes) == {(504, "timeout"), (503, "overloaded")}
     assert server.predict(RED).status_code == 200
+
+
+def test_feedback_that_waits_for_the_database_keeps_no_picture_waiting(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    server = start(shared_store.uri, "--request-timeout", "5").wait()
+    photo = image("lime", (1500, 1500), "jpeg")  # too large to be decoded between two requests
+    over = threading.Event()
+
+    def ask(client: int) -> set[int]:
+        found = set()
+        while not over.is_set():
+            given = {"request_id": f"nobody-{client}", "correct": True}
+            found.add(server.post("/feedback", given).status_code)
+        return found
+
+    with ThreadPoolExecutor(20) as pool:
+        asking = [pool.submit(ask, client) for client in range(20)]
+        try:
+            assert [server.predict(photo).status_code for _ in range(5)] == [200] * 5
+        finally:
+            over.set()
+    assert {status for each in asking for status in each.result()} == {404}

@@ -75,6 +75,33 @@ def test_workers_share_the_work_and_are_replaced(start: Callable[..., Server], s
     assert len(rows(server)) >= 60
 
 
+def test_a_worker_that_dies_before_it_is_heard_of_is_replaced_and_said(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    server = start(shared_store.uri, "--workers", "2").wait()
+    first = set(children(server.process.pid))
+    os.kill(max(first), signal.SIGKILL)
+    second = until(lambda: set(children(server.process.pid)) - first)
+    os.kill(max(second), signal.SIGKILL)  # in the midst of its imports
+    until(lambda: set(children(server.process.pid)) - first - second, 30)
+    said = [line for line in server.lines() if line.get("event") == "worker replaced"]
+    assert [(line["worker"], line["ended_by"]) for line in said] == [
+        (max(first), "SIGKILL"),
+        (max(second), "SIGKILL"),
+    ]
+    assert server.stop() == 0
+
+
+def test_a_worker_that_hangs_is_killed_at_the_end(start: Callable[..., Server], shared_store: Store) -> None:
+    server = start(shared_store.uri, "--workers", "2", "--request-timeout", "1").wait()
+    hung = max(children(server.process.pid))
+    os.kill(hung, signal.SIGSTOP)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(40) == 0
+    (said,) = [line for line in server.lines() if line.get("event") == "worker killed, it did not end"]
+    assert said["worker"] == hung
+
+
 def test_with_its_parent_killed_no_worker_keeps_the_port(
     start: Callable[..., Server], shared_store: Store
 ) -> None:

@@ -74,6 +74,7 @@ PREDICT: dict[str, tuple[Any, str, int, str]] = {
     "another key": ({THEIRS: R}, JSON, 400, "no_pictures"),
     "no pictures": ({"images": []}, JSON, 400, "no_pictures"),
     "too many pictures": ({"images": ["x"] * 1001}, JSON, 413, "too_many_pictures"),
+    "too many values": ('{"images": [' + "{}," * 400_000 + "{}]}", JSON, 413, "too_many_values"),
     "a number for a picture": ({"image": 5}, JSON, 400, "wrong_type"),
     "not base64": ({"image": f"{THEIRS}!"}, JSON, 400, "not_base64"),
     "null": ({"image": None}, JSON, 400, "missing_image"),
@@ -95,11 +96,13 @@ PREDICT: dict[str, tuple[Any, str, int, str]] = {
     "a form cut short": (part("file", RED), FORM, 400, "bad_form"),
     "a form without file": (part(THEIRS, RED) + b"--b--\r\n", FORM, 400, "no_pictures"),
     "a form with too many": (part("file", b"") * 1001 + b"--b--\r\n", FORM, 413, "too_many_pictures"),
+    "a form of other fields": (part("x", b"") * 2000 + b"--b--\r\n", FORM, 413, "too_many_pictures"),
 }
 
 INVOCATIONS: dict[str, tuple[Any, str, int, str]] = {
     "not JSON": (f'{{"inputs": ["{THEIRS}"', JSON, 400, "not_json"),
     "an empty body": (b"", JSON, 400, "not_json"),
+    "too many values": ('{"inputs": [' + "[]," * 400_000 + "[]]}", JSON, 413, "too_many_values"),
     "a list": ([R], JSON, 400, "bad_table"),
     "none of the four keys": ({THEIRS: [R]}, JSON, 400, "bad_table"),
     "two of the four keys": ({"inputs": [R], "instances": [R]}, JSON, 400, "bad_table"),
@@ -191,6 +194,7 @@ def test_predict_refuses_params_out_of_their_bounds(server: Server, params: dict
         ({"request_id": "a", "item": -1, "correct": True}, JSON, 400, "bad_feedback"),
         ({"request_id": "a", "correct": True, THEIRS: 1}, JSON, 400, "bad_feedback"),
         ([THEIRS], JSON, 400, "bad_feedback"),
+        ([[]] * 30_000, JSON, 413, "too_large"),
         ('{"request_id": "a", ', JSON, 400, "not_json"),
     ],
 )

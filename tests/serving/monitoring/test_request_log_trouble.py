@@ -201,3 +201,31 @@ def test_a_file_that_was_removed_is_made_anew(sqlite_url: str, tmp_path: Path) -
     log.close()
     assert list(rows(sqlite_url)["request_id"]) == ["b"]
     assert log.dropped == 0
+
+
+def test_pictures_that_can_be_kept_again_end_the_trouble(sqlite_url: str, tmp_path: Path) -> None:
+    folder, away = tmp_path / "pictures", tmp_path / "away"
+    log = open_log(sqlite_url, images_dir=folder)
+    known = "ab" * 32
+    log.put_image(known, "JPEG", b"known")
+    wait_until(lambda: (folder / f"{known}.jpg").exists(), "the picture")
+    folder.rename(away)
+    log.put_image("cd" * 32, "JPEG", b"new")
+    wait_until(lambda: log.failing is not None, "the trouble")
+    away.rename(folder)
+    log.put_image(known, "JPEG", b"known")
+    wait_until(lambda: log.failing is None, "its end")
+    log.close()
+
+
+def test_rows_of_a_file_that_is_moved_away_are_in_it(sqlite_url: str, tmp_path: Path) -> None:
+    log = open_log(sqlite_url)
+    file = Path(sqlite_url.removeprefix("sqlite:///"))
+    for number in range(400):
+        log.put(record(f"old-{number}"))
+    wait_until(lambda: len(rows(sqlite_url)) == 400, "the rows")
+    file.rename(tmp_path / "moved.db")
+    log.put(record("new"))
+    log.close()
+    assert list(rows(sqlite_url)["request_id"]) == ["new"]
+    assert len(rows(f"sqlite:///{tmp_path / 'moved.db'}")) == 400
