@@ -97,9 +97,10 @@ class TrialPictures:
         self._thread.join()
         if not self._is_away:  # or it would be waited for once more
             self._draw_all()
-
         if left := [file.stem for file in self._folder.glob("*.npz")]:
-            logger.warning("The same command draws the pictures that are missing in %s", ", ".join(left))
+            logger.warning(
+                "The same command draws the pictures that are missing in %s", ", ".join(sorted(left))
+            )
 
     def _work(self) -> None:
         if sys.platform == "linux":  # where a thread has a priority of its own
@@ -125,6 +126,8 @@ class TrialPictures:
         except CifarError as error:
             logger.warning("The pictures of run %s cannot be logged: %s", file.stem, error)
             self._is_away = isinstance(error, TrackingLostError)
+            if self._is_away:
+                return
             if getattr(error.__cause__, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
                 self._failed.add(file)
                 return

@@ -13,6 +13,7 @@ from cifar_mlflow.data import Split
 from cifar_mlflow.evaluation.report import Report, log_pictures, report_of
 from cifar_mlflow.pipeline import log_curves
 from cifar_mlflow.tracking import TrackedRun
+from serving.server import free_port
 from tuning.trial_pictures import TrialPictures, leave_to_draw
 
 CLASSES = ("blue", "green", "red")
@@ -109,3 +110,26 @@ def test_one_run_that_takes_no_pictures_keeps_them_from_no_other(
     assert all(store.list_artifacts(run_id) for run_id in open_runs)
     assert [file.stem for file in folder.glob("*.npz")] == [closed]
     assert f"The same command draws the pictures that are missing in {closed}" in caplog.messages
+
+
+def test_what_cannot_be_logged_while_mlflow_is_away_waits_for_the_next_command(
+    store: mlflow.MlflowClient,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    val, report, history = trained(3)
+    runs = sorted(new_run(store) for _ in range(2))
+    for run_id in runs:
+        leave_to_draw(folder, run_id, report, val.labels, history)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+        patch.setattr("cifar_mlflow.tracking.PATIENCE_SECONDS", 0.1)
+        with caplog.at_level(logging.WARNING), TrialPictures(folder, val, CLASSES):
+            pass
+    said = f"The same command draws the pictures that are missing in {', '.join(runs)}"
+    assert said in caplog.messages
+    with TrialPictures(folder, val, CLASSES):
+        pass
+    assert all(store.list_artifacts(run_id) for run_id in runs)
+    assert not list(folder.glob("*.npz"))
