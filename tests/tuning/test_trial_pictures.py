@@ -87,12 +87,18 @@ def test_what_a_killed_search_has_left_is_drawn_by_the_next(
     (folder / f"{'0' * 32}.npz").write_bytes(b"")  # as a power failure leaves it
     (folder / f"{'1' * 32}.unfinished").write_bytes(b"half")
     leave_to_draw(folder, "2" * 32, report, val.labels, history)  # of a store that is gone
-    leave_to_draw(folder, "3" * 32, report, val.labels[::-1], history)  # of another split
+    other = new_run(store)
+    leave_to_draw(folder, other, report, val.labels[::-1], history)  # of another split
     with caplog.at_level(logging.WARNING), TrialPictures(folder, val, CLASSES):
         pass
     assert {file.path for file in store.list_artifacts(run_id)} == {"learning_curves.png", "val"}
     assert not list(folder.glob("*.npz"))
-    assert [message.partition(" run ")[2][:1] for message in caplog.messages] == ["0", "2", "3"]
+    assert not store.list_artifacts(other)
+    assert {message.partition(" run ")[2].partition(":")[0] for message in caplog.messages} == {
+        "0" * 32,
+        f"{'2' * 32} cannot be logged",
+        other,
+    }
 
 
 def test_one_run_that_takes_no_pictures_keeps_them_from_no_other(
