@@ -76,6 +76,8 @@ def ask(call: Callable[[], T], missing: str | None = None) -> T:
     """
     try:
         return patiently(call, PATIENCE_SECONDS)
+    except CifarError:
+        raise
     except Exception as error:  # each kind of store has errors of its own
         if missing and isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise UsageError(missing) from error

@@ -1,6 +1,7 @@
 """A scorer folder as an MLflow model: plain files and code, nothing pickled."""
 
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -14,10 +15,12 @@ import mlflow
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 from PIL import Image
 
+from cifar_mlflow.outbox import ask
 from serving import scorer
 from serving.scorer.scorer import CARD_FILE
 
@@ -44,6 +47,30 @@ def log_model(scorer_folder: Path, run_id: str, name: str = "scorer") -> ModelIn
     """Log the folder as an MLflow model of a run, whatever the run's status, which stays as it is."""
     with _arguments(scorer_folder) as arguments:
         return Model.log(None, flavor=mlflow.pyfunc, run_id=run_id, name=name, **arguments)
+
+
+def download(model_uri: str, folder: Path) -> Path:
+    """A logged or registered model as a local folder, in one that is made for it.
+
+    Raises:
+        CifarError: MLflow does not answer, or has no such model.
+    """
+    folder.mkdir()
+    return Path(ask(lambda: mlflow.artifacts.download_artifacts(model_uri, dst_path=str(folder))))
+
+
+def code_digest(model: Path) -> str:
+    """sha256 of all that is in the folder of an MLflow model beside the scorer folder.
+
+    That is our code, and the files by which MLflow finds it and makes an environment for it.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(model.rglob("*")):
+        name = path.relative_to(model).as_posix()
+        is_added = name == REGISTERED_MODEL_META_FILE_NAME  # by the download of a registered version
+        if path.is_file() and not is_added and not name.startswith(f"{SCORER_PATH}/"):
+            digest.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n".encode())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from contextlib import redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from cifar_mlflow.pipeline import divide
 from cifar_mlflow.tracking import connect
 from serving.config import RegisterConfig
 from serving.forms import Form, Judges, choose, make_forms
-from serving.model import log_model
+from serving.model import code_digest, download, log_model
 from serving.monitoring.drift import reference_of
 from serving.scorer.engine import Engine
 from serving.scorer.scorer import CARD_FILE, FORMAT, MODEL_FILE
@@ -110,7 +110,9 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
             files={path.name: _sha256(path) for path in folder.iterdir()},
         )
         model_uri = ask(lambda: log_model(folder, run_id)).model_uri
-        _try_out(model_uri, card, form, judges)
+        model = download(model_uri, Path(scratch, "logged"))
+        version = replace(version, code=code_digest(model))
+        _try_out(model, card, form, judges)
     now = int(time.time() * 1000)
     logged = [Metric(key, value, now, 0) for key, value in metrics.items()]
     ask(lambda: mlflow.MlflowClient().log_batch(run_id, metrics=logged))
@@ -218,7 +220,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _try_out(model_uri: str, card: ModelCard, form: Form, judges: Judges) -> None:
+def _try_out(model: Path, card: ModelCard, form: Form, judges: Judges) -> None:
     """Have the logged model classify pictures, and compare with what the network makes of their pixels.
 
     Raises:
@@ -229,8 +231,7 @@ def _try_out(model_uri: str, card: ModelCard, form: Form, judges: Judges) -> Non
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "png")
         pictures.append(file.getvalue())
-    model = ask(lambda: mlflow.pyfunc.load_model(model_uri))
-    answers = model.predict(pd.DataFrame({"image": pictures}))
+    answers = mlflow.pyfunc.load_model(str(model)).predict(pd.DataFrame({"image": pictures}))
     expected = softmax(form.logits[: len(pictures)], card.temperature)
     for probabilities, answer in zip(expected, answers, strict=True):
         # Not the labels: of two equally likely classes, a batch of another size may favour the other.
@@ -240,7 +241,7 @@ def _try_out(model_uri: str, card: ModelCard, form: Form, judges: Judges) -> Non
             or abs(chosen - answer["confidence"]) > 1e-3
         ):
             raise CifarError(
-                f"the logged model {model_uri} takes a picture for {answer['label']} with a probability of "
+                f"the logged model takes a picture for {answer['label']} with a probability of "
                 f"{answer['confidence']:.4f}, for which the network finds {chosen:.4f}"
             )
 

@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import mlflow
 from filelock import FileLock, Timeout
 
 from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.outbox import ask
-from serving.model import SCORER_PATH
+from serving.model import SCORER_PATH, code_digest, download
 from serving.versions import RegisteredModel, Version
 
 logger = logging.getLogger("cifar_mlflow.serving")
@@ -74,10 +72,9 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
         if objection and not force:
             raise NotPromotedError(f"{version} does not become the champion of {name}: {objection}")
         _check_files(name, version)
-        model.expect(CHAMPION, number)
         if number:  # first: a promotion that is killed between the two has changed nothing that is served
-            model.give(PREVIOUS, number)
-        model.give(CHAMPION, version.number)
+            model.give(PREVIOUS, number, over=previous)
+        model.give(CHAMPION, version.number, over=number)
         if not number and previous == version.number:
             model.take(PREVIOUS)
         message = f"{version} is now the champion of {name}"
@@ -110,11 +107,10 @@ def rollback(name: str) -> Promotion:
             raise UsageError(f"{name} has no previous champion to go back to")
         version = model.ours(previous)
         _check_files(name, version)
-        model.expect(CHAMPION, champion)
-        model.give(CHAMPION, previous)
+        model.give(CHAMPION, previous, over=champion)
         message = f"{version} is the champion of {name} again"
         if champion:
-            model.give(PREVIOUS, champion)
+            model.give(PREVIOUS, champion, over=previous)
             message += f", in place of version {champion}"
             _note(model, champion, rolled_back_at=_now(), rolled_back_to=previous)
         else:
@@ -190,16 +186,20 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _check_files(name: str, version: Version) -> None:
-    """Download the files of the version and compare them with what was registered."""
+    """Download the version and compare its files with what was registered."""
     with tempfile.TemporaryDirectory() as scratch:
-        address = f"models:/{name}/{version.number}/{SCORER_PATH}"
-        folder = Path(ask(lambda: mlflow.artifacts.download_artifacts(address, dst_path=scratch)))
+        model = download(f"models:/{name}/{version.number}", Path(scratch, "model"))
+        code = code_digest(model)
+        folder = model / SCORER_PATH
         found = {
             path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in folder.rglob("*")
             if path.is_file()
         }
-    if odd := sorted(name for name in found | version.files if found.get(name) != version.files.get(name)):
+    odd = sorted(name for name in found | version.files if found.get(name) != version.files.get(name))
+    if version.code not in (None, code):
+        odd.append("the code that comes with it")
+    if odd:
         raise CifarError(
             f"version {version.number} of {name} cannot be served: {', '.join(odd)} is missing or is not "
             f"what was registered; register run {version.run_id} again"

@@ -24,6 +24,7 @@ class Version:
         val_accuracy: of the served form; None where no images were held out.
         agreement: share of images to which it gives the label that the trained network gives.
         files: sha256 by name, of the scorer folder.
+        code: `code_digest` of the MLflow model around it; None if `register` was older and noted none.
     """
 
     run_id: str
@@ -36,6 +37,7 @@ class Version:
     val_accuracy: float | None
     agreement: float
     files: dict[str, str]
+    code: str | None = None
     number: str = ""
 
     def __str__(self) -> str:
@@ -54,6 +56,7 @@ class Version:
             "split_seed": str(self.split_seed),
             "agreement": repr(self.agreement),
             **({} if self.val_accuracy is None else {"val_accuracy": repr(self.val_accuracy)}),
+            **({} if self.code is None else {"code_digest": self.code}),
             **{f"{FILE_TAG}{name}": digest for name, digest in self.files.items()},
         }
 
@@ -78,6 +81,7 @@ class Version:
                 val_accuracy=float(tags["val_accuracy"]) if "val_accuracy" in tags else None,
                 agreement=float(tags["agreement"]),
                 files=files,
+                code=tags.get("code_digest"),
                 number=str(version.version),
             )
         except (KeyError, ValueError, TypeError):
@@ -108,13 +112,20 @@ class RegisteredModel:
         holder = model.aliases.get(alias)
         return None if holder is None else str(holder)
 
-    def give(self, alias: str, number: str) -> None:
-        """Give the alias to a version, and look whether that holds.
+    def give(self, alias: str, number: str, over: str | None) -> None:
+        """Give the alias of a version (None: of nobody) to another, and look whether that holds.
 
         Raises:
             CifarError: somebody else gave it to another version meanwhile.
         """
-        ask(lambda: self._client.set_registered_model_alias(self.name, alias, number))
+
+        def write() -> None:
+            # Looked at before each attempt: in an outage of minutes others may have been here.
+            if self.holder(alias) != number:
+                self.expect(alias, over)
+                self._client.set_registered_model_alias(self.name, alias, number)
+
+        ask(write)
         self.expect(alias, number)
 
     def take(self, alias: str) -> None:

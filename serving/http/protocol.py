@@ -43,6 +43,38 @@ _TURNED_AWAY = (
 _NOT_HTTP = b'{"error": {"code": "not_http", "message": "This is not a valid HTTP request."}}'
 
 
+class _WholeAnswers:
+    """The transport of a connection for its answers: head and body leave in one piece.
+
+    Uvicorn writes one after the other, and each write wakes the client, for which the server has to wait.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._transport.write(self._head + data)
+            self._head = b""
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100 "):
+            self._head = data
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """There is no body."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 @dataclass
 class Door:
     """What the app gives to its connections, by its lifespan's state, under the name `door`.
@@ -66,6 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._answers = _WholeAnswers(transport)
         self._timer: TimerHandle | None = None
         self._head_bytes = 0
         self._discarded = 0
@@ -139,6 +172,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._turn_away()
         else:
             super().on_headers_complete()
+            self.cycle.transport = self._answers  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
@@ -167,6 +201,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._answers.flush()
         self._let_out()
         super().on_response_complete()
         if self._head_begun:

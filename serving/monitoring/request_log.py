@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 20_000  # some 15 MB
 BATCH = 1000
+# While the rows of a batch are written, requests wait for the interpreter: more often, for less long.
+FLUSH_SECONDS = 0.1
+LOOKUP_SECONDS = 1.0  # for a row that another process has yet to write
 RETRY_SECONDS = 1.0
 SILENCE_SECONDS = 5.0  # a database that takes longer for a batch is as good as away
 CLOSE_SECONDS = 5.0
@@ -56,7 +59,7 @@ class RequestLog:
         *,
         retention_days: float,
         retention_mb: float,
-        flush_seconds: float = 0.5,
+        flush_seconds: float = FLUSH_SECONDS,
         images_dir: Path | None = None,
     ) -> None:
         self._database = Database(url)
@@ -101,7 +104,7 @@ class RequestLog:
     def feedback(self, request_id: str, item: int, *, correct: bool | None, label: str | None) -> bool:
         """Note what a person said of an answer; the latest counts.
 
-        An answer that another process has not written yet is waited for, two flushes at the most: call this
+        An answer that another process has not written yet is waited for, a second at the most: call this
         from a thread. While the database is away, feedback is taken unseen, and forgotten if there is no
         such answer.
 
@@ -213,12 +216,12 @@ class RequestLog:
         if any(e.request_id == request_id and e.item == item for e in waiting if isinstance(e, Record)):
             return True
         patient = self._patient.acquire(blocking=False)
-        deadline = time.monotonic() + (2 * self._flush_seconds if patient else 0)
+        deadline = time.monotonic() + (LOOKUP_SECONDS if patient else 0)
         try:
             while not self._is_written(request_id, item):
                 if time.monotonic() > deadline:
                     return False
-                time.sleep(self._flush_seconds / 10)
+                time.sleep(LOOKUP_SECONDS / 20)
             return True
         finally:
             if patient:

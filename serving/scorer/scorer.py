@@ -82,33 +82,33 @@ class Scorer:
         """What logits (N, classes) of the engine mean."""
         temperature = self.card["temperature"]
         logits = logits / temperature
-        highest = logits.max(axis=1, keepdims=True)
+        highest = np.maximum.reduce(logits, axis=1, keepdims=True)
         exponentials = np.exp(logits - highest)
-        total = exponentials.sum(axis=1, keepdims=True)
-        probabilities = exponentials / total
+        total = np.add.reduce(exponentials, axis=1, keepdims=True)
         energy = -temperature * (highest + np.log(total))[:, 0]
-        unsure = probabilities.max(axis=1) < self.card["uncertain"]["confidence_below"]
-        return Scores(probabilities, energy, unsure | (energy > self.card["ood"]["above"]))
+        unsure = 1 / total[:, 0] < self.card["uncertain"]["confidence_below"]
+        return Scores(exponentials / total, energy, unsure | (energy > self.card["ood"]["above"]))
 
     def answers(self, scores: Scores, top_k: int) -> list[dict[str, Any]]:
         """One answer an image, as plain as JSON; `top_k` from 1 to the number of classes."""
-        order = np.argsort(-scores.probabilities, axis=1, kind="stable")[:, :top_k]
-        confidences = np.take_along_axis(scores.probabilities, order, axis=1).astype(float).round(6)
-        return [
-            {
-                "label": self.classes[best[0]],
-                "class_index": best[0],
-                "confidence": confidence[0],
-                "top_k": [
-                    {"label": self.classes[index], "confidence": value}
-                    for index, value in zip(best, confidence, strict=True)
-                ],
-                "uncertain": uncertain,
-            }
-            for best, confidence, uncertain in zip(
-                order.tolist(), confidences.tolist(), scores.uncertain.tolist(), strict=True
+        answers = []
+        for probabilities, uncertain in zip(
+            scores.probabilities.tolist(), scores.uncertain.tolist(), strict=True
+        ):
+            best = sorted(range(len(probabilities)), key=probabilities.__getitem__, reverse=True)[:top_k]
+            ranked = [
+                {"label": self.classes[index], "confidence": round(probabilities[index], 6)} for index in best
+            ]
+            answers.append(
+                {
+                    "label": ranked[0]["label"],
+                    "class_index": best[0],
+                    "confidence": ranked[0]["confidence"],
+                    "top_k": ranked,
+                    "uncertain": uncertain,
+                }
             )
-        ]
+        return answers
 
     def close(self) -> None:
         """Let go of the engine; further scores raise."""

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 from PIL import Image
 
-from serving.model import REQUIREMENTS, log_model, save_model
+from serving.model import REQUIREMENTS, code_digest, log_model, save_model
 from tests.serving.conftest import write_scorer_folder
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,24 @@ def saved(scorer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def model(saved: Path) -> PyFuncModel:
     return mlflow.pyfunc.load_model(str(saved))
+
+
+@pytest.mark.parametrize("damage", ["change", "add", "remove"])
+@pytest.mark.parametrize("file", ["artifacts/code/preprocess.py", "pyfunc.py", "MLmodel", "requirements.txt"])
+def test_the_digest_of_the_code_tells_whether_a_file_is_another(
+    saved: Path, tmp_path: Path, file: str, damage: str
+) -> None:
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    (copy / "registered_model_meta").write_text("model_name: cifar10")  # as MLflow's download adds it
+    (copy / "artifacts/scorer/model.onnx").write_bytes(b"of which the card has a digest")
+    assert code_digest(copy) == code_digest(saved)
+    if damage == "change":
+        (copy / file).write_text("import os")
+    elif damage == "add":
+        (copy / file).with_name("os.py").touch()
+    else:
+        (copy / file).unlink()
+    assert code_digest(copy) != code_digest(saved)
 
 
 def test_bytes_base64_and_data_urls_are_answered_alike(model: PyFuncModel) -> None:
@@ -160,7 +178,7 @@ def test_versions_of_different_code_answer_side_by_side_each_with_its_own(
 ) -> None:
     older = shutil.copytree(saved, tmp_path / "older")
     code = older / "artifacts/code/scorer.py"
-    label = '"label": self.classes[best[0]]'
+    label = '"label": ranked[0]["label"]'
     assert label in code.read_text()
     code.write_text(code.read_text().replace(label, f"{label}.upper()"))
     preprocess = older / "artifacts/code/preprocess.py"

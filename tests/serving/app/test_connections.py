@@ -115,6 +115,25 @@ def test_a_client_may_wait_to_be_told_to_go_on(server: Server) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
+def test_an_answer_comes_in_one_piece(server: Server) -> None:
+    one = POST + b"Content-Length: %d\r\n\r\n" % len(RED) + RED
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        for _ in range(50):
+            connection.sendall(one)
+            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+            assert b"content-length: %d\r\n" % len(body) in head
+            assert b"predictions" in body
+
+
+def test_an_answer_without_a_body_comes_at_once(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        for _ in range(3):
+            connection.sendall(b"HEAD /docs HTTP/1.1\r\n" + HOST + b"\r\n")
+            answer = connection.recv(65536)
+            assert statuses(answer) != []
+            assert answer.endswith(b"\r\n\r\n")
+
+
 def test_requests_one_after_the_other_are_answered_in_their_order(server: Server) -> None:
     one = POST + b"Content-Length: %d\r\n\r\n" % len(RED) + RED
     answer = server.send(one + HIDDEN + one.replace(b"Host", b"Connection: close\r\nHost"))

@@ -2,16 +2,21 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
 
 import pytest
 import requests
 
-from tests.serving.app.conftest import BLUE, RED, Server, Store, children, image, until
+from tests.serving.app.conftest import BLUE, RED, ROOT, Server, Store, children, image, until
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +61,9 @@ def test_workers_share_the_work_and_are_replaced(start: Callable[..., Server], s
     server = start(shared_store.uri, "--workers", "2").wait()
     for _ in range(60):
         assert server.predict(BLUE).json()["predictions"][0]["label"] == "blue"
-    text = requests.get(f"{server.url}/metrics", timeout=60).text
-    assert 'cifar_requests_total{route="/predict",status="200"} 60.0' in text
+    counted = 'cifar_requests_total{route="/predict",status="200"} 60.0'
+    # The worker that is asked counts its own at once; the other one does so a moment later.
+    until(lambda: counted in requests.get(f"{server.url}/metrics", timeout=60).text)
     workers = children(server.process.pid)
     assert len(workers) >= 2
     time.sleep(1)  # the rows of the last second go with a worker that is killed
@@ -133,6 +139,49 @@ def test_the_log_of_the_process_has_a_line_of_json_for_each_request(
     assert (said[0]["request_id"], said[0]["route"], said[0]["status"]) == (request_id, "/predict", 200)
     assert (said[1]["status"], said[1]["error"]) == (400, "not_an_image")
     assert not (server.folder / "requests.db").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="pipes of packets are Linux's")
+def test_lines_of_the_log_are_written_so_that_other_workers_cannot_tear_them(
+    shared_store: Store, tmp_path: Path
+) -> None:
+    # Each write is a packet of its own, and one that is longer than what a pipe keeps whole becomes several.
+    reading, writing = os.pipe2(os.O_DIRECT)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cifar_mlflow", "serve", "--port", "0", "--request-log", "none"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": shared_store.uri},
+        stderr=writing,
+    )
+    os.close(writing)
+    packets: list[bytes] = []
+
+    def read() -> None:
+        while packet := os.read(reading, 65536):
+            packets.append(packet)
+
+    reader = Thread(target=read)
+    reader.start()
+    try:
+        until(lambda: any(b'"listening"' in packet for packet in packets), 120)
+        said = next(packet for packet in packets if b'"listening"' in packet)
+        port = int(re.search(rb"http://127.0.0.1:(\d+)", said)[1])  # type: ignore[index]
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            one = b"GET /version HTTP/1.1\r\nHost: localhost\r\n%s\r\n"
+            connection.sendall(300 * (one % b"") + one % b"Connection: close\r\n")
+            while connection.recv(65536):
+                pass
+    finally:
+        process.terminate()
+        process.wait(60)
+        reader.join(60)
+        os.close(reading)
+    lines = [packet for packet in packets if b'"route": "/version"' in packet]
+    assert b"".join(lines).count(b'"event": "request"') == 301
+    assert len(lines) < 301, "the lines of a moment are written together"
+    for packet in lines:
+        assert packet.endswith(b"\n")
+        assert all(json.loads(line) for line in packet.splitlines())
 
 
 def test_pictures_are_kept_if_asked_for(start: Callable[..., Server], shared_store: Store) -> None:

@@ -208,7 +208,7 @@ def test_a_logged_model_that_answers_otherwise_does_not_become_a_version(
             return list(self.model.predict(table))[::-1]
 
     monkeypatch.setattr(mlflow.pyfunc, "load_model", Turned)
-    with pytest.raises(CifarError, match=r"the logged model models:/m-\w+ takes a picture for"):
+    with pytest.raises(CifarError, match="the logged model takes a picture for"):
         register(trained.run_id, serve_precision="fp32")
     assert versions(client) == []
 

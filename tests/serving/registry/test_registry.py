@@ -11,7 +11,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
 from cifar_mlflow import outbox
 from cifar_mlflow.errors import CifarError, UsageError
@@ -182,8 +182,11 @@ def test_a_model_that_does_not_exist_is_named(registry: Registry) -> None:
 
 @pytest.mark.parametrize(
     ("tag", "file"),
-    [("sha256.model.onnx", "model.onnx"), ("sha256.scorer.json", "scorer.json"), ("sha256.more", "more")],
-)
+    [
+        ("sha256.model.onnx", "model.onnx"), ("sha256.scorer.json", "scorer.json"), ("sha256.more", "more"),
+        ("code_digest", "the code that comes with it"),
+    ],
+)  # fmt: skip
 def test_a_version_with_damaged_files_is_refused_even_by_force(
     registry: Registry, ladder: dict[str, str], tag: str, file: str
 ) -> None:
@@ -193,6 +196,10 @@ def test_a_version_with_damaged_files_is_refused_even_by_force(
     ):
         promote(number, force=True)
     assert registry.aliases == {"champion": ladder["70"]}
+
+
+def test_a_version_of_which_no_code_was_noted_can_be_promoted(registry: Registry) -> None:
+    assert promote(number := registry.add(without="code_digest")).champion == number
 
 
 def test_rollback_goes_back_and_a_second_one_undoes_it(registry: Registry, ladder: dict[str, str]) -> None:
@@ -293,7 +300,7 @@ def test_killed_half_way_one_champion_is_served_and_it_can_be_done_again(
         assert registry.aliases["champion"] == ladder["70"]
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", ["before", "after", "in an outage"])
 def test_another_machine_that_promotes_at_the_same_moment_is_noticed(
     registry: Registry, ladder: dict[str, str], moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +314,13 @@ def test_another_machine_that_promotes_at_the_same_moment_is_noticed(
         set_alias(self, name, alias, version)
         other_machine()
 
+    def late(self: mlflow.MlflowClient, name: str, alias: str, version: str) -> None:
+        if alias != "champion" or registry.aliases["champion"] == ladder["90"]:
+            set_alias(self, name, alias, version)
+            return
+        other_machine()
+        raise MlflowException("the database is away", TEMPORARILY_UNAVAILABLE)
+
     def slow(*arguments: Any, **options: Any) -> Any:
         other_machine()
         return download(*arguments, **options)
@@ -314,7 +328,9 @@ def test_another_machine_that_promotes_at_the_same_moment_is_noticed(
     if moment == "before":
         monkeypatch.setattr(mlflow.artifacts, "download_artifacts", slow)
     else:
-        monkeypatch.setattr(mlflow.MlflowClient, "set_registered_model_alias", overtaken)
+        monkeypatch.setattr(
+            mlflow.MlflowClient, "set_registered_model_alias", overtaken if moment == "after" else late
+        )
     with pytest.raises(CifarError, match=f"somebody else has just made version {ladder['90']} the champion"):
         promote(ladder["80"])
     assert registry.aliases["champion"] == ladder["90"]
