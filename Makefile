@@ -42,5 +42,10 @@ bench: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	$(BIN)/python -m benchmarks
 
+# A third peer for `python -m benchmarks service`.
+.venv-mlserver:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --disable-pip-version-check mlserver==1.7.1 mlserver-mlflow==1.7.1 "uvloop<0.22" torch torchvision
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-mlserver build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

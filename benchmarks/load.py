@@ -121,12 +121,20 @@ def as_json(floats: np.ndarray) -> str:
 @contextmanager
 def running(*command: str, health: str) -> Iterator[Server]:
     """A server of `python -m command --port <free>`, as soon as it answers at `health`."""
-    address = f"http://127.0.0.1:{(port := free_port())}"
+    port = free_port()
+    with started([sys.executable, "-m", *command, "--port", str(port)], port, health) as server:
+        yield server
+
+
+@contextmanager
+def started(command: list[str], port: int, health: str, **environment: str) -> Iterator[Server]:
+    """A server of a command that listens on the port, as soon as it answers at `health`."""
+    address = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
-        [sys.executable, "-m", *command, "--port", str(port)],
+        command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment},
         start_new_session=True,
     )
     try:

@@ -56,6 +56,7 @@ def create_app(service: Service) -> ASGIApp:
             )
         }
         measuring.cancel()
+        observer.note()
         await asyncio.to_thread(service.close)
 
     def measure() -> None:

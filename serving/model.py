@@ -55,20 +55,20 @@ def download(model_uri: str, folder: Path) -> Path:
     Raises:
         CifarError: MLflow does not answer, or has no such model.
     """
-    folder.mkdir()
     return Path(ask(lambda: mlflow.artifacts.download_artifacts(model_uri, dst_path=str(folder))))
 
 
 def code_digest(model: Path) -> str:
     """sha256 of all that is in the folder of an MLflow model beside the scorer folder.
 
-    That is our code, and the files by which MLflow finds it and makes an environment for it.
+    That is our code, and the files by which MLflow finds it and makes an environment for it. Not what is
+    added when the model is used where it lies: by MLflow, which notes the version, and by Python's compiler.
     """
+    files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
     digest = hashlib.sha256()
-    for path in sorted(model.rglob("*")):
-        name = path.relative_to(model).as_posix()
-        is_added = name == REGISTERED_MODEL_META_FILE_NAME  # by the download of a registered version
-        if path.is_file() and not is_added and not name.startswith(f"{SCORER_PATH}/"):
+    for name, path in sorted(files.items()):
+        added = name == REGISTERED_MODEL_META_FILE_NAME or path.parent.name == "__pycache__"
+        if not added and not name.startswith(f"{SCORER_PATH}/"):
             digest.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n".encode())
     return digest.hexdigest()
 

@@ -31,7 +31,7 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.calibration import expected_calibration_error, softmax
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.classifier import ModelCard
-from cifar_mlflow.outbox import ask
+from cifar_mlflow.outbox import ask, first_line
 from cifar_mlflow.pipeline import divide
 from cifar_mlflow.tracking import connect
 from serving.config import RegisterConfig
@@ -231,7 +231,10 @@ def _try_out(model: Path, card: ModelCard, form: Form, judges: Judges) -> None:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "png")
         pictures.append(file.getvalue())
-    answers = mlflow.pyfunc.load_model(str(model)).predict(pd.DataFrame({"image": pictures}))
+    try:
+        answers = mlflow.pyfunc.load_model(str(model)).predict(pd.DataFrame({"image": pictures}))
+    except Exception as error:  # whatever MLflow or the code that was logged comes up with
+        raise CifarError(f"the logged model does not work: {first_line(error)}") from error
     expected = softmax(form.logits[: len(pictures)], card.temperature)
     for probabilities, answer in zip(expected, answers, strict=True):
         # Not the labels: of two equally likely classes, a batch of another size may favour the other.

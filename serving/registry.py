@@ -72,6 +72,7 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
         if objection and not force:
             raise NotPromotedError(f"{version} does not become the champion of {name}: {objection}")
         _check_files(name, version)
+        model.expect(CHAMPION, number)
         if number:  # first: a promotion that is killed between the two has changed nothing that is served
             model.give(PREVIOUS, number, over=previous)
         model.give(CHAMPION, version.number, over=number)
@@ -107,10 +108,12 @@ def rollback(name: str) -> Promotion:
             raise UsageError(f"{name} has no previous champion to go back to")
         version = model.ours(previous)
         _check_files(name, version)
+        model.expect(CHAMPION, champion)
+        if champion:  # first, as in a promotion
+            model.give(PREVIOUS, champion, over=previous)
         model.give(CHAMPION, previous, over=champion)
         message = f"{version} is the champion of {name} again"
         if champion:
-            model.give(PREVIOUS, champion, over=previous)
             message += f", in place of version {champion}"
             _note(model, champion, rolled_back_at=_now(), rolled_back_to=previous)
         else:

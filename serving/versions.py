@@ -121,8 +121,8 @@ class RegisteredModel:
 
         def write() -> None:
             # Looked at before each attempt: in an outage of minutes others may have been here.
-            if self.holder(alias) != number:
-                self.expect(alias, over)
+            if (holder := self.holder(alias)) != number:
+                self._expect(alias, over, holder)
                 self._client.set_registered_model_alias(self.name, alias, number)
 
         ask(write)
@@ -139,7 +139,10 @@ class RegisteredModel:
 
     def expect(self, alias: str, number: str | None) -> None:
         """Raise CifarError if the alias is not with this version (or with none)."""
-        if (holder := self.holder(alias)) != number:
+        self._expect(alias, number, self.holder(alias))
+
+    def _expect(self, alias: str, number: str | None, holder: str | None) -> None:
+        if holder != number:
             raise CifarError(
                 f"somebody else has just made version {holder} the {alias} of {self.name}: look whether it "
                 "should be, and try again if not"

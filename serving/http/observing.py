@@ -8,8 +8,9 @@ import asyncio
 import logging
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from select import PIPE_BUF
-from typing import NamedTuple
+from typing import NamedTuple, TextIO, cast
 
 import structlog
 from structlog.typing import Processor
@@ -43,6 +44,21 @@ _LINE: list[Processor] = [
 log = structlog.get_logger()
 # Gives the line back, to be written with others.
 _line = structlog.wrap_logger(structlog.ReturnLogger(), processors=_LINE).bind()
+
+
+class _Stderr:
+    """Standard error, for as long as it takes something: that it is full or closed ends no service."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+
+STDERR = cast(TextIO, _Stderr())
 
 
 class _Ended(NamedTuple):
@@ -93,10 +109,13 @@ class Observer:
             asyncio.get_running_loop().call_later(NOTE_SECONDS, self.note)
 
     def note(self) -> None:
-        """Note what has ended until now."""
+        """Note what has ended until now. To be called on the event loop, the last time before `close`."""
         ended, self._ended = self._ended, []
         for each in ended:
-            self._count(each)
+            try:
+                self._count(each)
+            except Exception:  # what is wrong with one must not be missing of the others
+                log.exception("not noted", request_id=each.exchange.request_id)
         _write(line for each in ended if (line := _line_of(each)))
 
     def _count(self, ended: _Ended) -> None:
@@ -156,7 +175,6 @@ class Observer:
         return ["the request log cannot be written; the log of the process says why"] if failing else []
 
     def close(self) -> None:
-        self.note()
         if self._log is not None:
             self._log.close()
 
@@ -192,10 +210,10 @@ def _write(lines: Iterable[str]) -> None:
     piece = ""
     for line in lines:
         if len(piece) + len(line) > PIPE_BUF:
-            sys.stderr.write(piece)
+            STDERR.write(piece)
             piece = ""
         piece += line
-    sys.stderr.write(piece)
+    STDERR.write(piece)
 
 
 def set_up_logging() -> None:
@@ -204,10 +222,10 @@ def set_up_logging() -> None:
     structlog.configure(
         processors=_LINE,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line at once: workers share the stream
+        logger_factory=structlog.WriteLoggerFactory(STDERR),  # a line at once: workers share the stream
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(STDERR)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[

@@ -55,8 +55,8 @@ class _WholeAnswers:
 
     def write(self, data: bytes) -> None:
         if self._head:
-            self._transport.write(self._head + data)
-            self._head = b""
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
         elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100 "):
             self._head = data
         else:

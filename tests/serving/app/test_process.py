@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import sqlite3
@@ -147,12 +146,7 @@ def test_lines_of_the_log_are_written_so_that_other_workers_cannot_tear_them(
 ) -> None:
     # Each write is a packet of its own, and one that is longer than what a pipe keeps whole becomes several.
     reading, writing = os.pipe2(os.O_DIRECT)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cifar_mlflow", "serve", "--port", "0", "--request-log", "none"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": shared_store.uri},
-        stderr=writing,
-    )
+    process, url = _begin(shared_store, tmp_path, writing)
     os.close(writing)
     packets: list[bytes] = []
 
@@ -163,9 +157,8 @@ def test_lines_of_the_log_are_written_so_that_other_workers_cannot_tear_them(
     reader = Thread(target=read)
     reader.start()
     try:
-        until(lambda: any(b'"listening"' in packet for packet in packets), 120)
-        said = next(packet for packet in packets if b'"listening"' in packet)
-        port = int(re.search(rb"http://127.0.0.1:(\d+)", said)[1])  # type: ignore[index]
+        until(lambda: _is_up(url), 120)
+        port = int(url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             one = b"GET /version HTTP/1.1\r\nHost: localhost\r\n%s\r\n"
             connection.sendall(300 * (one % b"") + one % b"Connection: close\r\n")
@@ -182,6 +175,47 @@ def test_lines_of_the_log_are_written_so_that_other_workers_cannot_tear_them(
     for packet in lines:
         assert packet.endswith(b"\n")
         assert all(json.loads(line) for line in packet.splitlines())
+
+
+def test_a_log_that_nobody_takes_stops_nothing(shared_store: Store, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    process, url = _begin(shared_store, tmp_path, writing)
+    os.close(writing)
+    try:
+        until(lambda: _is_up(url), 120)
+        os.close(reading)
+        for _ in range(3):
+            answer = requests.post(
+                f"{url}/predict", data=RED, headers={"Content-Type": "image/png"}, timeout=60
+            ).json()
+            said = {"request_id": answer["request_id"], "correct": True}
+            assert requests.post(f"{url}/feedback", json=said, timeout=60).status_code == 204
+            assert requests.get(f"{url}/metrics", timeout=60).status_code == 200
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+    with sqlite3.connect(tmp_path / "requests.db") as log:
+        assert log.execute("select count(*), sum(feedback_correct) from request_log").fetchall() == [(3, 3)]
+
+
+def _begin(store: Store, folder: Path, stderr: int) -> tuple[subprocess.Popen[bytes], str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cifar_mlflow", "serve", "--port", str(port)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store.uri},
+        stderr=stderr,
+    )
+    return process, f"http://127.0.0.1:{port}"
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/ping", timeout=60).ok
+    except requests.ConnectionError:
+        return False
 
 
 def test_pictures_are_kept_if_asked_for(start: Callable[..., Server], shared_store: Store) -> None:

@@ -213,6 +213,18 @@ def test_a_logged_model_that_answers_otherwise_does_not_become_a_version(
     assert versions(client) == []
 
 
+def test_a_logged_model_that_does_not_load_does_not_become_a_version(
+    client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_model(path: str) -> None:
+        raise ValueError(f"{Path(path).name} was changed\nmore")
+
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", load_model)
+    with pytest.raises(CifarError, match=r"the logged model does not work: \w+ was changed$"):
+        register(trained.run_id, serve_precision="fp32")
+    assert versions(client) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

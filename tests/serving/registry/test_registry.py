@@ -198,6 +198,16 @@ def test_a_version_with_damaged_files_is_refused_even_by_force(
     assert registry.aliases == {"champion": ladder["70"]}
 
 
+def test_a_version_that_was_used_where_it_lies_can_be_promoted(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    mlflow.pyfunc.load_model("models:/cifar10/1")
+    model = Path(mlflow.artifacts.download_artifacts("models:/cifar10/1"))
+    assert list(model.rglob("__pycache__/*.pyc"))
+    assert promote("1").champion == "1"
+
+
 def test_a_version_of_which_no_code_was_noted_can_be_promoted(registry: Registry) -> None:
     assert promote(number := registry.add(without="code_digest")).champion == number
 
@@ -291,13 +301,10 @@ def test_killed_half_way_one_champion_is_served_and_it_can_be_done_again(
         patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", once)
         with pytest.raises(CifarError):
             promote(ladder["90"]) if act == "promote" else rollback()
-    if act == "promote":
-        assert registry.aliases["champion"] == ladder["80"]
-        assert [rollback().champion, rollback().champion] == [ladder["70"], ladder["80"]]
-        promote(ladder["90"])
-        assert registry.aliases == {"champion": ladder["90"], "previous": ladder["80"]}
-    else:
-        assert registry.aliases["champion"] == ladder["70"]
+    assert registry.aliases["champion"] == ladder["80"]
+    assert [rollback().champion, rollback().champion] == [ladder["70"], ladder["80"]]
+    promote(ladder["90"])
+    assert registry.aliases == {"champion": ladder["90"], "previous": ladder["80"]}
 
 
 @pytest.mark.parametrize("moment", ["before", "after", "in an outage"])
