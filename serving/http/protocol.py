@@ -4,10 +4,10 @@ When too many requests are inside, further ones are turned away as soon as their
 as many as can be answered are then told so for a part of what it takes to let each of them in.
 """
 
-from asyncio import TimerHandle
+from asyncio import TimerHandle, Transport
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -172,7 +172,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._turn_away()
         else:
             super().on_headers_complete()
-            self.cycle.transport = self._answers  # type: ignore[assignment]
+            self.cycle.transport = cast(Transport, self._answers)
 
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
