@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from contextlib import redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +97,9 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         metrics = _metrics(forms, form, doubts, card, judges)
         folder = Path(scratch, "scorer")
         _write_scorer_folder(folder, card, form, doubts, target_accuracy, metrics, judges)
+        model_uri = ask(lambda: log_model(folder, run_id)).model_uri
+        model = download(model_uri, Path(scratch, "logged"))
+        _try_out(model, card, form, judges)
         version = Version(
             run_id=run_id,
             precision=form.precision,
@@ -108,11 +111,8 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
             val_accuracy=form.accuracy if judges.held_out else None,
             agreement=form.agreement,
             files={path.name: _sha256(path) for path in folder.iterdir()},
+            code=code_digest(model),
         )
-        model_uri = ask(lambda: log_model(folder, run_id)).model_uri
-        model = download(model_uri, Path(scratch, "logged"))
-        version = replace(version, code=code_digest(model))
-        _try_out(model, card, form, judges)
     now = int(time.time() * 1000)
     logged = [Metric(key, value, now, 0) for key, value in metrics.items()]
     ask(lambda: mlflow.MlflowClient().log_batch(run_id, metrics=logged))
