@@ -1,17 +1,19 @@
 """Everything that is written to an MLflow run goes through here."""
 
+import hashlib
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mlflow
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -20,7 +22,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from cifar_mlflow.config import Settings
+from cifar_mlflow.config import Settings, default_cache_dir
 from cifar_mlflow.environment import git_state, installed_packages, library_versions
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.outbox import PATIENCE_SECONDS, Outbox, first_line, is_outage, patiently
@@ -83,7 +85,18 @@ class TrackedRun:
             dataset = MetaDataset(CodeDatasetSource(tags={}), f"{name}-{context}", longest_digest)
             tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
             inputs.append(DatasetInput(dataset._to_mlflow_entity(), tags))
-        self._patiently(lambda: self._client.log_inputs(self.run_id, inputs))
+
+        def log() -> None:
+            try:
+                self._client.log_inputs(self.run_id, inputs)
+            except MlflowException as error:
+                # MLflow looks for the data set, then makes it: another run may make it in between, and of a
+                # run that is refused nothing is written. Now it is there to be found.
+                if error.error_code != "BAD_REQUEST":
+                    raise
+                self._client.log_inputs(self.run_id, inputs)
+
+        self._patiently(log)
 
     def log_figure(self, figure: Figure, path: str) -> None:
         canvas = FigureCanvasAgg(figure)
@@ -161,12 +174,31 @@ def connect(experiment: str, resume: str | None = None) -> None:
             run = mlflow.MlflowClient().get_run(resume)
             mlflow.set_experiment(experiment_id=run.info.experiment_id)
         elif "MLFLOW_RUN_ID" not in os.environ:
-            mlflow.set_experiment(experiment)
+            with _alone(mlflow.get_tracking_uri()):
+                mlflow.set_experiment(experiment)
     except Exception as error:  # each kind of store has errors of its own
         raise CifarError(
             f"{what} in MLflow's store {mlflow.get_tracking_uri()} cannot be used: {first_line(error)}\n"
             + way_on
         ) from error
+
+
+@contextmanager
+def _alone(tracking_uri: str) -> Iterator[None]:
+    """One command of this user at a time with a database that it may have to make.
+
+    MLflow makes the tables of a new one without a thought of others who begin to do the same.
+    """
+    name = hashlib.sha256(tracking_uri.encode()).hexdigest()[:16]
+    path = default_cache_dir() / "stores" / f"{name}.lock"
+    with ExitStack() as held:
+        if not tracking_uri.startswith("http"):  # whose database its server makes
+            with suppress(
+                OSError
+            ):  # a cache that cannot be written takes nothing from a command that is alone
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(path))
+        yield
 
 
 def close_stale_runs(cache_dir: Path, resume: str | None = None) -> None:

@@ -1,6 +1,10 @@
 """The ends of a run: how it is marked, what is left on this machine, and which error reaches the person."""
 
+import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import mlflow
@@ -11,7 +15,7 @@ from cifar_mlflow import tracking
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.outbox import Outbox
 from cifar_mlflow.run_directory import RunDirectory
-from cifar_mlflow.tracking import close_stale_runs, connect, tracked_run
+from cifar_mlflow.tracking import TrackedRun, close_stale_runs, connect, tracked_run
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +84,39 @@ def test_a_run_that_cannot_be_started_is_not_kept_locked(tmp_path: Path) -> None
 def test_closing_an_outbox_wakes_its_thread_every_time() -> None:
     for _ in range(200):
         assert Outbox(lambda _: None).close(patience=0.5) == []
+
+
+def test_runs_that_log_a_new_data_set_at_once_all_have_it() -> None:
+    client, experiment = mlflow.MlflowClient(), mlflow.get_experiment_by_name("ends").experiment_id
+    runs = [TrackedRun(client.create_run(experiment).info.run_id, "a") for _ in range(3)]
+    together = threading.Barrier(len(runs))
+
+    def log(run: TrackedRun) -> None:
+        for number in range(10):
+            together.wait(timeout=60)
+            run.log_dataset(f"photos {number}", "0" * 64, ["training", "test"])
+
+    with ThreadPoolExecutor(len(runs)) as threads:
+        list(threads.map(log, runs))
+    for run in runs:
+        assert len(client.get_run(run.run_id).inputs.dataset_inputs) == 20
+
+
+def begin(uri: str, together: Barrier) -> None:
+    mlflow.set_tracking_uri(uri)
+    together.wait(timeout=120)
+    connect("new")
+
+
+@pytest.mark.slow
+def test_commands_that_begin_at_once_with_a_new_store_all_begin(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(3)
+    commands = [
+        context.Process(target=begin, args=(f"sqlite:///{tmp_path / 'new.db'}", together)) for _ in range(3)
+    ]
+    for command in commands:
+        command.start()
+    for command in commands:
+        command.join()
+    assert [command.exitcode for command in commands] == [0, 0, 0]
