@@ -140,6 +140,9 @@ def _of_scoring_server() -> dict[str, int]:
     # A full collection would look through all objects of the libraries, and for a tenth of a second nothing
     # is answered.
     gc.freeze()
+    # MLflow puts the texts of a request into one column after another; Arrow's would copy and check them each
+    # time, a tenth of all the work on a request.
+    pd.set_option("mode.string_storage", "python")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"threads": max(1, cores - 1), "share": 3}
 

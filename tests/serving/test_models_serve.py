@@ -306,6 +306,7 @@ BAD_CELLS: dict[str, tuple[Any, str]] = {
     "no base64": ("<secret> what is this?", "not_base64"),
     "base64 cut short": (RED[:-3], "not_base64"),
     "a null character": ("\0secretsecret", "not_base64"),
+    "half a surrogate pair": (f"{RED}\ud800", "not_base64"),
     "a path": ("/etc/passwd", "not_an_image"),
     "an address": ("http://169.254.169.254/secret", "not_base64"),
     "a data URL without base64": ("data:image/png,secretsecret", "not_base64"),
@@ -465,7 +466,6 @@ BEFORE_THE_MODEL: dict[str, Request] = {
     "rows of different length in `inputs`": (json.dumps({"inputs": [[RED], [RED, RED]]}), JSON),
     "100,000 nested lists": (f'{{"inputs":{"[" * 100_000}"{RED}"{"]" * 100_000}}}', JSON),
     "a number of 5,000 digits": (f'{{"inputs": ["{RED}", {"9" * 5000}]}}', JSON),
-    "half a surrogate pair": (f'{{"inputs": ["{RED}\\ud800"]}}', JSON),
     "`top_k` is text, a fraction, NaN, true or a list": (
         json.dumps(split(RED, params={"top_k": "three"})),
         JSON,
