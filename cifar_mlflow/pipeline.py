@@ -1,44 +1,35 @@
 """The two jobs of the training side, from images to a finished MLflow run."""
 
 import logging
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import mlflow
-import numpy as np
 import pandas as pd
 import torch
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 
 from cifar_mlflow.config import DataConfig, EvaluateConfig, PlacesConfig, TrainConfig, validate
 from cifar_mlflow.data import ImageDataset, Split, load_dataset
 from cifar_mlflow.data.split import train_val_indices
-from cifar_mlflow.data.summary import mean_std, summarize
-from cifar_mlflow.environment import library_versions
+from cifar_mlflow.data.summary import mean_std
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.evaluation import figures
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report, log_pictures, log_report, log_tables, report_on
-from cifar_mlflow.export.hdf5 import save_hdf5
-from cifar_mlflow.export.reference import CARD_KEY, load_classifier, load_model
-from cifar_mlflow.export.weights import save_weights
+from cifar_mlflow.export.reference import load_classifier, load_model
 from cifar_mlflow.models import build_network
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 from cifar_mlflow.models.fast import Fast
 from cifar_mlflow.models.pretrained import load_weights
+from cifar_mlflow.run_contents import description, log_curves, log_data, log_program, log_start, log_weights
 from cifar_mlflow.run_directory import RunDirectory
 from cifar_mlflow.tracking import TrackedRun, close_stale_runs, connect, tracked_run
-from cifar_mlflow.training.device import Hardware, set_up_hardware
+from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.interrupt import StopRequest
 from cifar_mlflow.training.loop import History, Training, never
 
 logger = logging.getLogger(__name__)
 
-HEADLINES = ("accuracy", "f1_macro", "loss", "ece")
 # As many images as tell the whitening layer what patches look like.
 IMAGES_FOR_INITIALIZATION = 5_000
 
@@ -181,39 +172,6 @@ def build_classifier(config: TrainConfig, dataset: ImageDataset, train_split: Sp
     return classifier
 
 
-def log_start(
-    run: TrackedRun,
-    config: TrainConfig,
-    dataset: ImageDataset,
-    val_split: Split,
-    hardware: Hardware,
-) -> None:
-    """All that is known before the first step: settings, code, machine, which data."""
-    run.log_settings(config)
-    run.log_environment(f"{hardware.name}, {hardware.precision}")
-    run.set_tags(
-        {
-            "dataset": dataset.name,
-            "dataset.digest": dataset.digest,
-            "validation": f"{len(val_split):,} images held out"
-            if len(val_split)
-            else "none: trained on all images",
-        }
-    )
-    contexts = ["train", *(["validation"] if len(val_split) else []), *(["test"] if config.test else [])]
-    run.log_dataset(dataset.name, dataset.digest, contexts)
-
-
-def log_data(run: TrackedRun, config: TrainConfig, dataset: ImageDataset, train_split: Split) -> None:
-    """A look at the data: images by class and split, and some of them."""
-    run.log_csv(summarize(dataset, config, with_test=config.test), "data/summary.csv", index=True)
-    title = f"{dataset.name}: training images"
-    run.log_figure(
-        figures.sample_grid(train_split.images, train_split.labels, dataset.classes, title),
-        "data/samples.png",
-    )
-
-
 def finish(
     run: TrackedRun,
     config: TrainConfig,
@@ -274,58 +232,9 @@ def finish(
     return metrics
 
 
-def log_curves(run: TrackedRun, history: pd.DataFrame) -> None:
-    run.log_figure(figures.learning_curves(history), "learning_curves.png")
-
-
-def description(card: ModelCard) -> str:
-    """What the page of the run says above all its numbers, in Markdown."""
-    rows = [
-        f"| {split} | " + " | ".join(f"{card.metrics[f'{split}/{name}']:.4f}" for name in HEADLINES) + " |"
-        for split in ("val", "test")
-        if f"{split}/accuracy" in card.metrics
-    ]
-    table = "\n".join([f"| split | {' | '.join(HEADLINES)} |", "| --- " * (len(HEADLINES) + 1) + "|", *rows])
-    return (
-        f"**{card.model}** on {card.data}, {card.metrics['train_seconds']:.0f} s of training\n\n{table}\n\n"
-        f"`cifar-mlflow evaluate --model {card.run_id}` evaluates it on other images."
-    )
-
-
 def channels(values: torch.Tensor) -> tuple[float, float, float]:
     red, green, blue = values.flatten().tolist()
     return red, green, blue
-
-
-def log_weights(run: TrackedRun, classifier: ImageClassifier, card: ModelCard) -> None:
-    """The weights as safetensors and as HDF5; both describe themselves."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, save in (("model.safetensors", save_weights), ("model.h5", save_hdf5)):
-            save(Path(folder, name), classifier, card)
-            run.log_file(Path(folder, name), "weights")
-
-
-def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> None:
-    """The network as an MLflow model, a pt2 program and no pickle.
-
-    Args:
-        examples: uint8 (N, H, W, 3), N > 1: torch.export would take a batch of one for a constant.
-    """
-    size = card.image_size
-    run.log_pytorch_model(
-        pytorch_model=classifier,
-        name="model",
-        serialization_format="pt2",
-        input_example=np.ascontiguousarray(examples.transpose(0, 3, 1, 2)).astype(np.float32) / 255,
-        signature=ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))]),
-            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(card.classes)))]),
-        ),
-        metadata={CARD_KEY: card.to_dict()},
-        pip_requirements=[
-            f"{name}=={library_versions()[name].split('+')[0]}" for name in ("mlflow", "torch", "numpy")
-        ],
-    )
 
 
 def evaluate(config: EvaluateConfig) -> Result:

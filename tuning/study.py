@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import mlflow
@@ -13,105 +13,33 @@ import optuna
 import pandas as pd
 import sqlalchemy
 import torch
-import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.exceptions import StorageInternalError
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.outbox import first_line
-from cifar_mlflow.pipeline import divide, log_data
+from cifar_mlflow.pipeline import divide
+from cifar_mlflow.run_contents import log_data
 from cifar_mlflow.run_directory import RunDirectory
 from cifar_mlflow.tracking import TrackedRun, close_stale_runs, connect, tracked_run
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.interrupt import StopRequest
-from tuning.config import DEFAULT_TRIALS, SearchConfig, TuneConfig
 from tuning.crew import work_together
 from tuning.history import EARLIER, PLACES, earlier_trials, first_tries
-from tuning.methods import build_pruner, build_sampler, settle
+from tuning.methods import build_pruner, build_sampler
+from tuning.plan import Plan, read_plan
 from tuning.report import best_trials, log_study
 from tuning.retrain import retrained_runs, retrainings
-from tuning.space import Space
 from tuning.storage import HEARTBEAT_SECONDS, Storage, cause, patiently, quiet
-from tuning.trial import SECOND_OBJECTIVES, VALUE
 from tuning.trial_pictures import TrialPictures
 from tuning.worker import Orders, own_trials
 
 logger = logging.getLogger("cifar_mlflow.tuning")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A search as it was asked for, checked.
-
-    Attributes:
-        search: its own settings.
-        fixed: settings of the training that were given: they are the same in all trials.
-        base: a training of it, for whatever all of them have in common: data, split, device.
-        models: the architectures in the space.
-    """
-
-    name: str
-    search: SearchConfig
-    fixed: dict[str, Any]
-    base: TrainConfig
-    space: Space
-    models: list[str]
-
-    @property
-    def objectives(self) -> list[str]:
-        second = self.search.second_objective
-        return [VALUE] if second == "none" else [VALUE, SECOND_OBJECTIVES[second]]
-
-    @property
-    def space_yaml(self) -> str:
-        """A file that `--space` reads back."""
-        return yaml.safe_dump({**self.space.to_dict(), "replace": True}, sort_keys=False)
-
-    def identity(self, digest: str) -> dict[str, Any]:
-        """What must be the same for a study to go on: else its trials could not be compared."""
-        return {
-            "data": digest,
-            "epochs": self.search.epochs,
-            "sampler": self.search.sampler,
-            "pruner": self.search.pruner,
-            "objectives": self.objectives,
-            **{name: value for name, value in self.fixed.items() if name not in PLACES},
-            "space": self.space.to_dict(),
-        }
-
-
-def read_plan(given: dict[str, Any]) -> Plan:
-    """Check everything that can be checked before there is any data.
-
-    Raises:
-        UsageError: one line for each thing that is wrong.
-    """
-    if unknown := {name: value for name, value in given.items() if name not in TuneConfig.model_fields}:
-        validate(TuneConfig, unknown)
-    search = settle(
-        validate(SearchConfig, {k: v for k, v in given.items() if k in SearchConfig.model_fields})
-    )
-    if not (search.trials or search.timeout or search.epochs_budget):
-        search = search.model_copy(update={"trials": DEFAULT_TRIALS})
-    texts = {name: value for name, value in given.items() if name not in SearchConfig.model_fields}
-    space = Space.read(search.space) if search.space else Space.default()
-    models = [texts["model"]] if "model" in texts else space.models
-    # Each model must go with what was given; the texts of the command line become typed values on the way.
-    configs = [resolve_train_config({**texts, "model": model}) for model in models]
-    base = configs[0].model_copy(update={"epochs": search.epochs})
-    if not base.val_size:
-        raise UsageError("val_size: a search chooses by validation accuracy; it needs a val_size above 0")
-    values = base.model_dump(mode="json")
-    fixed = {name: values[name] for name in texts}
-    name = search.study or base.dataset
-    space = space.fixed(fixed)
-    build_sampler(search, space, 0)  # a grid that cannot be made should not wait for the data
-    return Plan(name, search, fixed, base, space, models)
 
 
 def tune(given: dict[str, Any]) -> optuna.Study:

@@ -21,7 +21,7 @@ from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report, log_pictures, report_of
-from cifar_mlflow.pipeline import log_curves
+from cifar_mlflow.run_contents import log_curves
 from cifar_mlflow.tracking import TrackedRun, TrackingLostError
 
 logger = logging.getLogger("cifar_mlflow.tuning")

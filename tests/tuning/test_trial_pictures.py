@@ -11,7 +11,7 @@ import pytest
 
 from cifar_mlflow.data import Split
 from cifar_mlflow.evaluation.report import Report, log_pictures, report_of
-from cifar_mlflow.pipeline import log_curves
+from cifar_mlflow.run_contents import log_curves
 from cifar_mlflow.tracking import TrackedRun
 from serving.server import free_port
 from tuning.trial_pictures import TrialPictures, leave_to_draw
