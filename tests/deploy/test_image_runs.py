@@ -15,6 +15,8 @@ import requests
 from tests.deploy.files import DEPLOY, ROOT, read_yaml
 from tests.serving.conftest import write_scorer_folder
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef"
 PHOTO = ROOT / "serving/examples/cat.jpg"
 
@@ -52,7 +54,7 @@ def address(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     try:
         while process.poll() is None:
             try:
-                requests.get(f"http://127.0.0.1:{port}/ready", timeout=5)
+                requests.get(f"http://127.0.0.1:{port}/ready", timeout=60)
                 break
             except requests.ConnectionError:
                 time.sleep(0.2)

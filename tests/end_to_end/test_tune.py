@@ -287,6 +287,7 @@ def test_a_wrong_search_is_refused_before_the_first_trial(
     assert "secret" not in result.output
 
 
+@pytest.mark.slow
 def test_the_best_trial_of_a_search_is_promoted_if_it_is_better(
     project: Project, trained: Project, images: Path
 ) -> None:

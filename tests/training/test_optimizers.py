@@ -83,6 +83,7 @@ def test_groups_remember_their_peak_rate(optimizer: str) -> None:
 
 
 @optimizers
+@pytest.mark.slow
 def test_loss_on_photos_falls(optimizer: str, photos: tuple[Tensor, Tensor]) -> None:
     classifier = small_classifier()
     steps = build_optimizers(classifier, config_for(optimizer))

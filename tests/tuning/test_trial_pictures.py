@@ -101,6 +101,7 @@ def test_what_a_killed_search_has_left_is_drawn_by_the_next(
     }
 
 
+@pytest.mark.slow
 def test_one_run_that_takes_no_pictures_keeps_them_from_no_other(
     store: mlflow.MlflowClient, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,6 +119,7 @@ def test_one_run_that_takes_no_pictures_keeps_them_from_no_other(
     assert f"The same command draws the pictures that are missing in {closed}" in caplog.messages
 
 
+@pytest.mark.slow
 def test_what_cannot_be_logged_while_mlflow_is_away_waits_for_the_next_command(
     store: mlflow.MlflowClient,
     folder: Path,

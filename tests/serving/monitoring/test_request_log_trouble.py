@@ -15,6 +15,8 @@ from cifar_mlflow.errors import CifarError
 from tests.end_to_end.postgres import Postgres
 from tests.serving.monitoring.request_logs import open_log, record, rows, wait_until
 
+pytestmark = pytest.mark.slow
+
 PROCESS = (sys.executable, "-m", "tests.serving.monitoring.request_logs")
 MINUTES = 60.0
 PAGES_WITH_ROOTS = 8 * 4096  # the schema, and the first page of each table and index
