@@ -2,7 +2,7 @@
 
 import os
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,11 +160,14 @@ def begin_of_window(since: str, now: float) -> float:
     Raises:
         ValueError: it says nothing that is understood.
     """
-    if span := re.fullmatch(r"([0-9]{1,6})([mhdw])", since.strip()):
-        return now - int(span[1]) * _SECONDS[span[2]]
     try:
-        return datetime.fromisoformat(since.strip()).timestamp()
-    except ValueError:
+        if span := re.fullmatch(r"([0-9]{1,6})([mhdw])", since.strip()):
+            begin = now - int(span[1]) * _SECONDS[span[2]]
+        else:
+            begin = datetime.fromisoformat(since.strip()).timestamp()
+        datetime.fromtimestamp(begin, UTC)
+        return begin
+    except (ValueError, OverflowError, OSError):  # no time, or one that has no date
         raise ValueError(
             "give a span such as 90m, 12h, 7d or 2w, or a time such as 2026-11-24 or 2026-11-24T18:00Z"
         ) from None

@@ -61,6 +61,8 @@ def serve(config: ServeConfig) -> None:
             listener.listen(BACKLOG)
             log.info("listening", address=address, workers=1)
             with _ended_by_signals():
+                if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # by nohup
+                    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
                 uvicorn.Server(_uvicorn(lambda: app, config)).run([listener])
 
 
@@ -111,6 +113,7 @@ def _uvicorn(factory: Callable[[], ASGIApp], config: ServeConfig) -> uvicorn.Con
 def _application(config: ServeConfig) -> ASGIApp:
     """The app of a worker process."""
     set_up_logging()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a terminal that is closed; the parent ends us
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     try:
         with _ended_at_once_by_signals():

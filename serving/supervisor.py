@@ -6,6 +6,7 @@ nor hears a signal.
 
 import signal
 import time
+from typing import Any
 
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
@@ -45,13 +46,21 @@ class _Worker(Process):
 class Supervisor(Multiprocess):
     """Runs `config.workers` processes on common sockets until SIGINT, SIGTERM or SIGHUP."""
 
+    def __init__(self, *arguments: Any) -> None:
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        super().__init__(*arguments)
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(signum, self._end)
+        if is_ignored:  # by nohup
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
     def init_processes(self) -> None:
         self.processes = [self._begin() for _ in range(self.processes_num)]
 
     def keep_subprocess_alive(self) -> None:
         for place, worker in enumerate(self.processes):
             assert isinstance(worker, _Worker)
-            if self.should_exit.is_set():
+            if self.should_exit.is_set() or self.signal_queue:
                 return
             if worker.lives():
                 continue
@@ -81,6 +90,11 @@ class Supervisor(Multiprocess):
     # A terminal that is closed; and uvicorn's change of the number of workers, whom we would not know.
     handle_hup = Multiprocess.handle_term
     handle_ttin = handle_ttou = lambda self: None
+
+    def _end(self, signum: int, _frame: Any) -> None:
+        for listener in self.sockets:  # else it would take clients whom no worker answers any more
+            listener.close()
+        self.signal_queue.append(signum)
 
     def _begin(self) -> _Worker:
         worker = _Worker(self.config, self.sockets)

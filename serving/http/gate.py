@@ -55,6 +55,8 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # uvicorn leaves out the body
+            scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
         client = scope["client"][0] if scope["client"] else ""
         exchange = Exchange(request_id(headers.get(b"x-request-id")), scope["path"], client)
@@ -87,6 +89,8 @@ class Gate:
             failure = Refusal(500, "internal_error", "The server failed; its log says why.")
             await error_response(failure)(scope, receive, send_with_headers)
         finally:
+            if (cycle := scope.get("cycle")) and cycle.disconnected:
+                status = CLIENT_GONE
             self.inside -= 1
             self._bodies.held -= exchange.body_bytes
             self._observer.request_ended(exchange, status, time.perf_counter() - exchange.began)

@@ -239,7 +239,12 @@ def set_up_logging() -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
-    levels = {"cifar_mlflow": logging.INFO, "uvicorn": logging.WARNING, "serving": logging.INFO}
+    levels = {
+        "cifar_mlflow": logging.INFO,
+        "serving": logging.INFO,
+        "uvicorn": logging.WARNING,
+        "mlflow": logging.WARNING,
+    }
     for name, level in levels.items():
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from httptools import HttpParserError, HttpParserUpgrade
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.http.errors import body_of, overloaded
 from serving.http.exchange import request_id
@@ -18,6 +20,9 @@ MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
 # To the end of a request's headers, from their beginning.
 HEADER_SECONDS = 10.0
+# So much is parsed at a time, and nothing while a request waits for its turn: a connection that asks for
+# thousands of things at once would take a hundred times the memory of what it sent.
+PIECE_BYTES = 2 * 1024
 # What is read and thrown away of a body after its request was refused, so that the client sees the answer.
 MAX_DISCARDED_BYTES = 256 * 2**20
 DISCARD_SECONDS = 30.0
@@ -75,6 +80,16 @@ class _WholeAnswers:
         return getattr(self._transport, name)
 
 
+class _Flow(FlowControl):
+    """Reads nothing as long as something that was read waits to be parsed."""
+
+    holds = False
+
+    def resume_reading(self) -> None:
+        if not self.holds:
+            super().resume_reading()
+
+
 @dataclass
 class Door:
     """What the app gives to its connections, by its lifespan's state, under the name `door`.
@@ -98,7 +113,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.flow: _Flow = _Flow(transport)
         self._answers = _WholeAnswers(transport)
+        self._running: RequestResponseCycle | None = None  # `cycle` is the latest, which may have to wait
+        self._unparsed = b""
+        self._body_left = 0
+        self._refusal: tuple[int, bytes] | None = None
         self._timer: TimerHandle | None = None
         self._head_bytes = 0
         self._discarded = 0
@@ -114,7 +134,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._expect(None)
         self.resume_writing()
         self._let_out()
+        self.pipeline.clear()
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -127,9 +151,26 @@ class BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        self._unparsed += data
+        self._parse_on()
+
+    def _parse_on(self) -> None:
+        """Parse what was read until a request has to wait for its turn."""
+        data, at = memoryview(self._unparsed), 0
+        while at < len(data) and not (self.pipeline or self._refusal or self.transport.is_closing()):
+            end = at + max(PIECE_BYTES, self._body_left)
+            self._parse(data[at:end])
+            at = end
+        self._unparsed = b"" if self._refusal else bytes(data[at:])
+        self.flow.holds = bool(self._unparsed)
+        if self.flow.holds:
+            self.flow.pause_reading()
+
+    def _parse(self, data: memoryview) -> None:
         self._head_ended = False  # or a body, in these bytes
         self._since_body += len(data)
-        super().data_received(data)
+        self._feed(data)
         if self._in_head:
             self._since_body = 0
         elif self._since_body > MAX_HEADER_BYTES + len(data):  # a trailer, or the length of a piece
@@ -143,6 +184,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEADER_BYTES:
                 self._refuse(431, _TOO_LARGE)
+
+    def _feed(self, data: memoryview) -> None:
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:  # to what we do not speak: we go on as before
+            if rest := data[upgrade.args[0] :]:
+                self._feed(rest)
+        except HttpParserError:
+            self._refuse(400, _NOT_HTTP)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -168,16 +218,24 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(431, _TOO_LARGE)
         elif self.parser.should_upgrade() and any(name in _OF_A_BODY for name, _ in self.headers):
             self._refuse(400, _NOT_HTTP)  # the parser would take its body for the next request
+        elif any(
+            name == b"transfer-encoding" and value.lower() != b"chunked" for name, value in self.headers
+        ):
+            self._refuse(400, _NOT_HTTP)  # a compressed body would be taken for what is in it
         elif self._is_too_much():
             self._turn_away()
         else:
             super().on_headers_complete()
             self.cycle.transport = cast(Transport, self._answers)
+            self.scope["cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]  # to ask who is still there
+        length = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        self._body_left = int(length)
 
     def on_body(self, body: bytes) -> None:
         if self.transport.is_closing():
             return
         self._since_body = 0
+        self._body_left -= len(body)
         if not self._was_turned_away:
             super().on_body(body)
         if self._was_turned_away or self.cycle.response_complete:
@@ -189,6 +247,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._in_head, self._head_ended, self._head_bytes = True, True, 0
+        self._body_left = 0
         if self._was_turned_away:
             self._was_turned_away = False
             self._expect(self.timeout_keep_alive)
@@ -204,10 +263,20 @@ class BoundedProtocol(HttpToolsProtocol):
         self._answers.flush()
         self._let_out()
         super().on_response_complete()
+        if self._refusal and self._is_answered():
+            self._say_refusal(*self._refusal)
+            return
+        if self._unparsed and not self.pipeline:
+            self._parse_on()
+            self.flow.resume_reading()
         if self._head_begun:
             self._expect(HEADER_SECONDS)
         elif not self._in_head and self.cycle.response_complete:  # answered before the body has come
             self._expect(DISCARD_SECONDS)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _let_out(self) -> None:
         if self._inside and self._door is not None:
@@ -219,7 +288,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _is_answered(self) -> bool:
         """Whether no request of this connection waits for its answer."""
-        return self.cycle is None or self.cycle.response_complete
+        return not self.pipeline and (self._running is None or self._running.response_complete)
 
     def _is_too_much(self) -> bool:
         return (
@@ -254,14 +323,26 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             self._hang_up()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, _NOT_HTTP)
-
     def _refuse(self, status: int, body: bytes) -> None:
-        if self.transport.is_closing():
+        """End the connection with this answer, behind those to the requests that came whole before it."""
+        if self.transport.is_closing() or self._refusal:
             return
-        if not self._is_answered() and (self._in_head or self.cycle.response_started):
-            self._hang_up()  # it would be taken for the answer to an earlier request
+        self._refusal = status, body
+        broken = self.cycle
+        if broken is not None and broken.more_body and not broken.response_complete:
+            if broken is not self._running:
+                self.pipeline.popleft()
+            elif broken.response_started:
+                self._hang_up()  # it would be taken for a part of that answer
+            else:
+                broken.disconnected = True  # no other answer is awaited
+                broken.message_event.set()
+                self._say_refusal(status, body)
+        if self._is_answered():
+            self._say_refusal(status, body)
+
+    def _say_refusal(self, status: int, body: bytes) -> None:
+        if self.transport.is_closing():
             return
         phrase = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}[status]
         self.transport.write(

@@ -34,7 +34,9 @@ class Security:
 
     def __init__(self, config: ServeConfig) -> None:
         self._key = config.api_key.get_secret_value().encode() if config.api_key else None
-        self._hosts = config.allowed_hosts or (LOOPBACK_NAMES if _is_loopback(config.host) else ("*",))
+        self._hosts = config.allowed_hosts or (
+            (*LOOPBACK_NAMES, config.host.lower()) if _is_loopback(config.host) else ("*",)
+        )
         self._rate = config.rate_limit
         # Of each client, how many requests it may make at once, and when that was; the latest is last.
         self._allowances: OrderedDict[str, tuple[float, float]] = OrderedDict()

@@ -14,7 +14,7 @@ from serving.monitoring.drift import LARGE, MINIMUM, SMALL, WHATS, Reference, co
 
 STEPS = {"5 minutes": "5min", "hour": "1h", "day": "1D"}
 MOST_STEPS = 200
-# Of the answers of a route; 0 is a connection that was cut before there was one.
+# Of the answers of a route; 0 and 499 are connections that were cut before there was one.
 OUTCOMES = ("answered", "refused", "failed", "cut off")
 
 
@@ -22,7 +22,7 @@ def requests_of(records: pd.DataFrame) -> pd.DataFrame:
     """A row a request: `time` (UTC), `route`, `status`, `total_ms`, `outcome`; a record is of a picture."""
     requests = records.drop_duplicates(["request_id", "time"])[["time", "route", "status", "total_ms"]]
     outcome = requests["status"].map(
-        lambda status: {0: "cut off", 4: "refused", 5: "failed"}.get(status // 100)
+        lambda status: "cut off" if status in (0, 499) else {4: "refused", 5: "failed"}.get(status // 100)
     )
     return requests.assign(
         time=pd.to_datetime(requests["time"], unit="s", utc=True), outcome=outcome.fillna("answered")

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -253,7 +254,78 @@ def test_the_body_of_an_upgrade_is_no_request(server: Server) -> None:
     assert statuses(server.send(get)) == [200]
 
 
-def test_what_is_no_http_after_a_request_is_not_its_answer(server: Server) -> None:
-    first = POST + b"Content-Length: %d\r\n\r\n" % len(RED) + RED
-    answer = server.send(first + b"garbage\r\n\r\n")
-    assert statuses(answer) in ([], [200], [200, 400])
+ONE = POST + b"Content-Length: %d\r\n\r\n" % len(RED) + RED
+CHUNKED = b"%x\r\n%s\r\n0\r\n\r\n" % (len(RED), RED)
+MANY_HEADERS = b"GET /ping HTTP/1.1\r\n" + HOST + 101 * b"X: a\r\n" + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        (b"garbage\r\n\r\n", 400),
+        (MANY_HEADERS, 431),
+        (b"GET /ping HTTP/1.1\r\nX: " + b"x" * 40_000, 431),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKED, 400),
+        (POST + b"Connection: upgrade\r\nUpgrade: x\r\nContent-Length: 1\r\n\r\n1", 400),
+    ],
+)
+def test_what_is_refused_behind_good_requests_comes_after_their_answers(
+    server: Server, bad: bytes, status: int
+) -> None:
+    answer = server.send(ONE + HIDDEN + ONE + bad)
+    assert statuses(answer) == [200, 200, 200, status]
+    assert b"predictions" in answer.split(b"HTTP/1.1 ")[3]
+    assert server.predict().ok
+
+
+def test_an_upgrade_that_is_not_made_swallows_no_request(server: Server) -> None:
+    upgrade = b"GET /version HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+    answer = server.send(upgrade + HIDDEN + ONE.replace(b"Host", b"Connection: close\r\nHost"))
+    assert statuses(answer) == [200, 200, 200]
+
+
+def test_thousands_of_requests_at_once_wait_outside(server: Server) -> None:
+    """Unpacked, each of these would take kilobytes."""
+
+    def megabytes() -> float:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+    server.predict()
+    before = megabytes()
+    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(40)]
+    for connection in connections:
+        connection.setblocking(False)
+        with suppress(BlockingIOError):
+            connection.send(4000 * (b"GET /ping HTTP/1.1\r\n" + HOST + b"\r\n"))
+    assert server.predict().ok
+    assert megabytes() < before + 50
+    for connection in connections:
+        connection.close()
+    server.process.poll()
+    assert server.predict().ok
+
+
+def test_requests_one_after_the_other_are_all_answered_however_many(server: Server) -> None:
+    last = b"GET /version HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
+    answer = server.send(300 * HIDDEN + 20 * ONE + last, wait=60)
+    assert statuses(answer) == 321 * [200]
+
+
+def test_who_hangs_up_before_the_answer_is_noted_as_gone_and_is_no_fault(server: Server) -> None:
+    for _ in range(20):
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+        connection.sendall(5 * ONE)
+        connection.close()
+    assert server.predict().ok
+    time.sleep(1)
+    lines = server.lines()
+    assert not [line for line in lines if line.get("level") == "error"]
+    assert [line for line in lines if line.get("status") == 499]
+
+
+def test_probes_may_ask_for_the_head_alone(server: Server) -> None:
+    for path in ("/ping", "/ready", "/"):
+        answer = requests.head(f"{server.url}{path}", timeout=30)
+        assert (answer.status_code, answer.content) == (200, b"")

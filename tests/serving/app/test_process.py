@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import requests
@@ -26,7 +27,7 @@ def rows(server: Server) -> list[tuple[str, str]]:
         return log.execute("select request_id, label from request_log").fetchall()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_what_was_accepted_is_answered_before_the_end(
     start: Callable[..., Server], shared_store: Store, signum: int
 ) -> None:
@@ -89,8 +90,12 @@ def test_a_worker_that_dies_before_it_is_heard_of_is_replaced_and_said(
     second = until(lambda: set(children(server.process.pid)) - first)
     os.kill(max(second), signal.SIGKILL)  # in the midst of its imports
     until(lambda: set(children(server.process.pid)) - first - second, 30)
-    said = [line for line in server.lines() if line.get("event") == "worker replaced"]
-    assert [(line["worker"], line["ended_by"]) for line in said] == [
+
+    def replaced() -> list[dict[str, Any]]:
+        return [line for line in server.lines() if line.get("event") == "worker replaced"]
+
+    until(lambda: len(replaced()) == 2)  # it is said once the new one has begun
+    assert [(line["worker"], line["ended_by"]) for line in replaced()] == [
         (max(first), "SIGKILL"),
         (max(second), "SIGKILL"),
     ]

@@ -44,6 +44,12 @@ def test_a_name_that_is_not_the_servers_is_refused(server: Server) -> None:
     assert requests.get(f"{server.url}/ready", headers={"Host": "10.0.0.7"}, timeout=60).ok  # a probe
 
 
+def test_the_address_that_it_listens_on_is_a_name_of_the_server(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    assert start(shared_store.uri, "--host", "127.0.0.2").wait().predict().ok
+
+
 def test_a_client_that_asks_too_often_is_told_when_to_come_back(
     start: Callable[..., Server], shared_store: Store
 ) -> None:

@@ -220,6 +220,8 @@ def test_a_request_of_many_pictures_is_one_request(log: Callable[..., None]) -> 
         (["--request-log", "sqlite:///nowhere.db"], 1, "there is no request log sqlite:///nowhere.db"),
         (["--request-log", "nothing"], 2, "not a database URL"),
         (["--since", "yesterday"], 2, "since: give a span such as"),
+        (["--since", "999999w"], 2, "since: give a span such as"),
+        (["--since", "0001-01-01T00:00+14:00"], 2, "since: give a span such as"),
     ],
 )
 def test_what_is_wrong_is_said(
