@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from cifar_mlflow.config import (
 from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.options import switch, verb
-from cifar_mlflow.training.interrupt import Interrupted
+from cifar_mlflow.training.interrupt import Interrupted, terminable
 from serving.config import (
     ClassifyConfig,
     MonitorConfig,
@@ -48,7 +50,8 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with terminable():
+                return super().invoke(ctx)
         except CifarError as error:
             click.echo(f"Error: {error}", err=True)
             if "MLFLOW_RUN_ID" in os.environ:  # else the import would only keep the person waiting
@@ -56,6 +59,11 @@ class Group(click.Group):
 
                 tag_project_run(str(error))
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            click.echo(f"Error: {error.filename or tempfile.gettempdir()}: {error.strerror}", err=True)
+            ctx.exit(1)
         except Interrupted as interruption:
             ctx.exit(128 + interruption.signum)
         except KeyboardInterrupt:

@@ -197,7 +197,8 @@ def _alone(tracking_uri: str) -> Iterator[None]:
                 OSError
             ):  # a cache that cannot be written takes nothing from a command that is alone
                 path.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(path))
+                # One that is held for so long hangs, and is not waited for.
+                held.enter_context(FileLock(path, timeout=PATIENCE_SECONDS))
         yield
 
 
@@ -278,7 +279,7 @@ def tracked_run(
         directory.sign(mlflow.get_tracking_uri(), study)
         if resume:
             run.clear_error()
-        run.set_tags({"kind": kind, "host": socket.gethostname(), "pid": os.getpid()})
+        run.set_tags({"kind": kind})
         yield run, directory
         run.flush()
         status = "FINISHED"
@@ -313,9 +314,23 @@ def _say_why(run: TrackedRun, reason: str) -> None:
         logger.error("%s", error)
 
 
-def _start(**which: Any) -> mlflow.ActiveRun:
+def _start(tags: dict[str, str] | None = None, **which: Any) -> mlflow.ActiveRun:
+    owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
+    begun = int(time.time() * 1000)
+    attempts = 0
+
+    def start() -> mlflow.ActiveRun:
+        nonlocal attempts
+        attempts += 1
+        if attempts > 1 and "run_id" not in which:  # where only the answer was lost, there is a run already
+            ours = " and ".join(f"tags.{key} = '{value}'" for key, value in owner.items())
+            of_now = f"{ours} and attributes.start_time >= {begun}"
+            if made := mlflow.search_runs(filter_string=of_now, output_format="list"):
+                return mlflow.start_run(run_id=made[0].info.run_id)
+        return mlflow.start_run(**which, tags={**(tags or {}), **owner})
+
     try:
-        return patiently(lambda: mlflow.start_run(**which), PATIENCE_SECONDS)
+        return patiently(start, PATIENCE_SECONDS)
     except MlflowException as error:
         raise CifarError(f"MLflow does not start the run: {first_line(error)}") from error
 

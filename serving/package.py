@@ -33,7 +33,6 @@ from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.classifier import ModelCard
 from cifar_mlflow.outbox import ask, first_line
 from cifar_mlflow.pipeline import divide
-from cifar_mlflow.tracking import connect
 from serving.config import RegisterConfig
 from serving.forms import Form, Judges, choose, make_forms
 from serving.model import code_digest, download, log_model
@@ -48,6 +47,8 @@ logger = logging.getLogger("cifar_mlflow.register")
 # As many training images judge the forms of a run that held none out.
 TRAINING_JUDGES = 2_000
 PICTURES = 16
+# Of 0.5 a coin does as well.
+USEFUL_AUROC = 0.7
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
     )
     missing = f"there is no run {run_id} in {mlflow.get_tracking_uri()}"
     run = ask(lambda: mlflow.MlflowClient().get_run(run_id), missing).info
-    connect("", resume=run_id)
+    ask(lambda: mlflow.set_experiment(experiment_id=run.experiment_id))
     if run.status == "RUNNING" or run.lifecycle_stage == "deleted":
         state = "deleted" if run.lifecycle_stage == "deleted" else "not finished"
         raise UsageError(f"run {run_id} is {state}: what would be registered is not what it is, or will be")
@@ -95,6 +96,7 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         labels = judges.images.labels if judges.held_out else None
         doubts = find_doubts(form.logits, labels, card.temperature, target_accuracy)
         metrics = _metrics(forms, form, doubts, card, judges)
+        _warn_of_what_passes(metrics)
         folder = Path(scratch, "scorer")
         _write_scorer_folder(folder, card, form, doubts, target_accuracy, metrics, judges)
         model_uri = ask(lambda: log_model(folder, run_id)).model_uri
@@ -169,6 +171,16 @@ def _metrics(
         metrics[f"serve/ood_auroc_{kind}"] = auroc(known, energy(engine.run(images), card.temperature))
     engine.close()
     return metrics
+
+
+def _warn_of_what_passes(metrics: dict[str, float]) -> None:
+    prefix = "serve/ood_auroc_"
+    aurocs = {key.removeprefix(prefix): metrics[key] for key in metrics if key.startswith(prefix)}
+    missed = [f"{kind} (AUROC {auroc:.2f})" for kind, auroc in aurocs.items() if auroc < USEFUL_AUROC]
+    if missed:
+        logger.warning(
+            "It does not tell from the pictures it knows, and may be sure of: %s", ", ".join(missed)
+        )
 
 
 def _write_scorer_folder(
@@ -261,10 +273,12 @@ def _create_version(
     def create() -> ModelVersion:
         # Where the answer to the first attempt was lost, there is a version already.
         made = [each for each in client.search_model_versions(f"name = '{name}'") if each.source == model_uri]
-        return made[0] if made else mlflow.register_model(model_uri, name, tags=tags)
+        if made:
+            return made[0]
+        with redirect_stderr(io.StringIO()):  # MLflow announces there what we say ourselves
+            return mlflow.register_model(model_uri, name, tags=tags)
 
-    with redirect_stderr(io.StringIO()):  # MLflow announces there what we say ourselves
-        number = str(ask(create).version)
+    number = str(ask(create).version)
     text = _description(version, card, judges, decision)
     ask(lambda: client.update_model_version(name, number, description=text))
     return number

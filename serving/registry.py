@@ -27,6 +27,7 @@ logger = logging.getLogger("cifar_mlflow.serving")
 
 CHAMPION, PREVIOUS = "champion", "previous"
 LOCK_SECONDS = 60
+MOST_DIGITS = 9
 
 
 class NotPromotedError(CifarError):
@@ -73,7 +74,8 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
             raise NotPromotedError(f"{version} does not become the champion of {name}: {objection}")
         _check_files(name, version)
         model.expect(CHAMPION, number)
-        if number:  # first: a promotion that is killed between the two has changed nothing that is served
+        model.tag(version.number, promoted_over=number or "none")  # first: by it a rollback finds its way
+        if number:  # a promotion that is killed between the two has changed nothing that is served
             model.give(PREVIOUS, number, over=previous)
         model.give(CHAMPION, version.number, over=number)
         if not number and previous == version.number:
@@ -83,7 +85,7 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
             message += f"; before, it was {champion or f'version {number}'}"
         if objection:
             message += f". It was forced: {objection}"
-        _note(model, version.number, promoted=message, promoted_at=_now(), promoted_over=number or "none")
+        _note(model, version.number, promoted=message, promoted_at=_now())
         return Promotion(name, version.number, model.holder(PREVIOUS), message)
 
 
@@ -109,6 +111,7 @@ def rollback(name: str) -> Promotion:
         version = model.ours(previous)
         _check_files(name, version)
         model.expect(CHAMPION, champion)
+        model.tag(previous, promoted_over=champion or "none")
         if champion:  # first, as in a promotion
             model.give(PREVIOUS, champion, over=previous)
         model.give(CHAMPION, previous, over=champion)
@@ -118,7 +121,7 @@ def rollback(name: str) -> Promotion:
             _note(model, champion, rolled_back_at=_now(), rolled_back_to=previous)
         else:
             model.take(PREVIOUS)
-        _note(model, previous, promoted=message, promoted_at=_now(), promoted_over=champion or "none")
+        _note(model, previous, promoted=message, promoted_at=_now())
         return Promotion(name, previous, champion, message)
 
 
@@ -151,6 +154,8 @@ def _choose(model: RegisteredModel, which: str | None, champion: Version | None)
         return of_run[-1]
     if not re.fullmatch(r"[0-9]+", which):
         raise UsageError(f"neither the number of a version nor the id of a run: {which}")
+    if len(which.lstrip("0")) > MOST_DIGITS:  # a database would take it for a failure of its own
+        raise UsageError(f"{model.name} has no version {which}")
     return model.ours(which)
 
 
@@ -178,7 +183,10 @@ def _difference(one: Version, other: Version) -> str | None:
         )
     splits = [f"val_size {version.val_size:g}, split_seed {version.split_seed}" for version in (one, other)]
     if splits[0] != splits[1]:
-        return f"they have other validation images ({'; '.join(splits)})"
+        return (
+            f"they have other validation images ({'; '.join(splits)}): train it with the champion's, or "
+            "promote it with --force"
+        )
     if one.val_accuracy is None or other.val_accuracy is None:
         return "no images were held out for validation"
     return None

@@ -100,7 +100,7 @@ class RegisteredModel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._client = mlflow.MlflowClient()
+        self._client = ask(mlflow.MlflowClient)
 
     def holder(self, alias: str) -> str | None:
         """The number of the version that has the alias."""

@@ -1,6 +1,9 @@
 """Bad input at the command line: a line or two that name the value and the way out; nothing half-made."""
 
+import errno
 import os
+import signal
+import tempfile
 from pathlib import Path
 
 import click
@@ -10,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cifar_mlflow.cli import main
+from cifar_mlflow.cli import Group, main
 from cifar_mlflow.run_directory import RunDirectory
 
 SAMPLE = ("--dataset", "sample")
@@ -223,3 +226,32 @@ def test_the_lock_of_a_run_is_held_by_one(tmp_path: Path) -> None:
     assert not second.try_acquire()
     first.release()
     assert second.try_acquire()
+
+
+def test_a_full_disk_is_said_in_a_line() -> None:
+    @click.group(cls=Group)
+    def verbs() -> None:
+        pass
+
+    @verbs.command()
+    def write() -> None:
+        with Path("/dev/full").open("w") as file:
+            file.write("x")
+
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    assert_refused(CliRunner().invoke(verbs, ["write"]), 1, os.strerror(errno.ENOSPC))
+
+
+def test_sigterm_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
+    @click.group(cls=Group)
+    def verbs() -> None:
+        pass
+
+    @verbs.command()
+    def work() -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert CliRunner().invoke(verbs, ["work"]).exit_code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ from torch import nn
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
-from cifar_mlflow.outbox import first_line, is_outage
+from cifar_mlflow.outbox import ask, first_line, is_outage
 
 WEIGHTS_FILE = "weights/model.safetensors"
 PT2_FILE = "data/model.pt2"
@@ -29,16 +29,15 @@ def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
     """
     if not re.fullmatch(r"[0-9a-f]{32}", reference):
         return load_model_file(Path(os.path.expanduser(reference)))  # noqa: PTH111 - no error for ~nobody
+    missing = f"run {reference} at {mlflow.get_tracking_uri()} has no weights to load"
+    run = ask(lambda: mlflow.MlflowClient().get_run(reference), missing)
+    there = ask(lambda: mlflow.artifacts.list_artifacts(run_id=reference, artifact_path="weights"))
+    if WEIGHTS_FILE not in {file.path for file in there}:
+        raise UsageError(missing)
+    # By the id of the run, MLflow would take any failure for a path that is wrong.
+    uri = f"{run.info.artifact_uri}/{WEIGHTS_FILE}"
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            file = mlflow.artifacts.download_artifacts(
-                run_id=reference, artifact_path=WEIGHTS_FILE, dst_path=folder
-            )
-        except (MlflowException, OSError) as error:
-            raise _cannot_be_had(
-                error, f"run {reference} at {mlflow.get_tracking_uri()} has no weights to load"
-            ) from error
-        return load_model_file(Path(file))
+        return load_model_file(Path(ask(lambda: mlflow.artifacts.download_artifacts(uri, dst_path=folder))))
 
 
 def _cannot_be_had(error: Exception, problem: str) -> CifarError:

@@ -7,7 +7,7 @@ from typing import Any
 
 from serving.http.params import Feedback
 
-DESCRIPTION = "What is in a picture: a class, how sure the model is, and an honest `uncertain`."
+DESCRIPTION = "What is in a picture: a class, how sure the model is, and whether that is enough to rely on."
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem; }
 pre { background: #8882; padding: .7rem 1rem; overflow-x: auto; border-radius: .4rem; }

@@ -268,17 +268,6 @@ def test_a_version_whose_tags_make_no_sense_is_refused_and_in_nobodys_way(
     assert promote().champion == ladder["90"]
 
 
-def test_a_promotion_that_cannot_be_noted_is_done(
-    registry: Registry, ladder: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise MlflowException("no", PERMISSION_DENIED)
-
-    monkeypatch.setattr(mlflow.MlflowClient, "set_model_version_tag", refuse)
-    assert promote(ladder["80"]).champion == ladder["80"]
-    assert rollback().champion == ladder["70"]
-
-
 class Crash(Exception):  # noqa: N818 - it stands for a process that is killed
     pass
 
@@ -391,6 +380,47 @@ def test_two_processes_that_promote_at_once_leave_one_line_of_champions(
         line.append(over[line[-1]])
     assert sorted(line, key=int) == sorted({*over, ladder["70"]}, key=int)
     assert line[-1] == ladder["70"]
+
+
+def test_the_way_back_is_noted_before_a_champion_is_made(
+    registry: Registry, ladder: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "PATIENCE_SECONDS", 0.1)
+    lost = {"promoted", "promoted_at"}
+
+    def tag(
+        self: mlflow.MlflowClient, name: str, version: str, key: str, value: str,
+        set_tag: Any = mlflow.MlflowClient.set_model_version_tag,
+    ) -> None:  # fmt: skip
+        if key in lost:
+            raise MlflowException("the database is away", TEMPORARILY_UNAVAILABLE)
+        set_tag(self, name, version, key, value)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "set_model_version_tag", tag)
+    promote(ladder["80"])
+    assert registry.version(ladder["80"]).tags["promoted_over"] == ladder["70"]
+    lost.add("promoted_over")
+    for act in (lambda: promote(ladder["90"]), rollback):
+        with pytest.raises(CifarError, match="does not answer"):
+            act()
+        assert registry.aliases == {"champion": ladder["80"], "previous": ladder["70"]}
+
+
+@pytest.mark.parametrize("number", ["4000000000", "9" * 19, "9" * 5000])
+def test_a_number_that_no_version_has_is_no_outage(registry: Registry, number: str) -> None:
+    with pytest.raises(UsageError, match="cifar10 has no version"):
+        promote(number)
+
+
+def test_a_store_that_cannot_be_opened_is_reported(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no.db").write_text("no database, but a file that is longer than the head of one" * 10)
+    for uri in (f"sqlite:///{tmp_path / 'no.db'}", "nothing://here"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        for act in (promote, rollback):
+            with pytest.raises(CifarError, match="refuses"):
+                act()
 
 
 def test_a_registry_that_is_away_or_refuses_is_reported(
