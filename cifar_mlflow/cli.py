@@ -269,20 +269,23 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
 @main.command()
 @click.argument("model", metavar="RUN_ID|FILE")
 @click.option(
-    "--format", "form", type=click.Choice(["hdf5", "safetensors"]), default="hdf5", show_default=True
+    "--format",
+    "name",
+    type=click.Choice(["hdf5", "safetensors"]),
+    help="Default: by the suffix of --output, else hdf5.",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: <model>.h5 or .safetensors"
 )
-def export(model: str, form: str, output: Path | None) -> None:
+def export(model: str, name: str | None, output: Path | None) -> None:
     """Write a trained model to a file that describes itself."""
-    from cifar_mlflow.export import EXPORTERS
+    from cifar_mlflow.export import format_for
     from cifar_mlflow.export.reference import load_classifier
 
+    form = format_for(output, name)
     classifier, card = load_classifier(model)
-    suffix, save = EXPORTERS[form]
-    output = output or Path(f"{card.model}{suffix}")
-    save(output, classifier, card)
+    output = output or Path(f"{card.model}{form.suffixes[0]}")
+    form.save(output, classifier, card)
     click.echo(f"{output}  {output.stat().st_size / 1e6:.1f} MB, {card.model}, {len(card.classes)} classes")
 
 

@@ -11,6 +11,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cifar_mlflow.cli import main
+from cifar_mlflow.export import load_model_file
+from cifar_mlflow.export.weights import save_weights
+from cifar_mlflow.models import build_network
+from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 from cifar_mlflow.run_directory import RunDirectory
 
 SAMPLE = ("--dataset", "sample")
@@ -153,7 +157,49 @@ def test_a_cache_that_cannot_be_written_is_named() -> None:
 )
 def test_a_model_that_is_not_there_is_named(reference: str, words: list[str]) -> None:
     assert_refused(invoke("evaluate", "--model", reference, *SAMPLE), 2, *words)
-    assert invoke("export", reference).exit_code == 2
+    assert_refused(invoke("export", reference), 2, words[0])
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> str:
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    card = ModelCard("cnn", ("cat", "dog"), 32, mean, std, width=0.25)
+    classifier = ImageClassifier(build_network("cnn", 2, width=0.25), mean, std)
+    save_weights(tmp_path / "given.safetensors", classifier, card)
+    return "given.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        ([], "cnn.h5"),
+        (["--format", "safetensors"], "cnn.safetensors"),
+        (["--output", "my.safetensors"], "my.safetensors"),
+        (["--output", "my.HDF5"], "my.HDF5"),
+        (["--output", "my.hdf5", "--format", "hdf5"], "my.hdf5"),
+    ],
+)
+def test_an_exported_file_is_what_its_name_says(model_file: str, options: list[str], file: str) -> None:
+    result = invoke("export", model_file, *options)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"{file}  ")
+    assert load_model_file(Path(file))[1] == load_model_file(Path(model_file))[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "right"),
+    [
+        (["--output", "my.pt"], ".safetensors or .h5 or .hdf5"),
+        (["--output", "my"], ".safetensors or .h5 or .hdf5"),
+        (["--output", "my.safetensors", "--format", "hdf5"], ".h5 or .hdf5 for --format hdf5"),
+        (["--output", "my.h5", "--format", "safetensors"], ".safetensors for --format safetensors"),
+    ],
+)
+def test_an_export_under_a_name_of_another_kind_is_refused(
+    model_file: str, options: list[str], right: str
+) -> None:
+    assert_refused(invoke("export", model_file, *options), 2, options[1], f"must end in {right}\n")
+    assert os.listdir() == [model_file]  # noqa: PTH208
 
 
 def test_data_prints_a_summary_and_draws_samples(tmp_path: Path) -> None:
