@@ -267,7 +267,7 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
 
 
 @main.command()
-@click.argument("model", metavar="RUN_ID|FILE")
+@click.argument("model", metavar="RUN_ID|FILE|models:/...")
 @click.option(
     "--format",
     "name",

@@ -149,8 +149,10 @@ def test_a_cache_that_cannot_be_written_is_named() -> None:
     ("reference", "words"),
     [
         ("nothing.h5", ["nothing.h5", "no such file"]),
-        ("model.onnx", ["model.onnx", ".safetensors"]),
-        ("f" * 32, ["f" * 32]),
+        ("nosuch", ["nosuch", "no such file", "no id of a run (32 digits 0-9a-f)", "runs:/ or models:/"]),
+        ("746a" + 27 * "0", ["746a", "no such file", "32 digits"]),
+        (300 * "a", ["no such file"]),
+        ("f" * 32, ["f" * 32, "no weights"]),
         ("models:/nobody@champion", ["models:/nobody@champion"]),
         ("runs:/nothing/model", ["runs:/nothing/model"]),
     ],
