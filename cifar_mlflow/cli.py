@@ -23,6 +23,7 @@ from cifar_mlflow.config import (
 from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.options import switch, verb
+from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.training.interrupt import Interrupted
 from serving.config import (
     ClassifyConfig,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from serving.package import RegisteredVersion
 
 HELP_WIDTH = 100
+DEMO = RECIPES["demo"] | {"recipe": "demo"}
 
 
 class Group(click.Group):
@@ -146,7 +148,7 @@ def tune(given: dict[str, Any], promote: bool) -> None:
         _register_and_promote(best[0].user_attrs["run_id"], registration)
 
 
-@verb(main, "demo", TrainAndRegisterConfig)
+@verb(main, "demo", TrainAndRegisterConfig, defaults=DEMO)
 def demo(given: dict[str, Any]) -> None:
     """From the embedded sample of images to an answer about a photo over HTTP. Takes minutes on two cores."""
     given, registration = _split(TrainConfig, given)

@@ -220,6 +220,19 @@ def test_help_lists_each_option_of_a_verb(verb: str) -> None:
     assert result.exit_code == 0, result.output
     for param in main.commands[verb].params:
         assert isinstance(param, click.Argument) or param.opts[0] in result.output
+    shown = " ".join(result.output.split())
+    assert "Undefined" not in shown
+    assert "[default ]" not in shown
+
+
+def test_help_shows_what_the_demo_takes_and_not_what_train_does() -> None:
+    for verb, defaults in (
+        ("train", ["cifar10", "resnet18", "30, >= 1", "0.1, >= 0, <= 0.5"]),
+        ("demo", ["sample", "fast", "18, >= 1", "0.05, >= 0, <= 0.5", "demo"]),
+    ):
+        shown = " ".join(invoke(verb, "--help").output.split())
+        for default in defaults:
+            assert f"[default {default}" in shown
 
 
 def test_help_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
