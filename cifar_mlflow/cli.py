@@ -166,7 +166,7 @@ def demo(given: dict[str, Any]) -> None:
 What next:
   make ui                                            # compare the runs: http://localhost:5000
   source .venv/bin/activate                          # for the commands below
-  cifar-mlflow train --dataset sample --model cnn    # another architecture on the same images
+  cifar-mlflow train --dataset sample --model cnn --val-size {config.val_size:g}  # another architecture
   cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
   cifar-mlflow classify {_relative(PHOTO)}      # or your own photos and folders of them
   make serve                                         # the same model over HTTP, until Ctrl-C
