@@ -25,6 +25,7 @@ from cifar_mlflow.config import (
 from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.options import switch, verb
+from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.training.interrupt import Interrupted, terminable
 from serving.config import (
     ClassifyConfig,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from serving.package import RegisteredVersion
 
 HELP_WIDTH = 100
+DEMO = RECIPES["demo"] | {"recipe": "demo"}
 
 
 class Group(click.Group):
@@ -154,7 +156,7 @@ def tune(given: dict[str, Any], promote: bool) -> None:
         _register_and_promote(best[0].user_attrs["run_id"], registration)
 
 
-@verb(main, "demo", TrainAndRegisterConfig)
+@verb(main, "demo", TrainAndRegisterConfig, defaults=DEMO)
 def demo(given: dict[str, Any]) -> None:
     """From the embedded sample of images to an answer about a photo over HTTP. Takes minutes on two cores."""
     given, registration = _split(TrainConfig, given)
@@ -172,7 +174,7 @@ def demo(given: dict[str, Any]) -> None:
 What next:
   make ui                                            # compare the runs: http://localhost:5000
   source .venv/bin/activate                          # for the commands below
-  cifar-mlflow train --dataset sample --model cnn    # another architecture on the same images
+  cifar-mlflow train --dataset sample --model cnn --val-size {config.val_size:g}  # another architecture
   cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
   cifar-mlflow classify {_relative(PHOTO)}      # or your own photos and folders of them
   make serve                                         # the same model over HTTP, until Ctrl-C
@@ -275,22 +277,25 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
 
 
 @main.command()
-@click.argument("model", metavar="RUN_ID|FILE")
+@click.argument("model", metavar="RUN_ID|FILE|models:/...")
 @click.option(
-    "--format", "form", type=click.Choice(["hdf5", "safetensors"]), default="hdf5", show_default=True
+    "--format",
+    "name",
+    type=click.Choice(["hdf5", "safetensors"]),
+    help="Default: by the suffix of --output, else hdf5.",
 )
 @click.option(
     "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: <model>.h5 or .safetensors"
 )
-def export(model: str, form: str, output: Path | None) -> None:
+def export(model: str, name: str | None, output: Path | None) -> None:
     """Write a trained model to a file that describes itself."""
-    from cifar_mlflow.export import EXPORTERS
+    from cifar_mlflow.export import format_for
     from cifar_mlflow.export.reference import load_classifier
 
+    form = format_for(output, name)
     classifier, card = load_classifier(model)
-    suffix, save = EXPORTERS[form]
-    output = output or Path(f"{card.model}{suffix}")
-    save(output, classifier, card)
+    output = output or Path(f"{card.model}{form.suffixes[0]}")
+    form.save(output, classifier, card)
     click.echo(f"{output}  {output.stat().st_size / 1e6:.1f} MB, {card.model}, {len(card.classes)} classes")
 
 

@@ -186,14 +186,14 @@ class TrackingConfig(Settings):
     experiment: str = setting(
         lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME") or "cifar10", "MLflow experiment.", min_length=1
     )
-    run_name: str | None = setting(None, "Name of the MLflow run; default: model and data set.")
+    run_name: str | None = setting(None, "Name of the MLflow run. Default: one that says what it did.")
 
 
 class TrainConfig(DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, HardwareConfig, TrackingConfig):
     """Training: one run from the images to an evaluated model."""
 
     recipe: RecipeName | None = setting(
-        None, "Preset of settings; each can be overridden. Default: the one made for the model."
+        None, "Preset of settings; each can be overridden. If there is none: the one made for the model."
     )
     test: bool = setting(True, "Read the test split once, at the end.")
     tta: TtaName = setting(

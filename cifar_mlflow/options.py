@@ -1,22 +1,27 @@
 """The options of a verb, made from its config, where names, defaults, bounds and help are written down."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 import yaml
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from cifar_mlflow.config import Settings
 from cifar_mlflow.errors import UsageError
 
 
 def verb(
-    group: click.Group, name: str, config_class: type[Settings]
+    group: click.Group, name: str, config_class: type[Settings], defaults: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """A verb of the group that receives, as `given`, the settings that were really given."""
+    """A verb of the group that receives, as `given`, the settings that were really given.
+
+    Args:
+        defaults: what the verb takes where nothing is given, as far as it is not the config's own default.
+    """
 
     def decorate(function: Callable[..., None]) -> click.Command:
         def callback(config_file: str | None = None, **options: Any) -> None:
@@ -35,6 +40,7 @@ def verb(
             params=[config_file, *params],
             help=function.__doc__,
             config_class=config_class,
+            defaults=defaults or {},
         )
         group.add_command(command)
         return command
@@ -72,7 +78,9 @@ def switch(name: str, text: str) -> Callable[[Callable[..., None]], Callable[...
 class SettingsCommand(click.Command):
     """A command whose options are the settings of a config, listed by section."""
 
-    def __init__(self, *args: Any, config_class: type[Settings], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, config_class: type[Settings], defaults: Mapping[str, Any], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.sections: dict[type[Settings], list[click.Option]] = {}
         known: set[str] = set()
@@ -81,7 +89,10 @@ class SettingsCommand(click.Command):
             if not names:
                 continue
             known |= set(names)
-            self.sections[section] = [_option(name, section.model_fields[name]) for name in names]
+            fields = {name: section.model_fields[name] for name in names}
+            self.sections[section] = [
+                _option(name, field, defaults.get(name, field.default)) for name, field in fields.items()
+            ]
         self.params += [option for options in self.sections.values() for option in options]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -100,14 +111,14 @@ def _sections(config_class: type[Settings]) -> list[type[Settings]]:
     return [c for c in config_class.__mro__ if issubclass(c, Settings) and c is not Settings]
 
 
-def _option(name: str, field: FieldInfo) -> click.Option:
+def _option(name: str, field: FieldInfo, default: Any) -> click.Option:
     """An option that hands its text to the config model, which checks and converts it."""
     # A switch may stand alone, and also takes a value, since `mlflow run -P` always passes one.
     switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
     return click.Option(
         [f"--{name.replace('_', '-')}", *(["--model"] if name == "model_uri" else [])],
         metavar=_metavar(field.annotation),
-        help=f"{field.description} {_details(field)}".strip(),
+        help=f"{field.description} {_details(field, default)}".strip(),
         required=field.is_required(),
         **switch,
     )
@@ -127,7 +138,7 @@ def _metavar(annotation: Any) -> str:
     return "TEXT"
 
 
-def _details(field: FieldInfo) -> str:
+def _details(field: FieldInfo, default: Any) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
         f"{sign} {getattr(rule, key)}"
@@ -135,10 +146,9 @@ def _details(field: FieldInfo) -> str:
         for key, sign in signs.items()
         if getattr(rule, key, None) is not None
     ]
-    default = (
-        [] if field.default in (None, ...) or field.default_factory else [f"default {_text(field.default)}"]
-    )
-    details = ", ".join([*default, *bounds])
+    # One that is required or asked for at the time of use is undefined here.
+    shown = [] if default in (None, (), PydanticUndefined) else [f"default {_text(default)}"]
+    details = ", ".join([*shown, *bounds])
     return f"[{details}]" if details else ""
 
 

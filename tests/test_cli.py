@@ -14,6 +14,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from cifar_mlflow.cli import Group, main
+from cifar_mlflow.export import load_model_file
+from cifar_mlflow.export.weights import save_weights
+from cifar_mlflow.models import build_network
+from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 from cifar_mlflow.run_directory import RunDirectory
 
 SAMPLE = ("--dataset", "sample")
@@ -148,15 +152,59 @@ def test_a_cache_that_cannot_be_written_is_named() -> None:
     ("reference", "words"),
     [
         ("nothing.h5", ["nothing.h5", "no such file"]),
-        ("model.onnx", ["model.onnx", ".safetensors"]),
-        ("f" * 32, ["f" * 32]),
+        ("nosuch", ["nosuch", "no such file", "no id of a run (32 digits 0-9a-f)", "runs:/ or models:/"]),
+        ("746a" + 27 * "0", ["746a", "no such file", "32 digits"]),
+        (300 * "a", ["no such file"]),
+        ("f" * 32, ["f" * 32, "no weights"]),
         ("models:/nobody@champion", ["models:/nobody@champion"]),
         ("runs:/nothing/model", ["runs:/nothing/model"]),
     ],
 )
 def test_a_model_that_is_not_there_is_named(reference: str, words: list[str]) -> None:
     assert_refused(invoke("evaluate", "--model", reference, *SAMPLE), 2, *words)
-    assert invoke("export", reference).exit_code == 2
+    assert_refused(invoke("export", reference), 2, words[0])
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> str:
+    mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+    card = ModelCard("cnn", ("cat", "dog"), 32, mean, std, width=0.25)
+    classifier = ImageClassifier(build_network("cnn", 2, width=0.25), mean, std)
+    save_weights(tmp_path / "given.safetensors", classifier, card)
+    return "given.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        ([], "cnn.h5"),
+        (["--format", "safetensors"], "cnn.safetensors"),
+        (["--output", "my.safetensors"], "my.safetensors"),
+        (["--output", "my.HDF5"], "my.HDF5"),
+        (["--output", "my.hdf5", "--format", "hdf5"], "my.hdf5"),
+    ],
+)
+def test_an_exported_file_is_what_its_name_says(model_file: str, options: list[str], file: str) -> None:
+    result = invoke("export", model_file, *options)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith(f"{file}  ")
+    assert load_model_file(Path(file))[1] == load_model_file(Path(model_file))[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "right"),
+    [
+        (["--output", "my.pt"], ".safetensors or .h5 or .hdf5"),
+        (["--output", "my"], ".safetensors or .h5 or .hdf5"),
+        (["--output", "my.safetensors", "--format", "hdf5"], ".h5 or .hdf5 for --format hdf5"),
+        (["--output", "my.h5", "--format", "safetensors"], ".safetensors for --format safetensors"),
+    ],
+)
+def test_an_export_under_a_name_of_another_kind_is_refused(
+    model_file: str, options: list[str], right: str
+) -> None:
+    assert_refused(invoke("export", model_file, *options), 2, options[1], f"must end in {right}\n")
+    assert os.listdir() == [model_file]  # noqa: PTH208
 
 
 def test_data_prints_a_summary_and_draws_samples(tmp_path: Path) -> None:
@@ -175,6 +223,19 @@ def test_help_lists_each_option_of_a_verb(verb: str) -> None:
     assert result.exit_code == 0, result.output
     for param in main.commands[verb].params:
         assert isinstance(param, click.Argument) or param.opts[0] in result.output
+    shown = " ".join(result.output.split())
+    assert "Undefined" not in shown
+    assert "[default ]" not in shown
+
+
+def test_help_shows_what_the_demo_takes_and_not_what_train_does() -> None:
+    for verb, defaults in (
+        ("train", ["cifar10", "resnet18", "30, >= 1", "0.1, >= 0, <= 0.5"]),
+        ("demo", ["sample", "fast", "18, >= 1", "0.05, >= 0, <= 0.5", "demo"]),
+    ):
+        shown = " ".join(invoke(verb, "--help").output.split())
+        for default in defaults:
+            assert f"[default {default}" in shown
 
 
 def test_help_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:

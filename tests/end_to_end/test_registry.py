@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 
+from cifar_mlflow.export import load_model_file
 from tests.end_to_end.conftest import Project, open_project
 
 pytestmark = pytest.mark.slow
@@ -50,6 +52,31 @@ def test_files_are_classified_by_the_champion(registered: Project, images: Path)
     answers = pd.read_csv(registered.folder / "answers.csv").set_index("path")
     for color in ("red", "green", "blue"):
         assert answers.loc[f"photos/{color}.png", "label"] == color
+
+
+def test_of_a_served_version_the_trained_weights_are_evaluated_and_exported(registered: Project) -> None:
+    version = registered.client.get_model_version("cifar10", "1")
+    registered.client.set_registered_model_alias("cifar10", "tried", "1")
+    said = registered.run(
+        "evaluate", "--model", "models:/cifar10@tried", "--dataset", "folder", "--threads", "1",
+        "--data-dir", str(registered.images),
+    )  # fmt: skip
+    assert f"models:/cifar10@tried is version 1, of run {version.run_id}: its weights are taken" in said
+    evaluated, trained = registered.runs[0], registered.client.get_run(str(version.run_id))
+    assert evaluated.data.tags["model_run_id"] == version.run_id
+    for name, value in evaluated.data.metrics.items():
+        assert value == pytest.approx(trained.data.metrics[name], abs=1e-6), name
+
+    registered.run("export", "models:/cifar10/1", "--output", "served.safetensors")
+    assert load_model_file(registered.folder / "served.safetensors")[1].run_id == version.run_id
+
+
+def test_of_a_version_from_elsewhere_no_weights_are_exported(registered: Project) -> None:
+    mlflow.set_tracking_uri(registered.env["MLFLOW_TRACKING_URI"])
+    run_id = registered.client.get_model_version("cifar10", "1").run_id
+    mlflow.register_model(f"runs:/{run_id}/model", "elsewhere")
+    said = registered.run("export", "models:/elsewhere/1", code=2)
+    assert "models:/elsewhere/1 was not made by cifar-mlflow register" in said
 
 
 @pytest.mark.parametrize(
