@@ -1,11 +1,10 @@
 """What a run keeps on this machine while it lasts: its checkpoint, and a lock that says that it is alive."""
 
 import json
-import shlex
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +12,9 @@ from filelock import FileLock, Timeout
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.training.checkpoint import CheckpointFile
+
+# Beside the owner, for a run of a study: the command that goes on with that.
+STUDY_COMMAND = "command"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ class RunDirectory:
         """How to go on, to be put behind the news that the run was stopped; empty where it cannot."""
         owner = self.owner
         if owner and owner.study:
-            return f"; its study goes on with: cifar-mlflow tune --study {shlex.quote(owner.study)}"
+            with suppress(OSError):
+                return f"; its study goes on with: {(self.path / STUDY_COMMAND).read_text()}"
+            return f"; its study, {owner.study}, goes on with the command that began it"
         if not self.checkpoint.path.exists():
             return ""
         return f"; continue with: cifar-mlflow train --resume {self.path.name}"

@@ -54,6 +54,19 @@ def first_tries(
     return tries + (others if trials is None else others[: max(trials // 2 - len(tries), 0)])
 
 
+def experiment_id(name: str) -> str:
+    """The experiment whose runs are to count as trials.
+
+    Raises:
+        UsageError: there is no such experiment.
+    """
+    found = mlflow.MlflowClient().get_experiment_by_name(name)
+    if found is None:
+        raise UsageError(f"warm_start: there is no experiment {name!r} in {mlflow.get_tracking_uri()}")
+    identifier: str = found.experiment_id
+    return identifier
+
+
 def earlier_trials(
     experiment: str,
     space: Space,
@@ -63,17 +76,14 @@ def earlier_trials(
 ) -> list[FrozenTrial]:
     """Finished trainings of an experiment as completed trials of the study, without those it has already.
 
-    Raises:
-        UsageError: there is no such experiment.
+    Args:
+        experiment: its id.
     """
     client = mlflow.MlflowClient()
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        raise UsageError(f"warm_start: there is no experiment {experiment!r} in {mlflow.get_tracking_uri()}")
     known = {trial.user_attrs.get("run_id") for trial in study.get_trials(deepcopy=False)}
     query = f"attributes.status = 'FINISHED' and tags.kind = 'train' and tags.`dataset.digest` = '{digest}'"
     trials, left_out = [], 0
-    for run in _all_runs(client, found.experiment_id, query):
+    for run in _all_runs(client, experiment, query):
         if run.info.run_id in known:
             continue
         trial = _as_trial(run, space, fixed, study.user_attrs["objectives"])

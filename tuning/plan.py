@@ -7,10 +7,12 @@ import yaml
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
 from cifar_mlflow.errors import UsageError
+from tuning.command import command_line
 from tuning.config import DEFAULT_TRIALS, SearchConfig, TuneConfig
 from tuning.history import PLACES
 from tuning.methods import build_sampler, settle
 from tuning.space import Space
+from tuning.storage import anywhere
 from tuning.trial import SECOND_OBJECTIVES, VALUE
 
 
@@ -41,6 +43,16 @@ class Plan:
     def space_yaml(self) -> str:
         """A file that `--space` reads back."""
         return yaml.safe_dump({**self.space.to_dict(), "replace": True}, sort_keys=False)
+
+    @property
+    def command(self) -> str:
+        """What goes on with it, without a password; from every folder, once the storage is open."""
+        search = self.search.model_dump(mode="json", exclude_unset=True)
+        places = {"study": self.name, "storage": anywhere(self.search.storage)}
+        if self.search.space:
+            places["space"] = str(self.search.space.absolute())
+        # In the order of the first, with the values of the last.
+        return command_line("tune", places | search | places | self.fixed)
 
     def identity(self, digest: str) -> dict[str, Any]:
         """What must be the same for a study to go on: else its trials could not be compared."""

@@ -2,7 +2,6 @@
 leaderboard for the terminal."""
 
 import re
-import shlex
 import textwrap
 import warnings
 from collections import Counter
@@ -15,6 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
+from tuning.command import command_line
 from tuning.history import EARLIER
 from tuning.page import study_page
 from tuning.pictures import PICTURES, left_out
@@ -118,17 +118,8 @@ def leaderboard(study: optuna.Study, count: int = SHOWN) -> str:
 
 def reproduce_command(settings: dict[str, Any]) -> str:
     """The command line of a training with exactly these settings given."""
-    words = ["cifar-mlflow", "train"]
-    for name in sorted(settings, key=lambda name: (name != "model", name)):
-        value = settings[name]
-        if value is None:  # not given
-            continue
-        if isinstance(value, list | tuple):
-            value = ",".join(map(str, value))
-        elif isinstance(value, bool):
-            value = str(value).lower()
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+    names = sorted(settings, key=lambda name: (name != "model", name))
+    return command_line("train", {name: settings[name] for name in names})
 
 
 def _snapshot(study: optuna.Study) -> optuna.Study:

@@ -17,7 +17,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.run_directory import RunDirectory
 from cifar_mlflow.training.loop import History
 from tuning.config import SearchConfig
-from tuning.storage import patiently
+from tuning.storage import Storage, patiently
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
@@ -50,13 +50,15 @@ class Retraining(pipeline.Search):
 
     brief = False
 
-    def __init__(self, study: optuna.Study, name: str, tags: dict[str, str]) -> None:
+    def __init__(self, study: optuna.Study, name: str, tags: dict[str, str], storage: Storage) -> None:
         self._study = study
+        self._storage = storage
         self._name = name
         self.study = study.study_name
         self.tags = {**tags, "retrained": name}
 
     def begun(self, run_id: str) -> None:
+        self._storage.sign(run_id)
         patiently(lambda: self._study.set_user_attr(self._name, run_id))
 
     def prune(self, history: History) -> bool:
@@ -69,7 +71,9 @@ class Retraining(pipeline.Search):
         return False
 
 
-def retrain(study: optuna.Study, trainings: dict[str, dict[str, Any]], tags: dict[str, str]) -> None:
+def retrain(
+    study: optuna.Study, trainings: dict[str, dict[str, Any]], tags: dict[str, str], storage: Storage
+) -> None:
     """Do the trainings that are not done yet; an interrupted one goes on from its checkpoint."""
     client = mlflow.MlflowClient()
     for name, settings in trainings.items():
@@ -82,7 +86,7 @@ def retrain(study: optuna.Study, trainings: dict[str, dict[str, Any]], tags: dic
             config = pipeline.resumable_config(run_id, {"cache_dir": config.cache_dir}, study.study_name)
         else:
             run_id = None
-        pipeline.train(config, run_id, Retraining(study, name, tags))
+        pipeline.train(config, run_id, Retraining(study, name, tags, storage))
 
 
 def retrained_runs(study: optuna.Study, names: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.outbox import first_line
+from cifar_mlflow.run_directory import STUDY_COMMAND, RunDirectory
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
@@ -31,6 +32,8 @@ LONGEST_PAUSE_SECONDS = 5.0
 # A machine that was not heard of for so long has lost its trials; others begin them anew.
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = int(os.environ.get("CIFAR_MLFLOW_GRACE", "600"))
+# Where a URL may have passwords beside the usual place.
+PASSWORDS = ("password", "sslpassword")
 # Any number that nobody else uses for PostgreSQL's advisory locks in this database.
 ADVISORY_LOCK = 0x63696661
 
@@ -41,12 +44,13 @@ class Storage:
     Args:
         url: an SQLAlchemy URL.
         study: name of the study in it.
-        cache_dir: where locks of this machine are.
+        cache_dir: where locks of this machine and the directories of its runs are.
     """
 
     def __init__(self, url: str, study: str, cache_dir: Path) -> None:
         self.url = url
         self.study = study
+        self.cache_dir = cache_dir
         place = Path(url.removeprefix("sqlite:///")).absolute() if url.startswith("sqlite:///") else url
         key = hashlib.sha256(f"{place}\n{study}".encode()).hexdigest()[:16]
         self.folder = cache_dir / "studies" / key
@@ -111,6 +115,12 @@ class Storage:
         """Held by the process that works on a trial, for as long as it lives."""
         return FileLock(self.folder / f"trial-{number}.lock")
 
+    def sign(self, run_id: str) -> None:
+        """Let a run of the study, if it is stopped, say which command goes on: the last that was given."""
+        link = RunDirectory.of(self.cache_dir, run_id).path / STUDY_COMMAND
+        with suppress(OSError):  # it is there from before; or there are no links here: it is only a hint
+            link.symlink_to(self.folder.absolute() / STUDY_COMMAND)
+
 
 def _dialect(url: str) -> str:
     try:
@@ -125,9 +135,21 @@ def _dialect(url: str) -> str:
 def safe(url: str) -> str:
     """A URL without its password."""
     try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        parts = sqlalchemy.make_url(url).difference_update_query(PASSWORDS)
+        return parts.render_as_string(hide_password=True)
     except sqlalchemy.exc.ArgumentError:
         return url.rpartition("@")[2]
+
+
+def anywhere(url: str) -> str:
+    """A URL of the same database that holds in every folder, without its password."""
+    parts = sqlalchemy.make_url(url).difference_update_query(PASSWORDS)
+    database = parts.database
+    if database and parts.get_backend_name() == "sqlite" and Path(database).is_file():
+        database = str(Path(database).absolute())
+    return sqlalchemy.URL.create(
+        parts.drivername, parts.username, None, parts.host, parts.port, database, parts.query
+    ).render_as_string()
 
 
 def cause(error: BaseException) -> str:

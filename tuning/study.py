@@ -13,29 +13,24 @@ import optuna
 import pandas as pd
 import sqlalchemy
 import torch
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.exceptions import StorageInternalError
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.data import ImageDataset, load_dataset
-from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.outbox import first_line
+from cifar_mlflow.errors import CifarError
 from cifar_mlflow.pipeline import divide
 from cifar_mlflow.run_contents import log_data
-from cifar_mlflow.run_directory import RunDirectory
 from cifar_mlflow.tracking import TrackedRun, close_stale_runs, connect, tracked_run
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.interrupt import StopRequest
+from tuning.begin import is_alive, prepare
 from tuning.crew import work_together
-from tuning.history import EARLIER, PLACES, earlier_trials, first_tries
-from tuning.methods import build_pruner, build_sampler
+from tuning.history import EARLIER, PLACES
 from tuning.plan import Plan, read_plan
 from tuning.report import best_trials, log_study
 from tuning.retrain import retrained_runs, retrainings
-from tuning.storage import HEARTBEAT_SECONDS, Storage, cause, patiently, quiet
+from tuning.storage import HEARTBEAT_SECONDS, Storage, cause, patiently, quiet, safe
 from tuning.trial_pictures import TrialPictures
 from tuning.worker import Orders, own_trials
 
@@ -91,59 +86,6 @@ def tune(given: dict[str, Any]) -> optuna.Study:
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
-def prepare(plan: Plan, storage: Storage, dataset: ImageDataset) -> optuna.Study:
-    """The study in its storage, new or as it was left, with what is to be tried first.
-
-    Raises:
-        UsageError: there is a study of this name that searches something else.
-    """
-    database = storage.open()
-    with storage.turn():
-        directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(plan.objectives)]
-        study = optuna.create_study(
-            study_name=plan.name,
-            storage=database,
-            directions=directions,
-            load_if_exists=True,
-            sampler=build_sampler(plan.search, plan.space, 0),
-            pruner=build_pruner(plan.search),
-        )
-        identity = plan.identity(dataset.digest)
-        former = study.user_attrs.get("identity")
-        if former is None:
-            if study.get_trials(deepcopy=False):
-                raise UsageError(
-                    f"study: {plan.name} in this storage was not made by cifar_mlflow; choose another --study"
-                )
-            study.set_user_attr("objectives", plan.objectives)
-            study.set_user_attr("first_tries", [])
-            study.set_user_attr("identity", identity)
-        elif differing := sorted(
-            name for name in {*former, *identity} if former.get(name) != identity.get(name)
-        ):
-            what = "; ".join(
-                f"{name} was {former.get(name)!r:.60}, now {identity.get(name)!r:.60}" for name in differing
-            )
-            raise UsageError(
-                f"study {plan.name} was begun with other settings ({what}): its trials could not be "
-                "compared. Choose another --study, or give those settings"
-            )
-        tries = study.user_attrs["first_tries"]
-        known = [first["params"] for first in tries]
-        # A grid comes to the recipes' values by itself, and would not know that they were tried.
-        models = [] if plan.search.sampler == "grid" else plan.models
-        for first in first_tries(plan.space, models, plan.fixed, plan.search.enqueue, plan.search.trials):
-            if first["params"] not in known:
-                tries.append(first)
-                known.append(first["params"])
-        study.set_user_attr("first_tries", tries)
-        if plan.search.warm_start:
-            earlier = earlier_trials(plan.search.warm_start, plan.space, plan.fixed, dataset.digest, study)
-            study.add_trials(earlier)
-    storage.folder.joinpath("space.yaml").write_text(plan.space_yaml)
-    return study
-
-
 @contextmanager
 def study_run(plan: Plan, study: optuna.Study, storage: Storage) -> Iterator[TrackedRun]:
     """The MLflow run of the study: ours to begin and end, unless another process is at work on it."""
@@ -151,7 +93,7 @@ def study_run(plan: Plan, study: optuna.Study, storage: Storage) -> Iterator[Tra
     ours = os.environ.get("MLFLOW_RUN_ID")  # `mlflow run` has made one for us
     with storage.turn():
         former = study.user_attrs.get("parent_run_id")
-        if former and _is_alive(former, plan.base):
+        if former and is_alive(former, plan.base):
             logger.info("Joining the search of run %s", former)
             joined = TrackedRun(former, plan.name)
         else:
@@ -166,6 +108,7 @@ def study_run(plan: Plan, study: optuna.Study, storage: Storage) -> Iterator[Tra
             kind="search", name=name, cache_dir=plan.base.cache_dir, resume=run_id, study=plan.name,
             tags={"mlflow.runName": name, "optuna.study": plan.name},
         ) as (run, _):  # fmt: skip
+            storage.sign(run.run_id)
             logger.info("Search %s: run %s (%s)", plan.name, run.name, run.run_id)
             yield run
         return
@@ -181,25 +124,6 @@ def _new_run(client: mlflow.MlflowClient, plan: Plan) -> str:
     return run_id
 
 
-def _is_alive(run_id: str, base: TrainConfig) -> bool:
-    """Whether another process is at work on the run of a study."""
-    try:
-        run = mlflow.MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        raise CifarError(
-            f"the run {run_id} of this study cannot be had from {mlflow.get_tracking_uri()} "
-            f"({first_line(error)}): its trials are tracked elsewhere. Set MLFLOW_TRACKING_URI, or choose "
-            "another --study"
-        ) from error
-    directory = RunDirectory.of(base.cache_dir, run_id)
-    if directory.path.exists():
-        if not directory.try_acquire():
-            return True
-        directory.release()
-        return False
-    return run.info.status == "RUNNING"
-
-
 def adopt_trials(client: mlflow.MlflowClient, study: optuna.Study, parent_run_id: str) -> None:
     """Nest the runs of the study's trials in another run: `mlflow run` makes one each time it is called."""
     for trial in study.get_trials(deepcopy=False):
@@ -209,9 +133,8 @@ def adopt_trials(client: mlflow.MlflowClient, study: optuna.Study, parent_run_id
 
 def log_plan(run: TrackedRun, plan: Plan, dataset: ImageDataset) -> None:
     """What is searched, on which data, by which code."""
-    run.log_params(
-        plan.search.model_dump(mode="json") | plan.fixed | {"space": str(plan.search.space or "default")}
-    )
+    readable = {"space": str(plan.search.space or "default"), "storage": safe(plan.search.storage)}
+    run.log_params(plan.search.model_dump(mode="json") | plan.fixed | readable)
     run.log_text(plan.space_yaml, "search/space.yaml")
     hardware = set_up_hardware(plan.base, plan.base.precision)
     run.log_environment(f"{hardware.name}, {hardware.precision}")

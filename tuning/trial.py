@@ -25,7 +25,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.outbox import ask, first_line
 from cifar_mlflow.run_directory import RunDirectory
 from cifar_mlflow.training.loop import History
-from tuning.storage import patiently
+from tuning.storage import Storage, patiently
 from tuning.trial_pictures import leave_to_draw
 
 logger = logging.getLogger("cifar_mlflow.tuning")
@@ -51,7 +51,7 @@ class TrainedTrial(pipeline.Search):
         objectives: names of metrics; the first is validation accuracy.
         epochs: of a trial that is not pruned.
         tags: those of all trials of the study.
-        pictures: folder where the parent looks for what it is to draw.
+        storage: of the study.
     """
 
     brief = True
@@ -62,9 +62,9 @@ class TrainedTrial(pipeline.Search):
         objectives: list[str],
         epochs: int,
         tags: dict[str, str],
-        pictures: Path,
+        storage: Storage,
     ) -> None:
-        self.pictures = pictures
+        self.storage = storage
         self.trial = trial
         self.study = tags["optuna.study"]
         self.objectives = objectives
@@ -73,6 +73,7 @@ class TrainedTrial(pipeline.Search):
         self.trained_epochs = 0
 
     def begun(self, run_id: str) -> None:
+        self.storage.sign(run_id)
         self._tell("run_id", run_id)
 
     def forget_run(self) -> None:
@@ -106,7 +107,7 @@ class TrainedTrial(pipeline.Search):
         return metrics
 
     def draws(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
-        leave_to_draw(self.pictures, run_id, report, labels, history)
+        leave_to_draw(self.storage.pictures, run_id, report, labels, history)
         return True
 
     def conclude(self, run_id: str, metrics: dict[str, float]) -> None:

@@ -178,7 +178,7 @@ class Worker:
             trial.set_user_attr("origin", "sampler")
 
     def _trained(self, trial: optuna.Trial) -> TrainedTrial:
-        return TrainedTrial(trial, self.objectives, self.search.epochs, self.tags, self.storage.pictures)
+        return TrainedTrial(trial, self.objectives, self.search.epochs, self.tags, self.storage)
 
     def _may_ask(self, trials: list[FrozenTrial]) -> bool:
         """Whether the budget has room for one more trial."""
@@ -258,7 +258,7 @@ def main() -> int:
             worker.work()
         else:
             connect(orders.experiment)
-            retrain(worker.study, orders.retrain, worker.tags)
+            retrain(worker.study, orders.retrain, worker.tags, worker.storage)
     except CifarError as error:
         print(f"Error: {error}", flush=True)
         return error.exit_code

@@ -1,6 +1,7 @@
 """Kills, signals and outages in the middle of a search: the same command goes on, and nothing is lost."""
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -109,6 +110,23 @@ def test_kill_9(project: Project, killed: str) -> None:
         assert weights_of(project, again.info.run_id) == weights_of(
             project, trials_of(project)[0].info.run_id
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)])
+def test_the_printed_command_goes_on(project: Project, signum: int) -> None:
+    """After Ctrl-C the search itself prints it, after `kill -9` the next command."""
+    process = project.start(*command(project, "--trials", "2"))
+    wait_for_epoch(project, 0, 2)
+    workers = workers_of(process)
+    project.stop(process, signum)
+    project.wait_for(lambda: all(map(ended, workers)), "the worker to stop")
+    said = project.train() if signum == signal.SIGKILL else project.output()
+    printed = {line.partition(" goes on with: ")[2] for line in said.splitlines() if "goes on with" in line}
+    (again,) = printed  # the run of the search and that of its trial say the same
+    project.run(*shlex.split(again)[1:])
+    assert "trial 0: goes on from its checkpoint" in project.output()
+    assert_nothing_is_lost(project, 2)
 
 
 @pytest.mark.slow
