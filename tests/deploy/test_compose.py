@@ -109,10 +109,12 @@ def test_the_user_of_the_request_log_reaches_its_own_database_only(tmp_path: Pat
         who = {"POSTGRES_USER": "mlflow", "POSTGRES_DB": "mlflow", "PATH": f"{postgres_bin()}:/usr/bin:/bin"}
         subprocess.run(["/bin/sh", DEPLOY / "postgres-init.sh"], env=where | who, check=True, timeout=60)
         as_requests = f"postgresql+psycopg://requests@127.0.0.1:{server.port}"
-        with sqlalchemy.create_engine(f"{as_requests}/requests").begin() as connection:
+        with sqlalchemy.create_engine(
+            f"{as_requests}/requests", poolclass=sqlalchemy.NullPool
+        ).begin() as connection:
             connection.execute(sqlalchemy.text("CREATE TABLE answers (id text)"))
         with pytest.raises(sqlalchemy.exc.OperationalError, match="permission denied"):
-            sqlalchemy.create_engine(f"{as_requests}/mlflow").connect()
+            sqlalchemy.create_engine(f"{as_requests}/mlflow", poolclass=sqlalchemy.NullPool).connect()
         with admin.connect() as connection:
             query = "SELECT rolpassword IS NOT NULL FROM pg_authid WHERE rolname = 'requests'"
             assert connection.execute(sqlalchemy.text(query)).scalar()

@@ -49,7 +49,10 @@ def test_a_row_comes_back_as_it_was_put(url: str) -> None:
 
 def test_a_row_says_nothing_of_the_client_nor_of_the_picture_but_its_digest(url: str) -> None:
     open_log(url).close()
-    columns = {column["name"] for column in sa.inspect(sa.create_engine(url)).get_columns("request_log")}
+    columns = {
+        column["name"]
+        for column in sa.inspect(sa.create_engine(url, poolclass=sa.NullPool)).get_columns("request_log")
+    }
     said = {"feedback_time", "feedback_correct", "feedback_label"}
     assert columns == {field.name for field in dataclasses.fields(Record)} | said | {"id"}
 
@@ -199,7 +202,7 @@ def test_a_database_that_cannot_be_reached_is_said_at_the_start(unreachable: str
 
 def test_a_format_that_is_not_known_is_refused(url: str) -> None:
     open_log(url).close()
-    with sa.create_engine(url).begin() as connection:
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
         connection.execute(sa.text("UPDATE request_log_version SET version = 7"))
     with pytest.raises(CifarError, match=r"has format 7, this version of cifar-mlflow knows 1"):
         open_log(url)

@@ -60,7 +60,9 @@ def test_a_table_is_kept_within_its_size(postgres_url: str) -> None:
     put(postgres_url, [time.time() - 20_000 + i for i in range(15_000)])
     log = open_log(postgres_url, retention_mb=2)
     size = 2e6
-    with sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT").connect() as connection:
+    with sa.create_engine(
+        postgres_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+    ).connect() as connection:
 
         def bytes_in_use() -> int:
             connection.exec_driver_sql("VACUUM FULL request_log")  # else the dead rows count

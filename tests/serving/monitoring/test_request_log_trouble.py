@@ -116,7 +116,7 @@ def test_rows_wait_for_a_server_that_comes_back(postgres: Postgres, postgres_url
 
 def test_a_server_that_does_not_answer_is_noticed(postgres_url: str) -> None:
     log = open_log(postgres_url)
-    with sa.create_engine(postgres_url).connect() as other:
+    with sa.create_engine(postgres_url, poolclass=sa.NullPool).connect() as other:
         other.execute(sa.text("LOCK TABLE request_log IN ACCESS EXCLUSIVE MODE"))
         log.put(record("a"))
         wait_until(lambda: log.failing is not None, "it is said")
