@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from httptools import HttpParserError, HttpParserUpgrade
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serving.http.errors import body_of, overloaded
 from serving.http.exchange import request_id
+from serving.http.transport import Flow, WholeAnswers
 
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
@@ -48,48 +48,6 @@ _TURNED_AWAY = (
 _NOT_HTTP = b'{"error": {"code": "not_http", "message": "This is not a valid HTTP request."}}'
 
 
-class _WholeAnswers:
-    """The transport of a connection for its answers: head and body leave in one piece.
-
-    Uvicorn writes one after the other, and each write wakes the client, for which the server has to wait.
-    """
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head + data)
-        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100 "):
-            self._head = data
-        else:
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        """There is no body."""
-        if self._head:
-            self.write(b"")
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class _Flow(FlowControl):
-    """Reads nothing as long as something that was read waits to be parsed."""
-
-    holds = False
-
-    def resume_reading(self) -> None:
-        if not self.holds:
-            super().resume_reading()
-
-
 @dataclass
 class Door:
     """What the app gives to its connections, by its lifespan's state, under the name `door`.
@@ -113,8 +71,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.flow: _Flow = _Flow(transport)
-        self._answers = _WholeAnswers(transport)
+        self.flow: Flow = Flow(transport)
+        self._answers = WholeAnswers(transport)
         self._running: RequestResponseCycle | None = None  # `cycle` is the latest, which may have to wait
         self._unparsed = b""
         self._body_left = 0
