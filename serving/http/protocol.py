@@ -116,11 +116,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def _parse_on(self) -> None:
         """Parse what was read until a request has to wait for its turn."""
         data, at = memoryview(self._unparsed), 0
-        while at < len(data) and not (self.pipeline or self._refusal or self.transport.is_closing()):
+        while at < len(data) and not (self.pipeline or self._is_over()):
             end = at + max(PIECE_BYTES, self._body_left)
             self._parse(data[at:end])
             at = end
-        self._unparsed = b"" if self._refusal else bytes(data[at:])
+        self._unparsed = b"" if self._is_over() else bytes(data[at:])
         self.flow.holds = bool(self._unparsed)
         if self.flow.holds:
             self.flow.pause_reading()
@@ -247,6 +247,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_answered(self) -> bool:
         """Whether no request of this connection waits for its answer."""
         return not self.pipeline and (self._running is None or self._running.response_complete)
+
+    def _is_over(self) -> bool:
+        """Whether nothing of what still comes will be answered."""
+        return self._refusal is not None or self.transport.is_closing()
 
     def _is_too_much(self) -> bool:
         return (
