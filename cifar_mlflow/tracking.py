@@ -193,9 +193,8 @@ def _alone(tracking_uri: str) -> Iterator[None]:
     path = default_cache_dir() / "stores" / f"{name}.lock"
     with ExitStack() as held:
         if not tracking_uri.startswith("http"):  # whose database its server makes
-            with suppress(
-                OSError
-            ):  # a cache that cannot be written takes nothing from a command that is alone
+            # A cache that cannot be written takes nothing from a command that is alone.
+            with suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # One that is held for so long hangs, and is not waited for.
                 held.enter_context(FileLock(path, timeout=PATIENCE_SECONDS))

@@ -47,6 +47,7 @@ logger = logging.getLogger("cifar_mlflow.register")
 # As many training images judge the forms of a run that held none out.
 TRAINING_JUDGES = 2_000
 PICTURES = 16
+AUROC_METRIC = "serve/ood_auroc_"  # followed by the kind of picture
 # Of 0.5 a coin does as well.
 USEFUL_AUROC = 0.7
 
@@ -168,15 +169,19 @@ def _metrics(
     known = energy(form.logits, card.temperature)
     engine = Engine(form.model)
     for kind, images in strange_images(card.image_size).items():
-        metrics[f"serve/ood_auroc_{kind}"] = auroc(known, energy(engine.run(images), card.temperature))
+        metrics[f"{AUROC_METRIC}{kind}"] = auroc(known, energy(engine.run(images), card.temperature))
     engine.close()
     return metrics
 
 
+def _aurocs(metrics: dict[str, float]) -> dict[str, float]:
+    """How well each kind of strange picture is told from those that the network knows."""
+    return {key.removeprefix(AUROC_METRIC): metrics[key] for key in metrics if key.startswith(AUROC_METRIC)}
+
+
 def _warn_of_what_passes(metrics: dict[str, float]) -> None:
-    prefix = "serve/ood_auroc_"
-    aurocs = {key.removeprefix(prefix): metrics[key] for key in metrics if key.startswith(prefix)}
-    missed = [f"{kind} (AUROC {auroc:.2f})" for kind, auroc in aurocs.items() if auroc < USEFUL_AUROC]
+    aurocs = _aurocs(metrics).items()
+    missed = [f"{kind} (AUROC {auroc:.2f})" for kind, auroc in aurocs if auroc < USEFUL_AUROC]
     if missed:
         logger.warning(
             "It does not tell from the pictures it knows, and may be sure of: %s", ", ".join(missed)
@@ -194,7 +199,6 @@ def _write_scorer_folder(
 ) -> None:
     folder.mkdir()
     shutil.copy(form.model, folder / MODEL_FILE)
-    prefix = "serve/ood_auroc_"
     content = {
         "format": FORMAT,
         "model": card.model,
@@ -212,7 +216,7 @@ def _write_scorer_folder(
         "ood": {
             "score": "energy",
             "above": doubts.energy_above,
-            "auroc": {key.removeprefix(prefix): metrics[key] for key in metrics if key.startswith(prefix)},
+            "auroc": _aurocs(metrics),
         },
         "data": card.data,
         "data_digest": card.data_digest,

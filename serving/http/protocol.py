@@ -185,7 +185,8 @@ class BoundedProtocol(HttpToolsProtocol):
         else:
             super().on_headers_complete()
             self.cycle.transport = cast(Transport, self._answers)
-            self.scope["cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]  # to ask who is still there
+            # For the gate, to ask whether the client is still there: a key that is ours.
+            self.scope["cycle"] = self.cycle  # type: ignore[typeddict-unknown-key]
         length = next((value for name, value in self.headers if name == b"content-length"), b"0")
         self._body_left = int(length)
 
