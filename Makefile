@@ -22,12 +22,14 @@ serve: .venv/.ready
 check: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not thorough'
 
 test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
 

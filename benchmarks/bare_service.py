@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import serving.service
+import serving.app.state
 from cifar_mlflow.cli import main
 
 
@@ -32,5 +32,5 @@ class Nothing:
 
 
 if __name__ == "__main__":
-    setattr(serving.service, "Observer", Nothing)  # noqa: B010  # mypy allows no other class there
+    setattr(serving.app.state, "Observer", Nothing)  # noqa: B010  # mypy allows no other class there
     main()

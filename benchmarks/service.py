@@ -30,8 +30,8 @@ import torch
 from benchmarks.harness import Row, progress
 from benchmarks.load import Load, Sending, Trained, as_json, median, png, post, running, started, train, wrk
 from cifar_mlflow.export.reference import load_classifier
-from serving.model import download
-from serving.server import Server, free_port, mlflow_server
+from serving.registry.mlflow_model import download
+from serving.registry.mlflow_server import Server, free_port, mlflow_server
 
 OURS, MLFLOW, LITSERVE, MLSERVER = "ours", "mlflow.pytorch", "LitServe", "MLServer"
 AT_LEAST = {MLFLOW: 10, LITSERVE: 4}

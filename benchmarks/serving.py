@@ -29,8 +29,8 @@ from sklearn.datasets import load_sample_image
 
 from benchmarks.harness import Row, progress
 from benchmarks.load import Load, Sending, as_json, median, memory, png, post, train, wrk
-from serving.scorer.preprocess import decode_image
-from serving.server import mlflow_server
+from cifar_mlflow.scorer.preprocess import decode_image
+from serving.registry.mlflow_server import mlflow_server
 
 IMPORTS = ("mlflow.cli", "mlflow.pyfunc.scoring_server")
 

@@ -6,6 +6,7 @@ these models. A setting that is not given takes its value from the recipe, then 
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -29,6 +30,7 @@ ModelName = Literal[
 RecipeName = Literal["cnn", "fast", "resnet", "vgg", "demo"]
 SplitName = Literal["train", "val", "test"]
 TtaName = Literal["none", "flip", "crops"]
+Precision = Literal["auto", "fp32", "int8"]
 
 MODELS_WITH_WIDTH = ("cnn", "fast")
 MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
@@ -225,6 +227,39 @@ class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):
     )
     split: SplitName = setting("test", "The split to evaluate on.")
     tta: TtaName = setting("none", "Test-time augmentation: mirror images, or mirrored crops.")
+
+
+class RegistryConfig(Settings):
+    """Registry: whose versions are promoted and served."""
+
+    registered_model: str = setting("cifar10", "Name of the registered model.")
+
+    @field_validator("registered_model")
+    @classmethod
+    def _usable_in_an_address(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w-][\w. -]{0,99}", name):
+            raise ValueError(
+                "the name of a registered model has up to 100 letters, digits, spaces and . _ - and does not "
+                "begin with a dot or a space"
+            )
+        return name
+
+
+class RegisterConfig(RegistryConfig, PlacesConfig):
+    """Registration: the form in which a trained network is served."""
+
+    serve_precision: Precision = setting(
+        "auto",
+        "Of the served network; auto takes int8 if it loses at most 0.3 points of validation accuracy "
+        "and is not slower.",
+    )
+    target_accuracy: float = setting(
+        0.95, "Accuracy on validation of the answers that are not called uncertain.", gt=0, lt=1
+    )
+
+
+class TrainAndRegisterConfig(TrainConfig, RegisterConfig):
+    """All settings that `train` and `demo` take."""
 
 
 def resolve_train_config(given: dict[str, Any]) -> TrainConfig:

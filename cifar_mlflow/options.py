@@ -10,17 +10,17 @@ import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cifar_mlflow.config import Settings
+from cifar_mlflow.config import Settings, validate
 from cifar_mlflow.errors import UsageError
 
 
 def verb(
-    group: click.Group, name: str, config_class: type[Settings], defaults: Mapping[str, Any] | None = None
+    name: str, config_class: type[Settings], defaults: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """A verb of the group that receives, as `given`, the settings that were really given.
+    """Make a command whose function receives, as `given`, the settings that the user gave.
 
     Args:
-        defaults: what the verb takes where nothing is given, as far as it is not the config's own default.
+        defaults: defaults of this verb that differ from the config's own.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -29,12 +29,11 @@ def verb(
             given = {name: value for name, value in settings.items() if value is not None}
             function({**_read_config_file(config_file), **given}, **options)
 
-        callback.__doc__ = function.__doc__
         params = getattr(function, "__click_params__", [])[::-1]
         config_file = click.Option(
             ["--config", "config_file"], metavar="FILE", help="YAML file with settings; options win over it."
         )
-        command = SettingsCommand(
+        return SettingsCommand(
             name,
             callback=callback,
             params=[config_file, *params],
@@ -42,10 +41,33 @@ def verb(
             config_class=config_class,
             defaults=defaults or {},
         )
-        group.add_command(command)
-        return command
 
     return decorate
+
+
+def split_settings(
+    given: Mapping[str, Any], job: type[Settings], step_after: type[Settings]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Divide `given` into the settings of a long job and those of the step after it.
+
+    Raises:
+        UsageError: the settings of the step after are wrong; they are checked now, as the job is long.
+    """
+    only_after = step_after.model_fields.keys() - job.model_fields.keys()
+    own = {name: value for name, value in given.items() if name not in only_after}
+    after = {name: value for name, value in given.items() if name in step_after.model_fields}
+    validate(step_after, after)
+    return own, after
+
+
+def run_verb(ctx: click.Context, name: str, **options: Any) -> None:
+    """Run another verb of the group that `ctx` belongs to, which may be one of another package."""
+    assert ctx.parent is not None
+    group = ctx.parent.command
+    assert isinstance(group, click.Group)
+    command = group.get_command(ctx.parent, name)
+    assert command is not None
+    ctx.invoke(command, **options)
 
 
 def _read_config_file(path: str | None) -> dict[str, Any]:

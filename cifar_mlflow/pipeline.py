@@ -17,21 +17,29 @@ from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report, log_pictures, log_report, log_tables, report_on
 from cifar_mlflow.export.reference import load_classifier, load_model
+from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models import build_network
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 from cifar_mlflow.models.fast import Fast
 from cifar_mlflow.models.pretrained import load_weights
-from cifar_mlflow.run_contents import description, log_curves, log_data, log_program, log_start, log_weights
-from cifar_mlflow.run_directory import RunDirectory
-from cifar_mlflow.tracking import TrackedRun, close_stale_runs, connect, tracked_run
+from cifar_mlflow.tracking.artifacts import (
+    description,
+    log_curves,
+    log_data,
+    log_program,
+    log_start,
+    log_weights,
+)
+from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.run import TrackedRun, close_stale_runs, connect, tracked_run
 from cifar_mlflow.training.device import set_up_hardware
-from cifar_mlflow.training.interrupt import StopRequest
 from cifar_mlflow.training.loop import History, Training, never
 
 logger = logging.getLogger(__name__)
 
 # As many images as tell the whitening layer what patches look like.
 IMAGES_FOR_INITIALIZATION = 5_000
+HEADLINES = ("accuracy", "accuracy_tta", "f1_macro", "loss", "ece")
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,18 @@ class Result:
     run_id: str
     run_name: str
     metrics: dict[str, float]
+
+    def summary(self) -> str:
+        """Return a short table for a person; the run holds the rest."""
+        lines = [f"\nRun {self.run_name} ({self.run_id})"]
+        for split in ("val", "test", "train"):
+            values = {name: self.metrics.get(f"{split}/{name}") for name in HEADLINES}
+            found = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
+            if found:
+                lines.append(f"  {split:5s} " + "  ".join(found))
+        if seconds := self.metrics.get("train_seconds"):
+            lines.append(f"  trained in {seconds:.0f} s")
+        return "\n".join(lines)
 
 
 class Search(Protocol):

@@ -1,54 +1,14 @@
-"""The settings of registering, promoting, classifying, serving and monitoring."""
+"""The settings of classifying, serving and monitoring."""
 
 import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import SecretStr, field_validator, model_validator
 
-from cifar_mlflow.config import PlacesConfig, Settings, TrackingConfig, TrainConfig, setting
-from tuning.config import TuneConfig
-
-Precision = Literal["auto", "fp32", "int8"]
-
-
-class RegistryConfig(Settings):
-    """Registry: whose versions are promoted and served."""
-
-    registered_model: str = setting("cifar10", "Name of the registered model.")
-
-    @field_validator("registered_model")
-    @classmethod
-    def _usable_in_an_address(cls, name: str) -> str:
-        if not re.fullmatch(r"[\w-][\w. -]{0,99}", name):
-            raise ValueError(
-                "the name of a registered model has up to 100 letters, digits, spaces and . _ - and does not "
-                "begin with a dot or a space"
-            )
-        return name
-
-
-class RegisterConfig(RegistryConfig, PlacesConfig):
-    """Registration: the form in which a trained network is served."""
-
-    serve_precision: Precision = setting(
-        "auto",
-        "Of the served network; auto takes int8 if it loses at most 0.3 points of validation accuracy "
-        "and is not slower.",
-    )
-    target_accuracy: float = setting(
-        0.95, "Accuracy on validation of the answers that are not called uncertain.", gt=0, lt=1
-    )
-
-
-class TrainAndRegisterConfig(TrainConfig, RegisterConfig):
-    """All settings that `train` and `demo` take."""
-
-
-class TuneAndPromoteConfig(TuneConfig, RegisterConfig):
-    """All settings that `tune` takes."""
+from cifar_mlflow.config import Settings, TrackingConfig, setting
 
 
 class ClassifyConfig(Settings):

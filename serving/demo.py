@@ -5,7 +5,7 @@ from pathlib import Path
 
 import requests
 
-from serving.server import mlflow_server
+from serving.registry.mlflow_server import mlflow_server
 
 PHOTO = Path(__file__).parent / "examples" / "cat.jpg"
 

@@ -7,6 +7,8 @@ import mlflow
 import pytest
 from hypothesis import settings
 
+from tests.scorer_folders import write_scorer_folder
+
 # A slow machine is no failure, and a failure must come again when the test is run again.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -49,3 +51,9 @@ def real_data_dir() -> Path:
     """The folder with the real CIFAR-10; only for tests marked real_data."""
     assert REAL_DATA is not None
     return Path(REAL_DATA)
+
+
+@pytest.fixture(scope="session")
+def scorer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A scorer folder that classifies images by their colour."""
+    return write_scorer_folder(tmp_path_factory.mktemp("scorer") / "colours")

@@ -18,9 +18,16 @@ from cifar_mlflow.export import load_model_file
 from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models import build_network
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
-from cifar_mlflow.run_directory import RunDirectory
+from cifar_mlflow.tracking.local_state import RunDirectory
 
 SAMPLE = ("--dataset", "sample")
+VERBS = main.list_commands(click.Context(main))
+
+
+def command_of(verb: str) -> click.Command:
+    command = main.get_command(click.Context(main), verb)
+    assert command is not None
+    return command
 
 
 def invoke(*arguments: str) -> Result:
@@ -217,11 +224,11 @@ def test_data_prints_a_summary_and_draws_samples(tmp_path: Path) -> None:
     assert_refused(invoke("data", *SAMPLE, "--picture", "samples.xyz"), 2, "samples.xyz")
 
 
-@pytest.mark.parametrize("verb", main.commands)
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_lists_each_option_of_a_verb(verb: str) -> None:
     result = invoke(verb, "--help")
     assert result.exit_code == 0, result.output
-    for param in main.commands[verb].params:
+    for param in command_of(verb).params:
         assert isinstance(param, click.Argument) or param.opts[0] in result.output
     shown = " ".join(result.output.split())
     assert "Undefined" not in shown

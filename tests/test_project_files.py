@@ -9,26 +9,22 @@ import click
 import pytest
 import yaml
 
-from cifar_mlflow.cli import main
 from cifar_mlflow.config import (
     DataConfig,
     EvaluateConfig,
     ModelName,
     RecipeName,
+    RegisterConfig,
+    RegistryConfig,
     Settings,
+    TrainAndRegisterConfig,
     resolve_train_config,
 )
 from cifar_mlflow.models import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
-from serving.config import (
-    ClassifyConfig,
-    MonitorConfig,
-    RegisterConfig,
-    RegistryConfig,
-    ServeConfig,
-    TrainAndRegisterConfig,
-    TuneAndPromoteConfig,
-)
+from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
+from tests.test_cli import VERBS, command_of
+from tuning.config import TuneAndPromoteConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +44,7 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
     for entry_point in entry_points.values():
         verb = re.fullmatch(r"exec python -m cifar_mlflow (\w+)", entry_point["command"])
         assert verb
-        assert verb[1] in main.commands
+        assert verb[1] in VERBS
 
 
 @pytest.mark.parametrize(
@@ -68,7 +64,7 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
     ],
 )
 def test_each_setting_is_an_option_with_its_help_and_default(verb: str, config_class: type[Settings]) -> None:
-    options = {param.name: param for param in main.commands[verb].params}
+    options = {param.name: param for param in command_of(verb).params}
     for name, field in config_class.model_fields.items():
         option = options[name]
         assert isinstance(option, click.Option)
@@ -110,5 +106,5 @@ def test_every_command_in_the_readme_is_one_that_parses() -> None:
     assert commands
     for command in commands:
         verb, rest = command[1], command[2].split("#")[0]
-        known = {name for param in main.commands[verb].params for name in param.opts} | {"--help"}
+        known = {name for param in command_of(verb).params for name in param.opts} | {"--help"}
         assert set(re.findall(r"--[a-z0-9-]+", rest)) <= known, command[0]

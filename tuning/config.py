@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from cifar_mlflow.config import Settings, TrainConfig, setting
+from cifar_mlflow.config import RegisterConfig, Settings, TrainConfig, setting
 
 SamplerName = Literal["tpe", "random", "cmaes", "gp", "grid", "qmc"]
 PrunerName = Literal["auto", "asha", "hyperband", "median", "none"]
@@ -69,3 +69,7 @@ class SearchConfig(Settings):
 
 class TuneConfig(SearchConfig, TrainConfig):
     """All settings that `tune` takes: a setting of the training that is given is the same in all trials."""
+
+
+class TuneAndPromoteConfig(TuneConfig, RegisterConfig):
+    """All settings that `tune` takes."""

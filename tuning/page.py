@@ -12,7 +12,7 @@ from optuna import visualization
 from optuna.trial import FrozenTrial, TrialState
 from plotly.offline import get_plotlyjs
 
-from tuning.pictures import BEST, COMPLETE, OTHERS, left_out
+from tuning.plots import BEST, COMPLETE, OTHERS, left_out
 from tuning.results import best_trials, compact, importances, in_state, parameters
 
 STYLE = """

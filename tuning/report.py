@@ -15,11 +15,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.command import command_line
-from tuning.history import EARLIER
 from tuning.page import study_page
-from tuning.pictures import PICTURES, left_out
+from tuning.plots import PICTURES, left_out
 from tuning.results import best_trials, compact
 from tuning.storage import patiently
+from tuning.warm_start import EARLIER
 from tuning.worker import own_trials
 
 __all__ = ["best_trials", "leaderboard", "log_study", "reproduce_command", "trials_table"]

@@ -14,7 +14,7 @@ from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.run_directory import RunDirectory
+from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.training.loop import History
 from tuning.config import SearchConfig
 from tuning.storage import Storage, patiently

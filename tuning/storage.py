@@ -19,8 +19,8 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.outbox import first_line
-from cifar_mlflow.run_directory import STUDY_COMMAND, RunDirectory
+from cifar_mlflow.tracking.local_state import STUDY_COMMAND, RunDirectory
+from cifar_mlflow.tracking.retry import first_line
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 

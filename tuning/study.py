@@ -19,20 +19,20 @@ from optuna.trial import TrialState
 
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.pipeline import divide
-from cifar_mlflow.run_contents import log_data
-from cifar_mlflow.tracking import TrackedRun, close_stale_runs, connect, tracked_run
+from cifar_mlflow.tracking.artifacts import log_data
+from cifar_mlflow.tracking.run import TrackedRun, close_stale_runs, connect, tracked_run
 from cifar_mlflow.training.device import set_up_hardware
-from cifar_mlflow.training.interrupt import StopRequest
-from tuning.begin import is_alive, prepare
-from tuning.crew import work_together
-from tuning.history import EARLIER, PLACES
-from tuning.plan import Plan, read_plan
+from tuning.create_study import is_alive, prepare
 from tuning.report import best_trials, log_study
 from tuning.retrain import retrained_runs, retrainings
 from tuning.storage import HEARTBEAT_SECONDS, Storage, cause, patiently, quiet, safe
-from tuning.trial_pictures import TrialPictures
+from tuning.study_spec import Plan, read_plan
+from tuning.trial_plots import TrialPictures
+from tuning.warm_start import EARLIER, PLACES
 from tuning.worker import Orders, own_trials
+from tuning.workers import work_together
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 

@@ -25,16 +25,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.outbox import ask
-from cifar_mlflow.tracking import connect
-from cifar_mlflow.training.interrupt import Interrupted, StopRequest
+from cifar_mlflow.interrupt import Interrupted, StopRequest
+from cifar_mlflow.tracking.retry import ask
+from cifar_mlflow.tracking.run import connect
 from tuning.config import SearchConfig
-from tuning.history import EARLIER, PLACES
-from tuning.methods import build_pruner, build_sampler
+from tuning.objective import TrainedTrial, TrialLostError, run_trial
 from tuning.retrain import retrain
+from tuning.samplers import build_pruner, build_sampler
 from tuning.space import Space
 from tuning.storage import Storage, patiently, quiet
-from tuning.trial import TrainedTrial, TrialLostError, run_trial
+from tuning.warm_start import EARLIER, PLACES
 
 # Called by the name under which the package logs, so that its handler applies.
 logger = logging.getLogger("cifar_mlflow.tuning")

@@ -11,7 +11,7 @@ from cifar_mlflow.data.cache import remembered
 from cifar_mlflow.data.dataset import Source, SourceSplit, Split
 from cifar_mlflow.data.split import train_val_indices
 from cifar_mlflow.errors import CifarError, UsageError
-from serving.scorer.preprocess import BadImage, decode_image
+from cifar_mlflow.scorer.preprocess import BadImage, decode_image
 
 IMAGES_AT_A_TIME = 256
 TEST_SHARE = 0.1

@@ -14,7 +14,7 @@ from torch import nn
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
-from cifar_mlflow.outbox import ask, first_line, is_outage
+from cifar_mlflow.tracking.retry import ask, first_line, is_outage
 
 logger = logging.getLogger(__name__)
 

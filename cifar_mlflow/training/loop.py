@@ -18,10 +18,10 @@ from cifar_mlflow.data.loader import TrainLoader
 from cifar_mlflow.errors import TrainingDivergedError
 from cifar_mlflow.evaluation.metrics import evaluate_logits
 from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import Hardware
-from cifar_mlflow.training.interrupt import StopRequest
 from cifar_mlflow.training.optimizers import build_optimizers
 from cifar_mlflow.training.schedules import lr_factor
 

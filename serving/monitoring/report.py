@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.figures import confusion_matrix
-from cifar_mlflow.tracking import TrackedRun, connect, tracked_run
-from cifar_mlflow.training.interrupt import StopRequest
-from serving.classify.model import load_scorer
+from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.tracking.run import TrackedRun, connect, tracked_run
 from serving.config import MonitorConfig, begin_of_window
 from serving.monitoring import analysis, figures
 from serving.monitoring.drift import Reference
 from serving.monitoring.read_log import read_log
+from serving.registry.loader import load_scorer
 
 logger = logging.getLogger("cifar_mlflow.monitor")
 

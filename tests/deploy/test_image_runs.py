@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.deploy.files import DEPLOY, ROOT, read_yaml
-from tests.serving.conftest import write_scorer_folder
+from tests.scorer_folders import write_scorer_folder
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,7 @@ import pytest
 import requests
 from PIL import Image
 
-from serving.model import save_model
+from serving.registry.mlflow_model import save_model
 
 pytestmark = pytest.mark.slow
 

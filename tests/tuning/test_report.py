@@ -22,8 +22,8 @@ from PIL import Image
 
 from cifar_mlflow.cli import main
 from cifar_mlflow.config import resolve_train_config
-from cifar_mlflow.tracking import connect, tracked_run
-from tuning.pictures import history, intermediate_values
+from cifar_mlflow.tracking.run import connect, tracked_run
+from tuning.plots import history, intermediate_values
 from tuning.report import best_trials, leaderboard, log_study, reproduce_command, trials_table
 from tuning.results import importances
 

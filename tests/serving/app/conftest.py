@@ -19,8 +19,8 @@ import pytest
 import requests
 from PIL import Image
 
-from serving.model import log_model
-from tests.serving.conftest import write_scorer_folder
+from serving.registry.mlflow_model import log_model
+from tests.scorer_folders import write_scorer_folder
 
 ROOT = Path(__file__).parents[3]
 NAME = "cifar10"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from serving.model import save_model
-from serving.server import mlflow_server
+from serving.registry.mlflow_model import save_model
+from serving.registry.mlflow_server import mlflow_server
 from tests.serving.app.conftest import BLUE, LIME, NAME, RED, ROOT, Server, image
 from tests.serving.test_models_serve import CSV, PARQUET, parquet, split, text
 

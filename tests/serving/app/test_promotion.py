@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import pytest
 import requests
 
-from serving.server import free_port
+from serving.registry.mlflow_server import free_port
 from tests.serving.app.conftest import BLUE, NAME, RED, Server, Store, children, until
 
 pytestmark = pytest.mark.slow

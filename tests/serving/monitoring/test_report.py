@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from mlflow.entities import Run
 
 from cifar_mlflow.cli import main
+from cifar_mlflow.scorer.predictor import CARD_FILE
 from serving.monitoring.records import Record
 from serving.monitoring.request_log import RequestLog
-from serving.scorer.scorer import CARD_FILE
 from tests.serving.registry.conftest import Registry, registered, registry, trained
 
 __all__ = ["registered", "registry", "trained"]  # fixtures

@@ -22,11 +22,11 @@ import requests
 from PIL import Image
 
 from cifar_mlflow import pipeline
-from cifar_mlflow.config import TrainConfig, validate
+from cifar_mlflow.config import RegisterConfig, TrainConfig, validate
 from cifar_mlflow.data import load_dataset
-from serving import package, registry
-from serving.classify.model import load_scorer
-from serving.config import RegisterConfig
+from serving.registry.loader import load_scorer
+from serving.registry.promotion import promote
+from serving.registry.register import register
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, FilePayload, Page, expect  # noqa: E402
@@ -100,8 +100,8 @@ def store(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
     )
     with _mlflow_at(store, shared_cache):
         run = pipeline.train(config)
-        package.register(run.run_id, validate(RegisterConfig, {"serve_precision": "fp32"}))
-        registry.promote(None, "cifar10")
+        register(run.run_id, validate(RegisterConfig, {"serve_precision": "fp32"}))
+        promote(None, "cifar10")
     return store
 
 

@@ -15,17 +15,17 @@ from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
 from cifar_mlflow import pipeline
-from cifar_mlflow.config import TrainConfig, validate
-from serving import package
-from serving import registry as registered_models
-from serving.config import RegisterConfig
+from cifar_mlflow.config import RegisterConfig, TrainConfig, validate
+from serving.registry import promotion as registered_models
+from serving.registry.register import RegisteredVersion
+from serving.registry.register import register as register_run
 
 CLASSES = ("blue", "green", "red")
 NAME = "cifar10"
 
 
-def register(run_id: str, **settings: Any) -> package.RegisteredVersion:
-    return package.register(run_id, validate(RegisterConfig, settings))
+def register(run_id: str, **settings: Any) -> RegisteredVersion:
+    return register_run(run_id, validate(RegisterConfig, settings))
 
 
 def promote(

@@ -1,0 +1,1 @@
+"""How a run is written to MLflow: the run itself, retries, what it holds, and its local state."""

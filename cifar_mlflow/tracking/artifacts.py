@@ -1,0 +1,105 @@
+"""What the run of a training holds beside its metrics: settings, data, pictures, weights, the network."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.data import ImageDataset, Split
+from cifar_mlflow.data.summary import summarize
+from cifar_mlflow.environment import library_versions
+from cifar_mlflow.evaluation import figures
+from cifar_mlflow.export.hdf5 import save_hdf5
+from cifar_mlflow.export.reference import CARD_KEY
+from cifar_mlflow.export.weights import save_weights
+from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.tracking.run import TrackedRun
+from cifar_mlflow.training.device import Hardware
+
+HEADLINES = ("accuracy", "f1_macro", "loss", "ece")
+
+
+def log_start(
+    run: TrackedRun,
+    config: TrainConfig,
+    dataset: ImageDataset,
+    val_split: Split,
+    hardware: Hardware,
+) -> None:
+    """All that is known before the first step: settings, code, machine, which data."""
+    run.log_settings(config)
+    run.log_environment(f"{hardware.name}, {hardware.precision}")
+    run.set_tags(
+        {
+            "dataset": dataset.name,
+            "dataset.digest": dataset.digest,
+            "validation": f"{len(val_split):,} images held out"
+            if len(val_split)
+            else "none: trained on all images",
+        }
+    )
+    contexts = ["train", *(["validation"] if len(val_split) else []), *(["test"] if config.test else [])]
+    run.log_dataset(dataset.name, dataset.digest, contexts)
+
+
+def log_data(run: TrackedRun, config: TrainConfig, dataset: ImageDataset, train_split: Split) -> None:
+    """A look at the data: images by class and split, and some of them."""
+    run.log_csv(summarize(dataset, config, with_test=config.test), "data/summary.csv", index=True)
+    title = f"{dataset.name}: training images"
+    run.log_figure(
+        figures.sample_grid(train_split.images, train_split.labels, dataset.classes, title),
+        "data/samples.png",
+    )
+
+
+def log_curves(run: TrackedRun, history: pd.DataFrame) -> None:
+    run.log_figure(figures.learning_curves(history), "learning_curves.png")
+
+
+def description(card: ModelCard) -> str:
+    """What the page of the run says above all its numbers, in Markdown."""
+    rows = [
+        f"| {split} | " + " | ".join(f"{card.metrics[f'{split}/{name}']:.4f}" for name in HEADLINES) + " |"
+        for split in ("val", "test")
+        if f"{split}/accuracy" in card.metrics
+    ]
+    table = "\n".join([f"| split | {' | '.join(HEADLINES)} |", "| --- " * (len(HEADLINES) + 1) + "|", *rows])
+    return (
+        f"**{card.model}** on {card.data}, {card.metrics['train_seconds']:.0f} s of training\n\n{table}\n\n"
+        f"`cifar-mlflow evaluate --model {card.run_id}` evaluates it on other images."
+    )
+
+
+def log_weights(run: TrackedRun, classifier: ImageClassifier, card: ModelCard) -> None:
+    """The weights as safetensors and as HDF5; both describe themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, save in (("model.safetensors", save_weights), ("model.h5", save_hdf5)):
+            save(Path(folder, name), classifier, card)
+            run.log_file(Path(folder, name), "weights")
+
+
+def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> None:
+    """The network as an MLflow model, a pt2 program and no pickle.
+
+    Args:
+        examples: uint8 (N, H, W, 3), N > 1: torch.export would take a batch of one for a constant.
+    """
+    size = card.image_size
+    run.log_pytorch_model(
+        pytorch_model=classifier,
+        name="model",
+        serialization_format="pt2",
+        input_example=np.ascontiguousarray(examples.transpose(0, 3, 1, 2)).astype(np.float32) / 255,
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(card.classes)))]),
+        ),
+        metadata={CARD_KEY: card.to_dict()},
+        pip_requirements=[
+            f"{name}=={library_versions()[name].split('+')[0]}" for name in ("mlflow", "torch", "numpy")
+        ],
+    )

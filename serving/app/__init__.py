@@ -1,0 +1,1 @@
+"""The HTTP service: start the server, the routes, and what every request passes through."""

@@ -1,0 +1,152 @@
+"""Rows in files: two text formats that can be appended to, and Parquet, which is written as a whole."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serving.batch.rows import COLUMNS, Row
+
+PARQUET_ROWS = 10_000  # held in memory at a time
+PARQUET_SCHEMA = pa.schema(
+    {
+        "path": pa.string(),
+        "label": pa.string(),
+        "class_index": pa.int32(),
+        "confidence": pa.float32(),
+        "uncertain": pa.bool_(),
+        "top_k": pa.list_(pa.struct({"label": pa.string(), "confidence": pa.float32()})),
+        "error_code": pa.string(),
+        "error_message": pa.string(),
+        "size": pa.int64(),
+        "modified": pa.int64(),
+        "model": pa.string(),
+    }
+)
+
+
+class TextFormat(Protocol):
+    """A format whose files grow, and may end with a record that was cut off.
+
+    Attributes:
+        header: what comes before the first record.
+        start: what the first record begins with, after the header.
+    """
+
+    header: bytes
+    start: bytes
+
+    def encode(self, rows: Iterable[Row]) -> bytes:
+        """Whole records."""
+
+    def records(self, file: BinaryIO) -> Iterator[tuple[Row, bytes]]:
+        """The records from here on, with the bytes of each, but not a last one that was cut off.
+
+        Raises:
+            ValueError: a record is no row.
+        """
+
+
+class JsonLines:
+    """An object a line."""
+
+    header = b""
+    start = b'{"path": "'
+
+    def encode(self, rows: Iterable[Row]) -> bytes:
+        return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+
+    def records(self, file: BinaryIO) -> Iterator[tuple[Row, bytes]]:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            row = json.loads(line)
+            if not isinstance(row, dict) or tuple(row) != COLUMNS:
+                raise ValueError(f"a line has not the keys {', '.join(COLUMNS)}")
+            yield cast(Row, row), line
+
+
+class Csv:
+    """Text in quotes, since the name of a file may hold a line break; what is missing is empty."""
+
+    def __init__(self) -> None:
+        self.header = _csv_bytes([COLUMNS])
+        self.start = b'"'
+
+    def encode(self, rows: Iterable[Row]) -> bytes:
+        return _csv_bytes([_to_csv(name, value) for name, value in row.items()] for row in rows)
+
+    def records(self, file: BinaryIO) -> Iterator[tuple[Row, bytes]]:
+        lines: list[bytes] = []  # of the record that is being read
+        cut_off = False
+
+        def text() -> Iterator[str]:
+            nonlocal cut_off
+            for line in file:
+                lines.append(line)
+                yield line.decode(errors="replace")
+            cut_off = bool(lines)
+
+        try:
+            for cells in csv.reader(text(), strict=True):
+                record = b"".join(lines)
+                lines.clear()
+                if not record.endswith(b"\n"):
+                    return
+                yield _from_csv(cells), record
+        except csv.Error as error:
+            if not cut_off:
+                raise ValueError(str(error)) from error
+
+
+def _csv_bytes(records: Iterable[Iterable[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n").writerows(records)
+    return text.getvalue().encode()
+
+
+_FROM_CSV: dict[str, Callable[[str], Any]] = {
+    "class_index": int,
+    "confidence": float,
+    "uncertain": "True".__eq__,
+    "top_k": json.loads,
+    "size": int,
+    "modified": int,
+}
+
+
+def _to_csv(name: str, value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if name == "top_k" and value is not None else value
+
+
+def _from_csv(cells: list[str]) -> Row:
+    row = {
+        name: _FROM_CSV.get(name, str)(text) if text else None
+        for name, text in zip(COLUMNS, cells, strict=True)
+    }
+    return cast(Row, row)
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """The rows, some thousands at a time in memory.
+
+    Raises:
+        ValueError: the file is damaged, or of other columns.
+    """
+    with pq.ParquetFile(path) as file:
+        if tuple(file.schema_arrow.names) != COLUMNS:
+            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+        for batch in file.iter_batches(PARQUET_ROWS):
+            yield from batch.to_pylist()
+
+
+def write_parquet(path: Path, rows: Iterator[Row]) -> None:
+    with pq.ParquetWriter(path, PARQUET_SCHEMA) as writer:
+        while some := list(islice(rows, PARQUET_ROWS)):
+            writer.write_table(pa.Table.from_pylist(some, PARQUET_SCHEMA))

@@ -1,0 +1,127 @@
+"""The verbs that take a finished run to a served model and watch over it."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cifar_mlflow.config import (
+    RegisterConfig,
+    RegistryConfig,
+    TrainAndRegisterConfig,
+    TrainConfig,
+    resolve_train_config,
+    validate,
+)
+from cifar_mlflow.options import split_settings, switch, verb
+from cifar_mlflow.recipes import RECIPES
+from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
+
+DEMO = RECIPES["demo"] | {"recipe": "demo"}
+
+
+@verb("register", RegisterConfig)
+@click.argument("run_id")
+@switch("--promote", "Then make it the champion, if it is better than the present one.")
+def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
+    """Make a trained network a new version of the registered model, in the form in which it is served."""
+    config = validate(RegisterConfig, given)
+    from serving.registry.promotion import NotPromotedError
+    from serving.registry.promotion import promote as promote_version
+    from serving.registry.register import register as register_run
+
+    version = register_run(run_id, config)
+    click.echo(f"\nRegistered {version.message}")
+    if promote:
+        try:
+            click.echo(promote_version(version.number, version.name).message)
+        except NotPromotedError as refusal:  # a result of the comparison; the registration succeeded
+            click.echo(str(refusal))
+
+
+@verb("promote", RegistryConfig)
+@click.argument("which", metavar="[RUN_ID|VERSION]", required=False)
+@click.option("--force", is_flag=True, help="Promote even if it is worse or not comparable.")
+def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
+    """Make a registered version the champion, if it is better. Default: the best there is."""
+    config = validate(RegistryConfig, given)
+    from serving.registry.promotion import promote as promote_version
+
+    click.echo(promote_version(which, config.registered_model, force=force).message)
+
+
+@verb("rollback", RegistryConfig)
+def rollback(given: dict[str, Any]) -> None:
+    """Make the previous champion the champion again."""
+    config = validate(RegistryConfig, given)
+    from serving.registry.promotion import rollback as roll_back
+
+    click.echo(roll_back(config.registered_model).message)
+
+
+@verb("classify", ClassifyConfig)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.pass_context
+def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) -> None:
+    """Classify image files, the images in folders, and what patterns match."""
+    config = validate(ClassifyConfig, given)
+    from serving.batch import classify as classify_files
+    from serving.batch import load_scorer, show
+
+    summary = classify_files(
+        paths,
+        load_scorer(config.model_uri),
+        output=config.output,
+        sort_into=config.sort_into,
+        top_k=config.top_k,
+    )
+    show(summary)
+    ctx.exit(summary.exit_code)
+
+
+@verb("serve", ServeConfig)
+def serve(given: dict[str, Any]) -> None:
+    """Serve the model over HTTP (web page, JSON API, Prometheus metrics) until Ctrl-C."""
+    config = validate(ServeConfig, given)
+    from serving.app.main import serve as run
+
+    run(config)
+
+
+@verb("monitor", MonitorConfig)
+def monitor(given: dict[str, Any]) -> None:
+    """Report on served requests (traffic, latency, drift, accuracy by feedback) as an MLflow run."""
+    config = validate(MonitorConfig, given)
+    from serving.monitoring.report import monitor as report
+
+    click.echo(report(config))
+
+
+@verb("demo", TrainAndRegisterConfig, defaults=DEMO)
+@click.pass_context
+def demo(ctx: click.Context, given: dict[str, Any]) -> None:
+    """Train on the embedded sample, promote, serve, and classify a photo over HTTP. Takes minutes."""
+    given, registration = split_settings(given, TrainConfig, RegisterConfig)
+    config = resolve_train_config({"recipe": "demo", **given})
+    from cifar_mlflow import pipeline
+    from serving.demo import PHOTO, answer_over_http
+
+    result = pipeline.train(config)
+    click.echo(result.summary())
+    ctx.invoke(register, run_id=result.run_id, promote=True, **registration)
+    name = validate(RegisterConfig, registration).registered_model
+    champion = f"models:/{name}@champion"
+    click.echo(f"\n`mlflow models serve -m {champion}` says of {PHOTO.name}: {answer_over_http(champion)}")
+    photo = PHOTO.relative_to(Path.cwd()) if PHOTO.is_relative_to(Path.cwd()) else PHOTO
+    click.echo(
+        f"""
+What next:
+  make ui                                            # compare the runs: http://localhost:5000
+  source .venv/bin/activate                          # for the commands below
+  cifar-mlflow train --dataset sample --model cnn --val-size {config.val_size:g}  # another architecture
+  cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
+  cifar-mlflow classify {photo}      # or your own photos and folders of them
+  make serve                                         # the same model over HTTP, until Ctrl-C
+  cifar-mlflow evaluate --model {result.run_id} --dataset sample
+  cifar-mlflow export {result.run_id} --format hdf5 --output model.h5"""
+    )

@@ -1,1 +1,0 @@
-"""What the routes of the service need: the gate that every request goes through, bodies, pictures, errors."""

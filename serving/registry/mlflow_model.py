@@ -1,0 +1,125 @@
+"""A scorer folder as an MLflow model: plain files and code, nothing pickled."""
+
+import base64
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, Object, Property
+from PIL import Image
+
+from cifar_mlflow import scorer
+from cifar_mlflow.scorer.predictor import CARD_FILE
+from cifar_mlflow.tracking.retry import ask
+
+# A test holds them to the ranges in pyproject.toml.
+REQUIREMENTS = [
+    "mlflow>=3.17,<4",
+    "numpy>=2.0,<3",
+    "onnxruntime>=1.20,<2",
+    "pandas>=2.2,<4",
+    "pillow>=11,<14",
+]
+CODE = Path(scorer.__file__).parent
+# Where the scorer folder is in an MLflow model.
+SCORER_PATH = "artifacts/scorer"
+
+
+def save_model(scorer_folder: Path, path: Path) -> None:
+    """Write the folder as an MLflow model to `path`, which must not exist or be empty."""
+    with _arguments(scorer_folder) as arguments:
+        mlflow.pyfunc.save_model(path, **arguments)
+
+
+def log_model(scorer_folder: Path, run_id: str, name: str = "scorer") -> ModelInfo:
+    """Log the folder as an MLflow model of a run, whatever the run's status, which stays as it is."""
+    with _arguments(scorer_folder) as arguments:
+        return Model.log(None, flavor=mlflow.pyfunc, run_id=run_id, name=name, **arguments)
+
+
+def download(model_uri: str, folder: Path) -> Path:
+    """A logged or registered model as a local folder, in one that is made for it.
+
+    Raises:
+        CifarError: MLflow does not answer, or has no such model.
+    """
+    return Path(ask(lambda: mlflow.artifacts.download_artifacts(model_uri, dst_path=str(folder))))
+
+
+def code_digest(model: Path) -> str:
+    """sha256 of all that is in the folder of an MLflow model beside the scorer folder.
+
+    That is our code, and the files by which MLflow finds it and makes an environment for it. Not what is
+    added when the model is used where it lies: by MLflow, which notes the version, and by Python's compiler.
+    """
+    files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        added = name == REGISTERED_MODEL_META_FILE_NAME or path.parent.name == "__pycache__"
+        if not added and not name.startswith(f"{SCORER_PATH}/"):
+            digest.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _arguments(scorer_folder: Path) -> Iterator[dict[str, Any]]:
+    card = json.loads((scorer_folder / CARD_FILE).read_bytes())
+    with tempfile.TemporaryDirectory() as staged:
+        # An artifact is called like the last part of its path.
+        code, folder = Path(staged, "code"), Path(staged, "scorer")
+        shutil.copytree(CODE, code, ignore=shutil.ignore_patterns("__pycache__", "pyfunc.py"))
+        shutil.copytree(scorer_folder, folder)
+        yield {
+            "python_model": str(CODE / "pyfunc.py"),
+            "artifacts": {"code": str(code), "scorer": str(folder)},
+            "signature": signature(len(card["classes"])),
+            "input_example": pd.DataFrame({"image": [_example(card["image_size"])]}),
+            "pip_requirements": REQUIREMENTS,
+        }
+
+
+def signature(classes: int) -> ModelSignature:
+    """What goes in, and what comes out unless `on_error` is "null", as far as MLflow can say it.
+
+    `image` takes base64 text, a data URL or bytes. Its type is string: that is what CSV and JSON bring, and
+    MLflow lets bytes through in such a column, whereas the text of a binary one it decodes itself, wrongly if
+    it is a data URL. It is optional: MLflow prints the table into its complaint about a missing column, which
+    we do not.
+    """
+    ranked = Object([Property("label", DataType.string), Property("confidence", DataType.double)])
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image", required=False)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "label"),
+                ColSpec(DataType.long, "class_index"),
+                ColSpec(DataType.double, "confidence"),
+                ColSpec(Array(ranked), "top_k"),
+                ColSpec(DataType.boolean, "uncertain"),
+            ]
+        ),
+        params=ParamSchema(
+            [
+                ParamSpec("top_k", DataType.long, min(3, classes)),
+                ParamSpec("on_error", DataType.string, "raise"),
+            ]
+        ),
+    )
+
+
+def _example(size: int) -> str:
+    png = io.BytesIO()
+    Image.new("RGB", (size, size), "steelblue").save(png, "png")
+    return base64.b64encode(png.getvalue()).decode()

@@ -1,0 +1,351 @@
+"""Files, folders and patterns in; an answer for each file out, whatever lies between them."""
+
+import io
+import logging
+import os
+import resource
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.scorer.predictor import Scorer
+from serving.batch import Summary, classify, load_scorer, show
+
+RED, GREEN, BLUE, BLACK = (200, 0, 0), (0, 200, 0), (0, 0, 200), (0, 0, 0)
+
+
+@pytest.fixture(scope="session")
+def scorer(scorer_folder: Path) -> Scorer:
+    return load_scorer(str(scorer_folder))
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def reads_all() -> bool:
+    """Whether permissions mean nothing to this process, as to root."""
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).chmod(0)
+        return os.access(file.name, os.R_OK)
+
+
+@contextmanager
+def files_at_most(size: int) -> Iterator[None]:
+    """No file of this process can become longer, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def paint(path: str | Path, colour: tuple[int, int, int] = RED) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), colour).save(path)
+    return path
+
+
+def labels(summary: Summary) -> dict[str, str | None]:
+    return {path: verdict.label for path, verdict in summary.verdicts.items()}
+
+
+def problems(summary: Summary) -> dict[str, str]:
+    return {problem.path: problem.code for problem in summary.problems}
+
+
+def printed(summary: Summary, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    show(summary)
+    return capsys.readouterr().out
+
+
+# What is looked at
+
+
+def test_a_folder_stands_for_the_images_below_it_in_the_order_of_their_names(scorer: Scorer) -> None:
+    for name in ("b.png", "a.JPG", "z/1.webp", "c/2.bmp", "c/d/3.gif", "c/4.jpeg"):
+        paint(Path("photos", name))
+    paint("photos/notes.txt.png").rename("photos/notes.txt")
+    summary = classify(["photos"], scorer)
+    assert list(labels(summary)) == [
+        "photos/a.JPG",
+        "photos/b.png",
+        "photos/c/2.bmp",
+        "photos/c/4.jpeg",
+        "photos/c/d/3.gif",
+        "photos/z/1.webp",
+    ]
+    assert (summary.files, summary.broken, summary.exit_code) == (6, 0, 0)
+
+
+def test_hidden_files_and_folders_are_passed_over_unless_they_are_named(scorer: Scorer) -> None:
+    paint("photos/a.png")
+    paint("photos/.b.png")
+    paint("photos/.thumbnails/c.png")
+    assert list(labels(classify(["photos"], scorer))) == ["photos/a.png"]
+    assert list(labels(classify(["photos/.b.png", "photos/.thumbnails"], scorer))) == [
+        "photos/.b.png",
+        "photos/.thumbnails/c.png",
+    ]
+
+
+def test_a_file_that_is_named_counts_whatever_its_suffix(scorer: Scorer) -> None:
+    paint("photo.png").rename("upload")
+    assert labels(classify(["upload"], scorer)) == {"upload": "red"}
+
+
+def test_patterns_are_resolved_as_by_a_shell(scorer: Scorer) -> None:
+    for name in ("a.png", "b.jpg", "c/a.png", "c/d/a.png", "odd[1].png"):
+        paint(Path("photos", name))
+    assert list(labels(classify(["photos/*.png"], scorer))) == ["photos/a.png", "photos/odd[1].png"]
+    assert list(labels(classify(["photos/**/a.png"], scorer))) == [
+        "photos/a.png",
+        "photos/c/a.png",
+        "photos/c/d/a.png",
+    ]
+    assert list(labels(classify(["photos/odd[1].png"], scorer))) == ["photos/odd[1].png"]
+    with pytest.raises(UsageError, match=r"photos/\*\.gif matches no file"):
+        classify(["photos/a.png", "photos/*.gif"], scorer)
+
+
+def test_a_tilde_in_quotes_is_the_home_folder(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd() / "home"))
+    paint("home/photos/a.png")
+    assert classify(["~/photos/*.png"], scorer).files == 1
+
+
+def test_a_file_that_is_reached_twice_counts_once(scorer: Scorer) -> None:
+    photo = paint("photos/b.png")
+    Path("photos/a.png").symlink_to("b.png")
+    Path("link").symlink_to("photos")
+    Path("copy").mkdir()
+    Path("copy/hard.png").hardlink_to(photo)  # another name, which is to be found in the results
+    summary = classify(
+        ["photos/b.png", "photos", "link", str(photo.absolute()), "./photos/*", "copy"], scorer
+    )
+    assert list(labels(summary)) == ["photos/b.png", "copy/hard.png"]
+
+
+def test_links_to_folders_are_followed_and_loops_end(scorer: Scorer) -> None:
+    paint("elsewhere/a.png")
+    paint("photos/sub/b.png")
+    Path("photos/more").symlink_to("../elsewhere")
+    for i in range(10):  # any two of them lead to more paths than can be walked
+        Path(f"photos/sub/up{i}").symlink_to("..")
+    Path("photos/self").symlink_to("self")
+    assert list(labels(classify(["photos"], scorer))) == ["photos/more/a.png", "photos/sub/b.png"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told_and_stops_nothing(
+    scorer: Scorer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paint("photos/z.png")
+    os.chdir("photos")
+    for _ in range(25):  # the path of the innermost is longer than the kernel takes
+        Path("d" * 200).mkdir()
+        os.chdir("d" * 200)
+    os.chdir(tmp_path)
+    summary = classify(["photos"], scorer)
+    assert labels(summary) == {"photos/z.png": "red"}
+    assert [(problem.path.count("/"), problem.code) for problem in summary.problems] == [(21, "unreadable")]
+    assert "d: File name too long" in printed(summary, capsys)
+
+
+@pytest.mark.parametrize(
+    ("paths", "error", "words"),
+    [
+        (["nowhere.png"], UsageError, "nowhere.png: no such file or folder"),
+        (["photos/a.png", "nowhere"], UsageError, "nowhere: no such file or folder"),
+        (["empty"], CifarError, r"no images in empty \(looked for .jpg"),
+        (["texts", "empty"], CifarError, "no images in texts, empty"),
+    ],
+)
+def test_paths_without_images_are_an_error_that_names_them(
+    paths: list[str], error: type[CifarError], words: str, scorer: Scorer
+) -> None:
+    paint("photos/a.png")
+    Path("empty").mkdir()
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("a")
+    with pytest.raises(error, match=words):
+        classify(paths, scorer, output=Path("out.csv"))
+    assert not Path("out.csv").exists()
+
+
+# What comes out
+
+
+def test_each_file_gets_the_label_that_the_scorer_gives_it(
+    scorer: Scorer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, colour in {"r": RED, "g": GREEN, "b": BLUE, "dark": BLACK}.items():
+        paint(f"photos/{name}.png", colour)
+    summary = classify(["photos"], scorer)
+    assert labels(summary) == {
+        "photos/b.png": "blue",
+        "photos/dark.png": "red",
+        "photos/g.png": "green",
+        "photos/r.png": "red",
+    }
+    lines = printed(summary, capsys).splitlines()
+    assert [line.split() for line in lines if "photos/" in line] == [
+        ["photos/b.png", "blue", "99.9%"],
+        ["photos/dark.png", "red", "33.3%", "not", "sure"],
+        ["photos/g.png", "green", "99.9%"],
+        ["photos/r.png", "red", "99.9%"],
+    ]
+
+
+def test_many_files_are_summed_up_by_class(scorer: Scorer, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(60):
+        paint(f"photos/{i}.png", RED if i < 40 else GREEN if i < 55 else BLACK)
+    summary = classify(["photos"], scorer)
+    assert (summary.labels, summary.unsure.total()) == ({"red": 45, "green": 15}, 5)
+    output = printed(summary, capsys)
+    assert "photos/" not in output
+    assert [line.split() for line in output.splitlines() if "%" in line] == [
+        ["red", "45", "5", "11%"],
+        ["green", "15", "0", "0%"],
+        ["all", "60", "5", "8%"],
+    ]
+
+
+def test_order_is_kept_over_batches_and_among_broken_files(scorer: Scorer) -> None:
+    colours = {"red": RED, "green": GREEN, "blue": BLUE}
+    expected = {}
+    for i in range(200):
+        path = f"photos/{i:03}.png"
+        label = ("red", "green", "blue")[i * i % 3]
+        paint(path, colours[label])
+        expected[path] = label
+        if i % 7 == 0:
+            Path(path).write_bytes(b"")
+            expected[path] = ""
+    classify(["photos"], scorer, output=Path("out.csv"))
+    table = pd.read_csv("out.csv", keep_default_na=False)
+    assert dict(zip(table["path"], table["label"], strict=True)) == expected
+
+
+def test_broken_files_are_told_with_the_reason_and_stop_nothing(
+    scorer: Scorer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paint("photos/good.png")
+    paint("photos/cut.png")
+    Path("photos/cut.png").write_bytes(Path("photos/cut.png").read_bytes()[:60])
+    Path("photos/empty.jpg").touch()
+    Path("photos/text.jpg").write_text("no image")
+    Path("photos/dangling.png").symlink_to("nowhere")
+    os.mkfifo("photos/pipe.png")
+    summary = classify(["photos"], scorer)
+    assert labels(summary) == {"photos/good.png": "red"}
+    assert problems(summary) == {
+        "photos/cut.png": "truncated_image",
+        "photos/dangling.png": "unreadable",
+        "photos/empty.jpg": "empty_image",
+        "photos/pipe.png": "not_a_file",
+        "photos/text.jpg": "not_an_image",
+    }
+    assert (summary.files, summary.broken, summary.exit_code) == (6, 5, 0)
+    output = printed(summary, capsys)
+    assert "5 could not be classified" in output
+    assert "photos/dangling.png: It cannot be read: No such file or directory." in output
+
+
+def test_without_a_single_answer_the_exit_code_is_1(
+    scorer: Scorer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("[red]bad.png").write_text("no image")
+    summary = classify(["[red]bad.png"], scorer)
+    assert summary.exit_code == 1
+    assert "[red]bad.png: This is not a picture" in printed(summary, capsys)
+
+
+def test_of_many_broken_files_the_first_are_listed(
+    scorer: Scorer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad").mkdir()
+    for i in range(130):
+        Path(f"bad/{i:03}.png").touch()
+    output = printed(classify(["bad"], scorer, output=Path("out.csv")), capsys)
+    assert output.count("The picture is empty") == 100
+    assert "130 could not be classified" in output
+    assert "and 30 more: see out.csv" in output
+
+
+@pytest.mark.skipif(reads_all(), reason="root may read everything")
+def test_files_and_folders_without_permission_are_told(scorer: Scorer) -> None:
+    paint("photos/a.png")
+    paint("photos/secret.png").chmod(0)
+    paint("photos/private/b.png")
+    Path("photos/private").chmod(0)
+    summary = classify(["photos"], scorer)
+    Path("photos/private").chmod(0o700)
+    assert problems(summary) == {"photos/private": "unreadable", "photos/secret.png": "unreadable"}
+    assert labels(summary) == {"photos/a.png": "red"}
+
+
+NAMES = [
+    "日本 ü.png",
+    "two\nlines.png",
+    "carriage\rreturn.png",
+    'quote" and, comma.png',
+    "[red]bold.png",
+    "\x1b[2J.png",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_stands_in_one_line_and_does_nothing_to_the_terminal(
+    name: str, scorer: Scorer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paint(name)
+    summary = classify([name], scorer)
+    assert labels(summary) == {name: "red"}
+    output = printed(summary, capsys)
+    assert sum("99.9%" in line for line in output.splitlines()) == 1
+    assert name.encode("unicode_escape").decode() in output or name in output
+    assert not set("\x1b\r") & set(output)
+
+
+def test_a_name_that_is_no_unicode_is_written_with_escapes(scorer: Scorer) -> None:
+    path = os.fsdecode(b"caf\xe9.png")
+    paint(path)
+    assert labels(classify([path], scorer)) == {"caf\\xe9.png": "red"}
+
+
+def test_top_k_is_limited_by_the_classes_and_at_least_1(scorer: Scorer) -> None:
+    paint("a.png")
+    for _ in range(2):
+        classify(["a.png"], scorer, output=Path("out.jsonl"), top_k=50)
+    (ranking,) = pd.read_json("out.jsonl", lines=True)["top_k"]
+    assert [entry["label"] for entry in ranking] == ["red", "green", "blue"]
+    with pytest.raises(UsageError, match=r"top-k must be at least 1 \(got 0\)"):
+        classify(["a.png"], scorer, top_k=0)
+
+
+def test_without_a_terminal_a_log_line_tells_now_and_then_how_far_it_is(
+    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.batch.progress.SECONDS_BETWEEN_LOG_LINES", 0)
+    for i in range(100):
+        paint(f"photos/{i}.png")
+    written = io.StringIO()
+    logger = logging.getLogger("cifar_mlflow.classify")
+    monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(written)])
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.setLevel(logging.INFO)
+    classify(["photos"], scorer)
+    assert [line.rpartition(", ")[0] for line in written.getvalue().splitlines()] == [
+        "classified 64 of 100 files",
+        "classified 100 of 100 files",
+    ]

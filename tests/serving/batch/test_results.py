@@ -1,0 +1,338 @@
+"""The file of results: nothing in it is lost, doubled or mixed, whatever ends the process that writes it."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.scorer.predictor import Scorer
+from serving.batch import classify, load_scorer
+from tests.scorer_folders import colour_network, write_scorer_folder
+from tests.serving.batch.test_classify import BLACK, BLUE, GREEN, RED, files_at_most, paint, reads_all
+
+SUFFIXES = ["csv", "jsonl", "parquet"]
+COLUMNS = [
+    "path", "label", "class_index", "confidence", "uncertain", "top_k", "error_code", "error_message",
+    "size", "modified", "model",
+]  # fmt: skip
+
+
+@pytest.fixture
+def scorer(scorer_folder: Path) -> Scorer:
+    """One of its own for each test, whose engine counts the images."""
+    return load_scorer(str(scorer_folder))
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(params=SUFFIXES)
+def output(request: pytest.FixtureRequest) -> Path:
+    return Path(f"results/out.{request.param}")
+
+
+def read(output: Path) -> pd.DataFrame:
+    if output.suffix == ".csv":
+        return pd.read_csv(output)
+    return pd.read_json(output, lines=True) if output.suffix == ".jsonl" else pd.read_parquet(output)
+
+
+def labels(output: Path) -> dict[str, str]:
+    table = read(output)
+    assert table["path"].is_unique
+    return dict(zip(table["path"], table["label"].fillna(""), strict=True))
+
+
+def test_pandas_reads_all_that_is_known_of_each_file(scorer: Scorer, output: Path) -> None:
+    photos = {"a.png": GREEN, "b\nü.png": BLACK, "c, d.png": BLUE}
+    for name, colour in photos.items():
+        paint(f"photos/{name}", colour)
+    Path("photos/e.png").write_text("no image")
+    classify(["photos"], scorer, output=output, top_k=2)
+    table = read(output)
+    assert list(table) == COLUMNS
+    assert list(table["path"]) == ["photos/a.png", "photos/b\nü.png", "photos/c, d.png", "photos/e.png"]
+    assert list(table["label"][:3]) == ["green", "red", "blue"]
+    assert list(table["class_index"][:3]) == [1, 0, 2]
+    assert table["confidence"][0] == pytest.approx(0.9992, abs=1e-4)
+    assert [bool(value) for value in table["uncertain"][:3]] == [False, True, False]
+    top = json.loads(table["top_k"][0]) if output.suffix == ".csv" else list(table["top_k"][0])
+    assert [entry["label"] for entry in top] == ["green", "red"]
+    assert top[0]["confidence"] == pytest.approx(table["confidence"][0])
+    assert table["error_code"].isna().tolist() == [True, True, True, False]
+    broken = table.iloc[3]
+    assert broken["error_code"] == "not_an_image"
+    assert "not a picture" in broken["error_message"]
+    assert broken[["label", "class_index", "confidence", "uncertain", "top_k"]].isna().all()
+    assert list(table["size"]) == [Path(path).stat().st_size for path in table["path"]]
+    assert list(Path("results").iterdir()) == [output]
+
+
+def test_a_second_run_adds_what_is_new_and_looks_at_nothing_twice(scorer: Scorer, output: Path) -> None:
+    for i in range(5):
+        paint(f"photos/{i}.png", RED)
+    paint("photos/bad.png").write_bytes(b"bad")
+    classify(["photos"], scorer, output=output)
+    before = output.read_bytes()
+    again = classify(["photos"], scorer, output=output)
+    assert scorer.engine.images == 5
+    assert output.read_bytes() == before
+    assert list(Path("results").iterdir()) == [output]
+    assert (again.known, again.labels, again.broken, again.exit_code) == (6, {"red": 5}, 1, 0)
+    assert [problem.code for problem in again.problems] == ["not_an_image"]
+
+    paint("photos/a.png", BLUE)
+    paint("more/b.png", GREEN)
+    added = classify(["photos", "more"], scorer, output=output)
+    assert scorer.engine.images == 7
+    assert (added.files, added.known) == (8, 6)
+    assert labels(output) == {
+        **{f"photos/{i}.png": "red" for i in range(5)},
+        "photos/bad.png": "",
+        "photos/a.png": "blue",
+        "more/b.png": "green",
+    }
+
+
+def test_a_file_that_has_changed_gets_a_new_answer_in_place_of_the_old_one(
+    scorer: Scorer, output: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        paint(f"photos/{name}.png", RED)
+    classify(["photos"], scorer, output=output)
+    paint("photos/a.png", BLUE)
+    date = Path("photos/b.png").stat()
+    Path("photos/b.png").write_bytes(Path("photos/b.png").read_bytes() + b"\0")
+    os.utime("photos/b.png", ns=(date.st_atime_ns, date.st_mtime_ns))  # only its size has changed
+    summary = classify(["photos"], scorer, output=output)
+    assert summary.known == 1
+    assert labels(output) == {"photos/c.png": "red", "photos/a.png": "blue", "photos/b.png": "red"}
+    assert list(Path("results").iterdir()) == [output]
+
+
+@pytest.mark.skipif(reads_all(), reason="root may read everything")
+def test_a_file_that_could_not_be_read_is_tried_again(scorer: Scorer, output: Path) -> None:
+    paint("photos/a.png")
+    paint("photos/b.png").chmod(0)
+    classify(["photos"], scorer, output=output)
+    assert labels(output) == {"photos/a.png": "red", "photos/b.png": ""}
+    Path("photos/b.png").chmod(0o600)
+    classify(["photos"], scorer, output=output)
+    assert labels(output) == {"photos/a.png": "red", "photos/b.png": "red"}
+
+
+@pytest.mark.parametrize("output", ["csv", "jsonl"], indirect=True)
+def test_a_file_that_ends_anywhere_is_completed(scorer: Scorer, output: Path) -> None:
+    paint("photos/a\nü,\n.png", RED)
+    paint("photos/b.png", BLUE)
+    paint("photos/c\n.png").write_bytes(b"bad")
+    classify(["photos"], scorer, output=output)
+    whole = output.read_bytes()
+    line_ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]  # of names too
+    for length in {*range(0, len(whole), 5), *line_ends}:
+        output.write_bytes(whole[:length])
+        classify(["photos"], scorer, output=output)
+        assert output.read_bytes() == whole, length
+
+
+def test_rows_that_are_there_twice_become_one(scorer: Scorer, output: Path) -> None:
+    """As after a process that was killed while it completed the file."""
+    paint("a.png")
+    paint("b.png", BLUE)
+    classify(["a.png", "b.png"], scorer, output=output)
+    rows = Path("rows.jsonl")
+    classify(["b.png"], scorer, output=rows)
+    if output.suffix == ".parquet":
+        rows.rename(f"{output}.part.jsonl")
+    else:
+        output.write_bytes(output.read_bytes() + output.read_bytes().splitlines(keepends=True)[-1])
+    classify(["a.png", "b.png"], scorer, output=output)
+    assert labels(output) == {"a.png": "red", "b.png": "blue"}
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_room(
+    scorer: Scorer, output: Path
+) -> None:
+    for i in range(60):
+        paint(f"photos/{i}.png")
+    with files_at_most(10_000), pytest.raises(CifarError, match=r"cannot be written \(File too large\)"):
+        classify(["photos"], scorer, output=output)
+    summary = classify(["photos"], scorer, output=output)
+    assert 0 < summary.known < 60
+    assert labels(output) == {f"photos/{i}.png": "red" for i in range(60)}
+    assert list(Path("results").iterdir()) == [output]
+
+
+def test_answers_of_two_models_are_never_mixed(scorer: Scorer, output: Path, tmp_path: Path) -> None:
+    paint("a.png")
+    classify(["a.png"], scorer, output=output)
+    before = output.read_bytes()
+    other = load_scorer(str(write_scorer_folder(tmp_path / "other", temperature=1.1)))
+    paint("b.png")
+    with pytest.raises(UsageError, match=r"answers of another model .*choose another --output"):
+        classify(["a.png", "b.png"], other, output=output)
+    with pytest.raises(UsageError, match=r"3 classes for each file, not 1: .*--top-k 3"):
+        classify(["a.png", "b.png"], scorer, output=output, top_k=1)
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"path,label\na.png,cat\n",
+        b'{"path": 3}\n',
+        b'{"path": "a.png", "label": "cat"}\n',
+        b"notes\n",
+        b"PAR1",
+        b"no line end",
+        pd.DataFrame({"path": ["a.png"]}).to_parquet(),
+    ],
+)
+def test_a_file_of_something_else_is_left_alone(content: bytes, scorer: Scorer, output: Path) -> None:
+    paint("a.png")
+    output.parent.mkdir()
+    output.write_bytes(content)
+    with pytest.raises(UsageError, match="is there already, and cannot be added to"):
+        classify(["a.png"], scorer, output=output)
+    assert output.read_bytes() == content
+
+
+@pytest.mark.parametrize("output", ["csv", "jsonl"], indirect=True)
+@pytest.mark.parametrize("damage", [b'"x"\n', b'"a"b\n', b"\0\n"])
+def test_a_damaged_file_is_not_repaired_by_leaving_out_answers(
+    damage: bytes, scorer: Scorer, output: Path
+) -> None:
+    for i in range(3):
+        paint(f"photos/{i}.png")
+    classify(["photos"], scorer, output=output)
+    lines = output.read_bytes().splitlines(keepends=True)
+    output.write_bytes(b"".join([*lines[:-2], damage, *lines[-1:]]))
+    damaged = output.read_bytes()
+    with pytest.raises(UsageError, match="damaged"):
+        classify(["photos"], scorer, output=output)
+    assert output.read_bytes() == damaged
+
+
+def test_other_suffixes_are_refused_before_anything_is_done(scorer: Scorer) -> None:
+    paint("a.png")
+    for name in ("out.txt", "out", "out.csv.gz"):
+        with pytest.raises(UsageError, match=r"out.*must end in \.csv, \.jsonl or \.parquet"):
+            classify(["a.png"], scorer, output=Path(name), sort_into=Path("sorted"))
+    assert list(Path().iterdir()) == [Path("a.png")]
+
+
+def test_a_place_that_cannot_be_written_is_named(scorer: Scorer, output: Path) -> None:
+    paint("a.png")
+    Path("results").write_text("a file")
+    with pytest.raises(CifarError, match=r"results/out\.\w+: cannot be"):
+        classify(["a.png"], scorer, output=output)
+
+
+# In a process of its own, which something happens to
+
+DRIVER = """
+import sys
+from pathlib import Path
+from cifar_mlflow.console import set_up_logging
+from cifar_mlflow.interrupt import Interrupted
+from serving.batch import classify, load_scorer
+
+set_up_logging()
+try:
+    classify(["photos"], load_scorer("slow"), output=Path(sys.argv[1]))
+except Interrupted as interruption:
+    sys.exit(128 + interruption.signum)
+"""
+FILES = 800  # 13 batches, 0.1 s each
+
+
+class Job:
+    """A run over 800 pictures with a slow network, in the background."""
+
+    def __init__(self, output: Path) -> None:
+        self._text = Path(f"{output}.part.jsonl") if output.suffix == ".parquet" else output
+        self._log = Path("log")
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, str(output)], stdout=log, stderr=log
+            )
+
+    def wait_until_it_writes(self) -> None:
+        """Until there is a batch more than at the start."""
+        size = self._text.stat().st_size if self._text.exists() else 0
+        deadline = time.monotonic() + 120
+        while not (self._text.exists() and self._text.stat().st_size > size + 5_000):
+            assert self.process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.01)
+
+    def stop(self, signum: int) -> int:
+        self.process.send_signal(signum)
+        return self.process.wait(timeout=120)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Scorer:
+    """A scorer whose folder is `slow`, and FILES pictures in `photos`."""
+    folder = write_scorer_folder(tmp_path / "slow")
+    model = colour_network(folder / "model.onnx", slow=True)
+    card = json.loads((folder / "scorer.json").read_text())
+    card["files"] = {"model.onnx": hashlib.sha256(model.read_bytes()).hexdigest()}
+    (folder / "scorer.json").write_text(json.dumps(card))
+    original = paint("photos/0000.png", RED).read_bytes()
+    for i in range(1, FILES):
+        Path(f"photos/{i:04}.png").write_bytes(original)
+    return load_scorer(str(folder))
+
+
+def complete(scorer: Scorer, output: Path) -> int:
+    """Go on to the end in this process; returns how many files were there before."""
+    summary = classify(["photos"], scorer, output=output)
+    assert scorer.engine.images == FILES - summary.known
+    assert labels(output) == {f"photos/{i:04}.png": "red" for i in range(FILES)}
+    assert list(Path("results").iterdir()) == [output]
+    return summary.known
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("output", "signum"),
+    [("csv", signal.SIGINT), ("jsonl", signal.SIGINT), ("parquet", signal.SIGTERM)],
+    indirect=["output"],
+)
+def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(
+    signum: signal.Signals, slow: Scorer, output: Path
+) -> None:
+    job = Job(output)
+    job.wait_until_it_writes()
+    with pytest.raises(CifarError, match="is being written by another process"):
+        classify(["photos"], slow, output=output)
+    assert job.stop(signum) == 128 + signum
+    assert f"Stopped by {signum.name} after " in job.log
+    assert "of 800 files; they are kept, and the same command goes on from there" in job.log
+    assert "Traceback" not in job.log
+    assert 64 <= complete(slow, output) < FILES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["csv", "parquet"], indirect=True)
+def test_what_is_done_survives_being_killed_again_and_again(slow: Scorer, output: Path) -> None:
+    for _ in range(2):
+        job = Job(output)
+        job.wait_until_it_writes()
+        job.stop(signal.SIGKILL)
+    assert 128 <= complete(slow, output) < FILES

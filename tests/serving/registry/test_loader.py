@@ -1,0 +1,184 @@
+"""From what a user types for a model to its scorer, with a real store of MLflow."""
+
+import hashlib
+import shutil
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+import pytest
+
+from cifar_mlflow.errors import CifarError, UsageError
+from serving.batch import classify, load_scorer
+from serving.registry.mlflow_model import log_model, save_model
+from serving.registry.versions import FILE_TAG
+from tests.scorer_folders import write_scorer_folder
+from tests.serving.batch.test_classify import paint
+
+
+class Registered(NamedTuple):
+    """A store with one registered model `colours`, version 1 of which is the champion."""
+
+    store: Path
+    run_id: str
+    model_id: str
+
+
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory, scorer_folder: Path) -> Registered:
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:  # of this module's own
+        patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        client = mlflow.MlflowClient()
+        experiment = client.create_experiment("colours", str(folder / "artifacts"))
+        # MLflow puts a model into the experiment that is chosen, whatever that of its run.
+        patch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+        run_id = client.create_run(experiment).info.run_id
+        model = log_model(scorer_folder, run_id)
+        version = mlflow.register_model(model.model_uri, "colours")
+        client.set_registered_model_alias("colours", "champion", version.version)
+        return Registered(folder / "mlflow.db", run_id, model.model_id)
+
+
+@pytest.fixture
+def store(registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registered:
+    """The registered model, with an empty cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered.store}")
+    monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "cache"))
+    return registered
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "models:/colours@champion",
+        "models:/colours/1",
+        "models:/colours/latest",
+        "models:/{0.model_id}",
+        "runs:/{0.run_id}/scorer",
+        "{0.run_id}",
+    ],
+)
+def test_a_model_is_found_by_its_name_its_id_and_its_run(uri: str, store: Registered) -> None:
+    paint("photo.png")
+    scorer = load_scorer(uri.format(store))
+    assert classify(["photo.png"], scorer).labels.total() == 1
+
+
+def test_a_folder_of_a_scorer_or_of_an_mlflow_model_is_taken_as_it_is(
+    scorer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_model(scorer_folder, Path("saved"))
+    shutil.copytree(scorer_folder, "copied")
+    for uri in ("saved", "copied", "~/copied", str(tmp_path / "saved")):
+        assert load_scorer(uri).classes == ["red", "green", "blue"]
+
+
+def test_the_code_in_a_model_is_not_executed(
+    scorer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model(scorer_folder, Path("saved"))
+    for file in Path("saved").rglob("*.py"):
+        file.write_text("from pathlib import Path\nPath('executed').touch()\n")
+    load_scorer("saved")
+    assert not Path("executed").exists()
+
+
+def test_a_model_is_downloaded_once_and_a_damaged_copy_again(store: Registered, tmp_path: Path) -> None:
+    load_scorer("models:/colours@champion")
+    (copy,) = (tmp_path / "cache/scorers").iterdir()
+    moment = (copy / "model.onnx").stat().st_mtime_ns
+    load_scorer("models:/colours/1")
+    assert (copy / "model.onnx").stat().st_mtime_ns == moment
+    (copy / "model.onnx").write_bytes(b"damaged")
+    load_scorer("models:/colours/1")
+    assert list((tmp_path / "cache/scorers").iterdir()) == [copy]
+    assert (copy / "model.onnx").stat().st_size > 100
+
+
+def test_an_alias_that_has_moved_brings_the_other_model(store: Registered, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient()
+    other = log_model(write_scorer_folder(tmp_path / "other", classes=["x", "y", "z"]), store.run_id, "other")
+    version = mlflow.register_model(other.model_uri, "colours")
+    client.set_registered_model_alias("colours", "moving", "1")
+    assert load_scorer("models:/colours@moving").classes == ["red", "green", "blue"]
+    client.set_registered_model_alias("colours", "moving", version.version)
+    assert load_scorer("models:/colours@moving").classes == ["x", "y", "z"]
+
+
+def test_a_model_whose_files_are_not_those_of_its_card_is_refused(store: Registered, tmp_path: Path) -> None:
+    model = log_model(write_scorer_folder(tmp_path / "good", data="other"), store.run_id, "changed")
+    location = mlflow.MlflowClient().get_logged_model(model.model_id).artifact_location
+    with Path(location, "artifacts/scorer/model.onnx").open("ab") as file:
+        file.write(b"\0")
+    for uri in (f"models:/{model.model_id}", f"{location}/artifacts/scorer"):
+        with pytest.raises(CifarError, match=r"cannot be used: .*model\.onnx was changed"):
+            load_scorer(uri)
+
+
+def test_a_card_that_is_not_the_registered_one_is_refused(store: Registered, tmp_path: Path) -> None:
+    """Whoever changes files and card alike is found out by the registry."""
+    folder = write_scorer_folder(tmp_path / "good", data="good")
+    digest = hashlib.sha256((folder / "scorer.json").read_bytes()).hexdigest()
+    model = log_model(folder, store.run_id, "exchanged")
+    tags = {f"{FILE_TAG}scorer.json": digest}
+    version = mlflow.register_model(model.model_uri, "colours", tags=tags).version
+    assert load_scorer(f"models:/colours/{version}").card["data"] == "good"
+    other = write_scorer_folder(tmp_path / "other", data="other")
+    location = mlflow.MlflowClient().get_logged_model(model.model_id).artifact_location
+    shutil.copytree(other, Path(location, "artifacts/scorer"), dirs_exist_ok=True)
+    with pytest.raises(
+        CifarError, match=r"cannot be used: its scorer\.json is not the one that was registered"
+    ):
+        load_scorer(f"models:/colours/{version}")
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("models:/colours@nobody", "alias nobody not found"),
+        ("models:/colours/99", "version=99"),
+        ("models:/nothing/1", "name=nothing"),
+        ("models:/colours", "colours not found|colours. not found"),
+        ("models:/m-" + "0" * 32, "not found"),
+        ("runs:/{0.run_id}/nothing", "path is correct"),
+        ("f" * 32, "f{{32}} not found"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_with_the_store(uri: str, words: str, store: Registered) -> None:
+    uri = uri.format(store)
+    with pytest.raises(UsageError, match=words.format()) as told:
+        load_scorer(uri)
+    assert uri in str(told.value)
+    assert str(store.store) in str(told.value)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_what_is_no_model_at_all_is_told_with_examples(tmp_path: Path) -> None:
+    for uri in ("nowhere", str(tmp_path), "cifar10@champion", ""):
+        with pytest.raises(UsageError, match=r"neither a model in MLflow .models:/cifar10@champion"):
+            load_scorer(uri)
+
+
+def test_no_store_is_made_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    for uri in ("models:/cifar10@champion", "f" * 32):
+        with pytest.raises(UsageError, match=r"there is no MLflow store at mlflow\.db.*MLFLOW_TRACKING_URI"):
+            load_scorer(uri)
+    assert not Path("mlflow.db").exists()
+
+
+def test_a_server_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound, but not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(CifarError, match=f"MLflow at {address} does not answer"):
+            load_scorer("models:/cifar10@champion")

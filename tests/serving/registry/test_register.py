@@ -1,0 +1,298 @@
+"""From a finished run to a registered version, and what is checked on the way."""
+
+import hashlib
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+
+from cifar_mlflow import pipeline
+from cifar_mlflow.config import DataConfig, EvaluateConfig
+from cifar_mlflow.data import Split, load_dataset
+from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.evaluation.report import report_on
+from cifar_mlflow.export.reference import load_classifier
+from cifar_mlflow.tracking import retry
+from serving.registry.loader import load_scorer
+from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, register
+
+pytestmark = pytest.mark.slow
+
+
+def validation(trained: Trained, cache_dir: Path) -> Split:
+    config = DataConfig(
+        dataset="folder", data_dir=trained.images, val_size=0.5, split_seed=7, cache_dir=cache_dir
+    )
+    return pipeline.divide(load_dataset(config), config)[1]
+
+
+def versions(client: mlflow.MlflowClient) -> list[Any]:
+    return list(client.search_model_versions("name = 'cifar10'"))
+
+
+def test_the_version_answers_like_the_trained_network(
+    registry: Registry, trained: Trained, shared_cache: Path
+) -> None:
+    data = validation(trained, shared_cache)
+    classifier, card = load_classifier(trained.run_id)
+    scorer = load_scorer("models:/cifar10/1")
+    scores = scorer.score(data.images)
+    expected = report_on(
+        classifier,
+        data,
+        card.classes,
+        "val",
+        temperature=card.temperature,
+        device=torch.device("cpu"),
+    )
+    np.testing.assert_array_equal(
+        scores.probabilities.argmax(1), predict_logits(classifier, data.images).argmax(1)
+    )
+    accuracy = (scores.probabilities.argmax(1) == data.labels).mean()
+    assert accuracy == card.metrics["val/accuracy"] == float(registry.original.tags["val_accuracy"])
+    assert scorer.card["metrics"]["serve/val_ece"] == pytest.approx(expected.calibrated.ece, abs=1e-3)
+
+
+def test_what_its_card_says_of_the_certain_answers_is_so(
+    registry: Registry, trained: Trained, shared_cache: Path
+) -> None:
+    data = validation(trained, shared_cache)
+    scorer = load_scorer("models:/cifar10/1")
+    scores = scorer.score(data.images)
+    promise = scorer.card["uncertain"]
+    assert 0 < promise["coverage"] < 1
+    assert (~scores.uncertain).mean() == promise["coverage"]
+    right = scores.probabilities.argmax(1) == data.labels
+    assert right[~scores.uncertain].mean() == pytest.approx(promise["accuracy"])
+    assert promise["accuracy"] >= promise["target_accuracy"] == 0.95
+    assert (scores.ood > scorer.card["ood"]["above"]).mean() == pytest.approx(0.025, abs=0.01)
+    assert scorer.card["ood"]["auroc"].keys() == {"digits", "photographs", "noise", "flat"}
+
+
+def test_its_tags_and_its_text_say_what_it_is(registry: Registry, trained: Trained, tmp_path: Path) -> None:
+    version, card = registry.original, load_classifier(trained.run_id)[1]
+    expected = {
+        "run_id": trained.run_id, "model": "cnn", "precision": "fp32", "data": "images", "agreement": "1.0",
+        "data_digest": card.data_digest, "val_size": "0.5", "split_seed": "7",
+        "decision": "fp32, as asked for", "judged_by": "108 validation images",
+        "test_accuracy": repr(card.metrics["test/accuracy"]),
+    }  # fmt: skip
+    assert version.tags.items() >= expected.items()
+    assert tuple(json.loads(version.tags["classes"])) == CLASSES
+    assert version.run_id == trained.run_id
+    folder = Path(
+        mlflow.artifacts.download_artifacts("models:/cifar10/1/artifacts/scorer", dst_path=tmp_path)
+    )
+    digests = {
+        f"sha256.{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
+    }
+    assert digests.keys() == {"sha256.model.onnx", "sha256.scorer.json"}
+    assert version.tags.items() >= digests.items()
+    for text in ("**cnn** on images, served as fp32", trained.run_id, version.tags["val_accuracy"][:6]):
+        assert text in version.description
+
+
+def test_the_run_gets_the_figures_and_stays_as_it_was(registry: Registry, trained: Trained) -> None:
+    run = registry.client.get_run(trained.run_id)
+    before = mlflow.MlflowClient(f"sqlite:///{trained.store}").get_run(trained.run_id)
+    assert run.info == before.info
+    assert run.data.params == before.data.params
+    assert run.data.tags == before.data.tags
+    added = run.data.metrics.keys() - before.data.metrics.keys()
+    assert {key for key in added if "ood_auroc" not in key} == {
+        "serve/agreement", "serve/val_ece", "serve/val_coverage", "serve/val_certain_accuracy",
+        "serve/fp32/val_accuracy", "serve/fp32/agreement", "serve/fp32/megabytes", "serve/fp32/ms_batch_1",
+        "serve/fp32/ms_batch_16",
+    }  # fmt: skip
+    assert len(added) == 9 + 4
+    assert run.data.metrics["serve/fp32/val_accuracy"] == before.data.metrics["val/accuracy"]
+
+
+def test_int8_is_registered_with_the_figures_of_both_forms(
+    client: mlflow.MlflowClient, trained: Trained, shared_cache: Path
+) -> None:
+    made = register(trained.easy, serve_precision="int8")
+    assert (made.name, made.number, made.precision) == ("cifar10", "1", "int8")
+    assert "cnn as int8, as asked for (accuracy 1.0000 as int8, 1.0000 as fp32; " in made.message
+    scorer = load_scorer("models:/cifar10/1")
+    assert scorer.card["precision"] == "int8"
+    config = DataConfig(
+        dataset="folder", data_dir=trained.folder / "vivid", val_size=0.5, cache_dir=shared_cache
+    )
+    data = pipeline.divide(load_dataset(config), config)[1]
+    np.testing.assert_array_equal(scorer.score(data.images).probabilities.argmax(1), data.labels)
+    assert client.get_model_version("cifar10", "1").tags["val_accuracy"] == "1.0"
+    metrics = client.get_run(trained.easy).data.metrics
+    assert metrics["serve/int8/val_accuracy"] == metrics["serve/fp32/val_accuracy"] == 1
+    assert metrics["serve/int8/megabytes"] < metrics["serve/fp32/megabytes"]
+    assert metrics["serve/int8/ms_batch_16"] > 0
+
+
+def test_a_run_on_all_images_is_judged_by_those_and_promises_nothing(
+    registry: Registry, trained: Trained
+) -> None:
+    version = registry.version("2")
+    assert "val_accuracy" not in version.tags
+    assert version.tags["judged_by"] == "216 of the images that it was trained on, as none were held out"
+    assert "validation" not in version.description
+    card = load_scorer("models:/cifar10/2").card
+    assert card["uncertain"] == {
+        "confidence_below": 0.95,
+        "target_accuracy": 0.95,
+        "coverage": None,
+        "accuracy": None,
+    }
+    metrics = registry.client.get_run(trained.on_all_images).data.metrics
+    assert "serve/fp32/train_accuracy" in metrics
+    assert not [name for name in metrics if "val" in name]
+
+
+def test_auto_leaves_a_run_on_all_images_in_fp32(client: mlflow.MlflowClient, trained: Trained) -> None:
+    made = register(trained.on_all_images)
+    assert made.precision == "fp32"
+    assert "no images were held out" in made.message
+    assert not [name for name in client.get_run(trained.on_all_images).data.metrics if "int8" in name]
+
+
+def test_images_that_moved_are_found_where_they_are_now(
+    client: mlflow.MlflowClient, trained: Trained, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(trained.images, tmp_path / "images")
+    run_id = elsewhere(client, trained, tmp_path / "gone")
+    with pytest.raises(UsageError, match="gone is not a folder"):
+        register(run_id, serve_precision="fp32")
+    assert register(run_id, serve_precision="fp32", data_dir=moved).number == "1"
+
+
+def elsewhere(client: mlflow.MlflowClient, trained: Trained, data_dir: Path) -> str:
+    """The run as it is in the store of a machine that had the images in another place."""
+    with sqlite3.connect(client.tracking_uri.removeprefix("sqlite:///")) as database:
+        database.execute(
+            "UPDATE params SET value = ? WHERE key = 'data_dir' AND run_uuid = ?",
+            (str(data_dir), trained.run_id),
+        )
+    return trained.run_id
+
+
+def test_other_images_than_those_of_the_training_are_refused(
+    client: mlflow.MlflowClient, trained: Trained, tmp_path: Path
+) -> None:
+    other = paint(tmp_path / "other")
+    (other / "red" / "00.png").unlink()
+    with pytest.raises(UsageError, match=r"trained on other images than those of .*other .*--data-dir"):
+        register(trained.run_id, data_dir=other)
+    assert versions(client) == []
+
+
+def test_a_logged_model_that_answers_otherwise_does_not_become_a_version(
+    client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = mlflow.pyfunc.load_model
+
+    class Turned:
+        """What a preprocessing that turns pictures upside down would make of it, or confuses colours."""
+
+        def __init__(self, uri: str) -> None:
+            self.model = load(uri)
+
+        def predict(self, table: pd.DataFrame) -> list[dict[str, Any]]:
+            return list(self.model.predict(table))[::-1]
+
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", Turned)
+    with pytest.raises(CifarError, match="the logged model takes a picture for"):
+        register(trained.run_id, serve_precision="fp32")
+    assert versions(client) == []
+
+
+def test_a_logged_model_that_does_not_load_does_not_become_a_version(
+    client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_model(path: str) -> None:
+        raise ValueError(f"{Path(path).name} was changed\nmore")
+
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", load_model)
+    with pytest.raises(CifarError, match=r"the logged model does not work: \w+ was changed$"):
+        register(trained.run_id, serve_precision="fp32")
+    assert versions(client) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"run_id": "abc"}, "not the id of a run"),
+        ({"serve_precision": "int4"}, r"serve_precision: .*'fp32'.*\(got 'int4'\)"),
+        ({"registered_model": "a/b"}, r"has up to 100 letters, digits"),
+        ({"target_accuracy": 1.0}, r"target_accuracy: .*less than 1 \(got 1.0\)"),
+    ],
+)
+def test_arguments_are_checked_first(
+    client: mlflow.MlflowClient, trained: Trained, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        register(**{"run_id": trained.run_id, **arguments})
+
+
+def test_an_unknown_run_and_one_without_weights_are_refused(
+    client: mlflow.MlflowClient, trained: Trained, shared_cache: Path
+) -> None:
+    with pytest.raises(UsageError, match=f"there is no run {'f' * 32} in sqlite"):
+        register("f" * 32)
+    evaluated = pipeline.evaluate(
+        EvaluateConfig(
+            model_uri=trained.run_id, dataset="folder", data_dir=trained.images, cache_dir=shared_cache
+        )
+    )
+    with pytest.raises(UsageError, match="has no weights to load"):
+        register(evaluated.run_id)
+
+
+def test_a_run_that_is_not_finished_or_deleted_is_refused(
+    client: mlflow.MlflowClient, trained: Trained
+) -> None:
+    client.update_run(trained.run_id, status="RUNNING")
+    with pytest.raises(UsageError, match="is not finished"):
+        register(trained.run_id)
+    client.update_run(trained.run_id, status="FINISHED")
+    client.delete_run(trained.run_id)
+    with pytest.raises(UsageError, match="is deleted"):
+        register(trained.run_id)
+
+
+def test_a_server_that_is_away_is_reported(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    for ask in (register, load_classifier):
+        with pytest.raises(
+            CifarError, match=rf"MLflow at http://127.0.0.1:{free_port} does not answer"
+        ) as found:
+            ask(trained.run_id)
+        assert not isinstance(found.value, UsageError), "which would say that it was asked for wrongly"
+
+
+def test_an_answer_that_is_lost_makes_no_second_version(
+    client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([MlflowException("the connection broke", TEMPORARILY_UNAVAILABLE), None])
+
+    def register_model(*arguments: Any, registers: Any = mlflow.register_model, **settings: Any) -> Any:
+        made = registers(*arguments, **settings)
+        if error := next(answers):
+            raise error
+        return made
+
+    monkeypatch.setattr(mlflow, "register_model", register_model)
+    made = register(trained.easy, serve_precision="fp32")
+    assert [str(version.version) for version in versions(client)] == [made.number]
+    assert "**cnn**" in client.get_model_version(made.name, made.number).description

@@ -1,0 +1,122 @@
+"""The ends of a run: how it is marked, what is left on this machine, and which error reaches the person."""
+
+import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.tracking import run as tracking
+from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.retry import Outbox
+from cifar_mlflow.tracking.run import TrackedRun, close_stale_runs, connect, tracked_run
+
+
+@pytest.fixture(autouse=True)
+def _experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.1)
+    connect("ends")
+
+
+def fail(cache_dir: Path, error: Exception, with_checkpoint: bool) -> tuple[str, RunDirectory]:
+    """A run that ends by this error."""
+    seen = []
+    with suppress(type(error)), tracked_run(kind="train", name="a", cache_dir=cache_dir) as (run, directory):
+        seen.append((run.run_id, directory))
+        if with_checkpoint:
+            directory.checkpoint.save({})
+        raise error
+    return seen[0]
+
+
+def test_a_failed_run_without_a_checkpoint_leaves_nothing_on_this_machine(tmp_path: Path) -> None:
+    run_id, directory = fail(tmp_path, ValueError("why"), with_checkpoint=False)
+    failed = mlflow.MlflowClient().get_run(run_id)
+    assert (failed.info.status, failed.data.tags["error"]) == ("FAILED", "why")
+    assert not directory.path.exists()
+
+
+def test_the_reason_of_a_failure_is_told_also_when_mlflow_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise MlflowException("API request to nowhere failed")
+
+    def diverge() -> None:
+        with tracked_run(kind="train", name="a", cache_dir=tmp_path):
+            for call in ("log_batch", "set_terminated"):
+                monkeypatch.setattr(mlflow.MlflowClient, call, away)
+            raise CifarError("it diverged")
+
+    with pytest.raises(CifarError, match="it diverged"):
+        diverge()
+
+
+def test_a_run_that_could_not_be_marked_is_closed_by_the_next_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as refusal:
+        refusal.setattr(tracking, "_end", lambda *_: mlflow.end_run("RUNNING"))
+        run_id, _ = fail(tmp_path, ValueError(), with_checkpoint=False)
+    assert mlflow.MlflowClient().get_run(run_id).info.status == "RUNNING"
+    close_stale_runs(tmp_path)
+    assert mlflow.MlflowClient().get_run(run_id).info.status == "KILLED"
+
+
+def test_a_run_that_cannot_be_started_is_not_kept_locked(tmp_path: Path) -> None:
+    run_id, directory = fail(tmp_path, ValueError(), with_checkpoint=True)
+    mlflow.MlflowClient().delete_run(run_id)
+    with (
+        pytest.raises(CifarError, match="deleted state"),
+        tracked_run(kind="train", name="a", cache_dir=tmp_path, resume=run_id),
+    ):
+        pass
+    assert directory.try_acquire()
+
+
+def test_closing_an_outbox_wakes_its_thread_every_time() -> None:
+    for _ in range(200):
+        assert Outbox(lambda _: None).close(patience=0.5) == []
+
+
+def test_runs_that_log_a_new_data_set_at_once_all_have_it() -> None:
+    client, experiment = mlflow.MlflowClient(), mlflow.get_experiment_by_name("ends").experiment_id
+    runs = [TrackedRun(client.create_run(experiment).info.run_id, "a") for _ in range(3)]
+    together = threading.Barrier(len(runs))
+
+    def log(run: TrackedRun) -> None:
+        for number in range(10):
+            together.wait(timeout=60)
+            run.log_dataset(f"photos {number}", "0" * 64, ["training", "test"])
+
+    with ThreadPoolExecutor(len(runs)) as threads:
+        list(threads.map(log, runs))
+    for run in runs:
+        assert len(client.get_run(run.run_id).inputs.dataset_inputs) == 20
+
+
+def begin(uri: str, together: Barrier) -> None:
+    mlflow.set_tracking_uri(uri)
+    together.wait(timeout=120)
+    connect("new")
+
+
+@pytest.mark.slow
+def test_commands_that_begin_at_once_with_a_new_store_all_begin(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(3)
+    commands = [
+        context.Process(target=begin, args=(f"sqlite:///{tmp_path / 'new.db'}", together)) for _ in range(3)
+    ]
+    for command in commands:
+        command.start()
+    for command in commands:
+        command.join()
+    assert [command.exitcode for command in commands] == [0, 0, 0]
