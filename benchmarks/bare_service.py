@@ -32,5 +32,5 @@ class Nothing:
 
 
 if __name__ == "__main__":
-    setattr(serving.app.state, "Observer", Nothing)  # noqa: B010  # mypy allows no other class there
+    setattr(serving.app.state, "Telemetry", Nothing)  # noqa: B010  # mypy allows no other class there
     main()

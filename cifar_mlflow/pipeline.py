@@ -33,7 +33,7 @@ from cifar_mlflow.tracking.artifacts import (
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.run import TrackedRun, close_stale_runs, connect, tracked_run
 from cifar_mlflow.training.device import set_up_hardware
-from cifar_mlflow.training.loop import History, Training, never
+from cifar_mlflow.training.loop import History, Training, no_pruning
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +63,14 @@ class Result:
         return "\n".join(lines)
 
 
-class Search(Protocol):
-    """Whoever trains many models to find a good one, as a training of them sees it."""
+class TrainingCallbacks(Protocol):
+    """Hooks that a search passes to `train`."""
 
     study: str
     tags: dict[str, str]  # for the run
-    brief: bool  # leave out of the run what is the same in each of many, and the exported program
+    skip_model_export: bool  # leave out of the run what is the same in each of many, and the exported program
 
-    def begun(self, run_id: str) -> None:
+    def on_start(self, run_id: str) -> None:
         """The training has this run; told before its first step."""
 
     def prune(self, history: History) -> bool:
@@ -79,16 +79,18 @@ class Search(Protocol):
     def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
         """Further metrics of the trained network."""
 
-    def draws(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
+    def defer_plots(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
         """Whether the pictures of the validation split and of the `history` are left to it, not drawn now."""
 
 
-def train(config: TrainConfig, resume: str | None = None, search: Search | None = None) -> Result:
+def train(
+    config: TrainConfig, resume: str | None = None, callbacks: TrainingCallbacks | None = None
+) -> Result:
     """Train, evaluate, and log all of it as one run.
 
     Args:
         resume: the id of a run to continue; `config` is then the one of `resumable_config`.
-        search: what the training is a part of, if it is.
+        callbacks: hooks of the search that the training belongs to, if any.
 
     Raises:
         CifarError: something failed; the run, if it was begun, is FAILED and says why.
@@ -115,12 +117,12 @@ def train(config: TrainConfig, resume: str | None = None, search: Search | None 
             name=name,
             cache_dir=config.cache_dir,
             resume=resume,
-            study=search.study if search else None,
-            tags=search.tags if search else None,
+            study=callbacks.study if callbacks else None,
+            tags=callbacks.tags if callbacks else None,
         ) as (run, directory),
     ):
-        if search:
-            search.begun(run.run_id)
+        if callbacks:
+            callbacks.on_start(run.run_id)
         logger.info("Run %s (%s) on %s, %s", run.name, run.run_id, hardware.name, hardware.precision)
         if resume:
             training.load_state_dict(directory.checkpoint.load())
@@ -129,12 +131,12 @@ def train(config: TrainConfig, resume: str | None = None, search: Search | None 
                 run.log_metrics(metrics, step=int(row["epoch"]))
         else:
             log_start(run, config, dataset, val_split, hardware)
-            if not (search and search.brief):
+            if not (callbacks and callbacks.skip_model_export):
                 log_data(run, config, dataset, train_split)
             directory.checkpoint.save(training.state_dict())
-        best = training.fit(run, directory.checkpoint, stop, search.prune if search else never)
+        best = training.fit(run, directory.checkpoint, stop, callbacks.prune if callbacks else no_pruning)
         with stop.at_once():  # the last epoch is in the checkpoint
-            metrics = finish(run, config, dataset, val_split, training, best, search)
+            metrics = finish(run, config, dataset, val_split, training, best, callbacks)
         return Result(run.run_id, run.name, metrics)
 
 
@@ -160,7 +162,7 @@ def resumable_config(run_id: str, given: Mapping[str, object], study: str | None
     if directory.owner is None:
         raise UsageError(f"run {run_id} cannot be resumed: {directory.path}/owner.json is missing or damaged")
     if directory.owner.study != study:
-        raise UsageError(f"run {run_id} is a trial of a study{directory.way_on}")
+        raise UsageError(f"run {run_id} is a trial of a study{directory.resume_hint}")
     mlflow.set_tracking_uri(directory.owner.tracking_uri)
     settings = directory.checkpoint.load()["config"]
     return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
@@ -199,20 +201,20 @@ def finish(
     val_split: Split,
     training: Training,
     best: ImageClassifier,
-    search: Search | None = None,
+    callbacks: TrainingCallbacks | None = None,
 ) -> dict[str, float]:
     """Evaluate the weights to keep, and log results and model. Metrics are of the last epoch's step."""
     device = training.hardware.device
     history = pd.DataFrame(training.history).set_index("epoch")
     metrics = {"train_seconds": training.seconds}
-    if search:
-        metrics |= search.measure(best, device)
+    if callbacks:
+        metrics |= callbacks.measure(best, device)
     temperature, drawn = 1.0, False
     if len(val_split):
         report = report_on(best, val_split, dataset.classes, "val", device=device)
         temperature = report.temperature
         log_tables(run, report)
-        drawn = search is not None and search.draws(run.run_id, report, val_split.labels, history)
+        drawn = callbacks is not None and callbacks.defer_plots(run.run_id, report, val_split.labels, history)
         if not drawn:
             log_pictures(run, report, val_split)
         metrics |= report.scalars() | {"temperature": temperature}
@@ -247,7 +249,7 @@ def finish(
     run.set_tags({"mlflow.note.content": description(card)})
     best = best.cpu().to(memory_format=torch.contiguous_format)
     log_weights(run, best, card)
-    if not (search and search.brief):
+    if not (callbacks and callbacks.skip_model_export):
         log_program(run, best, card, dataset.split("train").images[:2])
     return metrics
 

@@ -26,7 +26,7 @@ class ClassifyConfig(Settings):
 
 
 class ServeConfig(Settings):
-    """Service: the model over HTTP, and what protects it."""
+    """AppState: the model over HTTP, and what protects it."""
 
     model_uri: str = setting(
         "models:/cifar10@champion",

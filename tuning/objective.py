@@ -23,9 +23,9 @@ from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.retry import ask, first_line
+from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from cifar_mlflow.training.loop import History
-from tuning.storage import Storage, patiently
+from tuning.storage import Storage, retry_on_outage
 from tuning.trial_plots import leave_to_draw
 
 logger = logging.getLogger("cifar_mlflow.tuning")
@@ -43,7 +43,7 @@ class TrialLostError(CifarError):
     """Another machine has begun this trial anew, since nothing was heard of this one for too long."""
 
 
-class TrainedTrial(pipeline.Search):
+class TrainedTrial(pipeline.TrainingCallbacks):
     """A trial of Optuna's, as a training sees it.
 
     Args:
@@ -54,7 +54,7 @@ class TrainedTrial(pipeline.Search):
         storage: of the study.
     """
 
-    brief = True
+    skip_model_export = True
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class TrainedTrial(pipeline.Search):
         self.tags = {**tags, "optuna.trial": str(trial.number), "optuna.state": "RUNNING"}
         self.trained_epochs = 0
 
-    def begun(self, run_id: str) -> None:
+    def on_start(self, run_id: str) -> None:
         self.storage.sign(run_id)
         self._tell("run_id", run_id)
 
@@ -85,13 +85,13 @@ class TrainedTrial(pipeline.Search):
         self.trained_epochs = len(history)
         if len(self.objectives) > 1:  # Optuna prunes by one value only
             return False
-        reported = patiently(lambda: self._frozen().intermediate_values)
+        reported = retry_on_outage(lambda: self._frozen().intermediate_values)
         for row in history:
             if row["epoch"] not in reported:
                 self._patiently(lambda row=row: self.trial.report(row[VALUE], int(row["epoch"])))
         if self.trial.number < NEVER_PRUNED or len(history) in (0, self.epochs):
             return False
-        pruned = bool(self.trial.user_attrs.get("pruned")) or patiently(self.trial.should_prune)
+        pruned = bool(self.trial.user_attrs.get("pruned")) or retry_on_outage(self.trial.should_prune)
         if pruned:
             self._tell("pruned", True)
         return pruned
@@ -106,7 +106,7 @@ class TrainedTrial(pipeline.Search):
             metrics["latency_ms"] = latency_ms(classifier, device, size)
         return metrics
 
-    def draws(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
+    def defer_plots(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
         leave_to_draw(self.storage.pictures, run_id, report, labels, history)
         return True
 
@@ -126,8 +126,8 @@ class TrainedTrial(pipeline.Search):
         run_id = self.trial.user_attrs.get("run_id")
         if run_id:
             client = mlflow.MlflowClient()
-            ask(lambda: client.set_tag(run_id, "error", reason))
-            ask(lambda: client.set_terminated(run_id, "FAILED"))
+            call_mlflow(lambda: client.set_tag(run_id, "error", reason))
+            call_mlflow(lambda: client.set_terminated(run_id, "FAILED"))
             _forget_directory(cache_dir, run_id)
         self._tell("error", reason)
         self._end(TrialState.FAIL, None, run_id, self.trained_epochs, seconds)
@@ -143,10 +143,10 @@ class TrainedTrial(pipeline.Search):
     ) -> None:
         if run_id:
             client = mlflow.MlflowClient()
-            ask(lambda: client.set_tag(run_id, "optuna.state", state.name))
+            call_mlflow(lambda: client.set_tag(run_id, "optuna.state", state.name))
             if state != TrialState.COMPLETE:  # seen in every list of runs
                 name = f"trial-{self.trial.number:03} ({state.name.lower()})"
-                ask(lambda: client.update_run(run_id, name=name))
+                call_mlflow(lambda: client.update_run(run_id, name=name))
         self._tell("epochs", int(epochs))
         self._tell("seconds", seconds)
         self._patiently(
@@ -161,7 +161,7 @@ class TrainedTrial(pipeline.Search):
 
     def _patiently(self, call: Any) -> None:
         try:
-            patiently(call)
+            retry_on_outage(call)
         except UpdateFinishedTrialError as error:
             raise TrialLostError(
                 f"trial {self.trial.number} was begun anew by another machine: this one was not heard of"
@@ -209,7 +209,7 @@ def run_trial(trial: TrainedTrial, config: TrainConfig, begun: bool) -> None:
 def finished_run(trial: TrainedTrial) -> Run | None:
     """The run of a trial whose process died between the end of the run and telling the study."""
     run_id = trial.trial.user_attrs.get("run_id")
-    run = ask(lambda: mlflow.MlflowClient().get_run(run_id)) if run_id else None
+    run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)) if run_id else None
     return run if run and run.info.status == "FINISHED" else None
 
 
@@ -219,13 +219,13 @@ def forget_runs(trial: TrainedTrial, config: TrainConfig) -> None:
     Only those below the run of this study: there may have been another one of the same name.
     """
     client = mlflow.MlflowClient()
-    experiment = ask(lambda: client.get_experiment_by_name(config.experiment))
+    experiment = call_mlflow(lambda: client.get_experiment_by_name(config.experiment))
     same = " and ".join(
         f"tags.`{name}` = '{trial.tags[name]}'" for name in (MLFLOW_PARENT_RUN_ID, "optuna.trial")
     )
     unfinished = f"attributes.status != 'FINISHED' and {same}"
-    for run in ask(lambda: client.search_runs([experiment.experiment_id], unfinished)):
-        ask(partial(client.delete_run, run.info.run_id))
+    for run in call_mlflow(lambda: client.search_runs([experiment.experiment_id], unfinished)):
+        call_mlflow(partial(client.delete_run, run.info.run_id))
         _forget_directory(config.cache_dir, run.info.run_id)
     trial.forget_run()
 

@@ -18,7 +18,7 @@ from tuning.command import command_line
 from tuning.page import study_page
 from tuning.plots import PICTURES, left_out
 from tuning.results import best_trials, compact
-from tuning.storage import patiently
+from tuning.storage import retry_on_outage
 from tuning.warm_start import EARLIER
 from tuning.worker import own_trials
 
@@ -124,8 +124,8 @@ def reproduce_command(settings: dict[str, Any]) -> str:
 
 def _snapshot(study: optuna.Study) -> optuna.Study:
     """A copy in memory: other workers may go on while all of the tables and pictures are made."""
-    trials = patiently(lambda: study.get_trials(deepcopy=False))
-    attributes = patiently(lambda: study.user_attrs)
+    trials = retry_on_outage(lambda: study.get_trials(deepcopy=False))
+    attributes = retry_on_outage(lambda: study.user_attrs)
     copy = optuna.create_study(
         study_name=study.study_name,
         directions=study.directions,

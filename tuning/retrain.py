@@ -17,7 +17,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.training.loop import History
 from tuning.config import SearchConfig
-from tuning.storage import Storage, patiently
+from tuning.storage import Storage, retry_on_outage
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
@@ -45,10 +45,10 @@ def retrainings(best: FrozenTrial, search: SearchConfig, common: dict[str, Any])
     }
 
 
-class Retraining(pipeline.Search):
+class Retraining(pipeline.TrainingCallbacks):
     """A training of the best settings as a run below the study."""
 
-    brief = False
+    skip_model_export = False
 
     def __init__(self, study: optuna.Study, name: str, tags: dict[str, str], storage: Storage) -> None:
         self._study = study
@@ -57,9 +57,9 @@ class Retraining(pipeline.Search):
         self.study = study.study_name
         self.tags = {**tags, "retrained": name}
 
-    def begun(self, run_id: str) -> None:
+    def on_start(self, run_id: str) -> None:
         self._storage.sign(run_id)
-        patiently(lambda: self._study.set_user_attr(self._name, run_id))
+        retry_on_outage(lambda: self._study.set_user_attr(self._name, run_id))
 
     def prune(self, history: History) -> bool:
         return False
@@ -67,7 +67,7 @@ class Retraining(pipeline.Search):
     def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
         return {}
 
-    def draws(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
+    def defer_plots(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
         return False
 
 

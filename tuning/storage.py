@@ -159,7 +159,7 @@ def cause(error: BaseException) -> str:
     return first_line(error)
 
 
-def patiently(call: Callable[[], T]) -> T:
+def retry_on_outage(call: Callable[[], T]) -> T:
     """`call()`, tried again while the storage is away.
 
     Raises:

@@ -27,7 +27,7 @@ from cifar_mlflow.training.device import set_up_hardware
 from tuning.create_study import is_alive, prepare
 from tuning.report import best_trials, log_study
 from tuning.retrain import retrained_runs, retrainings
-from tuning.storage import HEARTBEAT_SECONDS, Storage, cause, patiently, quiet, safe
+from tuning.storage import HEARTBEAT_SECONDS, Storage, cause, quiet, retry_on_outage, safe
 from tuning.study_spec import Plan, read_plan
 from tuning.trial_plots import TrialPictures
 from tuning.warm_start import EARLIER, PLACES
@@ -196,7 +196,7 @@ def retrain_best(
 
 
 def _finished(study: optuna.Study) -> int:
-    return len(patiently(lambda: study.get_trials(deepcopy=False, states=FINISHED)))
+    return len(retry_on_outage(lambda: study.get_trials(deepcopy=False, states=FINISHED)))
 
 
 def _heartbeat(study: optuna.Study, storage: Storage) -> Callable[[], None]:

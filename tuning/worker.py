@@ -26,14 +26,14 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import Interrupted, StopRequest
-from cifar_mlflow.tracking.retry import ask
+from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.run import connect
 from tuning.config import SearchConfig
 from tuning.objective import TrainedTrial, TrialLostError, run_trial
 from tuning.retrain import retrain
 from tuning.samplers import build_pruner, build_sampler
 from tuning.space import Space
-from tuning.storage import Storage, patiently, quiet
+from tuning.storage import Storage, quiet, retry_on_outage
 from tuning.warm_start import EARLIER, PLACES
 
 # Called by the name under which the package logs, so that its handler applies.
@@ -83,7 +83,7 @@ class Worker:
         self.search = validate(SearchConfig, orders.search)
         self.space = Space.read(Path(orders.space)).fixed(orders.fixed)
         self.storage = Storage(self.search.storage, orders.study, Path(orders.cache_dir))
-        self.study = patiently(self._load_study)
+        self.study = retry_on_outage(self._load_study)
         self.objectives: list[str] = self.study.user_attrs["objectives"]
         # What the runs of all trials have in common.
         self.tags = {
@@ -108,7 +108,7 @@ class Worker:
             connect(self.orders.experiment)
             while True:
                 stop.raise_if_asked()
-                taken = patiently(self._take)
+                taken = retry_on_outage(self._take)
                 if taken is None:
                     return
                 trial, lock, begun = taken
@@ -206,9 +206,9 @@ class Worker:
         if run_id := trial.user_attrs.get("run_id"):
             reason = f"its machine was lost; begun anew as trial {trial.number}"
             client = mlflow.MlflowClient()
-            ask(lambda: client.set_tag(run_id, "error", reason))
-            ask(lambda: client.set_tag(run_id, "optuna.state", "FAIL"))
-            ask(lambda: client.set_terminated(run_id, "KILLED"))
+            call_mlflow(lambda: client.set_tag(run_id, "error", reason))
+            call_mlflow(lambda: client.set_tag(run_id, "optuna.state", "FAIL"))
+            call_mlflow(lambda: client.set_terminated(run_id, "KILLED"))
             trial.set_user_attr("run_id", None)
             trial.set_user_attr("attempts", [])
 

@@ -1,9 +1,6 @@
 """What the file formats share: a version, writing without half-written files, and a checked way back."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -14,26 +11,6 @@ from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 
 # Raised when a reader of the version before would misread what is written now.
 FORMAT_VERSION = 1
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` once all is written; parent folders are made.
-
-    Raises:
-        CifarError: the file cannot be written there.
-    """
-    # Not tempfile: its files are readable by their owner only, and the model file would stay so.
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield unfinished
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise CifarError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def tensors_of(classifier: ImageClassifier) -> dict[str, Tensor]:

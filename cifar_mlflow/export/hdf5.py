@@ -25,9 +25,9 @@ from cifar_mlflow.export.files import (
     damaged,
     not_ours,
     rebuild,
-    replacing,
     tensors_of,
 )
+from cifar_mlflow.files import atomic_write
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 
 
@@ -39,7 +39,7 @@ def save_hdf5(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
     """
     about = card.to_dict()
     metrics = about.pop("metrics")
-    with replacing(path) as unfinished, h5py.File(unfinished, "w") as file:
+    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["cifar_mlflow_format"] = FORMAT_VERSION
         file.attrs["num_classes"] = len(card.classes)
         file.attrs.update(about)

@@ -13,7 +13,8 @@ import torch
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
-from cifar_mlflow.export.files import FORMAT_VERSION, replacing
+from cifar_mlflow.export.files import FORMAT_VERSION
+from cifar_mlflow.files import atomic_write
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 
 # The first in which the activation of `fast` is one operator; ONNX Runtime has it since 1.17.
@@ -46,8 +47,8 @@ def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
     program.model.metadata_props.update(
         {"cifar_mlflow_format": str(FORMAT_VERSION), "card": json.dumps(card.to_dict())}
     )
-    with replacing(path) as unfinished:
-        program.save(unfinished)
+    with atomic_write(path) as temporary:
+        program.save(temporary)
 
 
 class _FromPixels(nn.Module):

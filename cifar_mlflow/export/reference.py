@@ -14,7 +14,7 @@ from torch import nn
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
-from cifar_mlflow.tracking.retry import ask, first_line, is_outage
+from cifar_mlflow.tracking.retry import call_mlflow, first_line, is_outage
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ def _run_of_version(address: str) -> str | None:
     The version itself holds the form that is served, which is not the one to measure or to train on.
     """
     missing = f"there is no {address} in {mlflow.get_registry_uri()}"
-    client = ask(mlflow.MlflowClient)
-    name, *number = ask(lambda: get_model_name_and_version(client, address), missing)
+    client = call_mlflow(mlflow.MlflowClient)
+    name, *number = call_mlflow(lambda: get_model_name_and_version(client, address), missing)
     if not number:  # models:/<id of a logged model>
         return None
-    version = ask(lambda: client.get_model_version(name, *number), missing)
+    version = call_mlflow(lambda: client.get_model_version(name, *number), missing)
     run_id: str = version.tags.get(RUN_TAG, "")
     if not RUN_ID.fullmatch(run_id):
         return None
@@ -72,14 +72,16 @@ def _run_of_version(address: str) -> str | None:
 
 def _load_weights(run_id: str) -> tuple[ImageClassifier, ModelCard]:
     missing = f"run {run_id} at {mlflow.get_tracking_uri()} has no weights to load"
-    run = ask(lambda: mlflow.MlflowClient().get_run(run_id), missing)
-    there = ask(lambda: mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="weights"))
+    run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
+    there = call_mlflow(lambda: mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="weights"))
     if WEIGHTS_FILE not in {file.path for file in there}:
         raise UsageError(missing)
     # By the id of the run, MLflow would take any failure for a path that is wrong.
     uri = f"{run.info.artifact_uri}/{WEIGHTS_FILE}"
     with tempfile.TemporaryDirectory() as folder:
-        return load_model_file(Path(ask(lambda: mlflow.artifacts.download_artifacts(uri, dst_path=folder))))
+        return load_model_file(
+            Path(call_mlflow(lambda: mlflow.artifacts.download_artifacts(uri, dst_path=folder)))
+        )
 
 
 def _cannot_be_had(error: Exception, problem: str) -> CifarError:

@@ -16,9 +16,9 @@ from cifar_mlflow.export.files import (
     damaged,
     not_ours,
     rebuild,
-    replacing,
     tensors_of,
 )
+from cifar_mlflow.files import atomic_write
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
 
 
@@ -33,8 +33,8 @@ def save_weights(path: Path, classifier: ImageClassifier, card: ModelCard) -> No
         "cifar_mlflow_format": str(FORMAT_VERSION),
         "card": json.dumps(card.to_dict()),
     }
-    with replacing(path) as unfinished:
-        unfinished.write_bytes(save(tensors_of(classifier), metadata))
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(save(tensors_of(classifier), metadata))
 
 
 def load_weights_file(path: Path) -> tuple[ImageClassifier, ModelCard]:

@@ -72,7 +72,7 @@ class RunDirectory:
         return owner is not None and (owner.host, owner.tracking_uri) == (socket.gethostname(), tracking_uri)
 
     @property
-    def way_on(self) -> str:
+    def resume_hint(self) -> str:
         """How to go on, to be put behind the news that the run was stopped; empty where it cannot."""
         owner = self.owner
         if owner and owner.study:

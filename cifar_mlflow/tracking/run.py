@@ -26,7 +26,8 @@ from cifar_mlflow.config import Settings, default_cache_dir
 from cifar_mlflow.environment import git_state, installed_packages, library_versions
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.retry import PATIENCE_SECONDS, Outbox, first_line, is_outage, patiently
+from cifar_mlflow.tracking.metric_queue import MetricQueue
+from cifar_mlflow.tracking.retry import PATIENCE_SECONDS, first_line, is_outage, retry_on_outage
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +41,12 @@ class TrackedRun:
         self.run_id = run_id
         self.name = name
         self._client = mlflow.MlflowClient()
-        self._outbox = Outbox(lambda metrics: self._client.log_batch(run_id, metrics=metrics))
+        self._queue = MetricQueue(lambda metrics: self._client.log_batch(run_id, metrics=metrics))
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Queue metrics; returns at once, and an outage of the server loses none."""
         now = int(time.time() * 1000)
-        self._outbox.put([Metric(name, value, now, step) for name, value in metrics.items()])
+        self._queue.put([Metric(name, value, now, step) for name, value in metrics.items()])
 
     def log_settings(self, config: Settings) -> None:
         """Every setting as a param."""
@@ -132,14 +133,14 @@ class TrackedRun:
         Raises:
             TrackingLostError: MLflow is away for too long.
         """
-        unsent = self._outbox.close(PATIENCE_SECONDS)
+        unsent = self._queue.close(PATIENCE_SECONDS)
         if unsent:
             steps = sorted({metric.step for metric in unsent})
             raise TrackingLostError(f"the metrics of epochs {steps[0]} to {steps[-1]}")
 
     def _patiently(self, call: Callable[[], T]) -> T:
         try:
-            return patiently(call, PATIENCE_SECONDS)
+            return retry_on_outage(call, PATIENCE_SECONDS)
         except Exception as error:
             if is_outage(error):
                 raise TrackingLostError("what comes at the end of the training") from error
@@ -165,7 +166,7 @@ def connect(experiment: str, resume: str | None = None) -> None:
     # A new SQLite store reports each of its many migrations.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     what = f"run {resume}" if resume else f"experiment {experiment!r}"
-    way_on = (
+    resume_hint = (
         "MLFLOW_TRACKING_URI names another store, such as sqlite:////a/folder/mlflow.db or http://host:5000"
         + ("" if resume else "; --experiment another experiment")
     )
@@ -179,7 +180,7 @@ def connect(experiment: str, resume: str | None = None) -> None:
     except Exception as error:  # each kind of store has errors of its own
         raise CifarError(
             f"{what} in MLflow's store {mlflow.get_tracking_uri()} cannot be used: {first_line(error)}\n"
-            + way_on
+            + resume_hint
         ) from error
 
 
@@ -221,7 +222,7 @@ def close_stale_runs(cache_dir: Path, resume: str | None = None) -> None:
             if info.status == "RUNNING":
                 client.set_tag(run_id, "error", "its process was killed")
                 client.set_terminated(run_id, "KILLED")
-                logger.warning("Run %s (%s) was killed%s", info.run_name, run_id, directory.way_on)
+                logger.warning("Run %s (%s) was killed%s", info.run_name, run_id, directory.resume_hint)
         except MlflowException as error:
             logger.warning("Run %s cannot be looked up: %s", run_id, first_line(error))
         finally:
@@ -285,13 +286,13 @@ def tracked_run(
     except KeyboardInterrupt as interruption:  # an Interrupted too
         status = "KILLED"
         why = str(interruption) or "Ctrl-C"
-        logger.warning("Stopped by %s%s", why, directory.way_on)
+        logger.warning("Stopped by %s%s", why, directory.resume_hint)
         _say_why(run, f"stopped by {why}")
         raise
     except TrackingLostError as error:
         if not directory.checkpoint.path.exists():
             raise
-        raise CifarError(f"{error}.\nNothing is lost{directory.way_on} when MLflow is back") from error
+        raise CifarError(f"{error}.\nNothing is lost{directory.resume_hint} when MLflow is back") from error
     except Exception as error:
         _say_why(run, first_line(error))
         raise
@@ -329,7 +330,7 @@ def _start(tags: dict[str, str] | None = None, **which: Any) -> mlflow.ActiveRun
         return mlflow.start_run(**which, tags={**(tags or {}), **owner})
 
     try:
-        return patiently(start, PATIENCE_SECONDS)
+        return retry_on_outage(start, PATIENCE_SECONDS)
     except MlflowException as error:
         raise CifarError(f"MLflow does not start the run: {first_line(error)}") from error
 
@@ -338,7 +339,7 @@ def _end(run_id: str, status: str) -> bool:
     """Whether the run could be marked as ended."""
     ended = True
     try:
-        patiently(lambda: mlflow.MlflowClient().set_terminated(run_id, status), PATIENCE_SECONDS)
+        retry_on_outage(lambda: mlflow.MlflowClient().set_terminated(run_id, status), PATIENCE_SECONDS)
     except Exception as error:
         logger.error("Run %s could not be marked as %s: %s", run_id, status, first_line(error))
         ended = False

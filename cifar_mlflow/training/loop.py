@@ -41,8 +41,8 @@ class Recorder(Protocol):
 History = list[dict[str, float]]
 
 
-def never(history: History) -> bool:
-    """A training that nobody prunes."""
+def no_pruning(history: History) -> bool:
+    """Default prune callback: never stop early."""
     return False
 
 
@@ -98,7 +98,7 @@ class Training:
         recorder: Recorder,
         checkpoint: CheckpointFile | None = None,
         stop: StopRequest | None = None,
-        prune: Callable[[History], bool] = never,
+        prune: Callable[[History], bool] = no_pruning,
     ) -> ImageClassifier:
         """Train to the end, from wherever the state is, and return the weights to keep, in eval mode.
 

@@ -20,12 +20,12 @@ from serving.app import documents as docs
 from serving.app.card import model_card
 from serving.app.errors import Refusal, error_response
 from serving.app.invocations import question
-from serving.app.middleware import Gate
+from serving.app.middleware import RequestMiddleware
 from serving.app.params import check_is_json, feedback_of, predict_params
 from serving.app.protocol import Door
-from serving.app.request_context import Exchange
+from serving.app.request_context import RequestContext
 from serving.app.schemas import answers, predictions, rows
-from serving.app.state import Service
+from serving.app.state import AppState
 from serving.app.uploads import uploads
 
 PAGE = Path(__file__).parents[1] / "page"
@@ -43,7 +43,7 @@ class _PlainRoute(APIRoute):
         return endpoint
 
 
-def create_app(service: Service) -> ASGIApp:
+def create_app(service: AppState) -> ASGIApp:
     """The application of one process; it closes the service when it is shut down."""
 
     @asynccontextmanager
@@ -125,7 +125,7 @@ def create_app(service: Service) -> ASGIApp:
         async with nullcontext() if plain else work.table():
             return await answer_table(exchange, body, kind)
 
-    async def answer_table(exchange: Exchange, body: bytearray, kind: str | None) -> Response:
+    async def answer_table(exchange: RequestContext, body: bytearray, kind: str | None) -> Response:
         with champion.use() as served:
             exchange.model_version = str(served)
             asked = await parse(question, body, kind, body, len(served.scorer.classes))
@@ -197,7 +197,9 @@ def create_app(service: Service) -> ASGIApp:
     app.mount("/page/examples", StaticFiles(directory=EXAMPLES))
     app.mount("/page", StaticFiles(directory=PAGE))
     direct = {("POST", "/predict"): predict, ("POST", "/invocations"): invocations}
-    gate = Gate(app, direct, service.security, observer, bodies, most=2 * service.config.queue_limit)
+    gate = RequestMiddleware(
+        app, direct, service.security, observer, bodies, most=2 * service.config.queue_limit
+    )
     return gate
 
 

@@ -21,7 +21,7 @@ from uvicorn.config import STARTUP_FAILURE
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.app.app import create_app
 from serving.app.protocol import BoundedProtocol
-from serving.app.state import Service
+from serving.app.state import AppState
 from serving.app.supervisor import Supervisor
 from serving.config import ServeConfig
 from serving.monitoring.telemetry import log, set_up_logging
@@ -47,7 +47,7 @@ def serve(config: ServeConfig) -> None:
     with listener:
         address = f"http://{_as_in_url(config.host)}:{listener.getsockname()[1]}"
         if config.workers > 1:
-            Service(config).close()  # says what is wrong once, and not in each worker
+            AppState(config).close()  # says what is wrong once, and not in each worker
             listener.listen(BACKLOG)
             log.info("listening", address=address, workers=config.workers)
             with _ended_by_signals(), tempfile.TemporaryDirectory(dir=_memory()) as figures:
@@ -57,7 +57,7 @@ def serve(config: ServeConfig) -> None:
             if any(each.exitcode == STARTUP_FAILURE for each in workers.processes):
                 raise CifarError("the workers do not start; the log lines above say why")
         else:
-            app = create_app(Service(config))
+            app = create_app(AppState(config))
             listener.listen(BACKLOG)
             log.info("listening", address=address, workers=1)
             with _ended_by_signals():
@@ -123,14 +123,14 @@ def _application(config: ServeConfig) -> ASGIApp:
         sys.exit(STARTUP_FAILURE)
 
 
-def _opened(config: ServeConfig) -> Service:
+def _opened(config: ServeConfig) -> AppState:
     """The service, as soon as it can be had: the parent could, so what fails now is only away or full.
 
     One worker that replaces another must not end those that answer.
     """
     while True:
         try:
-            return Service(config)
+            return AppState(config)
         except (CifarError, OSError, MemoryError) as error:
             log.error("not started", reason=str(error), again_in_seconds=AGAIN_SECONDS)
             time.sleep(AGAIN_SECONDS)

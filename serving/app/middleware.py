@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.app.auth import HEADERS, PAGE_POLICY, Security
 from serving.app.body import Bodies, ClientGoneError
 from serving.app.errors import Refusal, error_response, overloaded
-from serving.app.request_context import Exchange, request_id
-from serving.monitoring.telemetry import Observer
+from serving.app.request_context import RequestContext, request_id
+from serving.monitoring.telemetry import Telemetry
 
 POLICY = (b"content-security-policy", PAGE_POLICY.encode())
 CLIENT_GONE = 499  # of the log alone, as nginx has it
@@ -22,7 +22,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 log = structlog.get_logger()
 
 
-class Gate:
+class RequestMiddleware:
     """ASGI middleware, the outermost one.
 
     Args:
@@ -39,7 +39,7 @@ class Gate:
         app: ASGIApp,
         direct: Mapping[tuple[str, str], Endpoint],
         security: Security,
-        observer: Observer,
+        observer: Telemetry,
         bodies: Bodies,
         most: int,
     ) -> None:
@@ -59,7 +59,7 @@ class Gate:
             scope = {**scope, "method": "GET"}
         headers = dict(scope["headers"])
         client = scope["client"][0] if scope["client"] else ""
-        exchange = Exchange(request_id(headers.get(b"x-request-id")), scope["path"], client)
+        exchange = RequestContext(request_id(headers.get(b"x-request-id")), scope["path"], client)
         scope["exchange"] = exchange
         status = 0
 
@@ -96,7 +96,12 @@ class Gate:
             self._observer.request_ended(exchange, status, time.perf_counter() - exchange.began)
 
     async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], exchange: Exchange
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: dict[bytes, bytes],
+        exchange: RequestContext,
     ) -> None:
         response: Response | None = None
         try:

@@ -36,7 +36,7 @@ _TOO_LARGE = (
 _OF_A_BODY = (b"content-length", b"transfer-encoding")
 _OVERLOADED = overloaded()
 _TURNED_AWAY = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s"
+    b"HTTP/1.1 503 AppState Unavailable\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%s"
     b"x-content-type-options: nosniff\r\n"
     % (
         len(body_of(_OVERLOADED)),

@@ -15,7 +15,7 @@ _USABLE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(slots=True)
-class Exchange:
+class RequestContext:
     """A request and its answer.
 
     Attributes:

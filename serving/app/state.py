@@ -9,13 +9,13 @@ from serving.app.body import Bodies
 from serving.app.champion import Champion
 from serving.app.inference import Work
 from serving.config import ServeConfig
-from serving.monitoring.telemetry import Observer
+from serving.monitoring.telemetry import Telemetry
 
 # Bodies that may be in memory at a time, in the largest ones.
 BODIES_HELD = 16
 
 
-class Service:
+class AppState:
     """Opened with the settings, closed when the last request is answered.
 
     Raises:
@@ -32,7 +32,7 @@ class Service:
         largest = config.max_body_mb * 2**20
         self.bodies = Bodies(largest, config.request_timeout, BODIES_HELD * largest)
         self.security = Security(config)
-        self.observer = Observer(config, self.champion.current)
+        self.observer = Telemetry(config, self.champion.current)
         self.champion.on_change = self.observer.serving
 
     def start(self) -> None:

@@ -1,22 +1,13 @@
-"""What writing results and copies has in common: one writer at a time, and no half-written files."""
+"""One writer at a time for results and copies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from cifar_mlflow.errors import CifarError
-
-
-@contextmanager
-def writing_errors(path: Path) -> Iterator[None]:
-    """Say for a person that `path` could not be written; wrap only what writes."""
-    try:
-        yield
-    except OSError as error:
-        raise CifarError(f"{path}: cannot be written ({error.strerror or error})") from error
+from cifar_mlflow.files import write_errors
 
 
 @contextmanager
@@ -26,7 +17,7 @@ def only_writer(path: Path, lock: Path) -> Iterator[None]:
     Raises:
         CifarError: another process holds it.
     """
-    with writing_errors(path):
+    with write_errors(path):
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = FileLock(lock)
         try:
@@ -40,13 +31,3 @@ def only_writer(path: Path, lock: Path) -> Iterator[None]:
     finally:
         lock.unlink(missing_ok=True)  # before the release: who waits for it notices that it is gone
         held.release()
-
-
-@contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
-    """A hidden path beside `path` to write to; whatever is still there at the end is removed."""
-    beside = path.with_name(f".{uuid4().hex}.tmp")
-    try:
-        yield beside
-    finally:
-        beside.unlink(missing_ok=True)

@@ -96,7 +96,7 @@ def classify(
                 with stop.at_once():
                     results.finish()
         except Interrupted as interruption:
-            logger.warning("Stopped by %s after %s", interruption, summary.way_on)
+            logger.warning("Stopped by %s after %s", interruption, summary.resume_hint)
             raise
     return summary
 

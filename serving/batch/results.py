@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from cifar_mlflow.errors import CifarError, UsageError
-from serving.batch.files import only_writer, unfinished, writing_errors
+from cifar_mlflow.files import temporary_sibling, write_errors
+from serving.batch.files import only_writer
 from serving.batch.formats import Csv, JsonLines, TextFormat, read_parquet, write_parquet
 from serving.batch.rows import Row, Verdict, stamp_of, verdict_of
 
@@ -59,7 +60,7 @@ class Results:
             for row, record in self._rows():
                 self._learn(row)
                 whole += len(record)
-            with writing_errors(self.path):
+            with write_errors(self.path):
                 self._file = stack.enter_context(self._text.open("ab", buffering=0))
                 if self._file.tell() < whole:
                     self._file.truncate(0)
@@ -87,7 +88,7 @@ class Results:
         for row in rows:
             if row["path"] in self._known:
                 self._stale[row["path"]] += 1
-        with writing_errors(self._text):
+        with write_errors(self._text):
             self._write(self._format.encode(rows))
 
     def finish(self) -> None:
@@ -96,7 +97,7 @@ class Results:
         target = self._parquet or self._text
         if not self._stale and not (self._parquet and self._text.stat().st_size):
             return
-        with writing_errors(target), unfinished(target) as beside:
+        with write_errors(target), temporary_sibling(target) as beside:
             if self._parquet:
                 write_parquet(beside, (row for row, _ in self._latest_rows()))
             else:

@@ -10,7 +10,8 @@ from itertools import count
 from pathlib import Path
 
 from cifar_mlflow.errors import CifarError
-from serving.batch.files import only_writer, unfinished
+from cifar_mlflow.files import temporary_sibling
+from serving.batch.files import only_writer
 from serving.batch.rows import as_text
 
 NOT_SURE = "not_sure"
@@ -41,7 +42,7 @@ class Sorter:
             folder.mkdir(parents=True, exist_ok=True)
             for target in _names(folder, source):
                 if not os.path.lexists(target):
-                    with unfinished(target) as beside:
+                    with temporary_sibling(target) as beside:
                         shutil.copy2(source, beside)
                         beside.rename(target)
                     return

@@ -49,7 +49,7 @@ class Summary:
         return 0 if self.labels else 1
 
     @property
-    def way_on(self) -> str:
+    def resume_hint(self) -> str:
         """How much is done, and how to go on from there; to be put behind the news that it was stopped."""
         kept = "they are kept, and" if self.output else "with --output FILE they would be kept, and"
         return f"{self.done:,} of {self.files:,} files; {kept} the same command goes on from there"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, chi2
 from sklearn.metrics import confusion_matrix, f1_score
 
-from serving.monitoring.drift import LARGE, MINIMUM, SMALL, WHATS, Reference, count, psi, shares_of
+from serving.monitoring.drift import FEATURES, LARGE, MINIMUM, SMALL, Reference, count, psi, shares_of
 
 STEPS = {"5 minutes": "5min", "hour": "1h", "day": "1D"}
 MOST_STEPS = 200
@@ -64,7 +64,7 @@ def drift(answers: pd.DataFrame, reference: Reference) -> pd.DataFrame:
         reference stays below in 19 of 20 cases, and `pictures`. The index is NaN if there are too few.
     """
     rows: list[dict[str, Any]] = []
-    for what in WHATS:
+    for what in FEATURES:
         values = answers[what].dropna()
         bins = len(shares_of(reference, what))
         value, chance = np.nan, np.nan

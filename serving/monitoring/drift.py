@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from serving.monitoring.records import Record
 
-WHATS = ("label", "confidence", "brightness", "contrast")
+FEATURES = ("label", "confidence", "brightness", "contrast")
 DECILES = np.arange(1, 10) / 10
 SMALL, LARGE = 0.1, 0.25
 WINDOW = 1000
@@ -114,8 +114,8 @@ class DriftWindow:
         self._reference = reference
         self._size, self._minimum = size, minimum
         self._places = {name: place for place, name in enumerate(reference["label"])}
-        self._edges = [reference[what]["edges"] for what in WHATS[1:]]
-        self._counts = [[0] * len(shares_of(reference, what)) for what in WHATS]
+        self._edges = [reference[what]["edges"] for what in FEATURES[1:]]
+        self._counts = [[0] * len(shares_of(reference, what)) for what in FEATURES]
         self._pictures: deque[tuple[int, ...]] = deque()
         self._lock = threading.Lock()
 
@@ -142,4 +142,4 @@ class DriftWindow:
             if len(self._pictures) < self._minimum:
                 return {}
             counts = [np.array(each) for each in self._counts]
-        return {what: psi(self._reference, what, each) for what, each in zip(WHATS, counts, strict=True)}
+        return {what: psi(self._reference, what, each) for what, each in zip(FEATURES, counts, strict=True)}

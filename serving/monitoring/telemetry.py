@@ -18,7 +18,7 @@ from structlog.typing import Processor
 from serving.app.champion import Champion, Served
 from serving.app.errors import Refusal
 from serving.app.params import Feedback
-from serving.app.request_context import Exchange
+from serving.app.request_context import RequestContext
 from serving.config import ServeConfig
 from serving.monitoring.drift import DriftWindow
 from serving.monitoring.metrics import Metrics
@@ -64,12 +64,12 @@ STDERR = cast(TextIO, _Stderr())
 class _Ended(NamedTuple):
     """A request that has been answered; status 0 where the connection was cut."""
 
-    exchange: Exchange
+    exchange: RequestContext
     status: int
     seconds: float
 
 
-class Observer:
+class Telemetry:
     """The one place where the app tells what happens to those who keep it.
 
     Raises:
@@ -100,7 +100,7 @@ class Observer:
         self._drift = DriftWindow(card["reference"]) if card.get("reference") else None
         served.scorer.engine.on_batch = self._metrics.batch_size.observe
 
-    def request_ended(self, exchange: Exchange, status: int, seconds: float) -> None:
+    def request_ended(self, exchange: RequestContext, status: int, seconds: float) -> None:
         """Note it soon. To be called on the event loop; status 0 where the connection was cut."""
         if not self._keeps_images:
             exchange.files.clear()

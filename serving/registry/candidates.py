@@ -30,7 +30,7 @@ ROUNDS = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Judges:
+class EvalSet:
     """The images by which forms are judged: of validation, unless none were held out."""
 
     split: Literal["val", "train"]
@@ -48,7 +48,7 @@ class Judges:
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class Candidate:
     """One form of the network, and what it makes of the images that it is judged by.
 
     Attributes:
@@ -80,10 +80,10 @@ def make_forms(
     classifier: ImageClassifier,
     card: ModelCard,
     training_images: NDArray[np.uint8],
-    judges: Judges,
+    judges: EvalSet,
     precision: Precision,
     folder: Path,
-) -> list[Form]:
+) -> list[Candidate]:
     """The forms to choose from, written to `folder`: fp32 always, and int8 where it may be chosen.
 
     `auto` needs images that were held out for that: of those it was trained on a network is too sure.
@@ -108,7 +108,7 @@ def make_forms(
         logits = engine.run(images)
         engine.close()
         forms.append(
-            Form(
+            Candidate(
                 precision="fp32" if name == "fp32" else "int8",
                 model=models[name],
                 logits=logits,
@@ -125,7 +125,7 @@ def make_forms(
     return forms
 
 
-def choose(forms: list[Form], precision: Precision) -> tuple[Form, str]:
+def choose(forms: list[Candidate], precision: Precision) -> tuple[Candidate, str]:
     """The form to serve, and why it is that one.
 
     Args:

@@ -15,9 +15,9 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.files import write_errors
 from cifar_mlflow.scorer.predictor import CARD_FILE, Scorer
 from cifar_mlflow.tracking.retry import first_line, is_outage
-from serving.batch.files import writing_errors
 from serving.registry.mlflow_model import SCORER_PATH
 from serving.registry.versions import FILE_TAG
 
@@ -60,7 +60,7 @@ def load_scorer(model_uri: str, threads: int | None = None) -> Scorer:
 
 def _of_mlflow(model_uri: str, threads: int | None) -> Scorer:
     cache = default_cache_dir() / "scorers"
-    with writing_errors(cache):
+    with write_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         address, registered = _find(model_uri)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from cifar_mlflow import scorer
 from cifar_mlflow.scorer.predictor import CARD_FILE
-from cifar_mlflow.tracking.retry import ask
+from cifar_mlflow.tracking.retry import call_mlflow
 
 # A test holds them to the ranges in pyproject.toml.
 REQUIREMENTS = [
@@ -55,7 +55,7 @@ def download(model_uri: str, folder: Path) -> Path:
     Raises:
         CifarError: MLflow does not answer, or has no such model.
     """
-    return Path(ask(lambda: mlflow.artifacts.download_artifacts(model_uri, dst_path=str(folder))))
+    return Path(call_mlflow(lambda: mlflow.artifacts.download_artifacts(model_uri, dst_path=str(folder))))
 
 
 def code_digest(model: Path) -> str:

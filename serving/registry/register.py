@@ -34,10 +34,10 @@ from cifar_mlflow.models.classifier import ModelCard
 from cifar_mlflow.pipeline import divide
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.scorer.predictor import CARD_FILE, FORMAT, MODEL_FILE
-from cifar_mlflow.tracking.retry import ask, first_line
+from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from serving.monitoring.drift import reference_of
 from serving.registry.abstention import Doubts, auroc, energy, find_doubts, strange_images
-from serving.registry.candidates import Form, Judges, choose, make_forms
+from serving.registry.candidates import Candidate, EvalSet, choose, make_forms
 from serving.registry.mlflow_model import code_digest, download, log_model
 from serving.registry.versions import Version
 
@@ -80,8 +80,8 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         config.target_accuracy,
     )
     missing = f"there is no run {run_id} in {mlflow.get_tracking_uri()}"
-    run = ask(lambda: mlflow.MlflowClient().get_run(run_id), missing).info
-    ask(lambda: mlflow.set_experiment(experiment_id=run.experiment_id))
+    run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing).info
+    call_mlflow(lambda: mlflow.set_experiment(experiment_id=run.experiment_id))
     if run.status == "RUNNING" or run.lifecycle_stage == "deleted":
         state = "deleted" if run.lifecycle_stage == "deleted" else "not finished"
         raise UsageError(f"run {run_id} is {state}: what would be registered is not what it is, or will be")
@@ -99,7 +99,7 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         _warn_of_what_passes(metrics)
         folder = Path(scratch, "scorer")
         _write_scorer_folder(folder, card, form, doubts, target_accuracy, metrics, judges)
-        model_uri = ask(lambda: log_model(folder, run_id)).model_uri
+        model_uri = call_mlflow(lambda: log_model(folder, run_id)).model_uri
         model = download(model_uri, Path(scratch, "logged"))
         _try_out(model, card, form, judges)
         version = Version(
@@ -117,20 +117,20 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         )
     now = int(time.time() * 1000)
     logged = [Metric(key, value, now, 0) for key, value in metrics.items()]
-    ask(lambda: mlflow.MlflowClient().log_batch(run_id, metrics=logged))
+    call_mlflow(lambda: mlflow.MlflowClient().log_batch(run_id, metrics=logged))
     number = _create_version(name, model_uri, version, card, judges, decision)
     message = f"version {number} of {name}: {card.model} as {decision}"
     logger.info("Registered %s", message)
     return RegisteredVersion(name, number, run_id, form.precision, message)
 
 
-def _load_images(card: ModelCard, places: dict[str, Any]) -> tuple[Split, Judges]:
+def _load_images(card: ModelCard, places: dict[str, Any]) -> tuple[Split, EvalSet]:
     """The training images of the run, and those that judge it.
 
     Raises:
         UsageError: they are not the ones it was trained on.
     """
-    params = ask(lambda: mlflow.MlflowClient().get_run(card.run_id)).data.params
+    params = call_mlflow(lambda: mlflow.MlflowClient().get_run(card.run_id)).data.params
     known = {
         key: params[key]
         for key in ("dataset", "data_dir", "mirrors")
@@ -147,13 +147,13 @@ def _load_images(card: ModelCard, places: dict[str, Any]) -> tuple[Split, Judges
         )
     training, validation = divide(dataset, config)
     if len(validation):
-        return training, Judges("val", validation)
+        return training, EvalSet("val", validation)
     some = np.sort(np.random.default_rng(0).permutation(len(training))[:TRAINING_JUDGES])
-    return training, Judges("train", Split(training.images[some], training.labels[some]))
+    return training, EvalSet("train", Split(training.images[some], training.labels[some]))
 
 
 def _metrics(
-    forms: list[Form], form: Form, doubts: Doubts, card: ModelCard, judges: Judges
+    forms: list[Candidate], form: Candidate, doubts: Doubts, card: ModelCard, judges: EvalSet
 ) -> dict[str, float]:
     """What the run gets to know of its served form."""
     probabilities = softmax(form.logits, card.temperature)
@@ -190,11 +190,11 @@ def _warn_of_what_passes(metrics: dict[str, float]) -> None:
 def _write_scorer_folder(
     folder: Path,
     card: ModelCard,
-    form: Form,
+    form: Candidate,
     doubts: Doubts,
     target_accuracy: float,
     metrics: dict[str, float],
-    judges: Judges,
+    judges: EvalSet,
 ) -> None:
     folder.mkdir()
     shutil.copy(form.model, folder / MODEL_FILE)
@@ -235,7 +235,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _try_out(model: Path, card: ModelCard, form: Form, judges: Judges) -> None:
+def _try_out(model: Path, card: ModelCard, form: Candidate, judges: EvalSet) -> None:
     """Have the logged model classify pictures, and compare with what the network makes of their pixels.
 
     Raises:
@@ -265,7 +265,7 @@ def _try_out(model: Path, card: ModelCard, form: Form, judges: Judges) -> None:
 
 
 def _create_version(
-    name: str, model_uri: str, version: Version, card: ModelCard, judges: Judges, decision: str
+    name: str, model_uri: str, version: Version, card: ModelCard, judges: EvalSet, decision: str
 ) -> str:
     """A new version in the registry; its number."""
     tags = {**version.tags(), "model": card.model, "judged_by": str(judges), "decision": decision}
@@ -281,13 +281,13 @@ def _create_version(
         with redirect_stderr(io.StringIO()):  # MLflow announces there what we say ourselves
             return mlflow.register_model(model_uri, name, tags=tags)
 
-    number = str(ask(create).version)
+    number = str(call_mlflow(create).version)
     text = _description(version, card, judges, decision)
-    ask(lambda: client.update_model_version(name, number, description=text))
+    call_mlflow(lambda: client.update_model_version(name, number, description=text))
     return number
 
 
-def _description(version: Version, card: ModelCard, judges: Judges, decision: str) -> str:
+def _description(version: Version, card: ModelCard, judges: EvalSet, decision: str) -> str:
     """What the page of the version says, in Markdown."""
     figures = []
     if version.val_accuracy is not None:

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.tracking.retry import ask
+from cifar_mlflow.tracking.retry import call_mlflow
 
 FILE_TAG = "sha256."  # followed by the name of a file in the scorer folder
 
@@ -100,11 +100,11 @@ class RegisteredModel:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._client = ask(mlflow.MlflowClient)
+        self._client = call_mlflow(mlflow.MlflowClient)
 
     def holder(self, alias: str) -> str | None:
         """The number of the version that has the alias."""
-        model = ask(
+        model = call_mlflow(
             lambda: self._client.get_registered_model(self.name),
             missing=f"there is no registered model {self.name} in {mlflow.get_registry_uri()}; "
             "make a version of it with: cifar-mlflow register RUN_ID",
@@ -125,16 +125,18 @@ class RegisteredModel:
                 self._expect(alias, over, holder)
                 self._client.set_registered_model_alias(self.name, alias, number)
 
-        ask(write)
+        call_mlflow(write)
         self.expect(alias, number)
 
     def take(self, alias: str) -> None:
         """Take the alias from whatever version has it."""
-        ask(lambda: self._client.delete_registered_model_alias(self.name, alias))
+        call_mlflow(lambda: self._client.delete_registered_model_alias(self.name, alias))
 
     def noted(self, number: str, key: str) -> str | None:
         """A tag of a version."""
-        value: str | None = ask(lambda: self._client.get_model_version(self.name, number)).tags.get(key)
+        value: str | None = call_mlflow(lambda: self._client.get_model_version(self.name, number)).tags.get(
+            key
+        )
         return value
 
     def expect(self, alias: str, number: str | None) -> None:
@@ -150,11 +152,11 @@ class RegisteredModel:
 
     def tag(self, number: str, **tags: Any) -> None:
         for key, value in tags.items():
-            ask(partial(self._client.set_model_version_tag, self.name, number, key, value))
+            call_mlflow(partial(self._client.set_model_version_tag, self.name, number, key, value))
 
     def all_ours(self) -> list[Version]:
         """The versions that `register` made, the oldest first."""
-        found = ask(lambda: self._client.search_model_versions(f"name = '{self.name}'"))
+        found = call_mlflow(lambda: self._client.search_model_versions(f"name = '{self.name}'"))
         found = sorted(found, key=lambda version: int(version.version))
         return [ours for version in found if (ours := Version.read(version))]
 
@@ -175,7 +177,7 @@ class RegisteredModel:
     def look_up(self, number: str) -> Version | None:
         """A version; None if it came from elsewhere."""
         return Version.read(
-            ask(
+            call_mlflow(
                 lambda: self._client.get_model_version(self.name, number),
                 missing=f"{self.name} has no version {number}",
             )

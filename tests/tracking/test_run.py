@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.tracking import run as tracking
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.retry import Outbox
+from cifar_mlflow.tracking.metric_queue import MetricQueue
 from cifar_mlflow.tracking.run import TrackedRun, close_stale_runs, connect, tracked_run
 
 
@@ -83,7 +83,7 @@ def test_a_run_that_cannot_be_started_is_not_kept_locked(tmp_path: Path) -> None
 
 def test_closing_an_outbox_wakes_its_thread_every_time() -> None:
     for _ in range(200):
-        assert Outbox(lambda _: None).close(patience=0.5) == []
+        assert MetricQueue(lambda _: None).close(patience=0.5) == []
 
 
 def test_runs_that_log_a_new_data_set_at_once_all_have_it() -> None:

@@ -134,7 +134,7 @@ def test_a_run_of_which_nobody_knows_the_command_names_the_study(tmp_path: Path)
     directory = RunDirectory.of(tmp_path, "a")
     directory.acquire()
     directory.sign("sqlite://", "mine")
-    assert directory.way_on == "; its study, mine, goes on with the command that began it"
+    assert directory.resume_hint == "; its study, mine, goes on with the command that began it"
 
 
 def space(text: str) -> str:

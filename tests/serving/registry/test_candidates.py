@@ -13,7 +13,7 @@ from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.models import build_network
 from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
-from serving.registry.candidates import Form, Judges, choose, make_forms
+from serving.registry.candidates import Candidate, EvalSet, choose, make_forms
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CARD = ModelCard("cnn", ("a", "b", "c"), 32, MEAN, STD, width=0.25)
@@ -24,8 +24,8 @@ def some_images(count: int) -> Split:
     return Split(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.integers(0, 3, count))
 
 
-def form(precision: Literal["fp32", "int8"], accuracy: float, milliseconds: float) -> Form:
-    return Form(
+def form(precision: Literal["fp32", "int8"], accuracy: float, milliseconds: float) -> Candidate:
+    return Candidate(
         precision=precision,
         model=Path("model.onnx"),
         logits=np.zeros((1, 3), np.float32),
@@ -89,8 +89,8 @@ def classifier(wrong: bool = False) -> ImageClassifier:
 
 def made(
     tmp_path: Path, precision: Precision, split: Literal["val", "train"] = "val", **options: Any
-) -> list[Form]:
-    training, judge = some_images(20).images, Judges(split, some_images(30))
+) -> list[Candidate]:
+    training, judge = some_images(20).images, EvalSet(split, some_images(30))
     return make_forms(classifier(**options), CARD, training, judge, precision, tmp_path)
 
 

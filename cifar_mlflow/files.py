@@ -1,0 +1,45 @@
+"""Files that are complete or absent: written beside their place and renamed into it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from cifar_mlflow.errors import CifarError
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError in the block into a CifarError that names `path`; wrap only the writing."""
+    try:
+        yield
+    except OSError as error:
+        raise CifarError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def temporary_sibling(path: Path) -> Iterator[Path]:
+    """Yield a hidden, unused path beside `path`; delete the file there at the end if it still exists.
+
+    Unlike `tempfile`, the file gets the usual permissions.
+    """
+    # The name does not contain that of `path`, which may already be as long as the file system allows.
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; rename it to `path` at the end of the block. Parent folders are created.
+
+    Raises:
+        CifarError: the file cannot be written. Whatever was at `path` before is untouched.
+    """
+    with write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_sibling(path) as temporary:
+            yield temporary
+            temporary.replace(path)
