@@ -81,11 +81,11 @@ class StopRequest:
         """Raise Interrupted at once on a signal within the block, for work that may stop anywhere."""
         self._at_once = True
         try:
-            self.raise_if_requested()
+            self.raise_if_asked()
             yield
         finally:
             self._at_once = False
 
-    def raise_if_requested(self) -> None:
+    def raise_if_asked(self) -> None:
         if self.signum is not None:
             raise Interrupted(self.signum)

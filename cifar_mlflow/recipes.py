@@ -31,9 +31,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "tta": "crops",
     },
 }
-# The sample has a tenth of the images, so it needs more epochs and, for enough steps, smaller batches. A smaller
-# validation split gained more accuracy than any other setting. Stronger augmentation (cutout of 6 or 8 pixels,
-# crop padding of 4 pixels) lost more than a point.
+# The sample has a tenth of the images, so it needs more epochs and, for enough steps, smaller batches. A
+# smaller validation split gained more accuracy than any other setting. Stronger augmentation (cutout of 6 or
+# 8 pixels, crop padding of 4 pixels) lost more than a point.
 RECIPES["demo"] = RECIPES["fast"] | {
     "dataset": "sample",
     "val_size": 0.05,

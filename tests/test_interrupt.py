@@ -13,7 +13,7 @@ def test_a_signal_waits_to_be_asked_for() -> None:
         signal.raise_signal(signal.SIGTERM)
         assert stop.signum == signal.SIGTERM
         with pytest.raises(Interrupted, match="SIGTERM"):
-            stop.raise_if_requested()
+            stop.raise_if_asked()
 
 
 def test_in_a_block_that_may_be_left_anywhere_a_signal_does_not_wait() -> None:

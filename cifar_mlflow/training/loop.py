@@ -129,7 +129,7 @@ class Training:
                         self._raise_if_weights_diverged()
                         if checkpoint:
                             checkpoint.save(self.state_dict())
-                        stop.raise_if_requested()
+                        stop.raise_if_asked()
                 metrics = self._finish_epoch()
                 if checkpoint:
                     checkpoint.save(self.state_dict())
