@@ -1,0 +1,37 @@
+"""Addresses of registered models."""
+
+import mlflow
+from mlflow.entities.model_registry import ModelVersion
+
+from cifar_mlflow.errors import UsageError
+
+
+def find_model_version(uri: str) -> ModelVersion | None:
+    """Return the registered version that a models:/ address names now.
+
+    Args:
+        uri: models:/<name>/<version>, models:/<name>@<alias>, models:/<name>/latest or
+            models:/<name>/<stage>.
+
+    Returns:
+        The version; None for models:/<model id>, which names a logged model.
+
+    Raises:
+        UsageError: the address has another form, or no version has the stage.
+        MlflowException: MLflow does not answer, or has no such model, version or alias.
+    """
+    client = mlflow.MlflowClient()
+    reference = uri.removeprefix("models:/")
+    name, slash, suffix = reference.partition("/")
+    if not name.strip() or "/" in suffix or (slash and not suffix.strip()):
+        raise UsageError(f"{uri} is not the address of a model, such as models:/cifar10@champion")
+    if not slash:
+        name, at, alias = reference.rpartition("@")
+        return client.get_model_version_by_alias(name, alias) if at else None
+    if suffix.isdecimal():
+        return client.get_model_version(name, suffix)
+    versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
+    for version in versions:
+        if suffix.lower() in ("latest", str(version.current_stage).lower()):
+            return version
+    raise UsageError(f"{uri}: {name} has no such version")
