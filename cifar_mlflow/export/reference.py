@@ -14,7 +14,7 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.tracking.model_uri import find_model_version
+from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import call_mlflow, first_line, is_outage
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ def _load_weights(run_id: str) -> tuple[ImageClassifier, ModelCard]:
     run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
     there = call_mlflow(lambda: mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="weights"))
     if WEIGHTS_FILE not in {file.path for file in there}:
+        check_artifact_folder(run.info.artifact_uri, f"run {run_id}")
         raise UsageError(missing)
     # By the id of the run, MLflow would take any failure for a path that is wrong.
     uri = f"{run.info.artifact_uri}/{WEIGHTS_FILE}"

@@ -16,7 +16,7 @@ from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import write_errors
 from cifar_mlflow.scorer.predictor import CARD_FILE, Scorer
-from cifar_mlflow.tracking.model_uri import find_model_version
+from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import first_line, is_outage
 from serving.registry.mlflow_model import SCORER_PATH
 from serving.registry.versions import FILE_TAG
@@ -88,14 +88,21 @@ def _locate(model_uri: str) -> tuple[str, str | None]:
     An alias is resolved only here, since it may move between two downloads.
     """
     _check_store_exists()
-    if model_uri.startswith("runs:/"):
-        return model_uri, None
     with _mlflow_errors(model_uri):
+        client = mlflow.MlflowClient()
+        if model_uri.startswith("runs:/"):
+            run_id = model_uri.removeprefix("runs:/").partition("/")[0]
+            experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+            check_artifact_folder(experiment.artifact_location, f"the experiment of run {run_id}")
+            return model_uri, None
         version = find_model_version(model_uri)
         if version is None:
             # MLflow downloads single files of a logged model by its location only.
-            model_id = model_uri.removeprefix("models:/")
-            return mlflow.MlflowClient().get_logged_model(model_id).artifact_location, None
+            location = client.get_logged_model(model_uri.removeprefix("models:/")).artifact_location
+            check_artifact_folder(location, model_uri)
+            return location, None
+        location = client.get_model_version_download_uri(version.name, version.version)
+        check_artifact_folder(location, model_uri)
         return f"models:/{version.name}/{version.version}", version.tags.get(CARD_TAG)
 
 

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.tracking.locations import check_artifact_folder
 from serving.registry.mlflow_model import SCORER_PATH, code_digest, download
 from serving.registry.versions import RegisteredModel, Version
 
@@ -125,7 +126,7 @@ def _make_champion(
     The order makes a crash harmless: until the last step, the old champion is served, and `rollback` finds
     its predecessor by the tag.
     """
-    _check_files(model.name, version)
+    _check_files(model, version)
     model.check_alias(CHAMPION, champion)
     model.set_tags(version.number, **{PROMOTED_OVER: champion or "none"})
     if champion:
@@ -210,19 +211,20 @@ def _shorten(names: tuple[str, ...]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _check_files(name: str, version: Version) -> None:
+def _check_files(model: RegisteredModel, version: Version) -> None:
     """Download the version and compare its files with the digests from its registration.
 
     Raises:
-        CifarError: a file is missing, changed or unknown.
+        CifarError: a file is missing, changed or unknown, or the whole folder is gone.
     """
+    check_artifact_folder(model.location(version.number), f"version {version.number} of {model.name}")
     with tempfile.TemporaryDirectory() as scratch:
-        model = download(f"models:/{name}/{version.number}", Path(scratch, "model"))
-        code = code_digest(model)
-        folder = model / SCORER_PATH
+        folder = download(f"models:/{model.name}/{version.number}", Path(scratch, "model"))
+        code = code_digest(folder)
+        scorer = folder / SCORER_PATH
         found = {
-            path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in folder.rglob("*")
+            path.relative_to(scorer).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in scorer.rglob("*")
             if path.is_file()
         }
     damaged = sorted(file for file in found | version.files if found.get(file) != version.files.get(file))
@@ -230,7 +232,7 @@ def _check_files(name: str, version: Version) -> None:
         damaged.append("the code of the model")
     if damaged:
         raise CifarError(
-            f"version {version.number} of {name} cannot be served: {', '.join(damaged)} is missing or "
+            f"version {version.number} of {model.name} cannot be served: {', '.join(damaged)} is missing or "
             f"differs from what was registered; register run {version.run_id} again"
         )
 

@@ -155,6 +155,12 @@ class RegisteredModel:
         for key, value in tags.items():
             call_mlflow(partial(self._client.set_model_version_tag, self.name, number, key, value))
 
+    def location(self, number: str) -> str:
+        """Return the address of the files of a version in the artifact store."""
+        return str(
+            call_mlflow(lambda: self._client.get_model_version_download_uri(self.name, number)),
+        )
+
     def list_versions(self) -> list[Version]:
         """Return the versions that `register` made, oldest first."""
         found = call_mlflow(lambda: self._client.search_model_versions(f"name = '{self.name}'"))

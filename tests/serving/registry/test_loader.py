@@ -160,6 +160,22 @@ def test_an_unknown_model_is_reported_with_the_store(uri: str, words: str, store
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_a_moved_artifact_folder_is_named(
+    store: Registered, scorer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow.MlflowClient()
+    old = tmp_path / "old place"
+    experiment = client.create_experiment("moved", (old / "artifacts").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    run_id = client.create_run(experiment).info.run_id
+    model = log_model(scorer_folder, run_id)
+    version = mlflow.register_model(model.model_uri, "colours").version
+    old.rename(tmp_path / "new place")
+    for uri in (run_id, model.model_uri, f"models:/colours/{version}"):
+        with pytest.raises(UsageError, match=rf"should be in {old}/artifacts.*ln -s NEW_PLACE {old}\)"):
+            load_scorer(uri)
+
+
 def test_an_address_of_another_kind_is_reported_with_examples(tmp_path: Path) -> None:
     for uri in ("nowhere", str(tmp_path), "cifar10@champion", ""):
         with pytest.raises(UsageError, match=r"neither a model in MLflow .models:/cifar10@champion"):

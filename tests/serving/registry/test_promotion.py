@@ -197,6 +197,18 @@ def test_a_version_with_damaged_files_is_refused_even_by_force(
     assert registry.aliases == {"champion": ladder["70"]}
 
 
+def test_a_version_whose_artifact_folder_was_moved_is_not_promoted(
+    registry: Registry, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    version = registry.client.create_model_version(
+        "cifar10", gone.as_uri(), tags=registry.original.tags | {"val_accuracy": "0.99"}
+    )
+    with pytest.raises(UsageError, match=f"version {version.version} of cifar10 should be in {gone}, "):
+        promote(str(version.version))
+    assert registry.aliases == {"champion": ladder["70"]}
+
+
 def test_a_version_that_was_used_in_place_can_be_promoted(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

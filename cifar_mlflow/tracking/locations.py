@@ -1,4 +1,8 @@
-"""Addresses of registered models."""
+"""Where MLflow keeps a registered model, and whether its files are still there."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
@@ -35,3 +39,26 @@ def find_model_version(uri: str) -> ModelVersion | None:
         if suffix.lower() in ("latest", str(version.current_stage).lower()):
             return version
     raise UsageError(f"{uri}: {name} has no such version")
+
+
+def check_artifact_folder(location: str, owner: str) -> None:
+    """Check that a local artifact folder exists; MLflow treats a missing one like an empty one.
+
+    MLflow's store holds absolute paths, which are wrong after its folder was moved.
+
+    Args:
+        location: an artifact address as MLflow gives it; one that is not local is not checked.
+        owner: the owner of the artifacts, such as "run 0123", for the message.
+
+    Raises:
+        UsageError: the folder does not exist.
+    """
+    address = urlsplit(location)
+    folder = Path(url2pathname(address.path)).absolute()
+    if address.scheme not in ("", "file") or folder.exists():
+        return
+    missing = next(path for path in [*folder.parents[::-1], folder] if not path.exists())
+    raise UsageError(
+        f"the files of {owner} should be in {folder}, but {missing} does not exist; if it was moved, move "
+        f"it back or link it (ln -s NEW_PLACE {missing})"
+    )
