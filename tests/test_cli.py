@@ -317,7 +317,7 @@ def test_a_damaged_owner_file_hinders_no_other_run(tmp_path: Path) -> None:
     for name in ("a", "b"):
         directory = RunDirectory.of(tmp_path, name)
         directory.acquire()
-        directory.sign("sqlite://")
+        directory.write_owner("sqlite://")
         directory.release()
     (tmp_path / "runs" / "a" / "owner.json").write_text("")
     assert [directory.path.name for directory in RunDirectory.all(tmp_path)] == ["b"]

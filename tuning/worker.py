@@ -27,7 +27,7 @@ from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import Interrupted, StopRequest
 from cifar_mlflow.tracking.retry import call_mlflow
-from cifar_mlflow.tracking.run import connect
+from cifar_mlflow.tracking.store import connect
 from tuning.config import SearchConfig
 from tuning.objective import TrainedTrial, TrialLostError, run_trial
 from tuning.retrain import retrain

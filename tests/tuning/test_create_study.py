@@ -12,8 +12,9 @@ from click.testing import CliRunner
 from cifar_mlflow.cli import main
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.run import connect, tracked_run
+from cifar_mlflow.tracking.store import connect
 from tuning.create_study import prepare
 from tuning.storage import Storage
 from tuning.study import log_plan
@@ -133,7 +134,7 @@ def test_a_password_is_in_no_run(tmp_path: Path) -> None:
 def test_a_run_of_which_nobody_knows_the_command_names_the_study(tmp_path: Path) -> None:
     directory = RunDirectory.of(tmp_path, "a")
     directory.acquire()
-    directory.sign("sqlite://", "mine")
+    directory.write_owner("sqlite://", "mine")
     assert directory.resume_hint == "; its study, mine, goes on with the command that began it"
 
 
