@@ -111,9 +111,8 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     ctx.invoke(register, run_id=result.run_id, promote=True, **registration)
     name = validate(RegisterConfig, registration).registered_model
     champion = f"models:/{name}@champion"
-    click.echo(
-        f"\n`mlflow models serve -m {champion}` classifies {PHOTO.name}: {classify_over_http(champion)}"
-    )
+    answer = classify_over_http(champion)
+    click.echo(f"\n`mlflow models serve -m {champion}` classifies {PHOTO.name} as: {answer}")
     photo = PHOTO.relative_to(Path.cwd()) if PHOTO.is_relative_to(Path.cwd()) else PHOTO
     click.echo(
         f"""

@@ -194,7 +194,7 @@ def test_a_missing_store_is_reported_and_not_created(tmp_path: Path, monkeypatch
 def test_an_unreachable_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        with pytest.raises(CifarError, match=f"MLflow at {address} does not answer"):
+        address = f"@127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://alice:S3cret{address}")
+        with pytest.raises(CifarError, match=rf"MLflow at http://alice:\*\*\*{address} does not answer"):
             load_scorer("models:/cifar10@champion")

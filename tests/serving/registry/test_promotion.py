@@ -444,7 +444,9 @@ def test_a_registry_that_is_unreachable_or_refuses_is_reported(
         patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", refuse)
         with pytest.raises(CifarError, match=r"MLflow at sqlite:.* refuses: not for you"):
             promote("1")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://alice:S3cret@127.0.0.1:{free_port}")
     for act in (promote, rollback):
-        with pytest.raises(CifarError, match=f"MLflow at http://127.0.0.1:{free_port} does not answer"):
+        with pytest.raises(
+            CifarError, match=rf"MLflow at http://alice:\*\*\*@127.0.0.1:{free_port} does not answer"
+        ):
             act()

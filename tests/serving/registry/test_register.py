@@ -268,11 +268,11 @@ def test_an_unfinished_or_deleted_run_is_refused(client: mlflow.MlflowClient, tr
 def test_an_unreachable_server_is_reported(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://alice:S3cret@127.0.0.1:{free_port}")
     monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
     for call in (register, load_classifier):
         with pytest.raises(
-            CifarError, match=rf"MLflow at http://127.0.0.1:{free_port} does not answer"
+            CifarError, match=rf"MLflow at http://alice:\*\*\*@127.0.0.1:{free_port} does not answer"
         ) as found:
             call(trained.run_id)
         assert not isinstance(found.value, UsageError), "which would say that it was requested wrongly"
