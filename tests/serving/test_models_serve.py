@@ -259,6 +259,19 @@ def test_concurrent_clients_get_their_own_answers(server: Server) -> None:
                 assert labels == expected
 
 
+def test_a_model_of_an_older_release_is_served(tmp_path: Path) -> None:
+    fixture = ROOT / "tests/fixtures/registered_at_00676c6"
+    recorded = json.loads((fixture / "version.json").read_bytes())
+    server = Server(fixture / "scorer", tmp_path)
+    try:
+        server.wait_until_ready()
+        answers = server.predict(split(*recorded["images"]))
+    finally:
+        server.stop()
+    # The last recorded answer is for a photo that is not in the file.
+    assert [answer["label"] for answer in answers] == [answer["label"] for answer in recorded["answers"][:-1]]
+
+
 # Bad requests that reach the model, with the error code of the response.
 
 

@@ -1,7 +1,6 @@
 """An MLflow store with finished training runs; every test gets a copy of it."""
 
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from PIL import Image
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import RegisterConfig, TrainConfig, validate
-from serving.registry import promotion
+from serving.registry import mlflow_server, promotion
 from serving.registry.register import RegisteredVersion
 from serving.registry.register import register as register_run
 
@@ -147,9 +146,7 @@ class Registry:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return mlflow_server.free_port()
 
 
 @pytest.fixture
