@@ -8,13 +8,13 @@ from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.utils.models import get_model_name_and_version
 from torch import nn
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import call_mlflow, first_line, is_outage
 
 logger = logging.getLogger(__name__)
@@ -59,11 +59,9 @@ def _run_of_version(address: str) -> str | None:
     The version itself holds the form that is served, which is not the one to measure or to train on.
     """
     missing = f"there is no {address} in {mlflow.get_registry_uri()}"
-    client = call_mlflow(mlflow.MlflowClient)
-    name, *number = call_mlflow(lambda: get_model_name_and_version(client, address), missing)
-    if not number:  # models:/<id of a logged model>
+    version = call_mlflow(lambda: find_model_version(address), missing)
+    if version is None:  # models:/<id of a logged model>
         return None
-    version = call_mlflow(lambda: client.get_model_version(name, *number), missing)
     run_id: str = version.tags.get(RUN_TAG, "")
     if not RUN_ID.fullmatch(run_id):
         return None
@@ -76,6 +74,7 @@ def _load_weights(run_id: str) -> tuple[ImageClassifier, ModelCard]:
     run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
     there = call_mlflow(lambda: mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="weights"))
     if WEIGHTS_FILE not in {file.path for file in there}:
+        check_artifact_folder(run.info.artifact_uri, f"run {run_id}")
         raise UsageError(missing)
     # By the id of the run, MLflow would take any failure for a path that is wrong.
     uri = f"{run.info.artifact_uri}/{WEIGHTS_FILE}"

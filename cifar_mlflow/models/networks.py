@@ -1,5 +1,4 @@
-"""Name -> network. A network takes normalized float images (N, 3, H, W) and returns logits (N,
-num_classes)."""
+"""The networks by name. Each takes normalized float images (N, 3, H, W) and returns logits (N, classes)."""
 
 import importlib
 
@@ -22,7 +21,7 @@ BUILDERS: dict[ModelName, str] = {
 
 
 def build_network(name: ModelName, num_classes: int, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
-    """A freshly initialised network; `width` and `dropout` reach only the models that have them."""
+    """Return a newly initialized network; `width` and `dropout` are ignored by models without them."""
     options: dict[str, float] = {}
     if name in MODELS_WITH_WIDTH:
         options["width"] = width

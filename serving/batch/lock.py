@@ -1,4 +1,4 @@
-"""One writer at a time for results and copies."""
+"""One process at a time may write a results file or a folder of sorted copies."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from cifar_mlflow.files import write_errors
 
 
 @contextmanager
-def only_writer(path: Path, lock: Path) -> Iterator[None]:
-    """Hold `lock`, a file that is gone afterwards, while `path` is written; its folder is made.
+def exclusive_writer(path: Path, lock: Path) -> Iterator[None]:
+    """Hold the lock file while `path` is written; its folder is created, and the file deleted at the end.
 
     Raises:
-        CifarError: another process holds it.
+        CifarError: another process holds the lock, or the lock file cannot be created.
     """
     with write_errors(path):
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -29,5 +29,6 @@ def only_writer(path: Path, lock: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)  # before the release: who waits for it notices that it is gone
+        # Before the release: a process that opened the file meanwhile notices that it was deleted.
+        lock.unlink(missing_ok=True)
         held.release()
