@@ -45,11 +45,33 @@ CIFAR10_MIRRORS = (
 )
 
 
+LONGEST_PATIENCE_SECONDS = 7 * 24 * 3600
+
+
 def default_cache_dir() -> Path:
     """Where downloads, decoded arrays and checkpoints live unless `cache_dir` says otherwise."""
     if override := os.environ.get("CIFAR_MLFLOW_CACHE"):
         return Path(override)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cifar_mlflow"
+
+
+def patience_seconds() -> float:
+    """Return how long a call waits for a server or database that is away: $CIFAR_MLFLOW_PATIENCE, else 120 s.
+
+    Raises:
+        UsageError: the variable is not a number from 0 to a week's seconds.
+    """
+    text = os.environ.get("CIFAR_MLFLOW_PATIENCE", "120")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= LONGEST_PATIENCE_SECONDS:  # NaN is not in the range either
+        raise UsageError(
+            f"the environment variable CIFAR_MLFLOW_PATIENCE must be a number of seconds from 0 to "
+            f"{LONGEST_PATIENCE_SECONDS}, but it is {text!r}"
+        )
+    return seconds
 
 
 def setting(default: Any, help_text: str, **constraints: Any) -> Any:

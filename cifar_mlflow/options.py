@@ -10,7 +10,7 @@ import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cifar_mlflow.config import Settings, validate
+from cifar_mlflow.config import Settings, patience_seconds, validate
 from cifar_mlflow.errors import UsageError
 
 
@@ -25,6 +25,7 @@ def verb(
 
     def decorate(function: Callable[..., None]) -> click.Command:
         def callback(config_file: str | None = None, **options: Any) -> None:
+            patience_seconds()  # Report an invalid value now, not at the first call to MLflow.
             settings = {name: options.pop(name) for name in config_class.model_fields}
             given = {name: value for name, value in settings.items() if value is not None}
             function({**_read_config_file(config_file), **given}, **options)

@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -119,6 +121,41 @@ def test_an_option_wins_over_the_file_and_the_file_over_the_recipe(tmp_path: Pat
     assert "batch_size: 64\n" in printed
     assert "recipe: vgg\n" in printed
     assert "dropout: 0.2\n" in printed
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "nan", "inf", "", "1e9"])
+def test_an_invalid_patience_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", value)
+    assert_refused(invoke("promote"), 2, "CIFAR_MLFLOW_PATIENCE", repr(value), "0 to 604800")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", *SAMPLE],
+        ["tune", *SAMPLE],
+        ["demo"],
+        ["evaluate", "--model", "f" * 32],
+        ["export", "f" * 32],
+        ["register", "f" * 32],
+        ["promote"],
+        ["rollback"],
+        ["classify", "."],
+        ["serve"],
+        ["monitor"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_each_verb_refuses_an_invalid_patience_before_it_begins(arguments: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "CIFAR_MLFLOW_PATIENCE": "abc"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cifar_mlflow", *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "CIFAR_MLFLOW_PATIENCE" in done.stderr
+    assert "'abc'" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def make_images(folder: Path, *classes: str) -> Path:
@@ -246,9 +283,6 @@ def test_help_shows_what_the_demo_takes_and_not_what_train_does() -> None:
 
 
 def test_help_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-    import sys
-
     script = (
         "import sys; from cifar_mlflow.cli import main\n"
         "try: main(['train', '--help'])\n"

@@ -22,12 +22,12 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from cifar_mlflow.config import Settings, default_cache_dir
+from cifar_mlflow.config import Settings, default_cache_dir, patience_seconds
 from cifar_mlflow.environment import git_state, installed_packages, library_versions
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.metric_queue import MetricQueue
-from cifar_mlflow.tracking.retry import PATIENCE_SECONDS, first_line, is_outage, retry_on_outage
+from cifar_mlflow.tracking.retry import first_line, is_outage, retry_on_outage
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class TrackedRun:
     def __init__(self, run_id: str, name: str) -> None:
         self.run_id = run_id
         self.name = name
+        self._patience = patience_seconds()
         self._client = mlflow.MlflowClient()
         self._queue = MetricQueue(lambda metrics: self._client.log_batch(run_id, metrics=metrics))
 
@@ -133,14 +134,14 @@ class TrackedRun:
         Raises:
             TrackingLostError: MLflow is away for too long.
         """
-        unsent = self._queue.close(PATIENCE_SECONDS)
+        unsent = self._queue.close(self._patience)
         if unsent:
             steps = sorted({metric.step for metric in unsent})
             raise TrackingLostError(f"the metrics of epochs {steps[0]} to {steps[-1]}")
 
     def _patiently(self, call: Callable[[], T]) -> T:
         try:
-            return retry_on_outage(call, PATIENCE_SECONDS)
+            return retry_on_outage(call, self._patience)
         except Exception as error:
             if is_outage(error):
                 raise TrackingLostError("what comes at the end of the training") from error
@@ -198,7 +199,7 @@ def _alone(tracking_uri: str) -> Iterator[None]:
             with suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # One that is held for so long hangs, and is not waited for.
-                held.enter_context(FileLock(path, timeout=PATIENCE_SECONDS))
+                held.enter_context(FileLock(path, timeout=patience_seconds()))
         yield
 
 
@@ -330,7 +331,7 @@ def _start(tags: dict[str, str] | None = None, **which: Any) -> mlflow.ActiveRun
         return mlflow.start_run(**which, tags={**(tags or {}), **owner})
 
     try:
-        return retry_on_outage(start, PATIENCE_SECONDS)
+        return retry_on_outage(start, patience_seconds())
     except MlflowException as error:
         raise CifarError(f"MLflow does not start the run: {first_line(error)}") from error
 
@@ -339,7 +340,7 @@ def _end(run_id: str, status: str) -> bool:
     """Whether the run could be marked as ended."""
     ended = True
     try:
-        retry_on_outage(lambda: mlflow.MlflowClient().set_terminated(run_id, status), PATIENCE_SECONDS)
+        retry_on_outage(lambda: mlflow.MlflowClient().set_terminated(run_id, status), patience_seconds())
     except Exception as error:
         logger.error("Run %s could not be marked as %s: %s", run_id, status, first_line(error))
         ended = False

@@ -132,7 +132,7 @@ def test_what_cannot_be_logged_while_mlflow_is_away_waits_for_the_next_command(
         leave_to_draw(folder, run_id, report, val.labels, history)
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-        patch.setattr("cifar_mlflow.tracking.run.PATIENCE_SECONDS", 0.1)
+        patch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
         with caplog.at_level(logging.WARNING), TrialPictures(folder, val, CLASSES):
             pass
     said = f"The same command draws the pictures that are missing in {', '.join(runs)}"

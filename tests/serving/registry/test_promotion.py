@@ -14,7 +14,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.tracking import retry
 from serving.registry.promotion import NotPromotedError
 from tests.serving.registry.conftest import Registry, Trained, promote, rollback
 
@@ -385,7 +384,7 @@ def test_two_processes_that_promote_at_once_leave_one_line_of_champions(
 def test_the_way_back_is_noted_before_a_champion_is_made(
     registry: Registry, ladder: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
     lost = {"promoted", "promoted_at"}
 
     def tag(
@@ -426,7 +425,7 @@ def test_a_store_that_cannot_be_opened_is_reported(
 def test_a_registry_that_is_away_or_refuses_is_reported(
     registry: Registry, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
 
     def refuse(*_: object) -> None:
         raise MlflowException("not for you", error_code=PERMISSION_DENIED)

@@ -22,7 +22,6 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.export.reference import load_classifier
-from cifar_mlflow.tracking import retry
 from serving.registry.loader import load_scorer
 from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, register
 
@@ -272,7 +271,7 @@ def test_a_server_that_is_away_is_reported(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
-    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
     for ask in (register, load_classifier):
         with pytest.raises(
             CifarError, match=rf"MLflow at http://127.0.0.1:{free_port} does not answer"
