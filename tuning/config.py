@@ -18,7 +18,7 @@ class SearchConfig(Settings):
 
     study: str | None = setting(
         None,
-        "Name of the study; an existing study with this name is continued. Default: the name of the data set.",
+        "Name of the study; an existing study of this name is continued. Default: name of the data set.",
         min_length=1,
         max_length=200,
     )

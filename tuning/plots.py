@@ -4,6 +4,7 @@ All values are those of the validation split.
 """
 
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from optuna import visualization
 from optuna.trial import TrialState
 
@@ -43,7 +44,8 @@ class Chart:
         function: its name in `optuna.visualization` and in `optuna.visualization.matplotlib`.
         arguments: returns its keyword arguments for a study.
         adjust_png: makes the matplotlib figure readable.
-        adjust_html: the same for plotly.
+        adjust_html: does the same for plotly.
+        png_layout: matplotlib's layout engine.
     """
 
     title: str
@@ -52,6 +54,7 @@ class Chart:
     arguments: Callable[[optuna.Study], dict[str, Any]]
     adjust_png: Callable[[Figure, optuna.Study], None]
     adjust_html: Callable[[go.Figure, optuna.Study], None]
+    png_layout: str = "constrained"
 
 
 @ignore_optuna_warnings()
@@ -59,14 +62,17 @@ def png_figure(study: optuna.Study, name: str) -> Figure:
     """Return the chart of this name as a matplotlib figure, at least 900 pixels wide."""
     chart = CHARTS[name]
     mpl.use("agg")  # no window, even if there is a display
-    with mpl.rc_context():  # Optuna changes the style for the whole process
+    # Optuna changes the style of the whole process.
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempting to set identical low and high", UserWarning)
         drawn = getattr(visualization.matplotlib, chart.function)(**chart.arguments(study))
         figure: Figure = np.ravel(drawn)[0].figure
         plt.close(figure)  # pyplot would keep it in memory
-        figure.set_layout_engine("constrained")
+        figure.set_layout_engine(chart.png_layout)
         figure.set_size_inches(WIDTH, 5)
         figure.set_dpi(100)
         for ax in figure.axes:
+            ax.set_title("", loc="left")
             ax.set_title("")
         figure.suptitle(f"{chart.title} (validation split)", fontsize=13)
         chart.adjust_png(figure, study)
@@ -123,6 +129,10 @@ def _target(study: optuna.Study) -> dict[str, Any]:
     }
 
 
+def _all_objectives(study: optuna.Study) -> dict[str, Any]:
+    return {"study": study, "target_name": _objective(study)}
+
+
 def _importance_arguments(study: optuna.Study) -> dict[str, Any]:
     ranked, names = ranked_study(study)
     return {"study": ranked, "evaluator": IMPORTANCE_EVALUATOR, "params": names, "target_name": "importance"}
@@ -163,24 +173,32 @@ def _importances_png(figure: Figure, study: optuna.Study) -> None:
 
 def _slices_png(figure: Figure, study: optuna.Study) -> None:
     """Arrange Optuna's single row of charts as a grid."""
-    *axes, colorbar = figure.axes
+    *axes, _ = figure.axes
+    points = axes[-1].collections[0]
+    points.colorbar.remove()
     columns = min(SLICE_COLUMNS, len(axes))
     rows = -(-len(axes) // columns)
     figure.set_figheight(1.2 + 2.3 * rows)
-    grid = GridSpec(rows, columns + 1, figure=figure, width_ratios=[1.0] * columns + [0.06])
+    grid = GridSpec(rows, columns, figure=figure)
     for i, ax in enumerate(axes):
         ax.set_subplotspec(grid[i // columns, i % columns])
+        ax.collections[0].set_clim(0, len(study.trials) - 1)  # Optuna's colors differ from chart to chart
         ax.set_xlabel(_wrap(ax.get_xlabel()), fontsize=9)
         ax.set_ylabel(_objective(study) if i % columns == 0 else "", fontsize=9)
         ax.tick_params(labelsize=8, labelleft=i % columns == 0)
-        labels = [label.get_text() for label in ax.get_xticklabels()]
-        if sum(map(len, labels)) > 24:
+        if ax.get_xscale() == "log":  # else ticks between powers of ten overlap
+            ticks = np.geomspace(*ax.get_xlim(), 5)[1::2]
+            ax.set_xticks(ticks, [f"{tick:.2g}" for tick in ticks])
+            ax.xaxis.set_minor_locator(NullLocator())
+        elif sum(len(label.get_text()) for label in ax.get_xticklabels()) > 24:
             ax.tick_params(axis="x", rotation=30)
-    colorbar.set_subplotspec(grid[:, columns])
+    figure.colorbar(points, ax=axes, label="trial", fraction=0.03)
 
 
 def _parallel_coordinates_png(figure: Figure, study: optuna.Study) -> None:
-    figure.set_size_inches(max(WIDTH, 0.95 * (len(parameters(study)) + 2)), 5.6)
+    width = max(WIDTH, 0.95 * (len(parameters(study)) + 2))
+    figure.set_size_inches(width, 5.6)
+    figure.subplots_adjust(left=1.2 / width, right=1 - 0.7 / width, bottom=0.3, top=0.88)
     labels = [_wrap(label.get_text()) for label in figure.axes[0].get_xticklabels()]
     figure.axes[0].set_xticks(
         figure.axes[0].get_xticks(), labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=9
@@ -256,10 +274,11 @@ CHARTS = {
     ),
     "parallel_coordinates": Chart(
         "Parallel coordinates",
-        "One line per complete trial; None where it does not have the parameter.",
+        "One line per complete trial, the darker the better; None where it does not have the parameter.",
         "plot_parallel_coordinate",
-        _target,
+        _all_objectives,
         _parallel_coordinates_png,
         _parallel_coordinates_html,
+        png_layout="none",  # `constrained` does not support Optuna's axes of zero height
     ),
 }

@@ -23,7 +23,7 @@ def in_state(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
 
 
 def own_trials(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that count against the budget: no prior runs, and no lost ones that were restarted."""
+    """Return the trials that count against the budget: without prior runs and lost trials."""
     lost = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
     return [
         trial for trial in trials if trial.number not in lost and trial.user_attrs.get("origin") != PRIOR_RUN
@@ -58,9 +58,7 @@ def failure_reason(study: optuna.Study) -> str | None:
         example = next(error for error in errors if re.sub(r"\d+", "0", error) == kind)
         reason = f"; most frequent reason ({count} of {len(errors)}): {example}"
     if not counts[TrialState.PRUNED]:
-        return (
-            f"all {len(own)} trials failed{reason}" if len(own) > 1 else f"the only trial failed: {errors[0]}"
-        )
+        return f"all {len(own)} trials failed{reason}"
     return f"no trial was completed: {len(errors)} failed, {counts[TrialState.PRUNED]} were pruned{reason}"
 
 

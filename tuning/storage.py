@@ -174,10 +174,10 @@ class Storage:
         return _DELETED.search(cause(error)) is not None
 
     def _lost(self, error: BaseException) -> StudyLostError:
-        where = self._file or f"its record in {redact_password(self.url)}"
+        where = self._file or redact_password(self.url)
         return StudyLostError(
-            f"study {self.study} is lost: {where} was deleted, moved or emptied during the search "
-            f"({cause(error)}).\n"
+            f"study {self.study} no longer exists in {where} ({cause(error)}): the database or the study was "
+            "deleted, moved or emptied during the search.\n"
             "Lost: Optuna's record of the trials (order, parameters, pruning), and trials that were running. "
             f"Kept: the MLflow runs of all finished trials, in experiment {self.experiment}.\n"
             "To continue, restore the database and run the same command. Without a copy, run it with "

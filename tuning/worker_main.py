@@ -95,7 +95,7 @@ class Worker:
 
     @ignore_optuna_warnings()
     def _claim_trial(self) -> tuple[TrialCallbacks, FileLock, bool] | None:
-        """Return the next trial, its lock, which is held, and whether it is a restart; None if all is done."""
+        """Return the next trial, its acquired lock and whether it is a restart; None if all is done."""
         with self.storage.exclusive():
             trials = self.study.get_trials(deepcopy=False)
             for frozen in trials:

@@ -26,7 +26,7 @@ KILL_AFTER_SECONDS = 10
 
 
 class WorkerProcess:
-    """A worker process. Its output becomes log lines; its standard input stays open while the parent lives."""
+    """A worker process. Its output becomes log lines; its standard input stays open until the parent ends."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec

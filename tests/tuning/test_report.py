@@ -23,9 +23,9 @@ from PIL import Image
 from cifar_mlflow.cli import main
 from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.tracking.run import connect, tracked_run
-from tuning.plots import history, intermediate_values
-from tuning.report import best_trials, leaderboard, log_study, reproduce_command, trials_table
-from tuning.results import importances
+
+from tuning.report import leaderboard, log_study, reproduce_command, trials_table
+from tuning.results import best_trials
 
 EPOCHS = 9
 SPACE: dict[str, BaseDistribution] = {
