@@ -15,7 +15,7 @@ import torch
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import TrainConfig
@@ -26,6 +26,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from cifar_mlflow.training.loop import History
+from tuning.results import own_trials
 from tuning.storage import Storage
 from tuning.trial_plots import save_for_plotting
 
@@ -35,6 +36,11 @@ VALUE = "val/accuracy"
 # The run's metric that is the second objective.
 SECOND_OBJECTIVES = {"latency": "latency_ms", "parameters": "parameters"}
 WARM_UP_CALLS, TIMED_CALLS = 5, 30
+
+
+# The first trials of a study train to their end: there is little to compare them with, and a first epoch says
+# little about an optimizer that warms up.
+NEVER_PRUNED = 3
 
 
 class TrialLostError(CifarError):
@@ -50,9 +56,7 @@ class TrialCallbacks(pipeline.TrainingCallbacks):
         epochs: number of epochs of a trial that is not pruned.
         tags: MLflow tags that all trials of the study share.
         storage: of the study.
-        may_be_pruned: False for the first trials of a study, which train to their end whatever the pruner
-            says: there is little to compare them with, and a first epoch says little about an optimizer
-            that warms up.
+        may_be_pruned: whether the training stops when the pruner says so.
     """
 
     skip_model_export = True
@@ -176,6 +180,11 @@ class TrialCallbacks(pipeline.TrainingCallbacks):
                 f"trial {self.trial.number} was restarted by another machine, which had received no "
                 "heartbeat from this one; its work here is discarded"
             ) from error
+
+
+def may_be_pruned(number: int, trials: list[FrozenTrial]) -> bool:
+    """Return whether the trial of this number is not one of the first that the study itself made."""
+    return sum(trial.number < number for trial in own_trials(trials)) >= NEVER_PRUNED
 
 
 def run_trial(callbacks: TrialCallbacks, config: TrainConfig, is_restart: bool) -> None:

@@ -146,6 +146,11 @@ def _wrap(name: str) -> str:
     return textwrap.fill(name, 22)
 
 
+def _dimensions(study: optuna.Study) -> list[str]:
+    """Return the labels of the parallel coordinates, which Optuna truncates."""
+    return [*study.user_attrs["objectives"], *parameters(study)]
+
+
 def _short_legend(ax: Axes) -> None:
     legend = ax.get_legend()
     if legend and len(legend.get_texts()) > MAX_LEGEND_ENTRIES:
@@ -199,9 +204,9 @@ def _parallel_coordinates_png(figure: Figure, study: optuna.Study) -> None:
     width = max(WIDTH, 0.95 * (len(parameters(study)) + 2))
     figure.set_size_inches(width, 5.6)
     figure.subplots_adjust(left=1.2 / width, right=1 - 0.7 / width, bottom=0.3, top=0.88)
-    labels = [_wrap(label.get_text()) for label in figure.axes[0].get_xticklabels()]
+    labels = [_wrap(label) for label in _dimensions(study)]
     figure.axes[0].set_xticks(
-        figure.axes[0].get_xticks(), labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=9
+        range(len(labels)), labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=9
     )
 
 
@@ -224,7 +229,9 @@ def _slices_html(figure: go.Figure, study: optuna.Study) -> None:
 
 
 def _parallel_coordinates_html(figure: go.Figure, study: optuna.Study) -> None:
-    figure.update_layout(width=max(1000, 95 * len(parameters(study))))
+    labels = _dimensions(study)
+    figure.update_layout(width=max(1000, 95 * len(labels)))
+    figure.update_xaxes(ticktext=[_wrap(label).replace("\n", "<br>") for label in labels])
 
 
 def _nothing_html(figure: go.Figure, study: optuna.Study) -> None: ...

@@ -28,7 +28,7 @@ from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.run import connect
 from tuning.command import without_passwords
 from tuning.config import SearchConfig
-from tuning.objective import TrialCallbacks, TrialLostError, run_trial
+from tuning.objective import TrialCallbacks, TrialLostError, may_be_pruned, run_trial
 from tuning.optuna_output import ignore_optuna_warnings, silence_optuna
 from tuning.results import own_trials
 from tuning.retrain import retrain
@@ -42,8 +42,6 @@ from tuning.warm_start import NON_TUNABLE
 logger = logging.getLogger("cifar_mlflow.tuning")
 
 MAX_ATTEMPTS = 3
-# The first trials of a study are never pruned; see `TrialCallbacks`.
-NEVER_PRUNED = 3
 
 
 class Worker:
@@ -151,15 +149,13 @@ class Worker:
             trial.set_user_attr("origin", "sampler")
 
     def _callbacks(self, trial: optuna.Trial) -> TrialCallbacks:
-        own = own_trials(self.study.get_trials(deepcopy=False))
-        before = sum(other.number < trial.number for other in own)
         return TrialCallbacks(
             trial,
             self.objectives,
             self.search.epochs,
             self.tags,
             self.storage,
-            may_be_pruned=before >= NEVER_PRUNED,
+            may_be_pruned=may_be_pruned(trial.number, self.study.get_trials(deepcopy=False)),
         )
 
     def _has_budget(self, trials: list[FrozenTrial]) -> bool:

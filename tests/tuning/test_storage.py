@@ -149,10 +149,13 @@ def test_a_study_that_is_deleted_is_reported_as_lost_without_waiting(
 ) -> None:
     storage, its_study = study
     lose(folder)
+
+    def use() -> None:
+        its_study.set_user_attr("a", 1)
+        its_study.get_trials(deepcopy=False)
+
     with pytest.raises(StudyLostError) as loss:
-        for _ in range(3):  # SQLite notices a missing file when it writes
-            storage.retry_on_outage(lambda: its_study.set_user_attr("a", 1))
-            storage.retry_on_outage(lambda: its_study.get_trials(deepcopy=False))
+        storage.retry_on_outage(use)
     message = str(loss.value)
     assert "Nothing is lost" not in message
     assert f"study mine no longer exists in {folder / 'optuna.db'}" in message
