@@ -283,7 +283,7 @@ def test_the_trial_of_a_lost_machine_is_restarted_by_another(project: Project) -
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_passwords_are_stored_and_printed_nowhere(project: Project, postgres: Postgres, images: Path) -> None:
-    """Neither that of the database, that of the tracking server, nor that of a mirror; also after an error."""
+    """Those of the database, of the tracking server and of a mirror, also after errors."""
     secrets = {name: f"S3cret/{name}@x" for name in ("storage", "mlflow", "mirror")}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
