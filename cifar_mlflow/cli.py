@@ -63,7 +63,7 @@ class Group(click.Group):
         except CifarError as error:
             click.echo(f"Error: {error}", err=True)
             if "MLFLOW_RUN_ID" in os.environ:  # only then is the slow import worth the wait
-                from cifar_mlflow.tracking.run import tag_project_run
+                from cifar_mlflow.tracking.lifecycle import tag_project_run
 
                 tag_project_run(str(error))
             ctx.exit(error.exit_code)

@@ -1,11 +1,9 @@
 """Command lines that a user can copy."""
 
-import re
 import shlex
 from typing import Any
 
-# The greedy `\S*@` also covers a password that contains an unescaped `@`.
-_PASSWORD_IN_URL = re.compile(r"(://[^/:@\s]*):\S*@")
+from cifar_mlflow.redact import redact
 
 
 def command_line(verb: str, settings: dict[str, Any]) -> str:
@@ -32,11 +30,6 @@ def without_passwords(settings: dict[str, Any]) -> dict[str, Any]:
     def redacted(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [redacted(item) for item in value]
-        return redact_urls(value) if isinstance(value, str) else value
+        return redact(value) if isinstance(value, str) else value
 
     return {name: redacted(value) for name, value in settings.items()}
-
-
-def redact_urls(text: str) -> str:
-    """Return a text with `***` in place of the password of each URL in it."""
-    return _PASSWORD_IN_URL.sub(r"\1:***@", text)

@@ -14,7 +14,6 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import atomic_write
 from cifar_mlflow.tracking.local_state import STUDY_COMMAND, RunDirectory
 from cifar_mlflow.tracking.retry import first_line
-from tuning.command import redact_urls
 from tuning.samplers import build_pruner, build_sampler
 from tuning.storage import Storage
 from tuning.study_spec import StudySpec
@@ -122,11 +121,8 @@ def is_alive(run_id: str, base: TrainConfig) -> bool:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         raise CifarError(
-            redact_urls(
-                f"the MLflow run of this study, {run_id}, was not found in {mlflow.get_tracking_uri()} "
-                f"({first_line(error)}). Set MLFLOW_TRACKING_URI to the store that has it, or choose another "
-                "--study"
-            )
+            f"the MLflow run of this study, {run_id}, was not found in {mlflow.get_tracking_uri()} "
+            f"({first_line(error)}). Set MLFLOW_TRACKING_URI to the store that has it, or choose another --study"
         ) from error
     directory = RunDirectory.of(base.cache_dir, run_id)
     if directory.path.exists():

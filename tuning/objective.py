@@ -23,6 +23,7 @@ from cifar_mlflow.errors import CifarError, TrainingDivergedError
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from cifar_mlflow.training.loop import History
@@ -135,6 +136,7 @@ class TrialCallbacks(pipeline.TrainingCallbacks):
 
     def fail(self, reason: str, seconds: float, cache_dir: Path) -> None:
         """Mark the trial and its run as failed and delete its checkpoint; the search continues."""
+        reason = redact(reason)
         run_id = self.trial.user_attrs.get("run_id")
         if run_id:
             client = mlflow.MlflowClient()

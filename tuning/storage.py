@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 from cifar_mlflow.config import patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.local_state import STUDY_COMMAND, RunDirectory
 from cifar_mlflow.tracking.retry import first_line, outage_policy
 from tuning.optuna_output import ignore_optuna_warnings
@@ -224,12 +225,8 @@ def _dialect(url: str) -> str:
 
 
 def redact_password(url: str) -> str:
-    """Return a database URL with `***` as password and without query parameters that hold one."""
-    # Not by SQLAlchemy, which takes the part of a password after an unescaped `@` for the host.
-    url = re.sub(r"(://[^/:@]*):.*@", r"\1:***@", url, flags=re.DOTALL)
-    address, _, query = url.partition("?")
-    kept = [item for item in query.split("&") if item.partition("=")[0].lower() not in PASSWORD_PARAMETERS]
-    return "?".join(part for part in (address, "&".join(kept)) if part)
+    """Return a database URL with `***` as password, even if that contains unescaped `@`, quotes or spaces."""
+    return redact(re.sub(r"(://[^/:@]*):.*@", r"\1:***@", url, flags=re.DOTALL))
 
 
 def absolute_url(url: str) -> str:
@@ -254,4 +251,4 @@ def cause(error: BaseException) -> str:
     """Return the first line of the innermost error: Optuna's own text does not say what failed."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
+    return redact(first_line(error))

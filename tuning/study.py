@@ -19,7 +19,9 @@ from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.pipeline import divide
 from cifar_mlflow.tracking.artifacts import log_data
-from cifar_mlflow.tracking.run import TrackedRun, close_stale_runs, connect, tracked_run
+from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
+from cifar_mlflow.tracking.run import TrackedRun
+from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
 from tuning.command import without_passwords
 from tuning.create_study import create_study, is_alive

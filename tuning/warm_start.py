@@ -12,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_mlflow.config import PlacesConfig, TrainConfig, resolve_train_config, validate
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.tracking.retry import first_line
-from tuning.command import redact_urls
 from tuning.space import Space
 
 logger = logging.getLogger("cifar_mlflow.tuning")
@@ -64,9 +63,7 @@ def experiment_id(name: str) -> str:
     """
     found = mlflow.MlflowClient().get_experiment_by_name(name)
     if found is None:
-        raise UsageError(
-            f"warm_start: there is no experiment {name!r} in {redact_urls(mlflow.get_tracking_uri())}"
-        )
+        raise UsageError(f"warm_start: there is no experiment {name!r} in {mlflow.get_tracking_uri()}")
     identifier: str = found.experiment_id
     return identifier
 

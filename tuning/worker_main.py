@@ -25,7 +25,7 @@ from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import Interrupted, StopRequest
 from cifar_mlflow.tracking.retry import call_mlflow
-from cifar_mlflow.tracking.run import connect
+from cifar_mlflow.tracking.store import connect
 from tuning.command import without_passwords
 from tuning.config import SearchConfig
 from tuning.objective import TrialCallbacks, TrialLostError, may_be_pruned, run_trial

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.redact import redact
 from tuning.study_spec import WorkerSpec
 
 logger = logging.getLogger("cifar_mlflow.tuning")
@@ -50,7 +51,7 @@ class WorkerProcess:
 
     def _read_output(self) -> None:
         assert self._process.stdout
-        for line in self._process.stdout:
+        for line in map(redact, self._process.stdout):  # tracebacks quote addresses
             if self.error or line.startswith("Error: "):
                 self.error += line.removeprefix("Error: ")
             else:

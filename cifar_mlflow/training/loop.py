@@ -16,7 +16,6 @@ from cifar_mlflow.console import training_bar
 from cifar_mlflow.data import Split
 from cifar_mlflow.data.loader import TrainLoader
 from cifar_mlflow.errors import TrainingDivergedError
-from cifar_mlflow.evaluation.metrics import evaluate_logits
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -217,6 +216,8 @@ class Training:
             "lr": self.optimizers[0].param_groups[0]["lr"],
             "images_per_second": self.seen / self.epoch_seconds,
         }
+        from cifar_mlflow.evaluation.metrics import evaluate_logits  # late: it takes a second
+
         start = time.perf_counter()
         if len(self.val.labels):
             logits = predict_logits(

@@ -15,7 +15,9 @@ from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.figures import confusion_matrix
 from cifar_mlflow.interrupt import StopRequest
-from cifar_mlflow.tracking.run import TrackedRun, connect, tracked_run
+from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.run import TrackedRun
+from cifar_mlflow.tracking.store import connect
 from serving.config import MonitorConfig, begin_of_window
 from serving.monitoring import analysis, figures
 from serving.monitoring.drift import Reference

@@ -13,9 +13,11 @@ from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.tracking import run as tracking
+from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.metric_queue import MetricQueue
-from cifar_mlflow.tracking.run import TrackedRun, close_stale_runs, connect, tracked_run
+from cifar_mlflow.tracking.run import TrackedRun
+from cifar_mlflow.tracking.store import connect
 
 
 @pytest.fixture(autouse=True)

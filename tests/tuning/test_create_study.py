@@ -12,7 +12,7 @@ from cifar_mlflow.cli import main
 from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.tracking.run import connect
+from cifar_mlflow.tracking.store import connect
 from tuning.create_study import create_study, is_alive
 from tuning.storage import Storage
 from tuning.study_spec import read_study_spec

@@ -20,7 +20,8 @@ from PIL import Image
 
 from cifar_mlflow.cli import main
 from cifar_mlflow.config import resolve_train_config
-from cifar_mlflow.tracking.run import connect, tracked_run
+from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.store import connect
 from tests.tuning.studies import ONE, RUNNING, TWO, WAITING, make_study, search, trial
 from tuning.report import leaderboard, log_study, reproduce_command, snapshot, trials_table
 from tuning.results import best_trials

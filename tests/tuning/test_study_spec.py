@@ -8,8 +8,9 @@ import pytest
 
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.run import connect, tracked_run
+from cifar_mlflow.tracking.store import connect
 from tests.tuning.test_create_study import create, space
 from tuning.study import log_spec
 from tuning.study_spec import StudySpec, WorkerSpec, read_study_spec
@@ -82,7 +83,7 @@ def test_the_run_has_no_password(folder: Path) -> None:
     with tracked_run(kind="search", name="a", cache_dir=folder) as (run, _):
         log_spec(run, spec, load_dataset(spec.base))
     params = mlflow.MlflowClient().get_run(run.run_id).data.params
-    assert params["storage"] == "postgresql+psycopg://u:***@host/db"
+    assert params["storage"] == "postgresql+psycopg://u:***@host/db?sslpassword=***"
     assert not [name for name, value in params.items() if "secret" in value]
 
 
@@ -100,5 +101,5 @@ def test_a_worker_reads_its_spec_from_json() -> None:
 def test_a_stopped_run_whose_command_is_unknown_names_its_study(tmp_path: Path) -> None:
     directory = RunDirectory.of(tmp_path, "a")
     directory.acquire()
-    directory.sign("sqlite://", "mine")
+    directory.write_owner("sqlite://", "mine")
     assert "its study, mine," in directory.resume_hint

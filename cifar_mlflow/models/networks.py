@@ -1,0 +1,33 @@
+"""Name -> network. A network takes normalized float images (N, 3, H, W) and returns logits (N,
+num_classes)."""
+
+import importlib
+
+from torch import nn
+
+from cifar_mlflow.config import MODELS_WITH_DROPOUT, MODELS_WITH_WIDTH, ModelName
+
+# Module of each builder, imported when it is needed: torchvision, in two of them, takes seconds.
+BUILDERS: dict[ModelName, str] = {
+    "cnn": "cnn",
+    "fast": "fast",
+    "resnet18": "resnet",
+    "resnet34": "resnet",
+    "resnet50": "resnet",
+    "vgg11": "vgg",
+    "vgg13": "vgg",
+    "vgg16": "vgg",
+    "vgg19": "vgg",
+}
+
+
+def build_network(name: ModelName, num_classes: int, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
+    """A freshly initialised network; `width` and `dropout` reach only the models that have them."""
+    options: dict[str, float] = {}
+    if name in MODELS_WITH_WIDTH:
+        options["width"] = width
+    if name in MODELS_WITH_DROPOUT:
+        options["dropout"] = dropout
+    module = importlib.import_module(f"cifar_mlflow.models.{BUILDERS[name]}")
+    network: nn.Module = getattr(module, name)(num_classes, **options)
+    return network
