@@ -122,7 +122,8 @@ def is_alive(run_id: str, base: TrainConfig) -> bool:
     except MlflowException as error:
         raise CifarError(
             f"the MLflow run of this study, {run_id}, was not found in {mlflow.get_tracking_uri()} "
-            f"({first_line(error)}). Set MLFLOW_TRACKING_URI to the store that has it, or choose another --study"
+            f"({first_line(error)}). Set MLFLOW_TRACKING_URI to the store that has it, or choose another "
+            "--study"
         ) from error
     directory = RunDirectory.of(base.cache_dir, run_id)
     if directory.path.exists():
