@@ -234,7 +234,7 @@ def test_a_search_whose_trials_all_fail_fails_with_the_reason(project: Project) 
     assert line.startswith("Error: all 2 trials failed; most frequent reason (")
     parent = parent_of(project)
     assert parent.info.status == "FAILED"
-    assert parent.data.tags["error"] == line.removeprefix("Error: ")
+    assert line.removeprefix("Error: ").startswith(parent.data.tags["error"].rstrip("…"))
     assert parent.data.tags["trials.failed"] == "2"
     assert line in search(project, *grid_of_learning_rates(project, "[9.0, 10.0]"), code=1)  # nothing left
 
