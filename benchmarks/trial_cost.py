@@ -1,14 +1,14 @@
 """The time that tracking and storage add to a trial of a search, compared with the same training alone.
 
-A trial's duration is that in Optuna's storage, from its start to its result: choice of settings, start of the
-run, metrics per epoch, checkpoints, weights, result. From it we subtract the epochs, and what the training alone
-spends outside of its epochs: building the network and the final evaluation. Two trainings of 20 s differ by half
-a second by chance, so the epochs themselves are not compared; but both are printed, since the plots of a trial
-are drawn while the next one trains, which may slow that down.
+A trial's duration is that in Optuna's storage, from its start to its result: choice of settings, start of
+the run, metrics per epoch, checkpoints, weights, result. From it we subtract the epochs, and what the
+training alone spends outside of its epochs: building the network and the final evaluation. Two trainings of
+20 s differ by half a second by chance, so the epochs themselves are not compared; but both are printed,
+since the plots of a trial are drawn while the next one trains, which may slow that down.
 
 The smallest network of the default space has the largest share of constant costs, and a large one has large
-checkpoints and weights. Both sides are the second training in their process, since the first also loads kernels,
-and they alternate.
+checkpoints and weights. Both sides are the second training in their process, since the first also loads
+kernels, and they alternate.
 """
 
 import tempfile
