@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
 
 from serving.app import documents as docs
 from serving.app.card import model_card
@@ -22,7 +21,6 @@ from serving.app.errors import Refusal, error_response
 from serving.app.invocations import question
 from serving.app.middleware import RequestMiddleware
 from serving.app.params import check_is_json, feedback_of, predict_params
-from serving.app.protocol import Door
 from serving.app.request_context import RequestContext
 from serving.app.schemas import answers, predictions, rows
 from serving.app.state import AppState
@@ -43,24 +41,20 @@ class _PlainRoute(APIRoute):
         return endpoint
 
 
-def create_app(service: AppState) -> ASGIApp:
+def create_app(service: AppState) -> FastAPI:
     """The application of one process; it closes the service when it is shut down."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Door]]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
         measuring = asyncio.create_task(measure_often())
-        yield {
-            "door": Door(
-                frozenset(path for _, path in direct), service.config.queue_limit, observer.turned_away
-            )
-        }
+        yield
         measuring.cancel()
         observer.note()
         await asyncio.to_thread(service.close)
 
     def measure() -> None:
-        observer.measure(gate.inside, work.waiting, champion)
+        observer.measure(service.admission.in_flight, work.waiting, champion)
 
     async def measure_often() -> None:
         while True:  # with several workers each shows what the others measured
@@ -77,12 +71,10 @@ def create_app(service: AppState) -> ASGIApp:
         exception_handlers={Refusal: _refused, HTTPException: _not_found},
     )
     app.router.route_class = _PlainRoute
-    champion, work, bodies, observer = service.champion, service.work, service.bodies, service.observer
+    champion, work, observer = service.champion, service.inference, service.telemetry
 
     async def read(request: Request) -> bytearray:
-        body = await bodies.read(request)
-        request.scope["exchange"].body_bytes = len(body)
-        return body
+        return bytearray(await request.body())
 
     async def parse(function: Callable[..., Any], body: bytearray, *arguments: Any) -> Any:
         if len(body) <= INLINE_BYTES:
@@ -92,7 +84,7 @@ def create_app(service: AppState) -> ASGIApp:
     @app.post("/predict", **docs.PREDICT)
     async def predict(request: Request) -> Response:
         """What is in the pictures: for each its label, how sure the model is, and the likeliest classes."""
-        exchange = request.scope["exchange"]
+        exchange = request.scope["context"]
         body = await read(request)
         kind = request.headers.get("content-type", "")
         found = await parse(uploads, body, kind, body, service.config.max_pictures)
@@ -118,7 +110,7 @@ def create_app(service: AppState) -> ASGIApp:
     @app.post("/invocations", **docs.INVOCATIONS)
     async def invocations(request: Request) -> Response:
         """As MLflow's scoring server has it: a table with a column `image`, a row for each picture."""
-        exchange = request.scope["exchange"]
+        exchange = request.scope["context"]
         body = await read(request)
         kind = request.headers.get("content-type")
         plain = kind == JSON and len(body) <= INLINE_BYTES
@@ -196,11 +188,8 @@ def create_app(service: AppState) -> ASGIApp:
 
     app.mount("/page/examples", StaticFiles(directory=EXAMPLES))
     app.mount("/page", StaticFiles(directory=PAGE))
-    direct = {("POST", "/predict"): predict, ("POST", "/invocations"): invocations}
-    gate = RequestMiddleware(
-        app, direct, service.security, observer, bodies, most=2 * service.config.queue_limit
-    )
-    return gate
+    app.add_middleware(RequestMiddleware, state=service)
+    return app
 
 
 def _json(content: Any) -> Response:
@@ -209,7 +198,7 @@ def _json(content: Any) -> Response:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    request.scope["exchange"].error_code = error.code
+    request.scope["context"].error_code = error.code
     return error_response(error)
 
 

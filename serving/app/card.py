@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from serving.app.champion import Served
+from serving.app.champion import ServedModel
 
 
-def model_card(served: Served) -> dict[str, Any]:
+def model_card(served: ServedModel) -> dict[str, Any]:
     """The card that travels with the model, and what the registry adds."""
     card = served.scorer.card
     return {

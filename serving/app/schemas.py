@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from serving.app.champion import Served
+from serving.app.champion import ServedModel
 from serving.app.errors import Refusal, status_of
 from serving.app.inference import Scored
 from serving.app.pictures import Picture, data_url
@@ -15,7 +15,9 @@ NO_ANSWER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def answers(served: Served, scored: Scored, top_k: int, exchange: RequestContext) -> list[dict[str, Any]]:
+def answers(
+    served: ServedModel, scored: Scored, top_k: int, exchange: RequestContext
+) -> list[dict[str, Any]]:
     """One answer a picture, as the model gives them, with its `error`; and the records of the exchange."""
     good = served.scorer.answers(scored.scores, top_k) if scored.scores is not None else []
     energies = scored.scores.ood.tolist() if scored.scores is not None else []
