@@ -20,7 +20,6 @@ from uvicorn.config import STARTUP_FAILURE
 
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.app.app import create_app
-from serving.app.protocol import BoundedProtocol
 from serving.app.state import AppState
 from serving.app.supervisor import Supervisor
 from serving.config import ServeConfig
@@ -96,7 +95,7 @@ def _uvicorn(factory: Callable[[], ASGIApp], config: ServeConfig) -> uvicorn.Con
         factory,
         factory=True,
         loop="uvloop",
-        http=BoundedProtocol,
+        http="httptools",
         ws="none",
         lifespan="on",
         log_config=None,

@@ -1,18 +1,18 @@
 """Every request goes in and out here: its id, the checks, what is noted of it, the headers of its answer."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.app.auth import HEADERS, PAGE_POLICY, Security
-from serving.app.body import Bodies, ClientGoneError
+from serving.app.auth import HEADERS, PAGE_POLICY
+from serving.app.body import ClientGoneError
 from serving.app.errors import Refusal, error_response, overloaded
 from serving.app.request_context import RequestContext, request_id
-from serving.monitoring.telemetry import Telemetry
+from serving.app.state import AppState
 
 POLICY = (b"content-security-policy", PAGE_POLICY.encode())
 CLIENT_GONE = 499  # of the log alone, as nginx has it
@@ -34,21 +34,13 @@ class RequestMiddleware:
         inside: how many are here now.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        direct: Mapping[tuple[str, str], Endpoint],
-        security: Security,
-        observer: Telemetry,
-        bodies: Bodies,
-        most: int,
-    ) -> None:
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
-        self._direct = direct
-        self._security = security
-        self._observer = observer
-        self._bodies = bodies
-        self._most = most
+        self._direct: dict = {}
+        self._security = state.security
+        self._observer = state.telemetry
+        self._bodies = state.bodies
+        self._most = 2 * state.config.queue_limit
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +52,7 @@ class RequestMiddleware:
         headers = dict(scope["headers"])
         client = scope["client"][0] if scope["client"] else ""
         exchange = RequestContext(request_id(headers.get(b"x-request-id")), scope["path"], client)
-        scope["exchange"] = exchange
+        scope["context"] = exchange
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -117,4 +109,14 @@ class RequestMiddleware:
         if response is not None:
             await response(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            body = None
+
+            async def bounded():
+                nonlocal body
+                if body is None:
+                    body = await self._bodies.read(Request(scope, receive))
+                    exchange.body_bytes = len(body)
+                    return {"type": "http.request", "body": bytes(body), "more_body": False}
+                return await receive()
+
+            await self._app(scope, bounded, send)

@@ -7,7 +7,7 @@ import sys
 from serving.app.auth import Security
 from serving.app.body import Bodies
 from serving.app.champion import Champion
-from serving.app.inference import Work
+from serving.app.inference import Inference
 from serving.config import ServeConfig
 from serving.monitoring.telemetry import Telemetry
 
@@ -28,12 +28,12 @@ class AppState:
         share = max(1, cores // config.workers)
         self.config = config
         self.champion = Champion(config.model_uri, config.threads or share)
-        self.work = Work(share, config.queue_limit, config.request_timeout)
+        self.inference = Inference(share, config.queue_limit, config.request_timeout)
         largest = config.max_body_mb * 2**20
         self.bodies = Bodies(largest, config.request_timeout, BODIES_HELD * largest)
         self.security = Security(config)
-        self.observer = Telemetry(config, self.champion.current)
-        self.champion.on_change = self.observer.serving
+        self.telemetry = Telemetry(config, self.champion.current)
+        self.champion.on_change = self.telemetry.serving
 
     def start(self) -> None:
         """Follow the champion; with several workers, in each of them."""
@@ -43,11 +43,15 @@ class AppState:
         sys.setswitchinterval(0.0005)
         self.champion.follow(self.config.follow_seconds)
 
+    def failure(self) -> str | None:
+        """Return why images cannot be answered at present, None if they can; anybody may read it."""
+        return self.inference.failure()
+
     def problems(self) -> list[str]:
         """What an operator has to look after, though the service answers."""
-        return self.champion.problems() + self.observer.problems()
+        return self.champion.problems() + self.telemetry.problems()
 
     def close(self) -> None:
         self.champion.close()
-        self.work.close()
-        self.observer.close()
+        self.inference.close()
+        self.telemetry.close()
