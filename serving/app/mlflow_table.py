@@ -20,9 +20,9 @@ MAX_ROWS = 1_000
 # wrapped into lines of 76 characters.
 MAX_CSV_CELLS = 300_000
 MAX_TABLE_BYTES = 256 * 2**20
-# Metadata of a Parquet file becomes objects many times its size: at most this many columns, row groups, ...
-MAX_PARQUET_PARTS = 200
-MAX_PARQUET_STRING = 2**20
+# The footer of a Parquet file, its metadata, becomes objects of many times its size.
+MAX_PARQUET_FOOTER = 2**20
+MAX_COLUMNS = 100
 # Other codecs turn 100 kB into gigabytes, whatever the metadata says about the size.
 PARQUET_CODECS = {"UNCOMPRESSED", "SNAPPY"}
 
@@ -119,11 +119,11 @@ def _read_parquet(body: bytes) -> list[Any] | None:
     cells: list[Any] = []
     size = 0
     try:
-        file = pyarrow.parquet.ParquetFile(
-            io.BytesIO(body),
-            thrift_string_size_limit=MAX_PARQUET_STRING,
-            thrift_container_size_limit=MAX_PARQUET_PARTS,
-        )
+        if body.endswith(b"PAR1") and int.from_bytes(body[-8:-4], "little") > MAX_PARQUET_FOOTER:
+            raise _too_many_rows()
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(body), thrift_container_size_limit=10 * MAX_ROWS)
+        if file.metadata.num_columns > MAX_COLUMNS:
+            raise _too_many_rows()
         if COLUMN not in file.schema_arrow.names:
             return None
         _check_parquet(file)
