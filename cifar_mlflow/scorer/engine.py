@@ -26,6 +26,7 @@ class _Job:
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
         self.logits: Future[np.ndarray] = Future()
+        self.logits.set_running_or_notify_cancel()  # a caller that gave up must not get into our way
 
 
 class Engine:
@@ -85,8 +86,6 @@ class Engine:
     def submit(self, images: np.ndarray) -> Future[np.ndarray]:
         """Ask for the logits of 1 to MAX_BATCH images without waiting for them.
 
-        A future that is cancelled before its batch starts is dropped.
-
         Raises:
             ValueError: they are not uint8 of the shape the network takes, or too many.
             RuntimeError: the engine was closed.
@@ -123,28 +122,21 @@ class Engine:
             )
 
     def _work(self) -> None:
-        while (jobs := self._next_batch()) is not None:
-            if jobs:
-                self._answer(jobs)
+        while jobs := self._next_batch():
+            self._answer(jobs)
 
-    def _next_batch(self) -> list[_Job] | None:
-        """Wait for jobs and return the oldest that fit into a batch, without cancelled ones.
-
-        None: the thread is to end.
-        """
+    def _next_batch(self) -> list[_Job]:
+        """The jobs that waited longest and fit into a batch; waits for one. Empty: the thread is to end."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._closed, IDLE_SECONDS)
             if not self._queue:
                 self._thread = None
-                return None
             jobs: list[_Job] = []
             size = 0
             most = max(1, len(self._queue) // self._share)
             while self._queue and len(jobs) < most and size + len(self._queue[0].images) <= MAX_BATCH:
-                job = self._queue.popleft()
-                if job.logits.set_running_or_notify_cancel():
-                    jobs.append(job)
-                    size += len(job.images)
+                jobs.append(self._queue.popleft())
+                size += len(jobs[-1].images)
             return jobs
 
     def _answer(self, jobs: list[_Job]) -> None:
