@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from serving.app.errors import Refusal, http_error, invalid_parameter, refused
 from serving.app.middleware import RequestMiddleware
 from serving.app.openapi import build_openapi
+from serving.app.path_prefix import PathPrefix
 from serving.app.routes import docs, feedback, invocations, model, page, predict, status
 from serving.app.routes.status import update_metrics
 from serving.app.state import AppState
@@ -47,6 +48,7 @@ def create_app(state: AppState) -> FastAPI:
     document = build_openapi(app)
     app.openapi = lambda: document  # type: ignore[method-assign]
     app.add_middleware(RequestMiddleware, state=state)
+    app.add_middleware(PathPrefix)
     return app
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from starlette.requests import Request
 
 from cifar_mlflow.scorer.predictor import Scorer
-from serving.app.champion import Served
+from serving.app.champion import ServedModel
 from serving.app.decoding import DecodedImage
 from serving.app.errors import Refusal
 from serving.app.inference import Inference, Scored
@@ -28,7 +28,7 @@ class Classified(NamedTuple):
 
 
 async def classify(
-    request: Request, inference: Inference, served: Served, contents: Sequence[Any], top_k: int | None
+    request: Request, inference: Inference, served: ServedModel, contents: Sequence[Any], top_k: int | None
 ) -> Classified:
     """Return an answer for each image.
 

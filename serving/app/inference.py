@@ -12,9 +12,9 @@ from starlette.requests import Request
 
 from cifar_mlflow.scorer.engine import MAX_BATCH
 from cifar_mlflow.scorer.predictor import Scorer, Scores
-from serving.app.body import ClientGoneError
 from serving.app.decoding import DecodedImage, decode, is_small
 from serving.app.errors import overloaded, too_slow
+from serving.app.request_body import ClientGoneError
 
 # Images that a thread decodes before it turns to another request.
 DECODE_CHUNK = 8

@@ -57,4 +57,4 @@ async def version() -> Response:
 
 def update_metrics(state: AppState) -> None:
     """Set the gauges, which are states and not events."""
-    state.telemetry.measure(0, state.inference.waiting, state.champion)
+    state.telemetry.measure(state.admission.in_flight, state.inference.waiting, state.champion)
