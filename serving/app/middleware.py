@@ -44,7 +44,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, headers = scope["path"], dict(scope["headers"])
+        path, headers = scope["path"].removeprefix(scope.get("root_path", "")), dict(scope["headers"])
         client = scope["client"][0] if scope["client"] else ""
         context = RequestContext(path, client, parse_client_id(headers.get(b"x-request-id")))
         body = RequestBody(receive, headers, self._state.body_limits)

@@ -7,7 +7,7 @@ import sys
 from serving.app.admission import AdmissionControl
 from serving.app.auth import AccessControl
 from serving.app.champion import Champion
-from serving.app.inference import Work
+from serving.app.inference import Inference
 from serving.app.request_body import BodyLimits
 from serving.config import ServeConfig
 from serving.monitoring.telemetry import Telemetry
@@ -33,7 +33,7 @@ class AppState:
         self.admission = AdmissionControl(config.queue_limit)
         self.body_limits = BodyLimits(max_bytes, config.request_timeout, LARGEST_BODIES * max_bytes)
         self.champion = Champion(config.model_uri, config.threads or cores_per_worker)
-        self.inference = Work(cores_per_worker, config.queue_limit, config.request_timeout)
+        self.inference = Inference(cores_per_worker, config.queue_limit, config.request_timeout)
         self.telemetry = Telemetry(config, self.champion.current)
         self.champion.on_change = self.telemetry.serving
 
@@ -47,7 +47,9 @@ class AppState:
 
     def failure(self) -> str | None:
         """Return why pictures cannot be answered at present, None if they can; anybody may read it."""
-        return None
+        if not self.champion.current.scorer.engine.is_alive:
+            return "The network is not running any more; the log says why. Restart the server."
+        return self.inference.failure()
 
     def problems(self) -> list[str]:
         """Return what an operator should look after although pictures are answered; anybody may read it."""

@@ -17,8 +17,8 @@ from structlog.typing import Processor
 
 from serving.app.champion import Champion, ServedModel
 from serving.app.errors import Refusal
-from serving.app.params import Feedback
 from serving.app.request_context import RequestContext
+from serving.app.schemas import Feedback
 from serving.config import ServeConfig
 from serving.monitoring.drift import DriftWindow
 from serving.monitoring.metrics import Metrics
