@@ -32,8 +32,8 @@ async def invocations(request: Request, state: State) -> InvocationsResponse:
     body = await request.body()
     if kind == JSON:
         return await _answer(request, state, read_table(kind, body))
-    async with state.inference.table():
-        return await _answer(request, state, await state.inference.run(read_table, kind, body))
+    async with state.inference.read_table(request, read_table, kind, body) as table:
+        return await _answer(request, state, table)
 
 
 async def _answer(request: Request, state: AppState, table: Table) -> InvocationsResponse:
