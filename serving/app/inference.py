@@ -69,7 +69,7 @@ class Inference:
         self.waiting += len(contents)
         work: list[Future[Any]] = []
         try:
-            async with self._deadline(request, too_slow()):
+            async with self._deadline(request, too_slow):
                 begun = time.perf_counter()
                 images = await self._decode(scorer, contents, work)
                 decoded = time.perf_counter()
@@ -92,11 +92,11 @@ class Inference:
             Refusal: 503, the turn of the table did not come in time; 504, reading it took too long.
             ClientGoneError: the client has disconnected.
         """
-        async with self._deadline(request, overloaded()):
+        async with self._deadline(request, overloaded):
             await self._table.acquire()
         table = self._pool.submit(read, *arguments)
         try:
-            async with self._deadline(request, too_slow()):
+            async with self._deadline(request, too_slow):
                 await asyncio.wrap_future(table)
             yield table.result()
         finally:
@@ -116,11 +116,11 @@ class Inference:
         self._pool.shutdown(cancel_futures=True)
 
     @asynccontextmanager
-    async def _deadline(self, request: Request, refusal: Refusal) -> AsyncIterator[None]:
+    async def _deadline(self, request: Request, refusal: Callable[[], Refusal]) -> AsyncIterator[None]:
         """Cancel the block when the time of a request is over, or its client has disconnected.
 
         Raises:
-            Refusal: the given one, the time is over.
+            Refusal: as the function returns it, the time is over.
             ClientGoneError: the client has disconnected.
         """
         loop = asyncio.get_running_loop()
@@ -143,7 +143,7 @@ class Inference:
             async with asyncio.timeout(self._timeout) as deadline:
                 yield
         except TimeoutError:
-            raise (ClientGoneError() if gone else refusal) from None
+            raise (ClientGoneError() if gone else refusal()) from None
         finally:
             timer.cancel()
             if watcher is not None:
