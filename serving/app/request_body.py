@@ -65,6 +65,7 @@ class RequestBody:
         self._deadline = 0.0
         self._sent_bytes = self._used_bytes = 0
         self._is_started = False
+        self._awaits_continue = b"expect" in headers
         self.on_arrival: Callable[[], None] = lambda: None
         self.is_pending = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
@@ -100,7 +101,7 @@ class RequestBody:
 
         To be called when the answer is known and nothing more of the body is needed.
         """
-        if self.is_pending and self._awaits_continue:
+        if self.is_pending and self._awaits_continue:  # receiving would ask the client to send the body
             return False
         message = _receive_nowait(self._receive)
         if message is None:
@@ -125,11 +126,6 @@ class RequestBody:
         self._limits.used_bytes -= self._used_bytes
         self._used_bytes = 0
 
-    @property
-    def _awaits_continue(self) -> bool:
-        """Whether receiving would ask the client to send a body that it has held back so far."""
-        return not self._is_started and b"expect" in self._headers
-
     def _start(self) -> None:
         """Check the headers that describe the body."""
         self._is_started = True
@@ -153,6 +149,7 @@ class RequestBody:
         self._deadline = time.monotonic() + self._limits.seconds
 
     async def _receive_part(self) -> bytes:
+        self._awaits_continue = False
         message = _receive_nowait(self._receive)
         if message is None:
             seconds = self._deadline + self._sent_bytes / SLOWEST_BYTES_PER_SECOND - time.monotonic()
