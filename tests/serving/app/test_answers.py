@@ -180,7 +180,8 @@ GOOD: dict[str, tuple[Any, str]] = {
     "parquet of text": (parquet(image=[R, B]), PARQUET),
     "inputs of one image by column": ({"inputs": {"image": R}}, "application/json"),
     "records without an image": (
-        {"dataframe_records": [{"image": R}, {"n": 1}], "params": {"on_error": "null"}}, "application/json"
+        {"dataframe_records": [{"image": R}, {"n": 1}], "params": {"on_error": "null"}},
+        "application/json",
     ),
     "another parameter": (split(R, params={"temperature": 1}), "application/json"),
     "empty params": ({"inputs": [R], "params": None}, "application/json"),

@@ -46,7 +46,10 @@ def test_every_route_works_below_the_prefix(proxied: Server, prefix: str) -> Non
     for path in ("/", "/page/main.js", "/page/examples/cat.jpg", "/ping", "/ready", "/model", "/metrics"):
         assert get(proxied, f"{prefix}{path}", **HEADERS).status_code == 200, path
     response = requests.post(
-        f"{proxied.url}{prefix}/predict", data=RED, headers={"Content-Type": "image/png", **HEADERS}, timeout=60
+        f"{proxied.url}{prefix}/predict",
+        data=RED,
+        headers={"Content-Type": "image/png", **HEADERS},
+        timeout=60,
     )
     assert response.json()["predictions"][0]["label"] == "red"
 
@@ -72,7 +75,7 @@ def test_the_prefix_of_a_client_that_is_no_trusted_proxy_is_ignored(
     assert "servers" not in get(server, "/openapi.json", **HEADERS).json()
 
 
-@pytest.mark.parametrize("prefix", ["//evil.example", "/a\"b", "/../x y", "https://evil.example", "/<script>"])
+@pytest.mark.parametrize("prefix", ["//evil.example", '/a"b', "/x y", "https://evil.example", "/<script>"])
 def test_a_prefix_that_is_not_a_plain_path_is_ignored(proxied: Server, prefix: str) -> None:
     page = get(proxied, "/docs", **{**HEADERS, "X-Forwarded-Prefix": prefix})
     assert page.status_code == 200

@@ -1,4 +1,4 @@
-"""Errors of clients: a status, a code and a sentence, but no traceback, no path and no echo of the request."""
+"""Errors of clients: a status, a code, a sentence; no traceback, no path and no echo of the request."""
 
 import io
 import json
@@ -103,7 +103,10 @@ PREDICT: dict[str, tuple[Any, str, int, str]] = {
         "too_many_pictures",
     ),
     "a form part without a name": (
-        b"--b\r\nContent-Disposition: form-data\r\n\r\n\r\n--b--\r\n", FORM, 400, "bad_form"
+        b"--b\r\nContent-Disposition: form-data\r\n\r\n\r\n--b--\r\n",
+        FORM,
+        400,
+        "bad_form",
     ),
     "a form of other fields": (part("x", b"") * 2000 + b"--b--\r\n", FORM, 413, "too_many_pictures"),
 }
