@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,11 @@ from tests.deploy.files import DEPLOY, ROOT
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 TEMPLATE = (DEPLOY / "nginx.conf").read_text()
 PLACEHOLDERS = set(re.findall(r"\$\{([A-Z_]+)\}", TEMPLATE))
+
+PHOTO = (ROOT / "serving/examples/cat.jpg").read_bytes()
+HOST = b"Host: localhost\r\n"
+CLOSE = b"Connection: close\r\n"
+POST = b"POST /predict HTTP/1.1\r\n" + HOST + b"Content-Type: image/jpeg\r\n"
 
 
 def free_port() -> int:
@@ -102,11 +108,53 @@ class Service:
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("event") == "request" and line["route"] == route]
 
+    def logged(self, route: str, request_id: str) -> dict[str, Any]:
+        """Return the log line of a request; it is written shortly after the response."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for line in self.requests(route):
+                if line["request_id"] == request_id:
+                    return line
+            time.sleep(0.05)
+        raise AssertionError(f"request {request_id} is not in the log")
+
     def in_progress(self) -> int:
         """Return the number of requests that the service is working on, without this one."""
         text = requests.get(f"http://{self.address}/metrics", timeout=60).text
         (value,) = re.findall(r"^cifar_requests_in_flight(?:\{[^}]*\})? (\S+)$", text, re.MULTILINE)
         return int(float(value)) - 1
+
+
+class Recorder:
+    """An upstream that keeps the bytes of each request and answers with 204; `silent` never answers."""
+
+    def __init__(self, silent: bool = False) -> None:
+        self.received: list[bytes] = []
+        self._silent = silent
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                self.received.append(connection.recv(65536))
+                if not self._silent:
+                    connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+                else:
+                    connection.recv(1)  # until nginx closes
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of the last request, with names in lower case."""
+        lines = self.received[-1].decode().partition("\r\n\r\n")[0].split("\r\n")[1:]
+        return {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+
+    def close(self) -> None:
+        self._listener.close()
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -141,7 +189,7 @@ def exchange(port: int, data: bytes, source: str = "127.0.0.1") -> list[Response
     """Send bytes and return all responses until the peer closes the connection.
 
     Raises:
-        ConnectionResetError: the peer reset the connection before all was sent and its last response was read.
+        ConnectionResetError: the peer reset the connection before its last response was read.
         TimeoutError: the peer keeps the connection open.
     """
     with connect(port, source) as connection:
@@ -167,3 +215,8 @@ def parse(received: bytes) -> list[Response]:
         responses.append(Response(int(first.split()[1]), headers, received[:length]))
         received = received[length:]
     return responses
+
+
+def predict(port: int, body: bytes = PHOTO, **options: object) -> requests.Response:
+    headers = {"Content-Type": "image/jpeg"}
+    return requests.post(f"http://127.0.0.1:{port}/predict", data=body, headers=headers, timeout=60)
