@@ -1,15 +1,15 @@
 // @ts-check
-/** How pictures come in: chosen, dropped or pasted. */
+/** Receives photos that the user chooses, drops or pastes. */
 
-import { byId, tell } from "./dom.js";
+import { byId, showNotice } from "./dom.js";
 
-/** @param {(files: File[]) => void} take Called with at least one file. */
-export function onPictures(take) {
+/** @param {(files: File[]) => void} onFiles Called with at least one file. */
+export function onPhotos(onFiles) {
   for (const id of ["files", "capture"]) {
     /** @type {HTMLInputElement} */
     const input = byId(id);
     input.addEventListener("change", () => {
-      if (input.files?.length) take([...input.files]);
+      if (input.files?.length) onFiles([...input.files]);
       input.value = ""; // so that the same file can be chosen again
     });
   }
@@ -17,10 +17,10 @@ export function onPictures(take) {
 
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    if (files.length) take(files);
+    if (files.length) onFiles(files);
   });
 
-  // Anywhere on the page: a photo dropped beside the frame would otherwise replace the page.
+  // Accept drops anywhere: a photo dropped beside the frame would otherwise replace the page.
   const drop = byId("drop");
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -33,7 +33,7 @@ export function onPictures(take) {
     event.preventDefault();
     drop.classList.remove("over");
     const files = [...(event.dataTransfer?.files ?? [])];
-    if (files.length) take(files);
-    else tell("That was a link or a text, not a file. Save the picture first, then drop the file.");
+    if (files.length) onFiles(files);
+    else showNotice("That was a link or text, not a file. Save the picture first, then drop the file.");
   });
 }

@@ -1,14 +1,14 @@
 // @ts-check
-/** The panel of one picture: itself, what the network sees of it, and what it says. */
+/** The panel of one photo: the photo, the network's view of it, and the prediction. */
 
 import { announce, byId } from "./dom.js";
-import { askWhetherRight } from "./feedback.js";
-import { Reading, sentence } from "./reading.js";
+import { askForFeedback } from "./feedback.js";
+import { PredictionView, spokenAnswer } from "./prediction-view.js";
 
 /** @typedef {import("./api.js").Answer} Answer */
 /** @typedef {import("./api.js").Model} Model */
 
-const reading = new Reading(byId("reading"));
+const view = new PredictionView(byId("reading"));
 /** @type {HTMLImageElement} */
 const photo = byId("photo");
 /** @type {HTMLImageElement} */
@@ -20,10 +20,10 @@ photo.addEventListener("error", () => {
 });
 
 /**
- * The picture is there, the answer is not yet.
+ * Show the photo while its answer is pending.
  * @param {File} file
  */
-export function showPicture(file) {
+export function showPhoto(file) {
   URL.revokeObjectURL(photo.src);
   photo.src = URL.createObjectURL(file);
   photo.alt = `Your picture, ${file.name}`;
@@ -33,7 +33,7 @@ export function showPicture(file) {
   byId("seen-figure").hidden = true;
   byId("timing").textContent = "";
   byId("feedback").replaceChildren();
-  reading.clear("…");
+  view.clear("…");
 }
 
 /**
@@ -41,8 +41,8 @@ export function showPicture(file) {
  * @param {Model} model
  */
 export function showAnswer({ requestId, prediction, ms, roundTripMs }, model) {
-  reading.show(prediction, model);
-  announce(sentence(prediction));
+  view.show(prediction, model);
+  announce(spokenAnswer(prediction));
   const size = model.image_size;
   seen.src = prediction.input;
   seen.alt = `The same in ${size} by ${size} pixels, as the network sees it`;
@@ -50,17 +50,17 @@ export function showAnswer({ requestId, prediction, ms, roundTripMs }, model) {
   byId("seen-figure").hidden = false;
   byId("timing").textContent =
     `Answered in ${Math.round(roundTripMs)} ms: ` +
-    `${tenths(ms.decode)} to read the picture, ${tenths(ms.score)} for the network, the rest on the way.`;
-  askWhetherRight(byId("feedback"), requestId, prediction.label, model.classes);
+    `${milliseconds(ms.decode)} to decode the photo, ${milliseconds(ms.score)} for the network, the rest in transit.`;
+  askForFeedback(byId("feedback"), requestId, prediction.label, model.classes);
 }
 
 /** @param {string} message */
 export function showFailure(message) {
-  reading.fail(message);
+  view.fail(message);
   announce(`No answer. ${message}`);
 }
 
 /** @param {number} ms */
-function tenths(ms) {
+function milliseconds(ms) {
   return ms < 10 ? ms.toFixed(1) : Math.round(ms).toString();
 }

@@ -1,5 +1,5 @@
 // @ts-check
-/** Asks for the API key, in a dialog that is only there when the service wants one. */
+/** The dialog that asks for the API key; it opens only if the service requires one. */
 
 import { byId } from "./dom.js";
 
@@ -9,8 +9,8 @@ const dialog = byId("key");
 const text = byId("key-text");
 
 /**
- * @param {boolean} wrong The key before was not accepted.
- * @returns {Promise<string | null>} Null: cancelled.
+ * @param {boolean} wrong The service has rejected the previous key.
+ * @returns {Promise<string | null>} Null if the user cancels.
  */
 export function askForKey(wrong) {
   byId("key-wrong").hidden = !wrong;

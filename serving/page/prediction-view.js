@@ -1,23 +1,23 @@
 // @ts-check
-/** What the network says about a picture: a verdict, and a bar for each class. */
+/** Shows a prediction: the class, how sure the network is, and a bar per class. */
 
 import { element } from "./dom.js";
-import { percent } from "./words.js";
+import { percent } from "./format.js";
 
 /** @typedef {import("./api.js").Prediction} Prediction */
 /** @typedef {import("./api.js").Model} Model */
 
-const MOST_BARS = 10;
+const MAX_BARS = 10;
 
 /**
- * The verdict in a sentence, for those who hear the page.
+ * Return the prediction as a sentence for screen readers.
  * @param {Prediction} prediction
  */
-export function sentence({ label, confidence, uncertain }) {
+export function spokenAnswer({ label, confidence, uncertain }) {
   return uncertain ? `Not sure. Perhaps ${label}, ${percent(confidence)}.` : `${label}, ${percent(confidence)}.`;
 }
 
-export class Reading {
+export class PredictionView {
   /** @param {HTMLElement} root */
   constructor(root) {
     this.root = root;
@@ -29,7 +29,8 @@ export class Reading {
   }
 
   /**
-   * @param {string} [verdict] What stands there until there is an answer.
+   * Remove the prediction.
+   * @param {string} [verdict] Text to show until there is a prediction.
    * @param {string} [detail]
    */
   clear(verdict = "", detail = "") {
@@ -48,8 +49,8 @@ export class Reading {
   /**
    * @param {Prediction} prediction
    * @param {Model} model
-   * @param {{steady?: boolean}} [options] `steady`: the classes keep their places, so that bars grow and
-   *   shrink rather than jump; for models of few classes.
+   * @param {{steady?: boolean}} [options] `steady`: keep the bars in the order of the model's classes, so that
+   *   they grow and shrink instead of changing places. It has no effect if there are more than MAX_BARS classes.
    */
   show(prediction, model, { steady = false } = {}) {
     const { label, confidence, uncertain, top_k } = prediction;
@@ -59,19 +60,19 @@ export class Reading {
     this.detail.textContent = uncertain
       ? `The closest is ${label}, ${percent(confidence)}. ${reason(confidence, model)}`
       : `${percent(confidence)} sure`;
-    const inOrder = steady && model.classes.length <= MOST_BARS;
-    const shares = inOrder ? inPlace(top_k, model.classes) : top_k.slice(0, MOST_BARS);
-    this.#draw(shares, label);
+    const keepOrder = steady && model.classes.length <= MAX_BARS;
+    const scores = keepOrder ? inClassOrder(top_k, model.classes) : top_k.slice(0, MAX_BARS);
+    this.#drawBars(scores, label);
   }
 
   /**
-   * @param {import("./api.js").Share[]} shares
+   * @param {import("./api.js").ClassScore[]} scores
    * @param {string} best
    */
-  #draw(shares, best) {
-    while (this.bars.children.length > shares.length) this.bars.lastElementChild?.remove();
-    while (this.bars.children.length < shares.length) this.bars.append(bar());
-    shares.forEach(({ label, confidence }, index) => {
+  #drawBars(scores, best) {
+    while (this.bars.children.length > scores.length) this.bars.lastElementChild?.remove();
+    while (this.bars.children.length < scores.length) this.bars.append(createBar());
+    scores.forEach(({ label, confidence }, index) => {
       const row = /** @type {HTMLElement} */ (this.bars.children[index]);
       const [name, , value] = row.children;
       name.textContent = label;
@@ -82,27 +83,28 @@ export class Reading {
   }
 }
 
-function bar() {
+function createBar() {
   const track = element("span", { className: "track" });
   track.setAttribute("aria-hidden", "true");
   return element("li", {}, element("span", { className: "name" }), track, element("span", { className: "value" }));
 }
 
 /**
- * @param {import("./api.js").Share[]} shares
+ * @param {import("./api.js").ClassScore[]} scores
  * @param {readonly string[]} classes
  */
-function inPlace(shares, classes) {
-  return [...shares].sort((a, b) => classes.indexOf(a.label) - classes.indexOf(b.label));
+function inClassOrder(scores, classes) {
+  return [...scores].sort((a, b) => classes.indexOf(a.label) - classes.indexOf(b.label));
 }
 
 /**
+ * Explain why the network is not sure.
  * @param {number} confidence
  * @param {Model} model
  */
 function reason(confidence, model) {
-  const limit = model.uncertain?.confidence_below;
-  return limit !== undefined && confidence < limit
-    ? `Below ${percent(limit)} it is mistaken too often.`
-    : "The picture is unlike those that the network has learnt from.";
+  const threshold = model.uncertain?.confidence_below;
+  return threshold !== undefined && confidence < threshold
+    ? `Below ${percent(threshold)} it is mistaken too often.`
+    : "The photo is unlike the images that the network was trained on.";
 }

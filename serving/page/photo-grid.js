@@ -1,17 +1,17 @@
 // @ts-check
-/** The panel of several pictures: a grid that fills as the answers come, and a table of them to download. */
+/** The panel of several photos: a grid that fills as the answers arrive, and a CSV file of them. */
 
 import { predict } from "./api.js";
 import { download, toCsv } from "./csv.js";
 import { announce, byId, element } from "./dom.js";
-import { percent } from "./words.js";
+import { percent } from "./format.js";
 
 /** @typedef {import("./api.js").Answer} Answer */
 /** @typedef {import("./api.js").Model} Model */
 /** @typedef {{file: File, answer?: Answer, error?: string}} Row */
 
-const AT_ONCE = 4; // enough to fill a batch of the network, and few enough to be fair to others
-const THUMBNAIL = 320;
+const MAX_IN_FLIGHT = 4; // enough to fill a batch of the network, and few enough to leave room for other users
+const THUMBNAIL_SIDE = 320; // pixels
 
 const title = byId("several-title");
 const grid = byId("grid");
@@ -27,24 +27,24 @@ let classes = [];
 csv.addEventListener("click", () => download("answers.csv", toCsv(rows, classes)));
 
 /**
- * Classify the pictures, and show each answer when it comes.
+ * Classify the photos and show each answer as it arrives.
  * @param {File[]} files
  * @param {Model} model
- * @param {AbortSignal} signal Stops it.
- * @param {(row: Row, card: HTMLElement) => void} open Called when the user wants to see one in full.
+ * @param {AbortSignal} signal
+ * @param {(row: Row, card: HTMLElement) => void} onOpen Called when the user opens one of the photos.
  */
-export async function showSeveral(files, model, signal, open) {
+export async function showPhotoGrid(files, model, signal, onOpen) {
   rows = files.map((file) => ({ file }));
   classes = model.classes;
   csv.disabled = true;
   progress.hidden = false;
   progress.max = rows.length;
   grid.replaceChildren();
-  count(0);
+  showProgress(0);
   const cards = rows.map((row) => {
     const card = element("button", { type: "button", className: "card", disabled: true });
     card.append(element("span", { className: "thumb" }), element("span", { className: "name" }, row.file.name));
-    card.addEventListener("click", () => open(row, card));
+    card.addEventListener("click", () => onOpen(row, card));
     grid.append(element("li", {}, card));
     return card;
   });
@@ -54,13 +54,13 @@ export async function showSeveral(files, model, signal, open) {
   async function worker() {
     while (next < rows.length) {
       const index = next++;
-      await Promise.all([thumbnail(rows[index].file, cards[index]), ask(rows[index], model, signal)]);
+      await Promise.all([drawThumbnail(rows[index].file, cards[index]), classify(rows[index], model, signal)]);
       if (signal.aborted) return;
-      fill(cards[index], rows[index]);
-      count(++done);
+      showResult(cards[index], rows[index]);
+      showProgress(++done);
     }
   }
-  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  await Promise.all(Array.from({ length: MAX_IN_FLIGHT }, worker));
   if (signal.aborted) return;
   progress.hidden = true;
   csv.disabled = false;
@@ -69,11 +69,12 @@ export async function showSeveral(files, model, signal, open) {
 }
 
 /**
+ * Store the answer or the error in the row.
  * @param {Row} row
  * @param {Model} model
  * @param {AbortSignal} signal
  */
-async function ask(row, model, signal) {
+async function classify(row, model, signal) {
   try {
     row.answer = await predict(row.file, model.classes.length, { signal });
   } catch (error) {
@@ -82,7 +83,7 @@ async function ask(row, model, signal) {
 }
 
 /** @param {number} done */
-function count(done) {
+function showProgress(done) {
   progress.value = done;
   title.textContent = done < rows.length ? `${done} of ${rows.length} photos` : `${rows.length} photos`;
 }
@@ -91,7 +92,7 @@ function count(done) {
  * @param {HTMLButtonElement} card
  * @param {Row} row
  */
-function fill(card, { answer, error }) {
+function showResult(card, { answer, error }) {
   card.disabled = false;
   if (answer) {
     const { label, confidence, uncertain } = answer.prediction;
@@ -107,23 +108,23 @@ function fill(card, { answer, error }) {
 }
 
 /**
- * A small copy: a hundred photos of a camera, each in full, would fill the memory of a phone.
+ * Draw a small copy of the photo: a hundred photos at full size would fill the memory of a phone.
  * @param {File} file
  * @param {HTMLElement} card
  */
-async function thumbnail(file, card) {
+async function drawThumbnail(file, card) {
   try {
     const bitmap = await createImageBitmap(file);
-    const scale = Math.min(1, THUMBNAIL / Math.min(bitmap.width, bitmap.height));
+    const scale = Math.min(1, THUMBNAIL_SIDE / Math.min(bitmap.width, bitmap.height));
     const canvas = element("canvas", {
       width: Math.round(bitmap.width * scale),
       height: Math.round(bitmap.height * scale),
-      className: bitmap.width < THUMBNAIL / 4 ? "pixels" : "",
+      className: bitmap.width < THUMBNAIL_SIDE / 4 ? "pixels" : "",
     });
     canvas.getContext("2d")?.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     bitmap.close();
     card.querySelector(".thumb")?.append(canvas);
   } catch {
-    card.querySelector(".thumb")?.append("no preview"); // no picture, or of a kind that the browser cannot show
+    card.querySelector(".thumb")?.append("no preview"); // not an image, or a format that the browser cannot show
   }
 }
