@@ -56,7 +56,7 @@ def create_app(service: AppState) -> ASGIApp:
             )
         }
         measuring.cancel()
-        observer.note()
+        observer.flush()
         await asyncio.to_thread(service.close)
 
     def measure() -> None:
@@ -143,7 +143,7 @@ def create_app(service: AppState) -> ASGIApp:
         """Whether an answer was right, and what it should have been."""
         check_is_json(request.headers.get("content-type", ""))
         given = feedback_of(await read(request), champion.current.scorer.classes)
-        observer.note()
+        observer.flush()
         # Not in the threads of the pictures: it may wait for the database.
         await asyncio.to_thread(observer.feedback, given)
         return Response(status_code=204)

@@ -24,7 +24,7 @@ from serving.app.protocol import BoundedProtocol
 from serving.app.state import AppState
 from serving.app.supervisor import Supervisor
 from serving.config import ServeConfig
-from serving.monitoring.telemetry import log, set_up_logging
+from serving.monitoring.logging import log, set_up_logging
 
 SHORTEST_KEY = 16
 BACKLOG = 2048

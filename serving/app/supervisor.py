@@ -11,7 +11,7 @@ from typing import Any
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
-from serving.monitoring.telemetry import log
+from serving.monitoring.logging import log
 
 # A worker that is silent for so long is replaced; less is said of one on a busy machine.
 SILENT_SECONDS = 60.0

@@ -6,18 +6,17 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
+from serving.monitoring.database import Database
 from tests.serving.page.conftest import CAT, Pictures, Server
 
 pytestmark = pytest.mark.slow
-
-read_log = pytest.importorskip("serving.monitoring.read_log").read_log
 
 
 def noted(server: Server, request_id: str) -> tuple[bool, str | None]:
     """What the log has of an answer: whether it was right, and what it should have been."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        _, told = read_log(server.request_log, 0, time.time() + 1)
+        _, told = Database(server.request_log).read(0, time.time() + 1)
         rows = told[told["request_id"] == request_id]
         if len(rows):
             row = rows.iloc[0]
