@@ -2,13 +2,21 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import requests
+
+from tests.serving.app.conftest import BLUE, Store, shared_store
+from tests.serving.monitoring.request_logs import wait_until
+
+__all__ = ["shared_store"]  # a fixture
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,7 +45,7 @@ class Program:
     """The program above, with a pipe as its standard error."""
 
     def __init__(self, events: int) -> None:
-        self.reading, writing = os.pipe()
+        self.reading, writing = os.pipe2(os.O_DIRECT)  # a pipe of packets: each write is one
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(events)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -69,7 +77,7 @@ class Program:
         return self.process.wait(60)
 
     def read_packets(self) -> list[bytes]:
-        """Read to the end what the process writes; each packet is from one system call."""
+        """Read until the process ends; each packet is from one system call."""
         return list(iter(lambda: os.read(self.reading, 1 << 20), b""))
 
 
@@ -107,6 +115,7 @@ def test_a_pipe_that_nobody_reads_does_not_block_the_event_loop(programs: list[P
     assert lines[-1]["event"] == "one more"
 
 
+@pytest.mark.slow
 def test_a_process_ends_although_nobody_reads_its_log(programs: list[Program]) -> None:
     programs.append(program := Program(events=0))
     assert program.next_output(30)[0] == "through"
@@ -135,3 +144,51 @@ def test_all_lines_are_written_before_the_process_ends_and_none_is_torn(programs
     assert len(b"".join(packets).splitlines()) == 1000
     assert all(packet.endswith(b"\n") for packet in packets)
     assert len(packets) < 1000
+
+
+def full_pipe() -> tuple[int, int]:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while os.write(writing, bytes(4096)):
+            pass
+    os.set_blocking(writing, True)
+    return reading, writing
+
+
+@pytest.mark.slow
+def test_a_server_answers_although_its_standard_error_is_full(shared_store: Store, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    reading, writing = full_pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cifar_mlflow", "serve", "--port", str(port)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": shared_store.uri},
+        stderr=writing,
+    )
+    os.close(writing)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answers(url), "the server answers")
+        for _ in range(3):
+            answer = requests.post(
+                f"{url}/predict", data=BLUE, headers={"Content-Type": "image/png"}, timeout=60
+            )
+            assert answer.json()["predictions"][0]["label"] == "blue"
+            # Access lines are written some milliseconds after the answer.
+            assert requests.get(f"{url}/metrics", timeout=60).status_code == 200
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+
+
+def answers(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/ping", timeout=10).ok
+    except requests.RequestException:
+        return False
