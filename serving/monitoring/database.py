@@ -66,7 +66,10 @@ OWN_TABLES = {LOG.name, "request_log_version"}
 
 _NAMES = [field.name for field in fields(Record)]
 _VALUES = attrgetter(*_NAMES)
-_INSERT = {"sqlite": sqlite.insert(LOG), "postgresql": postgresql.insert(LOG)}
+_INSERT = {
+    "sqlite": sqlite.insert(LOG).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(LOG).on_conflict_do_nothing(),
+}
 # Creating the table must not overlap with another process; the number identifies an advisory lock.
 _EXCLUSIVE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": f"SELECT pg_advisory_xact_lock({0x63696662})"}
 
@@ -195,7 +198,7 @@ class Database:
         rows = [dict(zip(_NAMES, _VALUES(e), strict=True)) for e in entries if isinstance(e, Record)]
         with self._transaction() as connection:
             if rows:
-                connection.execute(_INSERT[self.engine.dialect.name].on_conflict_do_nothing(), rows)
+                connection.execute(_INSERT[self.engine.dialect.name], rows)
             for entry in entries:
                 if isinstance(entry, Feedback):
                     connection.execute(_update(entry))
