@@ -71,15 +71,15 @@ class ServeConfig(Settings):
         "Where each answer is noted: SQLAlchemy's address of a SQLite or PostgreSQL database, or none. One "
         "with a password is better given as $CIFAR_MLFLOW_REQUEST_LOG.",
     )
-    images_dir: Path | None = setting(None, "Keep the pictures of the requests in this folder.")
+    images_dir: Path | None = setting(None, "Keep the images of requests in this folder.")
     retention_days: float = setting(
-        30.0, "Delete rows of the request log, and kept pictures, after this many days.", gt=0
+        30.0, "Delete rows of the request log, and kept images, after this many days.", gt=0
     )
     retention_rows: int | None = setting(
         None, "Keep at most this many rows in the request log. Default: 2,000 per MB of --retention-mb.", ge=1
     )
     retention_mb: float = setting(
-        1024.0, "Keep at most this many MB of pictures, and 2,000 rows of the request log per MB.", gt=0
+        1024.0, "Keep at most this many MB of images, and 2,000 rows of the request log per MB.", gt=0
     )
 
     @model_validator(mode="before")
