@@ -48,7 +48,6 @@ class Telemetry:
     """
 
     def __init__(self, config: ServeConfig, served: ServedModel) -> None:
-    def __init__(self, config: ServeConfig, served: ServedModel) -> None:
         self._images: ImageFolder | None = None
         self._log: RequestLog | None = None
         days, mb = config.retention_days, config.retention_mb
@@ -62,8 +61,6 @@ class Telemetry:
         self._finished: list[_Finished] = []
         self.serving(served)
 
-    def serving(self, served: ServedModel) -> None:
-        """This is the model from now on."""
     def serving(self, served: ServedModel) -> None:
         """Attribute answers to this model from now on."""
         card = served.scorer.card
