@@ -164,7 +164,8 @@ class Inference:
             chunks = [self._pool.submit(decode_chunk, start) for start in range(first, last, DECODE_CHUNK)]
             work += chunks
             for chunk in chunks:
-                images += await asyncio.wrap_future(chunk)
+                decoded = await asyncio.wrap_future(chunk)
+                images += decoded
         return images
 
     async def _score(

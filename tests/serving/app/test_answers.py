@@ -55,8 +55,12 @@ def test_the_file_name_of_a_form_comes_back_without_folders(
 def test_a_form_with_a_large_file_is_answered(server: Server) -> None:
     photo = image("blue", (3000, 3000), "bmp")
     assert len(photo) > 8 * 2**20
-    files = [("file", ("large.bmp", photo)), ("note", (None, "not an image"))]
-    response = requests.post(f"{server.url}/predict", files=files, timeout=60)
+    response = requests.post(
+        f"{server.url}/predict",
+        files={"file": ("large.bmp", photo)},
+        data={"note": "not an image"},
+        timeout=60,
+    )
     assert [each["label"] for each in response.json()["predictions"]] == ["blue"]
 
 
