@@ -4,11 +4,16 @@ The command line prints their text without a traceback and exits with `exit_code
 escapes is a defect of ours and keeps its traceback.
 """
 
+from cifar_mlflow.names import printable
+
 
 class CifarError(Exception):
     """Something outside the program failed: data, network, disk, tracking server. Exit code 1."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))  # it names files, and also becomes a tag in MLflow
 
 
 class UsageError(CifarError):
