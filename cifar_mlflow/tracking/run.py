@@ -25,6 +25,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from cifar_mlflow.config import Settings, default_cache_dir
 from cifar_mlflow.environment import git_state, installed_packages, library_versions
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.names import printable
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.metric_queue import MetricQueue
 from cifar_mlflow.tracking.retry import PATIENCE_SECONDS, first_line, is_outage, retry_on_outage
@@ -56,7 +57,7 @@ class TrackedRun:
         """Params; one that is there stays, as one that `mlflow run -P` has logged as the user wrote it."""
         known = self._patiently(lambda: self._client.get_run(self.run_id)).data.params
         params = [
-            Param(name, ", ".join(value) if isinstance(value, list) else str(value))
+            Param(name, printable(", ".join(value) if isinstance(value, list) else str(value)))
             for name, value in values.items()
             if name not in known
         ]
