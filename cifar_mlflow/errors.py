@@ -4,6 +4,7 @@ The command line prints their message without a traceback and exits with `exit_c
 escapes is a defect of this program and keeps its traceback.
 """
 
+from cifar_mlflow.names import printable
 from cifar_mlflow.redact import redact
 
 
@@ -13,7 +14,8 @@ class CifarError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(message))  # it may quote an address, and it also becomes a tag in MLflow
+        # It may quote an address or name a file, and it also becomes a tag in MLflow.
+        super().__init__(redact(printable(message)))
 
 
 class UsageError(CifarError):

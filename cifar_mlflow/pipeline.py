@@ -203,7 +203,7 @@ def resumable_config(run_id: str, given: Mapping[str, object], study: str | None
 def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
     """Return the training images without the held-out ones, and the held-out ones."""
     images = dataset.split("train")
-    train_index, val_index = train_val_indices(images.labels, config.val_size, config.split_seed)
+    train_index, val_index = train_val_indices(dataset, config)
     return (
         Split(images.images[train_index], images.labels[train_index]),
         Split(images.images[val_index], images.labels[val_index]),

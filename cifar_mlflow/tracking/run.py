@@ -17,6 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from cifar_mlflow.config import Settings, patience_seconds
 from cifar_mlflow.environment import git_state, installed_packages, library_versions
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.names import printable
 from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.metric_queue import MetricQueue
 from cifar_mlflow.tracking.retry import first_line, is_outage, retry_on_outage
@@ -67,7 +68,10 @@ class TrackedRun:
         """Log params; keep those that `mlflow run -P` has logged already, as the user wrote them."""
         known = self._call(lambda: self._client.get_run(self.run_id)).data.params
         params = [
-            Param(name, redact(", ".join(value) if isinstance(value, list) else str(value)))
+            Param(
+                name,
+                redact(printable(", ".join(value) if isinstance(value, list) else str(value))),
+            )
             for name, value in values.items()
             if name not in known
         ]

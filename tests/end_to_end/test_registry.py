@@ -61,7 +61,7 @@ def test_evaluate_and_export_use_the_trained_weights_of_a_version(registered: Pr
         "evaluate", "--model", "models:/cifar10@tried", "--dataset", "folder", "--threads", "1",
         "--data-dir", str(registered.images),
     )  # fmt: skip
-    assert f"models:/cifar10@tried is version 1, of run {version.run_id}: its weights are taken" in output
+    assert f"models:/cifar10@tried is version 1; loading the weights of its run {version.run_id}" in output
     evaluated, trained = registered.runs[0], registered.client.get_run(str(version.run_id))
     assert evaluated.data.tags["model_run_id"] == version.run_id
     for name, value in evaluated.data.metrics.items():
