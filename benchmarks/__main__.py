@@ -1,4 +1,4 @@
-"""`python -m benchmarks [names...]`: run all benchmarks, or those that are named, and print one table."""
+"""`python -m benchmarks [NAMES...]`: run all benchmarks, or the named ones, and print one table."""
 
 import shlex
 import sys
@@ -12,7 +12,7 @@ from benchmarks.harness import conditions, in_fresh_process, markdown, measure, 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
 def main(names: tuple[str, ...]) -> None:
-    """Measure claims beside the usual way. The table goes to standard output, progress to standard error."""
+    """Measure claims beside their peers. The table goes to standard output, progress to standard error."""
     before = conditions()
     rows = []
     for name in names or NAMES:

@@ -1,4 +1,4 @@
-"""What all benchmarks share: a row of the table, the table, the machine, and processes without a past."""
+"""Shared by all benchmarks: a row of the table, the table, the machine, and fresh processes."""
 
 import importlib
 import importlib.metadata
@@ -19,8 +19,12 @@ T = TypeVar("T")
 class Row:
     """One claim.
 
-    ours, beside: what was measured on either side, in words. figure: what it comes to, in `unit`; the target
-    is `at_least` or `at_most` of it, and neither where a figure is only for information.
+    Attributes:
+        what: the quantity.
+        ours: the measurement of our side, as text.
+        beside: the measurement of the peer, as text.
+        figure: the result, in `unit`.
+        at_least: the target; or at_most. Neither if the figure is only for information.
     """
 
     what: str
@@ -49,13 +53,13 @@ class Row:
 
 
 def measure(name: str, **sizes: Any) -> list[Row]:
-    """Run `benchmarks.<name>`; `sizes` instead of those to report."""
+    """Run `benchmarks.<name>`; `sizes` override the sizes of a real measurement."""
     rows: list[Row] = importlib.import_module(f"benchmarks.{name}").measure(**sizes)
     return rows
 
 
 def markdown(rows: list[Row]) -> str:
-    """The rows as a table for a README."""
+    """Return the rows as a Markdown table."""
     cells = [["what", "ours", "beside", "figure", "target", "met"], ["---"] * 6]
     cells += [
         [row.what, row.ours, row.beside, f"{row.figure:.2f} {row.unit}", row.target, row.met] for row in rows
@@ -64,8 +68,8 @@ def markdown(rows: list[Row]) -> str:
 
 
 def conditions() -> str:
-    """The machine, what runs on it, and how busy it is: under load no figure means much."""
-    import torch  # here: a fresh process that only loads data has no use for it
+    """Describe the machine, the versions, and the load: figures of a busy machine mean little."""
+    import torch  # late: not every fresh process needs it
 
     cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "mlflow"))
@@ -80,6 +84,6 @@ def progress(text: str) -> None:
 
 
 def in_fresh_process(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call `function` in a new interpreter: nothing is imported, warm or set there by what ran before."""
+    """Call `function` in a new interpreter, which nothing that ran before has warmed up or changed."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()

@@ -1,19 +1,18 @@
-"""What tracking takes from a training: the demo's recipe on the embedded sample, logged to MLflow in SQLite.
+"""The cost of tracking a training: the demo's recipe on the sample, logged to MLflow in SQLite.
 
-The peer is the same training, seed for seed, whose metrics go to a list and which writes no checkpoint. The
-sample is the worst case: its epochs are a tenth of CIFAR-10's, and each costs the same to log.
+The peer is the same training with the same seed, which appends its metrics to a list and writes no
+checkpoint. The sample is the worst case: its epochs are a tenth of CIFAR-10's, and logging an epoch costs
+the same.
 
-Two trainings of the same work differ by some percent in time even on a quiet machine, so a share of a
-hundredth does not show in the difference of two clocks. It is added up instead from what tracking does, where
-it happens:
+The times of two equal trainings differ by a few percent even on a quiet machine, so a cost below 1 % cannot
+be measured as their difference. It is instead the sum of two parts:
 
-- the calls that the training waits for, by the wall clock of its own thread;
-- the thread that sends the metrics, by its CPU time. It is charged in full, as if the training stood still
-  while that thread works: an upper bound, as there are other cores.
+- the wall-clock time of the calls that the training waits for;
+- the CPU time of the thread that sends the metrics. It counts in full, as if the training paused meanwhile:
+  an upper bound, since there are other cores.
 
-The share is of the fastest training without tracking, so that a busy machine does not make it look small.
-
-As a check that no part is forgotten, the CPU times of the whole trainings, all threads, stand below.
+The cost is a fraction of the fastest training without tracking, so that a busy machine does not make it look
+small. As a check that no part is missing, the table also has the CPU times of the whole trainings.
 """
 
 import tempfile
@@ -43,7 +42,7 @@ from cifar_mlflow.training.loop import Training
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one training: of its epochs (wall clock), of all of `fit` (CPU time), and of tracking."""
+    """Seconds of one training: its epochs (wall clock), `fit` (CPU time), and the parts of tracking."""
 
     epochs: float
     cpu: float
@@ -53,7 +52,11 @@ class Cost:
 
 
 def measure(epochs: int = 3, rounds: int = 5, **settings: Any) -> list[Row]:
-    """Four rows. A round is one training without tracking and one with; `settings` are a training's."""
+    """Return four rows; a round is one training without tracking and one with it.
+
+    Args:
+        settings: settings of the training.
+    """
     with tempfile.TemporaryDirectory() as folder:
         config = resolve_train_config(
             {"recipe": "demo", "epochs": epochs, "cache_dir": Path(folder), **settings}
@@ -62,7 +65,7 @@ def measure(epochs: int = 3, rounds: int = 5, **settings: Any) -> list[Row]:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.create_experiment(config.experiment, artifact_location=f"{folder}/artifacts")
         connect(config.experiment)
-        train_untracked(config.model_copy(update={"epochs": 1}), dataset)  # for what is set up once
+        train_untracked(config.model_copy(update={"epochs": 1}), dataset)  # sets up what is set up once
         pairs = []
         for number in range(rounds):
             pairs.append((train_untracked(config, dataset), train_tracked(config, dataset)))
@@ -71,24 +74,24 @@ def measure(epochs: int = 3, rounds: int = 5, **settings: Any) -> list[Row]:
     def of_median(side: int, value: Callable[[Cost], float]) -> float:
         return median(value(pair[side]) for pair in pairs)
 
-    seconds = min(untracked.epochs for untracked, _ in pairs)  # what else runs can only add to it
+    seconds = min(untracked.epochs for untracked, _ in pairs)  # other load can only increase it
     metrics = of_median(1, lambda cost: cost.metrics)
     checkpoints = of_median(1, lambda cost: cost.checkpoints)
     cpu, cpu_tracked = (of_median(side, lambda cost: cost.cpu) for side in (0, 1))
     changes = [100 * (tracked.cpu / untracked.cpu - 1) for untracked, tracked in pairs]
-    beside = f"{seconds / epochs:.2f} s an epoch (metrics to a list)"
+    beside = f"{seconds / epochs:.2f} s per epoch (metrics to a list)"
     return [
         Row(
-            what="logging the metrics of each epoch, share of training time",
-            ours=f"{1000 * metrics / epochs:.1f} ms an epoch (MLflow, SQLite)",
+            what="logging the metrics of each epoch, fraction of training time",
+            ours=f"{1000 * metrics / epochs:.1f} ms per epoch (MLflow, SQLite)",
             beside=beside,
             figure=100 * metrics / seconds,
             unit="%",
             at_most=1,
         ),
         Row(
-            what="a checkpoint after each epoch, share of training time",
-            ours=f"{1000 * checkpoints / epochs:.1f} ms an epoch",
+            what="a checkpoint after each epoch, fraction of training time",
+            ours=f"{1000 * checkpoints / epochs:.1f} ms per epoch",
             beside=beside,
             figure=100 * checkpoints / seconds,
             unit="%",
@@ -101,7 +104,7 @@ def measure(epochs: int = 3, rounds: int = 5, **settings: Any) -> list[Row]:
             unit="%",
         ),
         Row(
-            what="once a run: settings, environment, data, pictures, models",
+            what="once per run: settings, environment, data, figures, models",
             ours="MLflow, SQLite",
             beside="-",
             figure=of_median(1, lambda cost: cost.start_and_end),
@@ -126,7 +129,7 @@ def train_untracked(config: TrainConfig, dataset: ImageDataset) -> Cost:
 
 
 def train_tracked(config: TrainConfig, dataset: ImageDataset) -> Cost:
-    """What `pipeline.train` does, with clocks in it."""
+    """Do what `pipeline.train` does, and measure its parts."""
     train, val = divide(dataset, config)
     training = new_training(config, dataset)
     with tracked_run(kind="benchmark", name="tracked", cache_dir=config.cache_dir) as (run, directory):
@@ -135,7 +138,7 @@ def train_tracked(config: TrainConfig, dataset: ImageDataset) -> Cost:
         log_data(cast(TrackedRun, once), config, dataset, train)
 
         metrics, checkpoint = Clocked(run), Clocked(directory.checkpoint)
-        sender = next(thread for thread in threading.enumerate() if thread.name == "outbox")
+        sender = next(thread for thread in threading.enumerate() if thread.name == "metric-queue")
         sent_before, start = cpu_seconds(sender), time.process_time()
         best = training.fit(cast(TrackedRun, metrics), cast(CheckpointFile, checkpoint))
         while run.missing_epochs(training.history):  # the last ones are still on their way
@@ -155,7 +158,7 @@ def new_training(config: TrainConfig, dataset: ImageDataset) -> Training:
 
 
 class Clocked:
-    """Stands for an object, and adds up how long the calls of its methods took."""
+    """A proxy for an object that adds up the duration of its method calls."""
 
     def __init__(self, target: object) -> None:
         self._target = target
@@ -177,5 +180,5 @@ class Clocked:
 
 
 def cpu_seconds(thread: threading.Thread) -> float:
-    assert thread.ident is not None, "it has not been started"
+    assert thread.ident is not None, "the thread has not been started"
     return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))

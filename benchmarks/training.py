@@ -1,13 +1,13 @@
-"""Training throughput beside the way most CIFAR-10 scripts train.
+"""Training throughput, compared with the usual CIFAR-10 training script.
 
-Ours is the product: `Training.fit` with the settings that a user gets, from the bytes of the images to the
-updated weights. The peer is what kuangliu/pytorch-cifar and its many descendants do: fp32, NCHW, a DataLoader
-with two workers that transforms image by image, SGD with momentum. Both train the same network on the same
-photos in batches of the same size.
+Ours is `Training.fit` with default settings, from the bytes of the images to the updated weights. The peer
+does what kuangliu/pytorch-cifar and its many descendants do: fp32, NCHW, a DataLoader with two workers that
+transforms image by image, SGD with momentum. Both train the same network on the same images with the same
+batch size.
 
-Why it is fair: the sides take turns in one process, so that a machine that slows down slows both, and the
-median of the rounds counts. Both have done a step before, so that neither pays for what is set up once. The
-start of the peer's workers, which an epoch of 50,000 images hardly notices, is not on its clock.
+Why it is fair: the two sides alternate in one process, so that a slowdown of the machine affects both, and
+the median of the rounds counts. Both do one step first, so that neither pays for one-time setup. The start
+of the peer's workers, which is negligible in an epoch of 50,000 images, is not counted.
 """
 
 import time
@@ -31,7 +31,7 @@ from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.training.device import Hardware, set_up_hardware
 from cifar_mlflow.training.loop import Training
 
-# How many times as fast as the peer.
+# Target speedups over the peer.
 TARGETS: Mapping[ModelName, float] = {"resnet18": 3.0, "vgg16": 2.0}
 DATALOADER_WORKERS = 2
 
@@ -43,7 +43,7 @@ def measure(
     rounds: int = 5,
     threads: int = 0,
 ) -> list[Row]:
-    """One row a network. A round is one pass over so many photos by each side."""
+    """Return one row per network; a round is one pass over `images` images by each side."""
     rows = []
     for model, target in targets.items():
         config = resolve_train_config(
@@ -58,7 +58,7 @@ def measure(
         hardware = set_up_hardware(config, config.precision)
         dataset = load_dataset(config)
         photos = first(images, dataset.split("train"))
-        for side in (ours, peer):  # once for what both set up at their first step
+        for side in (ours, peer):  # both set things up in their first step
             side(config, hardware, first(batch_size, photos), dataset.classes)
         speeds: dict[str, list[float]] = {"ours": [], "peer": []}
         for number in range(rounds):
@@ -87,14 +87,14 @@ def first(count: int, photos: Split) -> Split:
 
 
 class NoRecorder:
-    """What tracking costs is another benchmark's question."""
+    """Drops the metrics; `tracking_cost` measures tracking."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         pass
 
 
 def ours(config: TrainConfig, hardware: Hardware, photos: Split, classes: tuple[str, ...]) -> float:
-    """Images a second of an epoch without validation, which the peer's epoch has not either."""
+    """Return the images per second of an epoch without validation, which the peer does not have either."""
     mean, std = (values.tolist() for values in mean_std(photos.images))
     network = build_network(config.model, len(classes), dropout=config.dropout)
     classifier = ImageClassifier(network, mean, std)
@@ -105,7 +105,7 @@ def ours(config: TrainConfig, hardware: Hardware, photos: Split, classes: tuple[
 
 
 class PhotosOneByOne(Dataset[tuple[Tensor, int]]):
-    """Photos as torchvision's data sets give them: a PIL image, and transforms that are called for each."""
+    """Images as torchvision's data sets return them: PIL images, each of which is transformed separately."""
 
     def __init__(self, photos: Split) -> None:
         self.images = np.array(photos.images)
@@ -128,7 +128,7 @@ class PhotosOneByOne(Dataset[tuple[Tensor, int]]):
 
 
 def peer(config: TrainConfig, hardware: Hardware, photos: Split, classes: tuple[str, ...]) -> float:
-    """Images a second of an epoch, from the moment when the first batch is there."""
+    """Return the images per second of an epoch, counted from the arrival of the first batch."""
     network: nn.Module = build_network(config.model, len(classes), dropout=config.dropout)
     network.to(hardware.device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=0.9, weight_decay=5e-4)
@@ -137,7 +137,7 @@ def peer(config: TrainConfig, hardware: Hardware, photos: Split, classes: tuple[
         batch_size=config.batch_size,
         shuffle=True,
         num_workers=DATALOADER_WORKERS,
-        multiprocessing_context="fork",  # as in a script; here they would import all of torch again
+        multiprocessing_context="fork",  # as in a script; spawned workers would import torch again
     )
     start = None
     total_loss, correct = 0.0, 0

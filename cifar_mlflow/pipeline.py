@@ -3,11 +3,8 @@
 What is needed only after the training (metrics, figures, export) is imported late: it takes seconds.
 """
 
-import importlib
 import logging
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,11 +45,6 @@ logger = logging.getLogger(__name__)
 
 IMAGES_FOR_INITIALIZATION = 5_000  # enough for the whitening layer's statistics of patches
 HEADLINES = ("accuracy", "accuracy_tta", "f1_macro", "loss", "ece")
-IMPORTED_DURING_TRAINING = (
-    "cifar_mlflow.evaluation.report",
-    "cifar_mlflow.export.reference",
-    "mlflow.pytorch",
-)
 
 
 @dataclass(frozen=True)
@@ -151,24 +143,12 @@ def train(
         else:
             log_start(run, config, dataset, val_split, hardware)
             directory.checkpoint.save(training.state_dict())
-        _import_in_background(IMPORTED_DURING_TRAINING)
         best = training.fit(run, directory.checkpoint, stop, callbacks.prune if callbacks else no_pruning)
         with stop.at_once():  # the last epoch is in the checkpoint
             if not (callbacks and callbacks.skip_model_export):
                 log_data(run, config, dataset, train_split)
             metrics = finish(run, config, dataset, val_split, training, best, callbacks)
         return Result(run.run_id, run.name, metrics)
-
-
-def _import_in_background(modules: tuple[str, ...]) -> None:
-    """Import modules in a thread, while the first training steps run outside of Python's interpreter lock."""
-
-    def import_all() -> None:
-        with suppress(Exception):  # the import statement that needs the module raises it again
-            for name in modules:
-                importlib.import_module(name)
-
-    threading.Thread(target=import_all, name="imports").start()
 
 
 def resumable_config(run_id: str, given: Mapping[str, object], study: str | None = None) -> TrainConfig:

@@ -1,7 +1,14 @@
-"""The training loop. It does not depend on MLflow: a recorder receives the metrics."""
+"""The training loop. It does not depend on MLflow: a recorder receives the metrics.
 
+The libraries of the evaluation (scikit-learn, matplotlib, scipy) take seconds to import. A thread imports
+them during the first epoch, and the loop waits for it before it uses them, so that no two threads import the
+same module.
+"""
+
+import importlib
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
@@ -114,6 +121,10 @@ class Training:
             TrainingDivergedError: the loss became NaN or infinite; the last good checkpoint is kept.
             Interrupted: `stop` was requested; the checkpoint is written.
         """
+        self._imports = threading.Thread(
+            target=importlib.import_module, args=("cifar_mlflow.evaluation.report",), name="imports"
+        )
+        self._imports.start()
         with training_bar() as bar:
             task = bar.add_task("", total=self.config.epochs * self.loader.steps_per_epoch, note="")
             while not (prune(self.history) or self.finished):
@@ -137,6 +148,7 @@ class Training:
                 logger.info("%s", self._epoch_line(metrics))
         if self.best_weights is not None:
             self.evaluated.load_state_dict(self.best_weights)
+        self._imports.join()
         return self.evaluated.eval()
 
     def _train_epoch(self) -> Iterator[None]:
@@ -220,7 +232,8 @@ class Training:
             "lr": self.optimizers[0].param_groups[0]["lr"],
             "images_per_second": self.seen / self.epoch_seconds,
         }
-        from cifar_mlflow.evaluation.metrics import evaluate_logits  # late: it takes a second
+        self._imports.join()
+        from cifar_mlflow.evaluation.metrics import evaluate_logits
 
         start = time.perf_counter()
         if len(self.val.labels):

@@ -1,4 +1,4 @@
-"""A training from the command line to a finished run: what is in it, and what comes back out of it."""
+"""A training from the command line to a finished run: its contents, and models loaded back from it."""
 
 import json
 import os
@@ -42,7 +42,7 @@ TABLES = {
 }
 
 
-def test_a_finished_run_holds_everything_needed_to_read_and_repeat_it(trained: Project) -> None:
+def test_a_finished_run_contains_everything_needed_to_repeat_it(trained: Project) -> None:
     run = trained.trained_run
     assert run.info.status == "FINISHED"
 
@@ -62,7 +62,7 @@ def test_a_finished_run_holds_everything_needed_to_read_and_repeat_it(trained: P
     }  # fmt: skip
     steps = [metric.step for metric in trained.client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [1, 2]
-    assert run.data.metrics["test/accuracy"] == 1.0  # flat colours
+    assert run.data.metrics["test/accuracy"] == 1.0  # plain colours
 
     tags = run.data.tags
     assert tags["kind"] == "train"
@@ -76,11 +76,11 @@ def test_a_finished_run_holds_everything_needed_to_read_and_repeat_it(trained: P
         "weights/model.safetensors",
         "weights/model.h5",
     }
-    # Nothing of it is left on this machine's disk.
+    # Its local files are gone.
     assert not (Path(trained.env["CIFAR_MLFLOW_CACHE"]) / "runs" / run.info.run_id).exists()
 
 
-def test_the_pictures_and_tables_say_what_the_metrics_say(trained: Project) -> None:
+def test_figures_and_tables_agree_with_the_metrics(trained: Project) -> None:
     run = trained.trained_run
     folder = Path(trained.client.download_artifacts(run.info.run_id, ""))
     numbers = json.loads((folder / "test/metrics.json").read_text())
@@ -98,8 +98,8 @@ def test_the_pictures_and_tables_say_what_the_metrics_say(trained: Project) -> N
 
 
 @pytest.mark.slow
-def test_the_saved_model_predicts_alike_in_every_form(trained: Project) -> None:
-    """pt2 from the run, weights from the run, HDF5 exported to a file: the same numbers."""
+def test_every_saved_format_gives_the_same_predictions(trained: Project) -> None:
+    """The pt2 program and the weights of the run, and an exported HDF5 file."""
     run = trained.trained_run
     trained.run("export", run.info.run_id, "--format", "hdf5", "--output", "model.h5")
     with h5py.File(trained.folder / "model.h5") as file:
@@ -119,7 +119,7 @@ def test_the_saved_model_predicts_alike_in_every_form(trained: Project) -> None:
 
 
 @pytest.mark.slow
-def test_the_mlflow_model_is_no_pickle_and_takes_any_batch(
+def test_the_mlflow_model_is_not_a_pickle_and_accepts_any_batch(
     trained: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = trained.trained_run
@@ -168,8 +168,8 @@ def test_without_a_test_split_or_validation_the_run_says_so(project: Project) ->
 
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_validation_of_a_model_is_what_it_was_not_trained_on(project: Project) -> None:
-    """Whatever division is asked for: its training images as validation would flatter it."""
+def test_a_model_is_validated_on_images_it_was_not_trained_on(project: Project) -> None:
+    """Whatever split is requested: its training images would give a higher accuracy."""
     project.train("--val-size", "0.25", "--split-seed", "5", "--test", "false")
     (trained,) = project.runs
     images = ("--dataset", "folder", "--data-dir", str(project.images))
@@ -186,7 +186,7 @@ def test_validation_of_a_model_is_what_it_was_not_trained_on(project: Project) -
 
 @pytest.mark.slow
 def test_a_registered_pickle_is_refused(project: Project) -> None:
-    """Even one that claims to be ours: MLflow would run what it says."""
+    """Even if it claims to be ours: MLflow would execute its code."""
     mlflow.set_tracking_uri(project.env["MLFLOW_TRACKING_URI"])
     folder = project.folder / "model"
     mlflow.pytorch.save_model(
@@ -205,7 +205,7 @@ def test_a_registered_pickle_is_refused(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_the_printed_config_trains_the_same_again(project: Project) -> None:
+def test_the_printed_config_repeats_the_training(project: Project) -> None:
     printed = project.run("train", *project.quick, "--lr", "0.02", "--print-config")
     (project.folder / "config.yaml").write_text(printed)
     assert yaml.safe_load(printed)["lr"] == 0.02
@@ -217,7 +217,7 @@ def test_the_printed_config_trains_the_same_again(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_nan_ends_the_run_as_failed_with_the_reason(trained: Project) -> None:
+def test_a_nan_loss_ends_the_run_as_failed_with_the_reason(trained: Project) -> None:
     project = trained
     project.run("export", project.trained_run.info.run_id, "--output", "broken.h5")
     with h5py.File(project.folder / "broken.h5", "r+") as file:
@@ -231,7 +231,7 @@ def test_a_loss_that_is_nan_ends_the_run_as_failed_with_the_reason(trained: Proj
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) -> None:
-    """A bound on the size of a file stands in for the disk: the checkpoint is larger, the store is not."""
+    """A limit on the file size stands for the full disk: the checkpoint exceeds it, the store does not."""
     process = project.start(
         "train",
         *project.quick,
@@ -251,12 +251,12 @@ def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry_point", ["main", "demo"])
-def test_mlflow_run_trains_in_the_run_it_made(
+def test_mlflow_run_trains_in_the_run_that_it_created(
     project: Project, entry_point: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Every setting works as -P, also one whose text is not what the log would write (1e-2, underscores)."""
+    """Every setting works with -P, also if its text differs from the logged one (1e-2, underscores)."""
     # With the environment manager `local`, MLflow runs the `python` of the active environment.
-    monkeypatch.chdir(project.folder)  # where a new experiment keeps its artifacts
+    monkeypatch.chdir(project.folder)  # where a new experiment stores its artifacts
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     settings = {
         "dataset": "folder", "data_dir": str(project.images), "model": "cnn", "width": "0.25", "epochs": "1",
@@ -281,7 +281,7 @@ def test_mlflow_run_trains_in_the_run_it_made(
 
 
 @pytest.mark.slow
-def test_mlflow_run_with_a_wrong_setting_leaves_the_reason_in_the_run(
+def test_mlflow_run_with_an_invalid_setting_tags_the_run_with_the_reason(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project.folder)
@@ -297,7 +297,7 @@ def test_mlflow_run_with_a_wrong_setting_leaves_the_reason_in_the_run(
 @pytest.mark.real_data
 @pytest.mark.slow
 def test_the_real_images_train(project: Project, real_data_dir: Path) -> None:
-    """All 50,000 images, at the smallest cost that still learns something."""
+    """All 50,000 images, with the smallest network that still learns something."""
     project.run(
         "train", "--data-dir", str(real_data_dir), "--model", "cnn", "--width", "0.25", "--epochs", "1",
         "--batch-size", "256",

@@ -1,4 +1,4 @@
-"""The training loop: what it promises about seeds, interruptions, divergence and early stopping."""
+"""The training loop: seeds, interruptions, divergence and early stopping."""
 
 import signal
 from pathlib import Path
@@ -23,7 +23,7 @@ EVERYTHING_THAT_HAS_STATE = {"dropout": 0.3, "ema": 0.9, "cutout": 8, "flip": "a
 
 
 class Recorded:
-    """A recorder that keeps what it is told, and may ask for a stop after some epoch."""
+    """A recorder that keeps the metrics."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
@@ -33,13 +33,13 @@ class Recorded:
 
 
 class StopAtStep(StopRequest):
-    """Asks for a stop after so many steps, as a signal would."""
+    """Requests a stop after a number of steps, as a signal would."""
 
     def __init__(self, steps: int) -> None:
         self._steps_left = steps
 
     @property
-    def signum(self) -> int | None:  # type: ignore[override]  # the loop only reads it, once a step
+    def signum(self) -> int | None:  # type: ignore[override]  # the loop only reads it, once per step
         self._steps_left -= 1
         return signal.SIGTERM if self._steps_left <= 0 else None
 
@@ -69,7 +69,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_a_seed_gives_the_same_weights_twice_and_another_seed_others() -> None:
+def test_the_weights_depend_on_the_seed_only() -> None:
     first = weights(make_training(seed=7).fit(Recorded()))
     assert_equal(first, weights(make_training(seed=7).fit(Recorded())))
     other = weights(make_training(seed=8).fit(Recorded()))
@@ -106,7 +106,7 @@ def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
         assert {name: row[name] for name in names} == {name: other[name] for name in names}
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_checkpoint(
+def test_an_infinite_loss_names_the_step_and_keeps_the_last_good_checkpoint(
     tmp_path: Path,
 ) -> None:
     checkpoint = CheckpointFile(tmp_path / "checkpoint.pt")
@@ -123,8 +123,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_good_c
     assert checkpoint.load()["epoch"] == good["epoch"] == 1
 
 
-def test_weights_that_the_last_step_spoiled_are_not_kept(tmp_path: Path) -> None:
-    """Its loss was computed before the step, and is fine."""
+def test_weights_that_became_infinite_in_the_last_step_are_not_kept(tmp_path: Path) -> None:
+    """The loss of that step was computed before it, and is finite."""
     checkpoint = CheckpointFile(tmp_path / "checkpoint.pt")
     broken = make_training(epochs=1)
 
@@ -151,7 +151,7 @@ def test_patience_stops_early_and_keeps_the_weights_with_the_lowest_validation_l
 
 
 def _fit_epochs(training: Training, epochs: int) -> ImageClassifier:
-    """The weights of a training after some of its epochs, without early stopping."""
+    """Return the weights after some epochs, without early stopping."""
     with pytest.raises(Interrupted):
         training.fit(Recorded(), None, StopAtStep(epochs * training.loader.steps_per_epoch))
     return training.evaluated
@@ -169,7 +169,7 @@ def test_each_epoch_is_recorded_with_its_metrics() -> None:
         assert all(np.isfinite(value) for value in metrics.values())
 
 
-def test_the_averaged_weights_are_the_ones_that_are_kept() -> None:
+def test_the_averaged_weights_are_kept() -> None:
     training = make_training(ema=0.9)
     kept = training.fit(Recorded())
     plain = make_training().fit(Recorded())
@@ -177,7 +177,7 @@ def test_the_averaged_weights_are_the_ones_that_are_kept() -> None:
     assert not torch.equal(weights(kept)["network.head.weight"], weights(plain)["network.head.weight"])
 
 
-def test_gradient_clipping_bounds_what_a_step_can_do() -> None:
+def test_gradient_clipping_bounds_a_step() -> None:
     free = make_training(epochs=1, lr=0.01, warmup=0)
     clipped = make_training(epochs=1, lr=0.01, warmup=0, grad_clip=1e-6)
     head = "network.head.weight"

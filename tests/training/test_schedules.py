@@ -1,4 +1,4 @@
-"""The learning rate's course: bounds, peak and ends, for every schedule and warm-up."""
+"""Learning-rate schedules: bounds, peak and ends, for every schedule and warm-up."""
 
 from typing import get_args
 
@@ -15,7 +15,7 @@ progresses = st.floats(0, 1, exclude_max=True)
 
 
 @given(schedules, warmups, progresses)
-def test_factor_is_a_share_of_the_peak(schedule: ScheduleName, warmup: float, progress: float) -> None:
+def test_the_factor_is_between_zero_and_one(schedule: ScheduleName, warmup: float, progress: float) -> None:
     assert 0 <= lr_factor(schedule, warmup, progress) <= 1
 
 
