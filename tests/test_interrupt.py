@@ -1,4 +1,4 @@
-"""Signals while a training or an evaluation is at work."""
+"""Signals during a training or an evaluation."""
 
 import signal
 from contextlib import suppress
@@ -8,7 +8,7 @@ import pytest
 from cifar_mlflow.interrupt import Interrupted, StopRequest
 
 
-def test_a_signal_waits_to_be_asked_for() -> None:
+def test_a_signal_only_sets_the_request() -> None:
     with StopRequest() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop.signum == signal.SIGTERM
@@ -16,17 +16,17 @@ def test_a_signal_waits_to_be_asked_for() -> None:
             stop.raise_if_asked()
 
 
-def test_in_a_block_that_may_be_left_anywhere_a_signal_does_not_wait() -> None:
+def test_a_signal_raises_at_once_within_at_once() -> None:
     def work() -> None:
-        with suppress(Exception):  # as libraries do: they must not take it for an error
+        with suppress(Exception):  # as in a library: it must not swallow the interruption
             signal.raise_signal(signal.SIGTERM)
-        pytest.fail("the signal was kept waiting")
+        pytest.fail("the signal was ignored")
 
     with StopRequest() as stop, pytest.raises(Interrupted, match="SIGTERM"), stop.at_once():
         work()
 
 
-def test_a_signal_at_the_end_of_one_of_many_works_is_told_to_the_work_around_it() -> None:
+def test_a_signal_too_late_for_a_job_stops_the_job_around_it() -> None:
     with StopRequest() as outer:
         with StopRequest() as inner:
             with inner.at_once():

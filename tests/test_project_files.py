@@ -1,4 +1,4 @@
-"""The files at the top level tell the same story as the code."""
+"""The files at the top level agree with the code."""
 
 import re
 import tomllib
@@ -33,7 +33,7 @@ def test_conda_yaml_repeats_the_ranges_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())["dependencies"]
     names = [re.match(r"\w+", item)[0] if isinstance(item, str) else "packages" for item in conda]  # type: ignore[index]
-    assert names == ["python", "pip", "packages"]  # all that MLflow's uv and virtualenv managers understand
+    assert names == ["python", "pip", "packages"]  # MLflow's uv and virtualenv managers accept nothing else
     assert conda[2]["pip"] == project["dependencies"]
     assert f">={conda[0].removeprefix('python=')}" == project["requires-python"]
 
@@ -90,7 +90,7 @@ def test_a_recipe_holds_valid_settings_that_can_be_overridden(recipe: str) -> No
     assert resolve_train_config({"recipe": recipe, "epochs": 3}).epochs == 3
 
 
-def test_the_makefile_has_what_the_readme_promises() -> None:
+def test_the_makefile_has_the_targets_of_the_readme() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     readme = (ROOT / "README.md").read_text()
     assert set(re.findall(r"\bmake (\w+)", readme)) <= targets
@@ -98,8 +98,8 @@ def test_the_makefile_has_what_the_readme_promises() -> None:
     assert "make test" in (ROOT / ".ci/run").read_text()
 
 
-def test_every_command_in_the_readme_is_one_that_parses() -> None:
-    """Each option of each `cifar-mlflow` line is known; a wrong one would be the first thing a user meets."""
+def test_every_command_in_the_docs_has_valid_options() -> None:
+    """Every option in the `cifar-mlflow` lines of README and docs exists."""
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     lines = [line for page in pages for line in page.read_text().splitlines()]
     commands = [match for line in lines if (match := re.match(r"\s*(?:\$ )?cifar-mlflow (\w+)(.*)", line))]

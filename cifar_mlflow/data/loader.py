@@ -11,13 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.config import SMALL_IMAGES_SCALE, TrainConfig
 from cifar_mlflow.data import augment
-from cifar_mlflow.errors import UsageError
-
-# Of each side, during the share of the epochs that `small_images` sets: a little over half of the pixels.
-# What is learnt there carries over to full size within an epoch or two.
-SMALL = 0.75
 
 
 class TrainLoader:
@@ -39,12 +34,6 @@ class TrainLoader:
         num_classes: int,
         device: torch.device,
     ) -> None:
-        side = round(min(images.shape[1:3]) * (SMALL if config.small_images else 1))
-        if max(config.cutout, config.crop_padding + 1) > side:
-            raise UsageError(
-                f"cutout ({config.cutout}) and crop_padding ({config.crop_padding}) must be smaller than the "
-                f"images: {side} pixels"
-            )
         self.config = config
         self.num_classes = num_classes
         self.device = device
@@ -80,7 +69,7 @@ class TrainLoader:
         # The bytes lie channel by channel within a pixel, so this view is what torch calls channels_last.
         pixels = windows.permute(0, 3, 1, 2)
         if epoch < config.small_images * config.epochs:
-            pixels = augment.shrink(pixels, SMALL)
+            pixels = augment.shrink(pixels, SMALL_IMAGES_SCALE)
         images = pixels.float().div_(255)
         if config.brightness or config.contrast:
             images = augment.jitter(images, config.brightness, config.contrast, generator)

@@ -59,6 +59,9 @@ def tracked_run(
         active = _start(run_name=name, tags=tags)
         directory = RunDirectory.of(cache_dir, active.info.run_id)
     run = TrackedRun(active.info.run_id, active.info.run_name)
+    if store_uri().startswith("http"):
+        page = f"#/experiments/{active.info.experiment_id}/runs/{run.run_id}"
+        logger.info("Run %s: %s/%s", run.name, store_uri().rstrip("/"), page)
     status = "FAILED"
     try:
         if not run_id:

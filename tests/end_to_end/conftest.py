@@ -1,4 +1,4 @@
-"""The product as a user runs it: a process in a folder of its own, a real MLflow store, and small images."""
+"""The product as users run it: real processes, a real MLflow store, and small images."""
 
 import os
 import shutil
@@ -19,13 +19,13 @@ import pytest
 from mlflow.entities import Run
 from PIL import Image
 
-# A training that takes a second: three classes of flat colours, and a narrow network.
+# A training that takes a second: three classes of plain colours and a narrow network.
 QUICK = ("--model", "cnn", "--width", "0.25", "--epochs", "2", "--batch-size", "16", "--threads", "1")
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of images sorted into one folder a class; sizes and formats differ."""
+    """Return a folder with one subfolder per class; sizes and formats of the images differ."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for label, name in enumerate(("blue", "green", "red")):
@@ -39,7 +39,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Project:
-    """A working folder with a store, in which commands are run."""
+    """A working folder with a store, where commands run."""
 
     folder: Path
     images: Path
@@ -52,7 +52,7 @@ class Project:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs, the newest first."""
+        """All runs, newest first."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         return list(self.client.search_runs(experiments))
 
@@ -68,7 +68,7 @@ class Project:
         return found
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-        """Start `cifar-mlflow` with these arguments; its output is in `<folder>/output`."""
+        """Start `cifar-mlflow`; its output goes to `<folder>/output`."""
         with (self.folder / "output").open("w") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "cifar_mlflow", *arguments],
@@ -78,7 +78,7 @@ class Project:
         return process
 
     def run(self, *arguments: str, code: int = 0) -> str:
-        """Run `cifar-mlflow` to its end and return what it printed."""
+        """Run `cifar-mlflow`, check its exit code, and return its output."""
         process = self.start(*arguments)
         process.wait(timeout=300)
         output = self.output()
@@ -90,7 +90,7 @@ class Project:
         return (self.folder / "output").read_text()
 
     def train(self, *arguments: str, code: int = 0) -> str:
-        """A quick training on the folder of images."""
+        """Run a quick training on the folder of images."""
         return self.run("train", *self.quick, *arguments, code=code)
 
     @property
@@ -119,7 +119,7 @@ def open_project(folder: Path, images: Path, empty_store: Path, cache: Path) -> 
         {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         | {
             "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
-            # One cache for all, or each would decode the images again; runs are told apart by their ids.
+            # One cache for all projects, so that the images are decoded once; runs have different ids.
             "CIFAR_MLFLOW_CACHE": str(cache),
             "CIFAR_MLFLOW_PATIENCE": "60",
         },
@@ -142,7 +142,7 @@ def project(tmp_path: Path, images: Path, empty_store: Path, shared_cache: Path)
 def trained(
     tmp_path_factory: pytest.TempPathFactory, images: Path, empty_store: Path, shared_cache: Path
 ) -> Iterator[Project]:
-    """A project with one finished training, for tests that look at it or add to it."""
+    """Return a project with one finished training, for tests that only read it or add to it."""
     with open_project(tmp_path_factory.mktemp("trained"), images, empty_store, shared_cache) as started:
         started.train("--tta", "flip", "--seed", "3", "--run-name", "trained")
         yield started

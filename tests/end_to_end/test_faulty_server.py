@@ -1,4 +1,4 @@
-"""Commands whose tracking server loses answers, or is away for a moment at a time."""
+"""Commands whose tracking server loses responses, or fails for a moment."""
 
 import re
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ BAD_GATEWAY = b"<html>Bad gateway</html>"
 
 
 class Proxy(ThreadingHTTPServer):
-    """Stands before an `mlflow server`.
+    """A proxy in front of an `mlflow server`.
 
     Attributes:
-        away: requests (a pattern of method and path) to be answered with 502, so often each.
-        lost: requests to be passed on, whose answer is lost, so often each.
+        away: pattern of method and path -> number of matching requests to answer with 502.
+        lost: pattern -> number of matching requests to forward without returning the response.
     """
 
     daemon_threads = True
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.content)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815 - the names that it looks for
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815 - names set by http.server
 
     def _is_due(self, faults: dict[str, int], request: str) -> bool:
         for pattern, times in faults.items():
@@ -84,7 +84,9 @@ def proxy(project: Project, free_port: int) -> Iterator[Proxy]:
     server.stop()
 
 
-def test_what_is_lost_or_late_is_neither_made_twice_nor_given_up(project: Project, proxy: Proxy) -> None:
+def test_lost_responses_create_nothing_twice_and_short_outages_are_survived(
+    project: Project, proxy: Proxy
+) -> None:
     proxy.lost = {"POST .*runs/create": 1, "POST .*model-versions/create": 1}
     project.train("--serve-precision", "fp32", "--epochs", "1")
     (run,) = project.runs

@@ -1,4 +1,4 @@
-"""Signals, kill -9, a tracking server that goes away: nothing stays RUNNING, and nothing is lost."""
+"""Signals, kill -9, an outage of the tracking server: no run stays RUNNING, and nothing is lost."""
 
 import os
 import signal
@@ -76,7 +76,7 @@ def test_a_second_ctrl_c_stops_at_once(project: Project) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_without_a_word_is_found_closed_and_continued(project: Project) -> None:
+def test_a_run_killed_by_sigkill_is_closed_and_can_be_resumed(project: Project) -> None:
     process = project.start("train", *project.quick, *LONG)
     wait_for_epoch(project, 3)
     project.stop(process, signal.SIGKILL)
@@ -97,7 +97,7 @@ def test_a_run_killed_without_a_word_is_found_closed_and_continued(project: Proj
 
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_a_run_that_lives_is_neither_closed_nor_resumed_by_another(project: Project) -> None:
+def test_a_live_run_is_neither_closed_nor_resumed_by_another_process(project: Project) -> None:
     process = project.start("train", *project.quick, *LONG, "--epochs", "5000")
     project.wait_for(lambda: "epoch 2/5000  " in project.output(), "epoch 2")
     (run,) = project.runs
@@ -110,11 +110,11 @@ def test_a_run_that_lives_is_neither_closed_nor_resumed_by_another(project: Proj
 
 
 @pytest.mark.slow
-def test_ctrl_c_at_mlflow_run_saves_the_checkpoint_and_says_how_to_go_on(project: Project) -> None:
-    """The terminal interrupts MLflow and the training at once, and MLflow passes on a SIGTERM as well.
+def test_ctrl_c_in_mlflow_run_saves_the_checkpoint_and_prints_how_to_resume(project: Project) -> None:
+    """The terminal interrupts MLflow and the training at once, and MLflow also sends a SIGTERM.
 
-    The training ends its run as KILLED; `mlflow run` then overwrites that with FAILED, as it does with every
-    status, so the reason is in the tag.
+    The training ends its run as KILLED; `mlflow run` then overwrites the status with FAILED, so the tag has
+    the reason.
     """
     parameters = [
         f"-P{name[2:]}={value}"
@@ -142,7 +142,7 @@ def test_ctrl_c_at_mlflow_run_saves_the_checkpoint_and_says_how_to_go_on(project
 
 @pytest.mark.slow
 def test_a_run_of_another_machine_is_left_alone(project: Project) -> None:
-    """Its process cannot be seen from here, so its lock says nothing."""
+    """This machine cannot see its process, so a free lock means nothing."""
     process = project.start("train", *project.quick, *LONG)
     project.wait_for(lambda: "epoch 1/60  " in project.output(), "epoch 1")
     project.stop(process, signal.SIGKILL)
@@ -154,13 +154,13 @@ def test_a_run_of_another_machine_is_left_alone(project: Project) -> None:
 
 
 class Server:
-    """A real `mlflow server`, which can be taken away and brought back."""
+    """A real `mlflow server` that can be stopped and started again."""
 
     def __init__(self, project: Project, port: int) -> None:
         self.uri = f"http://127.0.0.1:{port}"
         self._store = project.env["MLFLOW_TRACKING_URI"]
         self._folder = project.folder
-        self._port = port
+        self.port = port
         project.env["MLFLOW_TRACKING_URI"] = self.uri
         self.start()
 
@@ -170,16 +170,16 @@ class Server:
                 [
                     sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self._store,
                     "--artifacts-destination", str(self._folder / "served"),
-                    "--port", str(self._port), "--workers", "1",
+                    "--port", str(self.port), "--workers", "1",
                 ],
                 cwd=self._folder, stdout=log, stderr=log, start_new_session=True,
-                # its dozen of job processes have no part in tracking
+                # its dozen job processes are not needed for tracking
                 env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             )  # fmt: skip
         deadline = time.monotonic() + 90
         while True:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self._port)) == 0:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             assert time.monotonic() < deadline, (self._folder / "server.log").read_text()
             time.sleep(0.1)
@@ -198,9 +198,7 @@ def server(project: Project, free_port: int) -> Iterator[Server]:
 
 
 @pytest.mark.slow
-def test_a_tracking_server_works_like_the_local_store_and_may_go_away_meanwhile(
-    project: Project, server: Server
-) -> None:
+def test_training_continues_during_an_outage_of_the_tracking_server(project: Project, server: Server) -> None:
     process = project.start("train", *project.quick, *LONG)
     wait_for_epoch(project, 2)
     server.stop()
@@ -217,8 +215,29 @@ def test_a_tracking_server_works_like_the_local_store_and_may_go_away_meanwhile(
 
 
 @pytest.mark.slow
+def test_the_password_of_the_server_is_neither_shown_nor_stored(project: Project, server: Server) -> None:
+    project.env["MLFLOW_TRACKING_URI"] = server.uri.replace("http://", "http://alice:secret@")
+    process = project.start("train", *project.quick, *LONG, "--mirrors", "http://bob:secret@host/x")
+    wait_for_epoch(project, 2)
+    project.stop(process, signal.SIGKILL)
+    (run,) = project.runs
+    local = Path(project.env["CIFAR_MLFLOW_CACHE"], "runs", run.info.run_id)
+    assert "secret" not in (local / "owner.json").read_text()
+    for file in ("owner.json", "checkpoint.pt"):
+        assert (local / file).stat().st_mode & 0o077 == 0
+
+    output = project.output() + project.run("train", "--resume", run.info.run_id)
+    assert f"http://alice:***@127.0.0.1:{server.port}/#/experiments/" in output
+    assert "secret" not in output
+    finished = project.client.get_run(run.info.run_id)
+    assert finished.info.status == "FINISHED"
+    assert "secret" not in str(finished.data.to_dictionary())
+    assert finished.data.params["mirrors"] == "http://bob:***@host/x"
+
+
+@pytest.mark.slow
 @pytest.mark.thorough
-def test_a_server_that_stays_away_costs_an_error_that_says_how_to_complete_the_run(
+def test_a_lasting_outage_is_an_error_that_says_how_to_complete_the_run(
     project: Project, server: Server
 ) -> None:
     project.env["CIFAR_MLFLOW_PATIENCE"] = "2"

@@ -1,4 +1,4 @@
-"""The ends of a run: how it is marked, what is left on this machine, and which error reaches the person."""
+"""The start and end of a run: its status, its local files, and the error that the user sees."""
 
 import multiprocessing
 import threading
@@ -12,7 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.tracking import run as tracking
+from cifar_mlflow.tracking import lifecycle
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.metric_queue import MetricQueue
@@ -28,7 +28,7 @@ def _experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fail(cache_dir: Path, error: Exception, with_checkpoint: bool) -> tuple[str, RunDirectory]:
-    """A run that ends by this error."""
+    """Run a run that ends with this error; return its id and directory."""
     seen = []
     with suppress(type(error)), tracked_run(kind="train", name="a", cache_dir=cache_dir) as (run, directory):
         seen.append((run.run_id, directory))
@@ -45,7 +45,7 @@ def test_a_failed_run_without_a_checkpoint_leaves_nothing_on_this_machine(tmp_pa
     assert not directory.path.exists()
 
 
-def test_the_reason_of_a_failure_is_told_also_when_mlflow_is_away(
+def test_the_cause_of_a_failure_is_raised_even_during_an_outage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: object, **__: object) -> None:
@@ -65,14 +65,14 @@ def test_a_run_that_could_not_be_marked_is_closed_by_the_next_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as refusal:
-        refusal.setattr(tracking, "_end", lambda *_: mlflow.end_run("RUNNING"))
+        refusal.setattr(lifecycle, "_end", lambda *_: mlflow.end_run("RUNNING"))
         run_id, _ = fail(tmp_path, ValueError(), with_checkpoint=False)
     assert mlflow.MlflowClient().get_run(run_id).info.status == "RUNNING"
     close_stale_runs(tmp_path)
     assert mlflow.MlflowClient().get_run(run_id).info.status == "KILLED"
 
 
-def test_a_run_that_cannot_be_started_is_not_kept_locked(tmp_path: Path) -> None:
+def test_the_lock_of_a_run_that_cannot_be_started_is_released(tmp_path: Path) -> None:
     run_id, directory = fail(tmp_path, ValueError(), with_checkpoint=True)
     mlflow.MlflowClient().delete_run(run_id)
     with (
@@ -88,7 +88,7 @@ def test_closing_the_queue_always_wakes_its_thread() -> None:
         assert MetricQueue(lambda _: None).close(patience=0.5) == []
 
 
-def test_runs_that_log_a_new_data_set_at_once_all_have_it() -> None:
+def test_concurrent_runs_can_log_the_same_new_data_set() -> None:
     client, experiment = mlflow.MlflowClient(), mlflow.get_experiment_by_name("ends").experiment_id
     runs = [TrackedRun(client.create_run(experiment).info.run_id, "a") for _ in range(3)]
     together = threading.Barrier(len(runs))
@@ -111,7 +111,7 @@ def begin(uri: str, together: Barrier) -> None:
 
 
 @pytest.mark.slow
-def test_commands_that_begin_at_once_with_a_new_store_all_begin(
+def test_commands_can_open_a_new_store_at_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CIFAR_MLFLOW_PATIENCE")

@@ -1,0 +1,103 @@
+"""The store of a run: absolute, without its password, and found again or refused after a move."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
+from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.store import connect, select_store, store_uri
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with MLflow's default store and a run that has artifacts."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    connect("moved")
+    with tracked_run(kind="train", name="a", cache_dir=tmp_path) as (run, _):
+        run.log_text("x", "x.txt")
+    assert (folder / "mlruns").is_dir()
+    return folder
+
+
+def move(old: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    new = old.with_name("new")
+    old.rename(new)
+    monkeypatch.chdir(new)
+    mlflow.set_tracking_uri(None)
+    return new
+
+
+def test_a_moved_folder_is_refused_and_not_recreated(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    move(old, monkeypatch)
+    with pytest.raises(CifarError, match=rf"'moved' should be in {old}/mlruns/\d+, but {old} does not exist"):
+        connect("moved")
+    assert not old.exists()
+    connect("another")
+    with tracked_run(kind="train", name="a", cache_dir=old.parent) as (run, _):
+        run.log_text("x", "x.txt")
+    assert not old.exists()
+
+
+def test_a_moved_folder_is_refused_if_the_old_place_is_used_again(
+    old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move(old, monkeypatch)
+    old.mkdir()
+    with pytest.raises(CifarError, match=f"but {old}/mlruns does not exist"):
+        connect("moved")
+    assert not (old / "mlruns").exists()
+
+
+def test_a_link_at_the_old_place_is_enough(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new = move(old, monkeypatch)
+    old.symlink_to(new)
+    connect("moved")
+
+
+def test_a_relative_store_is_recorded_with_its_absolute_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert store_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_runs_of_another_folder_with_the_same_relative_store_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        if name == "a":
+            directory = RunDirectory.of(tmp_path, "f" * 32)
+            directory.acquire()
+            directory.write_owner(store_uri())
+            directory.release()
+    close_stale_runs(tmp_path)
+    assert "cannot be looked up" not in caplog.text
+
+
+def test_a_password_is_not_recorded_and_must_be_given_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_password = "http://alice:secret@127.0.0.1:9"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", with_password)
+    recorded = store_uri()
+    assert recorded == "http://alice:***@127.0.0.1:9"
+    select_store(recorded)
+    assert mlflow.get_tracking_uri() == with_password
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    with pytest.raises(UsageError, match=r"set MLFLOW_TRACKING_URI to it, with its password"):
+        select_store(recorded)
+
+
+def test_the_store_of_a_run_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = f"sqlite:///{tmp_path}/gone/mlflow.db"
+    with pytest.raises(UsageError, match=f"{tmp_path}/gone/mlflow.db does not exist"):
+        select_store(gone)
+    assert not (tmp_path / "gone").exists()
