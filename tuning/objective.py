@@ -100,7 +100,7 @@ class TrialCallbacks(pipeline.TrainingCallbacks):
         reported = self.storage.retry_on_outage(self._reported_epochs)
         for row in history:
             if row["epoch"] not in reported:
-                self._write(lambda row=row: self.trial.report(row[VALUE], int(row["epoch"])))
+                self._write(partial(self.trial.report, row[VALUE], int(row["epoch"])))
         pruned = bool(self.trial.user_attrs.get("pruned")) or self.storage.retry_on_outage(
             self.trial.should_prune
         )

@@ -398,7 +398,10 @@ def test_integers_stay_integers(read: Any) -> None:
             "{model: [resnet18, vgg16], width: [0.5, 1]}",
             "width: its condition, model is cnn or fast, is never met in this space",
         ),
-        ("width: {values: [0.5, 1], when: {model: vgg16}}", "width: only cnn, fast have this setting (got when: model"),
+        (
+            "width: {values: [0.5, 1], when: {model: vgg16}}",
+            "width: only cnn, fast have this setting (got when: model",
+        ),
         (
             "{optimizer: [sgd, adamw], lr: {values: [0.1, 0.2], when: {optimizer: muon}}}",
             "lr: its condition, optimizer is muon, is never met in this space",
