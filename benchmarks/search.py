@@ -3,8 +3,8 @@
 Both search the same space with the same network, and train on the same images with the same threads. The
 peer is the usual script: Optuna's random sampler, each trial trained to its end, nothing tracked. The
 figure is the number of epochs after which our search has a trial as good as the peer's best one, as a share
-of the peer's total epochs; mean over seeds. Only trials that trained all their epochs count, since nobody
-would use the model of a pruned one. Our search stops after a third of the peer's epochs; if it has not
+of the peer's total epochs; mean over seeds. Only trials that trained all their epochs count, since the
+model of a pruned one is of no use. Our search stops after a third of the peer's epochs; if it has not
 reached the peer's best by then, the figure is infinite.
 """
 

@@ -100,7 +100,7 @@ class TrialCallbacks(pipeline.TrainingCallbacks):
         reported = self.storage.retry_on_outage(self._reported_epochs)
         for row in history:
             if row["epoch"] not in reported:
-                self._write(lambda row=row: self.trial.report(row[VALUE], int(row["epoch"])))
+                self._write(partial(self.trial.report, row[VALUE], int(row["epoch"])))
         pruned = bool(self.trial.user_attrs.get("pruned")) or self.storage.retry_on_outage(
             self.trial.should_prune
         )
@@ -220,7 +220,7 @@ def run_trial(callbacks: TrialCallbacks, config: TrainConfig, is_restart: bool) 
     except CifarError:
         raise
     except Exception as error:
-        if not is_out_of_memory(error):  # a bug, of ours or of a library with these settings
+        if not is_out_of_memory(error):  # a bug, here or in a library
             logger.exception("unexpected error")
         callbacks.fail(first_line(error), time.monotonic() - start, config.cache_dir)
     else:
@@ -230,7 +230,7 @@ def run_trial(callbacks: TrialCallbacks, config: TrainConfig, is_restart: bool) 
 def resumable_config(run_id: str, places: dict[str, Any], study: str) -> TrainConfig:
     """Return the settings in the checkpoint of a run of the study, for the MLflow store in use.
 
-    The checkpoint names the store that the run was begun in, which may have been moved since.
+    The checkpoint names the store in which the run started, which may have been moved since.
     """
     tracking_uri = mlflow.get_tracking_uri()
     config = pipeline.resumable_config(run_id, places, study)

@@ -7,7 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -54,7 +54,7 @@ class Chart:
     arguments: Callable[[optuna.Study], dict[str, Any]]
     adjust_png: Callable[[Figure, optuna.Study], None]
     adjust_html: Callable[[go.Figure, optuna.Study], None]
-    png_layout: str = "constrained"
+    png_layout: Literal["constrained", "none"] = "constrained"
 
 
 @ignore_optuna_warnings()
@@ -180,7 +180,8 @@ def _slices_png(figure: Figure, study: optuna.Study) -> None:
     """Arrange Optuna's single row of charts as a grid."""
     *axes, _ = figure.axes
     points = axes[-1].collections[0]
-    points.colorbar.remove()
+    if points.colorbar:
+        points.colorbar.remove()
     columns = min(SLICE_COLUMNS, len(axes))
     rows = -(-len(axes) // columns)
     figure.set_figheight(1.2 + 2.3 * rows)

@@ -161,7 +161,7 @@ NO_TRIAL = "needs a complete trial; there is none."
             "Importance of the parameters: needs 15 complete or pruned trials that are not all equally good.",
         ),
     ],
-    ids=["empty", "just begun", "all failed", "one trial", "all equal"],
+    ids=["empty", "just started", "all failed", "one trial", "all equal"],
 )
 def test_charts_that_need_more_trials_are_left_out_and_the_report_says_why(
     states: list[TrialState], expected: set[str], reason: str, objectives: tuple[str, ...], tmp_path: Path

@@ -167,4 +167,4 @@ def test_a_study_that_is_deleted_is_reported_as_lost_without_waiting(
 def test_another_key_error_is_not_taken_for_a_loss(study: tuple[Storage, optuna.Study]) -> None:
     storage, _ = study
     with pytest.raises(KeyError):
-        storage.retry_on_outage(lambda: {}["missing"])
+        storage.retry_on_outage(lambda: {"a": 1}["missing"])

@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -24,7 +25,9 @@ def read_command(command: str) -> StudySpec:
         name.removeprefix("--").replace("-", "_"): value
         for name, value in zip(words[::2], words[1::2], strict=True)
     }
-    promotion = {name: given.pop(name) for name in ("promote", "serve_precision") if name in given}
+    promotion: dict[str, Any] = {
+        name: given.pop(name) for name in ("promote", "serve_precision") if name in given
+    }
     return read_study_spec(given, promotion)
 
 
