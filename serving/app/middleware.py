@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.app.admission import Slot
 from serving.app.errors import Refusal, error_response, overloaded
 from serving.app.request_body import ClientGoneError, RequestBody
-from serving.app.request_context import LOGGED_ROUTES, RequestContext, parse_client_id
+from serving.app.request_context import LOGGED_ROUTES, RequestContext, new_request_id, parse_client_id
 from serving.app.state import AppState
 
 SECURITY_HEADERS = [
@@ -46,7 +46,8 @@ class RequestMiddleware:
             return
         path, headers = scope["path"].removeprefix(scope.get("root_path", "")), dict(scope["headers"])
         client = scope["client"][0] if scope["client"] else ""
-        context = RequestContext(path, client, parse_client_id(headers.get(b"x-request-id")))
+        client_id = parse_client_id(headers.get(b"x-request-id"))
+        context = RequestContext(new_request_id(), path, client, client_id)
         body = RequestBody(receive, headers, self._state.body_limits)
         admission = self._state.admission
         if admission.is_full(path, body.is_pending):
