@@ -13,7 +13,7 @@ from starlette.requests import Request
 from cifar_mlflow.scorer.engine import MAX_BATCH
 from cifar_mlflow.scorer.predictor import Scorer, Scores
 from serving.app.decoding import DecodedImage, decode, is_small
-from serving.app.errors import overloaded, too_slow
+from serving.app.errors import Refusal, overloaded, too_slow
 from serving.app.request_body import ClientGoneError
 
 # Images that a thread decodes before it turns to another request.
@@ -51,7 +51,7 @@ class Inference:
         self._table = asyncio.Semaphore(1)
         self._batches: set[Future[np.ndarray]] = set()
         self._last_batch = 0.0
-        self._releases: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.waiting = 0
 
     async def score(self, request: Request, scorer: Scorer, contents: Sequence[Any]) -> Scored:
@@ -69,7 +69,7 @@ class Inference:
         self.waiting += len(contents)
         work: list[Future[Any]] = []
         try:
-            async with self._deadline(request):
+            async with self._deadline(request, too_slow):
                 begun = time.perf_counter()
                 images = await self._decode(scorer, contents, work)
                 decoded = time.perf_counter()
@@ -77,36 +77,30 @@ class Inference:
                 scores = await self._score(scorer, pixels, work)
                 scored = time.perf_counter()
         finally:
-            self._release(len(contents), work)
+            self._when_ended(work, lambda: self._release(len(contents)))
         return Scored(images, scores, 1000 * (decoded - begun), 1000 * (scored - decoded))
 
     @asynccontextmanager
-    async def table(self) -> AsyncIterator[None]:
-        """Wait for the turn of a table, which may need many times the memory of its body: one at a time.
+    async def read_table(
+        self, request: Request, read: Callable[..., Any], *arguments: Any
+    ) -> AsyncIterator[Any]:
+        """Read a table with a function in a thread, and enter the block with what it returns.
+
+        A table may need many times the memory of its body, so there is one at a time, until the block ends.
 
         Raises:
-            Refusal: 503, its turn did not come in time.
+            Refusal: 503, the turn of the table did not come in time; 504, reading it took too long.
+            ClientGoneError: the client has disconnected.
         """
+        async with self._deadline(request, overloaded):
+            await self._table.acquire()
+        table = self._pool.submit(read, *arguments)
         try:
-            await asyncio.wait_for(self._table.acquire(), self._timeout)
-        except TimeoutError:
-            raise overloaded() from None
-        try:
-            yield
+            async with self._deadline(request, too_slow):
+                await asyncio.wrap_future(table)
+            yield table.result()
         finally:
-            self._table.release()
-
-    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function that would block the event loop in one of the decoding threads.
-
-        Raises:
-            Refusal: 504, it took too long, or no thread was free.
-        """
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await asyncio.wrap_future(self._pool.submit(function, *arguments))
-        except TimeoutError:
-            raise too_slow() from None
+            self._when_ended([table], self._table.release)
 
     def failure(self) -> str | None:
         """Return why images get no answers, None if they do.
@@ -122,8 +116,13 @@ class Inference:
         self._pool.shutdown(cancel_futures=True)
 
     @asynccontextmanager
-    async def _deadline(self, request: Request) -> AsyncIterator[None]:
-        """Cancel the block when the time of a request is over, or its client has disconnected."""
+    async def _deadline(self, request: Request, refusal: Callable[[], Refusal]) -> AsyncIterator[None]:
+        """Cancel the block when the time of a request is over, or its client has disconnected.
+
+        Raises:
+            Refusal: as the function returns it, the time is over.
+            ClientGoneError: the client has disconnected.
+        """
         loop = asyncio.get_running_loop()
         watcher: asyncio.Task[None] | None = None
         gone = False
@@ -144,7 +143,7 @@ class Inference:
             async with asyncio.timeout(self._timeout) as deadline:
                 yield
         except TimeoutError:
-            raise (ClientGoneError() if gone else too_slow()) from None
+            raise (ClientGoneError() if gone else refusal()) from None
         finally:
             timer.cancel()
             if watcher is not None:
@@ -165,7 +164,8 @@ class Inference:
             chunks = [self._pool.submit(decode_chunk, start) for start in range(first, last, DECODE_CHUNK)]
             work += chunks
             for chunk in chunks:
-                images += await asyncio.wrap_future(chunk)
+                decoded = await asyncio.wrap_future(chunk)
+                images += decoded
         return images
 
     async def _score(
@@ -190,16 +190,20 @@ class Inference:
         if not batch.cancelled():
             self._last_batch = time.monotonic()
 
-    def _release(self, count: int, work: list[Future[Any]]) -> None:
-        """Drop the work that has not started; free the places of the images once the rest has ended."""
+    def _release(self, count: int) -> None:
+        self.waiting -= count
+
+    def _when_ended(self, work: list[Future[Any]], action: Callable[[], None]) -> None:
+        """Drop the work that has not started, and call the function once the rest has ended."""
         running = [future for future in work if not (future.done() or future.cancel())]
         if running:
-            task = asyncio.create_task(self._release_later(count, running))
-            self._releases.add(task)  # the event loop keeps weak references only
-            task.add_done_callback(self._releases.discard)
+            task = asyncio.create_task(_wait_and_call(running, action))
+            self._tasks.add(task)  # the event loop keeps weak references only
+            task.add_done_callback(self._tasks.discard)
         else:
-            self.waiting -= count
+            action()
 
-    async def _release_later(self, count: int, running: list[Future[Any]]) -> None:
-        await asyncio.wait([asyncio.wrap_future(future) for future in running])
-        self.waiting -= count
+
+async def _wait_and_call(running: list[Future[Any]], action: Callable[[], None]) -> None:
+    await asyncio.wait([asyncio.wrap_future(future) for future in running])
+    action()

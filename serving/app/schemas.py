@@ -48,7 +48,7 @@ class Prediction(Answer):
     filename: str | None = Field(description="Name of the uploaded file, without folders.")
     error: ErrorDetail | None = Field(description="Why this image has no answer.")
     input: str | None = Field(
-        None, description="With `input=true`: the image that the network saw, as a data URL of a PNG."
+        default=None, description="With `input=true`: the image that the network saw, as a data URL of a PNG."
     )
 
 
@@ -69,7 +69,7 @@ class PredictResponse(BaseModel):
 
 class InvocationsRow(Answer):
     error: ErrorDetail | None = Field(
-        None, description='With `on_error` "null" only: why this row has no answer.'
+        default=None, description='With `on_error` "null" only: why this row has no answer.'
     )
 
 
@@ -117,9 +117,9 @@ class Feedback(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     request_id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Of the response to /predict.")
-    item: int = Field(0, ge=0, lt=10_000, description="Which image of the request, from 0.")
-    correct: bool | None = Field(None, description="Whether the label was right.")
-    label: str | None = Field(None, description="The right label, one of the model's classes.")
+    item: int = Field(default=0, ge=0, lt=10_000, description="Which image of the request, from 0.")
+    correct: bool | None = Field(default=None, description="Whether the label was right.")
+    label: str | None = Field(default=None, description="The right label, one of the model's classes.")
 
 
 class SingleImage(BaseModel):
@@ -141,7 +141,7 @@ class DataframeSplit(BaseModel):
 
     columns: list[str | int] = Field(description="Names of the columns; one of them is `image`.")
     data: list[list[EncodedImage]] = Field(description="The rows, each with one cell per column.")
-    index: list[Any] | None = Field(None, description="Ignored.")
+    index: list[Any] | None = Field(default=None, description="Ignored.")
 
     @model_validator(mode="after")
     def _rows_fit_columns(self) -> "DataframeSplit":
@@ -163,9 +163,9 @@ class InvocationsParams(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    top_k: int | None = Field(None, ge=1, description="How many of the likeliest classes to return.")
+    top_k: int | None = Field(default=None, ge=1, description="How many of the likeliest classes to return.")
     on_error: Literal["raise", "null"] = Field(
-        "raise", description="Whether one bad image fails the request or only its row."
+        default="raise", description="Whether one bad image fails the request or only its row."
     )
 
 
@@ -176,9 +176,11 @@ class InvocationsBody(BaseModel):
     """A table in one of MLflow's four JSON formats: exactly one of them must be there."""
 
     dataframe_split: DataframeSplit | None = None
-    dataframe_records: list[dict[str, EncodedImage]] | None = Field(None, description="Rows as objects.")
-    inputs: list[EncodedImage] | Columns | None = Field(
-        None, description="Images, rows as objects, or an object of columns."
+    dataframe_records: list[dict[str, EncodedImage]] | None = Field(
+        default=None, description="Rows as objects."
     )
-    instances: list[EncodedImage] | Columns | None = Field(None, description="As `inputs`.")
+    inputs: list[EncodedImage] | Columns | None = Field(
+        default=None, description="Images, rows as objects, or an object of columns."
+    )
+    instances: list[EncodedImage] | Columns | None = Field(default=None, description="As `inputs`.")
     params: InvocationsParams | None = None

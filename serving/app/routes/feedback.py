@@ -1,13 +1,12 @@
 """POST /feedback: what people say about answers."""
 
 import asyncio
-from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from serving.app.dependencies import State
+from serving.app.dependencies import app_state
 from serving.app.errors import Refusal
 from serving.app.openapi import errors, json_schema, request_body
 from serving.app.schemas import Feedback
@@ -43,8 +42,9 @@ async def _read_feedback(request: Request) -> Feedback:
     responses=errors(404, 408, 413, 415),
     openapi_extra=request_body({"application/json": json_schema(Feedback)}),
 )
-async def feedback(feedback: Annotated[Feedback, Depends(_read_feedback)], state: State) -> None:
+async def feedback(request: Request) -> None:
     """Store whether an answer was right, and what it should have been."""
+    state, feedback = app_state(request), await _read_feedback(request)
     if feedback.label is not None and feedback.label not in state.champion.current.scorer.classes:
         raise Refusal(400, "unknown_label", "The label is not a class of the model; see /model.")
     state.telemetry.note()

@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from serving.app.classify import classify
 from serving.app.decoding import DecodedImage
-from serving.app.dependencies import State
+from serving.app.dependencies import app_state
 from serving.app.errors import Refusal
 from serving.app.mlflow_table import CSV, JSON, PARQUET, Table, media_type, read_table
 from serving.app.openapi import BINARY, errors, json_schema, request_body
@@ -26,14 +26,15 @@ router = APIRouter()
         {JSON: json_schema(InvocationsBody), CSV: {"schema": {"type": "string"}}, PARQUET: BINARY}
     ),
 )
-async def invocations(request: Request, state: State) -> InvocationsResponse:
+async def invocations(request: Request) -> InvocationsResponse:
     """Classify the images of a table with a column `image`, as MLflow's scoring server does."""
+    state = app_state(request)
     kind = media_type(request.headers.get("content-type", ""))
     body = await request.body()
     if kind == JSON:
         return await _answer(request, state, read_table(kind, body))
-    async with state.inference.table():
-        return await _answer(request, state, await state.inference.run(read_table, kind, body))
+    async with state.inference.read_table(request, read_table, kind, body) as table:
+        return await _answer(request, state, table)
 
 
 async def _answer(request: Request, state: AppState, table: Table) -> InvocationsResponse:

@@ -1,9 +1,10 @@
 """GET /model: the description of the served model."""
 
 from fastapi import APIRouter
+from starlette.requests import Request
 
 from cifar_mlflow.models.card import ServedCard
-from serving.app.dependencies import State
+from serving.app.dependencies import app_state
 from serving.app.openapi import errors
 from serving.app.schemas import ModelResponse, TrainingData
 
@@ -11,9 +12,9 @@ router = APIRouter()
 
 
 @router.get("/model", response_description="The model.", responses=errors())
-async def model(state: State) -> ModelResponse:
+async def model(request: Request) -> ModelResponse:
     """Describe the served model: its training data, settings and metrics."""
-    served = state.champion.current
+    served = app_state(request).champion.current
     card = ServedCard.model_validate(served.scorer.card)
     return ModelResponse(
         name=served.name,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from serving.app.classify import classify
 from serving.app.decoding import DecodedImage, data_url
-from serving.app.dependencies import Context, State
+from serving.app.dependencies import app_state, request_context
 from serving.app.errors import Refusal, image_status
 from serving.app.openapi import BINARY, errors, json_schema, request_body
 from serving.app.schemas import ImageList, ModelName, Prediction, PredictResponse, SingleImage, Timings
@@ -42,8 +42,6 @@ FORM = {
 )
 async def predict(
     request: Request,
-    state: State,
-    context: Context,
     top_k: Annotated[
         int | None,
         Query(ge=1, description="How many of the likeliest classes to return; default 3, at most all."),
@@ -53,6 +51,7 @@ async def predict(
     ] = False,
 ) -> PredictResponse:
     """Classify images. The response has, for each, its label, a confidence and the likeliest classes."""
+    state, context = app_state(request), request_context(request)
     uploads = await read_uploads(request, state.config.max_pictures)
     with state.champion.use() as served:
         result = await classify(request, state.inference, served, [each.content for each in uploads], top_k)

@@ -2,9 +2,10 @@
 
 from fastapi import APIRouter
 from mlflow.version import VERSION
+from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.app.dependencies import State
+from serving.app.dependencies import app_state
 from serving.app.errors import Refusal
 from serving.app.openapi import errors
 from serving.app.schemas import ModelName, ReadyResponse
@@ -16,8 +17,9 @@ JSON = "application/json"
 
 
 @router.get("/ready", response_description="Images are answered.", responses=errors())
-async def ready(state: State) -> ReadyResponse:
+async def ready(request: Request) -> ReadyResponse:
     """Tell whether images are answered, and what an operator should look at."""
+    state = app_state(request)
     failure = state.failure()
     if failure is not None:
         raise Refusal(503, "not_ready", failure)
@@ -35,8 +37,9 @@ async def ready(state: State) -> ReadyResponse:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **errors()},
     response_description="The text format of Prometheus.",
 )
-async def metrics(state: State) -> Response:
+async def metrics(request: Request) -> Response:
     """Return metrics for Prometheus."""
+    state = app_state(request)
     update_metrics(state)
     content, content_type = state.telemetry.metrics()
     return Response(content, media_type=content_type)

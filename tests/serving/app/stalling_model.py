@@ -33,7 +33,7 @@ def _network() -> onnx.ModelProto:
     If the largest green of the batch is 1, the network first multiplies matrices, as often as the fourth
     power of its largest red.
     """
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "sides": np.array([1, 2], np.int64),
         "all_but_channels": np.array([0, 1, 2], np.int64),
         "scale": np.array(10 / 255, np.float32),

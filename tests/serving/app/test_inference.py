@@ -1,14 +1,21 @@
 """Work that nobody waits for any more, and a network that does not get on, at a real server."""
 
+import asyncio
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+from starlette.requests import Request
+from starlette.types import Message
 
+from serving.app.errors import Refusal
+from serving.app.inference import Inference
 from serving.app.state import AppState
 from serving.config import ServeConfig
 from tests.serving.app.conftest import BLUE, RED, Server, until
@@ -120,3 +127,34 @@ def test_an_engine_that_is_closed_is_a_failure(model: str, tmp_path: Path) -> No
         assert "The network is not running any more" in str(state.failure())
     finally:
         state.close()
+
+
+def test_a_table_keeps_its_turn_until_the_reading_has_ended() -> None:
+    asyncio.run(_read_two_tables())
+
+
+async def _read_two_tables() -> None:
+    async def never_disconnect() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    request = Request({"type": "http"}, never_disconnect)
+    inference = Inference(threads=2, limit=1, timeout=0.2)
+    go_on = threading.Event()
+
+    async def read(function: Callable[[], Any]) -> Any:
+        async with inference.read_table(request, function) as table:
+            return table
+
+    try:
+        with pytest.raises(Refusal) as slow:
+            await read(go_on.wait)
+        assert slow.value.status == 504
+        with pytest.raises(Refusal) as refused:
+            await read(dict)
+        assert refused.value.status == 503
+        go_on.set()
+        assert await read(dict) == {}
+    finally:
+        go_on.set()
+        inference.close()
