@@ -12,7 +12,7 @@ Peers that use our own scorer, so that only the HTTP side differs:
 All sides run on the same machine with one process that holds the network (LitServe and MLServer add one that
 receives requests). The load comes from wrk with one thread and keep-alive connections. A request has one
 image of 32x32 pixels: as a PNG for our service and FastAPI, as a PNG in base64 for LitServe, as 3,072 floats
-for the others. The servers take turns; each is warmed up with the number of connections that is measured next;
+for the others. The servers take turns; each is warmed up with the number of connections measured next;
 figures are medians over the rounds.
 
 Overload: three times as many connections as requests may wait in the service. Each that is refused pauses so
