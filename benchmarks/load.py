@@ -1,4 +1,4 @@
-"""A trained model, servers as child processes, and what they do under load."""
+"""Shared by the serving benchmarks: a trained model, servers as child processes, and wrk as the load."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from cifar_mlflow.export.reference import load_classifier
 from serving.registry.mlflow_server import Server, free_port
 from serving.registry.register import register
 
-# wrk calls `done` at its end; latencies are in microseconds.
+# wrk calls `done` when it ends; latencies are in microseconds.
 SCRIPT = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = os.getenv("KIND")
@@ -43,8 +43,7 @@ done = function(summary, latency)
     errors.connect + errors.read + errors.write + errors.timeout))
 end
 """
-# Minutes on two cores, to a network that is sure enough of itself for int8; half of the images are held out,
-# since of a few hundred a third of a point is one.
+# A few minutes on two cores. Half of the images are held out, to measure what int8 costs.
 TRAINING = {
     "dataset": "sample",
     "model": "resnet18",
@@ -57,9 +56,12 @@ START_SECONDS = 120
 
 
 class Trained(NamedTuple):
-    """A network in the registry as ours, the same one as MLflow logs it, and an image for both.
+    """A trained network, registered by us and logged by `mlflow.pytorch`, and an image for both.
 
-    `image` is uint8 (32, 32, 3), `floats` are float32 (1, 3, 32, 32) in 0..1.
+    Attributes:
+        ours, usual: models:/ addresses of the two models.
+        image: uint8 (32, 32, 3).
+        floats: the image as float32 (1, 3, 32, 32) in 0..1.
     """
 
     run_id: str
@@ -73,7 +75,7 @@ class Trained(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What a server did under load: answers 200 a second, milliseconds, and answers of another status."""
+    """A load: responses with status 200 per second, latency in milliseconds, other responses."""
 
     rate: float
     p50: float
@@ -82,14 +84,14 @@ class Load(NamedTuple):
 
 
 class Sending(NamedTuple):
-    """The request that is sent again and again: a file with its body, and the content type of that."""
+    """The request to repeat: a file with the body, and its content type."""
 
     body: Path
     kind: str = "application/json"
 
 
 def train(folder: Path, **settings: Any) -> Trained:
-    """Train with a store in the folder, register, and log the network for `mlflow.pytorch` too."""
+    """Train a network with a store in the folder, register it, and log it with `mlflow.pytorch` as well."""
     if shutil.which("wrk") is None:
         raise RuntimeError("this benchmark needs wrk: apt-get install wrk")
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
@@ -113,13 +115,13 @@ def train(folder: Path, **settings: Any) -> Trained:
 
 
 def as_json(floats: np.ndarray) -> str:
-    """The request of `mlflow.pytorch`: four decimals are all that 8 bits need."""
+    """Return the request for `mlflow.pytorch`; four decimals are enough for 8-bit pixels."""
     return json.dumps({"inputs": floats.round(4).astype(float).round(4).tolist()})
 
 
 @contextmanager
 def running(*command: str, health: str) -> Iterator[Server]:
-    """A server of `python -m command --port <free>`, as soon as it answers at `health`."""
+    """Run `python -m command --port <free>`; the block begins when it answers at `health`."""
     port = free_port()
     with started([sys.executable, "-m", *command, "--port", str(port)], port, health) as server:
         yield server
@@ -127,7 +129,7 @@ def running(*command: str, health: str) -> Iterator[Server]:
 
 @contextmanager
 def started(command: list[str], port: int, health: str, **environment: str) -> Iterator[Server]:
-    """A server of a command that listens on the port, as soon as it answers at `health`."""
+    """Run a server that listens on `port`; the block begins when it answers at the path `health`."""
     address = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
         command,
@@ -159,7 +161,7 @@ def _answers(url: str) -> bool:
 
 
 def post(url: str, sending: Sending) -> Any:
-    """Send once, and give back what the JSON of the answer says."""
+    """Send one request and return the parsed JSON response."""
     answer = requests.post(
         url, data=sending.body.read_bytes(), headers={"Content-Type": sending.kind}, timeout=60
     )
@@ -176,14 +178,14 @@ def wrk(
     may_refuse: bool = False,
     pause: float = 0,
 ) -> Load:
-    """Load by connections that each send again as soon as they are answered; one thread.
+    """Load a server with one wrk thread; each connection sends its next request after the response.
 
     Args:
-        may_refuse: whether answers other than 200 are no failure.
-        pause: seconds that each waits before it sends again, on average.
+        may_refuse: accept a status other than 200.
+        pause: mean seconds between a response and the next request of a connection.
 
     Raises:
-        RuntimeError: a connection failed, or an answer was not 200 and the server was not to refuse any.
+        RuntimeError: a connection failed, or a response had another status than 200 without `may_refuse`.
     """
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "-s", "post.lua", url]
     environment = {
@@ -195,23 +197,26 @@ def wrk(
     done = subprocess.run(
         command, cwd=sending.body.parent, env=environment, capture_output=True, text=True, check=True
     )
-    time.sleep(1)  # what wrk gave up on at its end is still worked on
-    said = json.loads(done.stdout[done.stdout.index("{") :])
-    if said["failed"] or not said["requests"] or (said["refused"] and not may_refuse):
+    time.sleep(1)  # the server still works on requests that wrk dropped at its end
+    result = json.loads(done.stdout[done.stdout.index("{") :])
+    if result["failed"] or not result["requests"] or (result["refused"] and not may_refuse):
         raise RuntimeError(f"{url} failed under load: {done.stdout}")
-    good = said["requests"] - said["refused"]
+    good = result["requests"] - result["refused"]
     return Load(
-        1e6 * good / said["microseconds"], said["p50"] / 1000, said["p99"] / 1000, int(said["refused"])
+        rate=1e6 * good / result["microseconds"],
+        p50=result["p50"] / 1000,
+        p99=result["p99"] / 1000,
+        refused=int(result["refused"]),
     )
 
 
 def median(loads: Iterable[Load]) -> Load:
-    rates, halves, slow, refused = (statistics.median(values) for values in zip(*loads, strict=True))
-    return Load(rates, halves, slow, int(refused))
+    rates, p50s, p99s, refused = (statistics.median(values) for values in zip(*loads, strict=True))
+    return Load(rates, p50s, p99s, int(refused))
 
 
 def memory(server: Server) -> float:
-    """Resident megabytes of the largest process of a server, which is the one with the model."""
+    """Return resident megabytes of the largest process of a server, which holds the model."""
     sizes = [0.0]
     for process in Path("/proc").glob("[0-9]*"):
         try:

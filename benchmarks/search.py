@@ -1,11 +1,11 @@
-"""The default search beside random search without pruning, on the embedded sample.
+"""The default search compared with random search without pruning, on the embedded sample.
 
-Both choose in the same space with the same network, and train on the same images with the same threads. The
-peer is the usual script: Optuna's random sampler, each trial trained to its end, nothing tracked. The figure
-is the number of epochs after which ours has a trial that is as good as the peer's best, as a share of all
-epochs of the peer; the mean over seeds. A trial counts once it has trained all its epochs: what a pruned one
-had by then is no model that anybody would use. Ours ends at a third of the peer's epochs: if it has not got
-there by then, the figure is infinite.
+Both search the same space with the same network, and train on the same images with the same threads. The
+peer is the usual script: Optuna's random sampler, each trial trained to its end, nothing tracked. The
+figure is the number of epochs after which our search has a trial as good as the peer's best one, as a share
+of the peer's total epochs; mean over seeds. Only trials that trained all their epochs count, since nobody
+would use the model of a pruned one. Our search stops after a third of the peer's epochs; if it has not
+reached the peer's best by then, the figure is infinite.
 """
 
 import math
@@ -24,23 +24,25 @@ from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.pipeline import build_classifier, divide
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.loop import Training
+from tuning.optuna_output import silence_optuna
 from tuning.space import Space
-from tuning.storage import quiet
 from tuning.study import tune
 
-# Epochs trained so far, and the best value so far, after each trial that was trained to its end.
+# Total epochs and best value after each trial that was trained to its end.
 Curve = list[tuple[int, float]]
 
 
-class Nowhere:
+class NoTracking:
+    """Discards metrics."""
+
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         pass
 
 
 def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) -> list[Row]:
-    """One row. `settings` are a training's, the same for both sides."""
+    """Return one row. `settings` are training settings, the same for both searches."""
     settings = {"dataset": "sample", "model": "cnn", "width": 0.5, "epochs": epochs, **settings}
-    quiet()
+    silence_optuna()
     shares = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +70,7 @@ def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) 
 
 
 def random_search(given: dict[str, Any], trials: int) -> Curve:
-    """The usual script."""
+    """Run the usual script."""
     base = resolve_train_config(given)
     dataset = load_dataset(base)
     space = Space.default().fixed(
@@ -83,7 +85,7 @@ def random_search(given: dict[str, Any], trials: int) -> Curve:
         config = resolve_train_config({**given, **space.suggest(trial), "test": False})
         try:
             study.tell(trial, train_alone(config, dataset))
-        except Exception as error:  # the search goes on, as ours does
+        except Exception as error:  # continue the search, as ours does
             progress(f"  a trial failed: {error}")
             study.tell(trial, state=TrialState.FAIL)
             continue
@@ -92,19 +94,19 @@ def random_search(given: dict[str, Any], trials: int) -> Curve:
 
 
 def train_alone(config: TrainConfig, dataset: ImageDataset) -> float:
-    """A training with nothing around it, and its validation accuracy."""
+    """Train without tracking and return the validation accuracy."""
     hardware = set_up_hardware(config, config.precision)
     train, val = divide(dataset, config)
     torch.manual_seed(config.seed)
     training = Training(
         build_classifier(config, dataset, train), dataset.classes, train, val, config, hardware
     )
-    training.fit(Nowhere())
+    training.fit(NoTracking())
     return training.history[-1]["val/accuracy"]
 
 
 def default_search(given: dict[str, Any], budget: int, folder: Path) -> optuna.Study:
-    """`cifar-mlflow tune`."""
+    """Run `cifar-mlflow tune`."""
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.create_experiment(folder.name, artifact_location=f"{folder}/artifacts")
     storage = f"sqlite:///{folder}/optuna.db"

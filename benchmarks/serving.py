@@ -1,12 +1,11 @@
-"""Our model behind plain `mlflow models serve`, beside `mlflow.pytorch` behind the same.
+"""Compare our model with the same network as an `mlflow.pytorch` model, both behind `mlflow models serve`.
 
-The same trained network on both sides, one server process each, the same machine for servers and load
-(wrk, one thread, keep-alive). A request has one image of 32x32 pixels: as a PNG in base64 for ours, and as
-the 3,072 floats that `mlflow.pytorch` asks for, logged in the usual way. The two sides take turns; figures
-are medians over the rounds. An answer other than 200 ends the benchmark.
+Each side has one server process; servers and load (wrk, one thread, keep-alive) share the machine. A request
+holds one image of 32x32 pixels: for ours a PNG in base64, for `mlflow.pytorch` 3,072 floats. The two sides
+take turns, and the figures are medians over the rounds. Any status other than 200 aborts the benchmark.
 
-Start to first answer is from the command to the first prediction. MLflow's own imports are in it twice, once
-for the command and once for the server it starts, whatever the model; they are measured alone and taken off.
+The start is the time from the command to the first prediction. It includes MLflow's own imports twice, for
+the command and for the server that it starts; they are measured separately and subtracted.
 """
 
 import base64
@@ -36,7 +35,7 @@ IMPORTS = ("mlflow.cli", "mlflow.pyfunc.scoring_server")
 
 
 class Measured(NamedTuple):
-    """One start of a server: seconds to the first answer, megabytes after the load, and the loads."""
+    """One run of a server: seconds to the first answer, megabytes after the load, and the loads."""
 
     start: float
     memory: float
@@ -46,7 +45,7 @@ class Measured(NamedTuple):
 def measure(
     connections: tuple[int, ...] = (1, 16, 64), rounds: int = 3, seconds: int = 10, **settings: Any
 ) -> list[Row]:
-    """Rates and latencies, start, memory, int8 and large JPEGs. `settings` are those of the training."""
+    """Measure rate, latency, start, memory, int8 and large JPEGs; `settings` are those of the training."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         trained = train(folder, **settings)
@@ -83,12 +82,12 @@ def measure(
 
 
 def under_load(model_uri: str, sending: Sending, connections: tuple[int, ...], seconds: int) -> Measured:
-    begun = time.perf_counter()
+    begin = time.perf_counter()
     with mlflow_server(model_uri) as server:
         url = f"{server.address}/invocations"
         post(url, sending)
-        start = time.perf_counter() - begun
-        wrk(url, sending, connections[-1], 2)  # warms up
+        start = time.perf_counter() - begin
+        wrk(url, sending, connections[-1], 2)  # warm-up
         loads = {count: wrk(url, sending, count, seconds) for count in connections}
         return Measured(start, memory(server), loads)
 
@@ -98,7 +97,7 @@ def load_rows(count: int, measured: dict[str, list[Measured]], model: str) -> li
     target = count == 16
     return [
         Row(
-            f"{model}, one image a request, {count} connections",
+            f"{model}, one image per request, {count} connections",
             f"{ours.rate:.0f} requests/s, p50 {ours.p50:.0f} ms (PNG)",
             f"{peer.rate:.0f} requests/s, p50 {peer.p50:.0f} ms (mlflow.pytorch, floats)",
             ours.rate / peer.rate,
@@ -106,7 +105,7 @@ def load_rows(count: int, measured: dict[str, list[Measured]], model: str) -> li
             at_least=6 if target else None,
         ),
         Row(
-            f"the same, the slowest of a hundred (p99), {count} connections",
+            f"the same, p99 latency, {count} connections",
             f"{ours.p99:.0f} ms",
             f"{peer.p99:.0f} ms",
             ours.p99 / peer.p99,
@@ -145,21 +144,21 @@ def server_rows(measured: dict[str, list[Measured]]) -> list[Row]:
 def import_seconds(module: str) -> float:
     durations = []
     for _ in range(3):
-        begun = time.perf_counter()
-        # Without the interpreter's end, which takes half as long again and is not part of a start.
+        begin = time.perf_counter()
+        # Exit at once: the shutdown of the interpreter is not part of a start.
         subprocess.run([sys.executable, "-c", f"import os, {module}; os._exit(0)"], check=True)
-        durations.append(time.perf_counter() - begun)
+        durations.append(time.perf_counter() - begin)
     return statistics.median(durations)
 
 
 def photo_row(size: tuple[int, int] = (4000, 3000), repeats: int = 25) -> Row:
-    """A photograph with the grain of a sensor, from a file to what the network takes.
+    """Measure the time from a JPEG file with sensor noise to the input of the network.
 
-    In a new process: one that has trained a network holds memory that a full decoding can have at once, which
-    a server would have to ask the system for.
+    This needs a fresh process: after a training, a process holds free memory that full decoding could reuse,
+    which a server does not have.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-        megabytes, fast, slow = other.submit(photo_times, size, repeats).result()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        megabytes, fast, slow = pool.submit(photo_times, size, repeats).result()
     return Row(
         f"JPEG of 12 megapixels, {megabytes:.1f} MB, to 32x32",
         f"{1000 * fast:.0f} ms (checked, decoded at reduced scale)",
@@ -171,20 +170,20 @@ def photo_row(size: tuple[int, int] = (4000, 3000), repeats: int = 25) -> Row:
 
 
 def photo_times(size: tuple[int, int], repeats: int) -> tuple[float, float, float]:
-    """Megabytes of the file, and the seconds that it takes: at reduced scale, and in full."""
+    """Return megabytes of the file, and seconds to decode it at reduced scale and in full."""
     photo = np.asarray(
         Image.fromarray(load_sample_image("flower.jpg")).resize(size, Image.Resampling.LANCZOS)
     )
-    grain = np.random.default_rng(0).normal(0, 3, photo.shape)
+    noise = np.random.default_rng(0).normal(0, 3, photo.shape)
     file = io.BytesIO()
-    Image.fromarray((photo + grain).clip(0, 255).astype(np.uint8)).save(file, "jpeg", quality=90)
+    Image.fromarray((photo + noise).clip(0, 255).astype(np.uint8)).save(file, "jpeg", quality=90)
     data = file.getvalue()
     ours, full = [], []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         decode_image(data, 32, "crop")
         between = time.perf_counter()
         Image.open(io.BytesIO(data)).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
-        ours.append(between - begun)
+        ours.append(between - begin)
         full.append(time.perf_counter() - between)
     return len(data) / 1e6, statistics.median(ours), statistics.median(full)

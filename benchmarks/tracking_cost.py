@@ -33,7 +33,9 @@ from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.pipeline import build_classifier, divide, finish
 from cifar_mlflow.tracking.artifacts import log_data, log_start
-from cifar_mlflow.tracking.run import TrackedRun, connect, tracked_run
+from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.run import TrackedRun
+from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.loop import Training

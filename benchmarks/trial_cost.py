@@ -1,13 +1,14 @@
-"""What tracking and storage add to a trial of a search, beside the same training alone.
+"""The time that tracking and storage add to a trial of a search, compared with the same training alone.
 
-A trial's time is that in Optuna's storage, from its start to its result: settings chosen, run begun, metrics
-by epoch, checkpoints, weights, result told. What is added to it is all that is neither an epoch nor what the
-same training alone has around its epochs, which is the network's making and the evaluation at the end: so
-counted, since two trainings of 20 s differ by half a second of themselves. The pictures of a trial are drawn
-while the next one trains, so the epochs of the trial show beside those of the training alone what that costs.
-The smallest network that a search tries by default has the largest share of all that is the same for each,
-and a large one that of checkpoints and weights. Both sides are the second of two in their process, as the
-first also loads kernels, and they take turns.
+A trial's duration is that in Optuna's storage, from its start to its result: choice of settings, start of
+the run, metrics per epoch, checkpoints, weights, result. From it we subtract the epochs, and what the
+training alone spends outside of its epochs: building the network and the final evaluation. Two trainings of
+20 s differ by half a second by chance, so the epochs themselves are not compared; but both are printed,
+since the plots of a trial are drawn while the next one trains, which may slow that down.
+
+The smallest network of the default space has the largest share of constant costs, and a large one has large
+checkpoints and weights. Both sides are the second training in their process, since the first also loads
+kernels, and they alternate.
 """
 
 import tempfile
@@ -22,7 +23,7 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from benchmarks.harness import Row, progress
-from benchmarks.search import Nowhere
+from benchmarks.search import NoTracking
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.evaluation.report import report_on
@@ -30,17 +31,20 @@ from cifar_mlflow.pipeline import build_classifier, divide
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.loop import Training
 from tuning.config import SearchConfig
-from tuning.storage import quiet
+from tuning.optuna_output import silence_optuna
 from tuning.study import tune
 
 EPOCHS = SearchConfig().epochs  # of a trial that is not pruned
-# A space without any choice would be none: too narrow to change how long a trial takes.
+# A space needs a choice; this range is too narrow to change how long a trial takes.
 SPACE = {"weight_decay": {"low": 0.0005, "high": 0.000501}, "replace": True}
 
 
 def measure(rounds: int = 1, **settings: Any) -> list[Row]:
-    """A row for the smallest network of a search and one for a larger. `settings` are a training's."""
-    quiet()
+    """Return a row for the smallest network of a search and one for a larger one.
+
+    `settings` are training settings.
+    """
+    silence_optuna()
     return [
         measure_one({"dataset": "sample", "model": network, "epochs": EPOCHS, **settings}, rounds)
         for network in ("cnn", "vgg16")
@@ -76,20 +80,20 @@ def measure_one(settings: dict[str, Any], rounds: int) -> Row:
 
 
 def train(config: TrainConfig, dataset: ImageDataset) -> tuple[float, float]:
-    """Seconds of the epochs of a training alone, and of what it has around them."""
-    begun = time.perf_counter()
+    """Return the seconds of a training's epochs, and of everything else in it."""
+    start = time.perf_counter()
     hardware = set_up_hardware(config, config.precision)
     train_split, val = divide(dataset, config)
     torch.manual_seed(config.seed)
     classifier = build_classifier(config, dataset, train_split)
     training = Training(classifier, dataset.classes, train_split, val, config, hardware)
-    best = training.fit(Nowhere())
+    best = training.fit(NoTracking())
     report_on(best, val, dataset.classes, "val", device=hardware.device)
-    return training.seconds, time.perf_counter() - begun - training.seconds
+    return training.seconds, time.perf_counter() - start - training.seconds
 
 
 def second_trial(given: dict[str, Any], folder: Path) -> FrozenTrial:
-    """The second trial of a `cifar-mlflow tune`."""
+    """Run `cifar-mlflow tune` and return its second trial."""
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.create_experiment(folder.name, artifact_location=f"{folder}/artifacts")
     space = folder / "space.yaml"

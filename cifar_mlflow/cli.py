@@ -1,14 +1,17 @@
 """The command line. Every setting of a config is an option of its verb.
 
 `--batch_size 64` and `--batch-size 64` are the same: `mlflow run -P batch_size=64` passes the first form.
-torch and mlflow take seconds to import, so verbs import them when they run: `--help` and a wrong option
-answer at once.
+torch and mlflow take seconds to import, so verbs import them when they run: `--help` and invalid options are
+answered at once.
 """
 
 import errno
+import gc
 import importlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,11 @@ from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.interrupt import Interrupted, terminable
 from cifar_mlflow.options import run_verb, split_settings, switch, verb
+from cifar_mlflow.redact import redact
 
 HELP_WIDTH = 100
-# Loaded by name when they are asked for: this package imports neither tuning nor serving.
+# The module of each verb of other packages. They are imported by name, because this package does not depend
+# on tuning and serving.
 VERBS_ELSEWHERE = {
     "tune": "tuning.cli",
     "register": "serving.cli",
@@ -45,7 +50,7 @@ VERBS_ELSEWHERE = {
 
 
 class Group(click.Group):
-    """Load verbs of other packages by name; print errors meant for a person and set the exit code."""
+    """A group that imports the verbs of other packages when needed, and prints errors meant for the user."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *VERBS_ELSEWHERE])
@@ -62,8 +67,8 @@ class Group(click.Group):
                 return super().invoke(ctx)
         except CifarError as error:
             click.echo(f"Error: {error}", err=True)
-            if "MLFLOW_RUN_ID" in os.environ:  # only then is the slow import worth the wait
-                from cifar_mlflow.tracking.run import tag_project_run
+            if "MLFLOW_RUN_ID" in os.environ:  # otherwise spare the slow import
+                from cifar_mlflow.tracking.lifecycle import tag_project_run
 
                 tag_project_run(str(error))
             ctx.exit(error.exit_code)
@@ -95,10 +100,12 @@ def main() -> None:
 
 @verb("data", DataConfig)
 @click.option(
-    "--picture", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture of samples here."
+    "--picture",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a figure with samples to this file.",
 )
 def data(given: dict[str, Any], picture: Path | None) -> None:
-    """Summarize a data set: images by class and split, mean and deviation by channel."""
+    """Summarize a data set: images per class and split, mean and standard deviation per channel."""
     config = validate(DataConfig, given)
     from cifar_mlflow.data import load_dataset
     from cifar_mlflow.data.summary import channel_stats, summarize
@@ -116,15 +123,15 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
         title = f"{dataset.name}: training images"
         try:
             sample_grid(images.images, images.labels, dataset.classes, title).savefig(picture)
-        except (OSError, ValueError) as error:  # ValueError: matplotlib does not know the suffix
+        except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown suffix
             raise UsageError(f"--picture {picture}: {error}") from error
         click.echo(f"\nSamples: {picture}")
 
 
 @verb("train", TrainAndRegisterConfig)
-@switch("--register", "Make the model a new version of the registered model.")
-@click.option("--resume", metavar="RUN_ID", help="Continue this run where it was interrupted.")
-@click.option("--print-config", is_flag=True, help="Print all settings as YAML, and do nothing.")
+@switch("--register", "Register the model as a new version when the training has finished.")
+@click.option("--resume", metavar="RUN_ID", help="Continue an interrupted run from its checkpoint.")
+@click.option("--print-config", is_flag=True, help="Print all settings as YAML and exit.")
 @click.pass_context
 def train(
     ctx: click.Context, given: dict[str, Any], register: bool, resume: str | None, print_config: bool
@@ -132,14 +139,16 @@ def train(
     """Train a model and track it as an MLflow run."""
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     if resume:
-        from cifar_mlflow.pipeline import resumable_config
+        with _paused_garbage_collection():
+            from cifar_mlflow.pipeline import resumable_config
 
         config = resumable_config(resume, given)
     else:
         config = resolve_train_config(given)
     if print_config:
         return _print_config(validate(RegisterConfig, registration), config)
-    from cifar_mlflow import pipeline
+    with _paused_garbage_collection():
+        from cifar_mlflow import pipeline
 
     result = pipeline.train(config, resume)
     click.echo(result.summary())
@@ -150,7 +159,7 @@ def train(
 
 @verb("evaluate", EvaluateConfig)
 def evaluate(given: dict[str, Any]) -> None:
-    """Evaluate a saved model on a split, as an MLflow run of its own."""
+    """Evaluate a saved model on a split, in an MLflow run of its own."""
     config = validate(EvaluateConfig, given)
     from cifar_mlflow import pipeline
 
@@ -163,20 +172,22 @@ def evaluate(given: dict[str, Any]) -> None:
     "--format",
     "name",
     type=click.Choice(["hdf5", "safetensors"]),
-    help="Default: by the suffix of --output, else hdf5.",
+    help="File format. Default: that of the suffix of --output, else hdf5.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Default: <model>.h5 or .safetensors"
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write. Default: <model>.h5 or <model>.safetensors.",
 )
 def export(model: str, name: str | None, output: Path | None) -> None:
-    """Write a trained model to a file that describes itself."""
+    """Write a trained model, with its description, to a file."""
     from cifar_mlflow.export import format_for
     from cifar_mlflow.export.reference import load_classifier
 
-    form = format_for(output, name)
+    file_format = format_for(output, name)
     classifier, card = load_classifier(model)
-    output = output or Path(f"{card.model}{form.suffixes[0]}")
-    form.save(output, classifier, card)
+    output = output or Path(f"{card.model}{file_format.suffixes[0]}")
+    file_format.save(output, classifier, card)
     click.echo(f"{output}  {output.stat().st_size / 1e6:.1f} MB, {card.model}, {len(card.classes)} classes")
 
 
@@ -184,7 +195,17 @@ for command in (data, train, evaluate, export):
     main.add_command(command)
 
 
+@contextmanager
+def _paused_garbage_collection() -> Iterator[None]:
+    """Pause the collector during large imports: it would scan millions of new objects again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _print_config(*configs: Settings) -> None:
-    """Print YAML that `--config` reads back to the same settings."""
+    """Print YAML that `--config` reads back to the same settings, except for passwords."""
     settings = {name: value for config in configs for name, value in config.model_dump(mode="json").items()}
-    click.echo(yaml.safe_dump(settings, sort_keys=False), nl=False)
+    click.echo(redact(yaml.safe_dump(settings, sort_keys=False)), nl=False)

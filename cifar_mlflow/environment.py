@@ -1,4 +1,4 @@
-"""What a run needs to be repeated, beside its settings and its data: code and libraries."""
+"""The code and libraries of a run, which are needed to repeat it beside its settings and data."""
 
 import functools
 import importlib.metadata
@@ -10,15 +10,16 @@ LIBRARIES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "scikit-learn"
 
 
 def git_state() -> dict[str, str]:
-    """Tags for the commit of the code and whether the tree had changes; empty outside a git checkout."""
+    """Return tags for the commit and for uncommitted changes; empty outside a git checkout."""
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
-        return {}  # installed: a checkout around the environment would be somebody else's
+        return {}  # installed: a checkout around the environment would be another project's
     commit = _git("rev-parse", "HEAD") or "none"
     dirty = _git("status", "--porcelain", "--untracked-files=no")
     return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(dirty)).lower()}
 
 
 def _git(*arguments: str) -> str | None:
+    """Return the output of a git command; None if it fails."""
     here = Path(__file__).parent
     try:
         done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=10)
@@ -28,7 +29,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python, of the platform and of the libraries that decide about a result."""
+    """Return the versions of Python, the platform and the libraries that influence a result."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for name in LIBRARIES:
         try:
@@ -38,8 +39,8 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-@functools.cache  # a tenth of a second, which a search would spend again for each trial
+@functools.cache  # takes a tenth of a second, which a search would spend for each trial
 def installed_packages() -> str:
-    """Everything that is installed, in the form of a requirements file."""
+    """Return all installed packages in the format of a requirements file."""
     packages = {f"{dist.metadata['Name']}=={dist.version}" for dist in importlib.metadata.distributions()}
     return "\n".join(sorted(packages, key=str.lower)) + "\n"

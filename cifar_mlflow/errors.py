@@ -1,18 +1,25 @@
-"""Errors meant for a person: one or two lines that say what was wrong, with which value, and what to do.
+"""Errors for the user: one or two lines that say what was wrong, with which value, and what to do.
 
-The command line prints their text without a traceback and exits with `exit_code`. Everything else that
-escapes is a defect of ours and keeps its traceback.
+The command line prints their message without a traceback and exits with `exit_code`. Any other exception that
+escapes is a defect of this program and keeps its traceback.
 """
+
+from cifar_mlflow.names import printable
+from cifar_mlflow.redact import redact
 
 
 class CifarError(Exception):
-    """Something outside the program failed: data, network, disk, tracking server. Exit code 1."""
+    """A failure outside the program: data, network, disk, tracking server. Exit code 1."""
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # It may quote an address or name a file, and it also becomes a tag in MLflow.
+        super().__init__(redact(printable(message)))
+
 
 class UsageError(CifarError):
-    """The request itself was wrong: an unknown name, a value out of bounds, a missing file. Exit code 2."""
+    """An invalid request: an unknown name, a value out of bounds, a missing file. Exit code 2."""
 
     exit_code = 2
 

@@ -9,12 +9,16 @@ from cifar_mlflow.errors import CifarError
 
 
 @contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError in the block into a CifarError that names `path`; wrap only the writing."""
+def write_errors(path: Path, hint: str = "") -> Iterator[None]:
+    """Turn an OSError in the block into a CifarError that names `path`; wrap only the writing.
+
+    Args:
+        hint: what the user can do; appended to the message.
+    """
     try:
         yield
     except OSError as error:
-        raise CifarError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise CifarError(f"{path}: cannot be written ({error.strerror or error}){hint}") from error
 
 
 @contextmanager
@@ -32,14 +36,20 @@ def temporary_sibling(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, hint: str = "", *, private: bool = False) -> Iterator[Path]:
     """Yield a path to write to; rename it to `path` at the end of the block. Parent folders are created.
+
+    Args:
+        hint: see `write_errors`.
+        private: only the user may read the file (mode 0600).
 
     Raises:
         CifarError: the file cannot be written. Whatever was at `path` before is untouched.
     """
-    with write_errors(path):
+    with write_errors(path, hint):
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary_sibling(path) as temporary:
+            if private:
+                temporary.touch(mode=0o600)
             yield temporary
             temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Stopping a training from outside: the first signal asks, a second Ctrl-C insists."""
+"""Signals that stop a job: the first one requests a stop, a second Ctrl-C stops at once."""
 
 import signal
 import threading
@@ -12,9 +12,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 
 class Interrupted(KeyboardInterrupt):
-    """The work was stopped by a signal; of a training, the checkpoint is written.
+    """A signal stopped the job; a training has written its checkpoint.
 
-    No `Exception`: a library on the way must not take it for an error of its own and go on.
+    Not an `Exception`, because a library in between might catch that and continue.
     """
 
     def __init__(self, signum: int) -> None:
@@ -24,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within the block SIGTERM raises Interrupted: what is open is closed, temporary files are removed."""
+    """Raise Interrupted on SIGTERM within the block, so that files are closed and temporary ones removed."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
@@ -32,18 +32,18 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, stop)
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        signal.signal(signal.SIGTERM, previous)
 
 
 class StopRequest:
-    """While entered, SIGINT, SIGTERM and SIGHUP only set `signum`; the loop asks for it between two steps.
+    """While entered, SIGINT, SIGTERM and SIGHUP only set `signum`; the loop checks it between two steps.
 
-    A second SIGINT raises KeyboardInterrupt at once. A second signal of another kind does not: `mlflow run`
-    passes a Ctrl-C on as SIGTERM to a process that the terminal has interrupted already.
+    A second SIGINT raises KeyboardInterrupt at once. Other signals after the first are ignored: on Ctrl-C
+    `mlflow run` sends SIGTERM to a process that has already received the terminal's SIGINT.
     """
 
     def __init__(self) -> None:
@@ -51,20 +51,20 @@ class StopRequest:
         self._at_once = False
 
     def __enter__(self) -> Self:
-        # What the parent chose to ignore stays ignored: nohup and background jobs rely on it.
-        heeded = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
-        self._former = {signum: signal.signal(signum, self._handle) for signum in heeded}
+        # Signals that the parent process ignores stay ignored; nohup and background jobs rely on it.
+        handled = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+        self._previous = {signum: signal.signal(signum, self._handle) for signum in handled}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for signum, handler in self._former.items():
+        for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         if self.signum is None or isinstance(error, KeyboardInterrupt):
             return
-        # What came too late for this work is meant for the work around it.
-        outer = self._former.get(self.signum)
+        # A signal that arrived too late for this job stops the job around it.
+        outer = self._previous.get(self.signum)
         if callable(outer) and isinstance(getattr(outer, "__self__", None), StopRequest):
             outer(self.signum, None)
 
@@ -78,7 +78,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """For work that may be left anywhere: within the block a signal raises Interrupted right there."""
+        """Raise Interrupted at once on a signal within the block, for work that may stop anywhere."""
         self._at_once = True
         try:
             self.raise_if_asked()

@@ -1,4 +1,4 @@
-"""The options of a verb, made from its config, where names, defaults, bounds and help are written down."""
+"""Turn a config into the options of a verb: the config defines names, defaults, bounds and help."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -6,32 +6,35 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
-import yaml
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cifar_mlflow.config import Settings, validate
-from cifar_mlflow.errors import UsageError
+from cifar_mlflow.config import Settings, patience_seconds, validate
+from cifar_mlflow.config_file import read_config_file
 
 
 def verb(
     name: str, config_class: type[Settings], defaults: Mapping[str, Any] | None = None
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a command whose function receives, as `given`, the settings that the user gave.
+    """Return a decorator that makes a command; the function receives the settings that were given as `given`.
 
     Args:
-        defaults: defaults of this verb that differ from the config's own.
+        defaults: defaults of this verb that differ from those of the config.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
         def callback(config_file: str | None = None, **options: Any) -> None:
+            patience_seconds()  # report an invalid value now, not at the first call to MLflow
             settings = {name: options.pop(name) for name in config_class.model_fields}
             given = {name: value for name, value in settings.items() if value is not None}
-            function({**_read_config_file(config_file), **given}, **options)
+            from_file = read_config_file(Path(config_file)) if config_file is not None else {}
+            function({**from_file, **given}, **options)
 
         params = getattr(function, "__click_params__", [])[::-1]
         config_file = click.Option(
-            ["--config", "config_file"], metavar="FILE", help="YAML file with settings; options win over it."
+            ["--config", "config_file"],
+            metavar="FILE",
+            help="YAML file with settings; options on the command line override it.",
         )
         return SettingsCommand(
             name,
@@ -46,22 +49,22 @@ def verb(
 
 
 def split_settings(
-    given: Mapping[str, Any], job: type[Settings], step_after: type[Settings]
+    given: Mapping[str, Any], job: type[Settings], next_step: type[Settings]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Divide `given` into the settings of a long job and those of the step after it.
 
     Raises:
-        UsageError: the settings of the step after are wrong; they are checked now, as the job is long.
+        UsageError: a setting of the next step is invalid; it is validated before the long job begins.
     """
-    only_after = step_after.model_fields.keys() - job.model_fields.keys()
-    own = {name: value for name, value in given.items() if name not in only_after}
-    after = {name: value for name, value in given.items() if name in step_after.model_fields}
-    validate(step_after, after)
-    return own, after
+    only_next = next_step.model_fields.keys() - job.model_fields.keys()
+    of_job = {name: value for name, value in given.items() if name not in only_next}
+    of_next = {name: value for name, value in given.items() if name in next_step.model_fields}
+    validate(next_step, of_next)
+    return of_job, of_next
 
 
 def run_verb(ctx: click.Context, name: str, **options: Any) -> None:
-    """Run another verb of the group that `ctx` belongs to, which may be one of another package."""
+    """Run another verb of the group that `ctx` belongs to; it may be defined in another package."""
     assert ctx.parent is not None
     group = ctx.parent.command
     assert isinstance(group, click.Group)
@@ -70,22 +73,8 @@ def run_verb(ctx: click.Context, name: str, **options: Any) -> None:
     ctx.invoke(command, **options)
 
 
-def _read_config_file(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict | None):
-        raise UsageError(f"--config {path} must hold lines of the form 'epochs: 10', it holds {values!r:.40}")
-    return {str(name).replace("-", "_"): value for name, value in (values or {}).items()}
-
-
 def switch(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """An option that may stand alone, and also takes a value, since `mlflow run -P` always passes one."""
+    """Return a decorator for a flag that also accepts a value, since `mlflow run -P` always passes one."""
     return click.option(
         name,
         is_flag=False,
@@ -106,7 +95,7 @@ class SettingsCommand(click.Command):
         super().__init__(*args, **kwargs)
         self.sections: dict[type[Settings], list[click.Option]] = {}
         known: set[str] = set()
-        for section in _sections(config_class):  # a setting that two declare is the first one's
+        for section in _sections(config_class):  # the first section that declares a setting lists it
             names = [name for name in inspect.get_annotations(section) if name not in known]
             if not names:
                 continue
@@ -119,23 +108,24 @@ class SettingsCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         settings = {id(option) for options in self.sections.values() for option in options}
-        own = [param for param in self.get_params(ctx) if id(param) not in settings]
+        others = [param for param in self.get_params(ctx) if id(param) not in settings]
         titles: dict[str, list[click.Parameter]] = {
-            (section.__doc__ or "").split("\n")[0]: [*options] for section, options in self.sections.items()
+            (section.__doc__ or "").partition(":")[0]: [*options]
+            for section, options in self.sections.items()
         }
-        for title, params in {**titles, "Command": own}.items():
-            with formatter.section(title.rstrip(".")):
+        for title, params in {**titles, "Command": others}.items():
+            with formatter.section(title):
                 formatter.write_dl([record for param in params if (record := param.get_help_record(ctx))])
 
 
 def _sections(config_class: type[Settings]) -> list[type[Settings]]:
-    """The classes that declare settings of a config, in the order in which they are inherited."""
+    """Return the classes that declare the settings of a config, in the order of inheritance."""
     return [c for c in config_class.__mro__ if issubclass(c, Settings) and c is not Settings]
 
 
 def _option(name: str, field: FieldInfo, default: Any) -> click.Option:
-    """An option that hands its text to the config model, which checks and converts it."""
-    # A switch may stand alone, and also takes a value, since `mlflow run -P` always passes one.
+    """Return an option that passes its text to the config, which validates and converts it."""
+    # Like `switch`: a flag that also accepts a value.
     switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
     return click.Option(
         [f"--{name.replace('_', '-')}", *(["--model"] if name == "model_uri" else [])],
@@ -161,6 +151,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def _details(field: FieldInfo, default: Any) -> str:
+    """Return default and bounds for the help: `[default 30, >= 1]`."""
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
         f"{sign} {getattr(rule, key)}"
@@ -168,7 +159,7 @@ def _details(field: FieldInfo, default: Any) -> str:
         for key, sign in signs.items()
         if getattr(rule, key, None) is not None
     ]
-    # One that is required or asked for at the time of use is undefined here.
+    # A required setting, or one whose default is computed, has no fixed default to show.
     shown = [] if default in (None, (), PydanticUndefined) else [f"default {_text(default)}"]
     details = ", ".join([*shown, *bounds])
     return f"[{details}]" if details else ""

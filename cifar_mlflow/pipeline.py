@@ -1,11 +1,16 @@
-"""The two jobs of the training side, from images to a finished MLflow run."""
+"""The two jobs of the training side, from images to a finished MLflow run: `train` and `evaluate`.
 
+What is needed only after the training (metrics, figures, export) is imported late: it takes seconds.
+"""
+
+import importlib
 import logging
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import mlflow
 import pandas as pd
 import torch
 
@@ -14,9 +19,6 @@ from cifar_mlflow.data import ImageDataset, Split, load_dataset
 from cifar_mlflow.data.split import train_val_indices
 from cifar_mlflow.data.summary import mean_std
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.evaluation.calibration import Labels
-from cifar_mlflow.evaluation.report import Report, log_pictures, log_report, log_tables, report_on
-from cifar_mlflow.export.reference import load_classifier, load_model
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -31,28 +33,38 @@ from cifar_mlflow.tracking.artifacts import (
     log_start,
     log_weights,
 )
+from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.run import TrackedRun, close_stale_runs, connect, tracked_run
+from cifar_mlflow.tracking.run import TrackedRun
+from cifar_mlflow.tracking.store import connect, select_store
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.loop import History, Training, no_pruning
 
+if TYPE_CHECKING:
+    from cifar_mlflow.evaluation.calibration import Labels
+    from cifar_mlflow.evaluation.report import Report
+
 logger = logging.getLogger(__name__)
 
-# As many images as tell the whitening layer what patches look like.
-IMAGES_FOR_INITIALIZATION = 5_000
+IMAGES_FOR_INITIALIZATION = 5_000  # enough for the whitening layer's statistics of patches
 HEADLINES = ("accuracy", "accuracy_tta", "f1_macro", "loss", "ece")
+IMPORTED_DURING_TRAINING = (
+    "cifar_mlflow.evaluation.report",
+    "cifar_mlflow.export.reference",
+    "mlflow.pytorch",
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a job has to show: the run, and its metrics by the names they have there."""
+    """The outcome of a job: its run, and the metrics by their names in the run."""
 
     run_id: str
     run_name: str
     metrics: dict[str, float]
 
     def summary(self) -> str:
-        """Return a short table for a person; the run holds the rest."""
+        """Return a short table for the terminal."""
         lines = [f"\nRun {self.run_name} ({self.run_id})"]
         for split in ("val", "test", "train"):
             values = {name: self.metrics.get(f"{split}/{name}") for name in HEADLINES}
@@ -65,47 +77,53 @@ class Result:
 
 
 class TrainingCallbacks(Protocol):
-    """Hooks that a search passes to `train`."""
+    """Hooks that a search passes to `train`.
+
+    Attributes:
+        study: name of the study.
+        tags: tags of the run.
+        skip_model_export: leave out the exported program, and the data summary that all trials share.
+    """
 
     study: str
-    tags: dict[str, str]  # for the run
-    skip_model_export: bool  # leave out of the run what is the same in each of many, and the exported program
+    tags: dict[str, str]
+    skip_model_export: bool
 
     def on_start(self, run_id: str) -> None:
-        """The training has this run; told before its first step."""
+        """Receive the id of the run before the first step."""
 
     def prune(self, history: History) -> bool:
-        """Whether to leave it at these epochs. The run is then evaluated like any other."""
+        """Return whether to stop after these epochs; the run is then evaluated like any other."""
 
     def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
-        """Further metrics of the trained network."""
+        """Return further metrics of the trained network."""
 
-    def defer_plots(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
-        """Whether the pictures of the validation split and of the `history` are left to it, not drawn now."""
+    def defer_plots(self, run_id: str, report: "Report", labels: "Labels", history: pd.DataFrame) -> bool:
+        """Return whether the search draws the figures of the validation split and the history itself."""
 
 
 def train(
     config: TrainConfig, resume: str | None = None, callbacks: TrainingCallbacks | None = None
 ) -> Result:
-    """Train, evaluate, and log all of it as one run.
+    """Train, evaluate, and log everything as one run.
 
     Args:
-        resume: the id of a run to continue; `config` is then the one of `resumable_config`.
-        callbacks: hooks of the search that the training belongs to, if any.
+        resume: id of a run to continue; `config` is then that of `resumable_config`.
+        callbacks: hooks of the search that the training belongs to.
 
     Raises:
-        CifarError: something failed; the run, if it was begun, is FAILED and says why.
-        Interrupted: a signal came; the run is KILLED and can be resumed.
+        CifarError: something failed; a run that was started is FAILED and has the error as a tag.
+        Interrupted: a signal arrived; the run is KILLED and can be resumed.
     """
     hardware = set_up_hardware(config, config.precision)
     dataset = load_dataset(config)
     train_split, val_split = divide(dataset, config)
     if config.test:
-        dataset.split("test")  # decoded now: a damaged file should not wait for the end of the training
+        dataset.split("test")  # decode it now: a damaged file should not show up only after the training
     torch.manual_seed(config.seed)
-    # Those of a run to resume are in its checkpoint; the file that they began with may be gone.
-    beginning = config.model_copy(update={"weights": None}) if resume else config
-    classifier = build_classifier(beginning, dataset, train_split)
+    # A resumed run has its weights in the checkpoint; the file that it started from may be gone.
+    initial = config.model_copy(update={"weights": None}) if resume else config
+    classifier = build_classifier(initial, dataset, train_split)
     training = Training(classifier, dataset.classes, train_split, val_split, config, hardware)
     connect(config.experiment, resume)
     close_stale_runs(config.cache_dir, resume)
@@ -132,23 +150,36 @@ def train(
                 run.log_metrics(metrics, step=int(row["epoch"]))
         else:
             log_start(run, config, dataset, val_split, hardware)
-            if not (callbacks and callbacks.skip_model_export):
-                log_data(run, config, dataset, train_split)
             directory.checkpoint.save(training.state_dict())
+        _import_in_background(IMPORTED_DURING_TRAINING)
         best = training.fit(run, directory.checkpoint, stop, callbacks.prune if callbacks else no_pruning)
         with stop.at_once():  # the last epoch is in the checkpoint
+            if not (callbacks and callbacks.skip_model_export):
+                log_data(run, config, dataset, train_split)
             metrics = finish(run, config, dataset, val_split, training, best, callbacks)
         return Result(run.run_id, run.name, metrics)
 
 
-def resumable_config(run_id: str, given: Mapping[str, object], study: str | None = None) -> TrainConfig:
-    """The settings of a run that can go on, from its checkpoint.
+def _import_in_background(modules: tuple[str, ...]) -> None:
+    """Import modules in a thread, while the first training steps run outside of Python's interpreter lock."""
 
-    Only where its data are may be `given` anew; anything else would make it another run. A trial goes on in
-    its `study` only, which waits for its result.
+    def import_all() -> None:
+        with suppress(Exception):  # the import statement that needs the module raises it again
+            for name in modules:
+                importlib.import_module(name)
+
+    threading.Thread(target=import_all, name="imports").start()
+
+
+def resumable_config(run_id: str, given: Mapping[str, object], study: str | None = None) -> TrainConfig:
+    """Return the settings of an interrupted run, from its checkpoint, and select its MLflow store.
+
+    Args:
+        given: settings of `PlacesConfig` that replace those of the run; others would make it another run.
+        study: name of the study that continues the run; a trial is resumed by its study only.
 
     Raises:
-        UsageError: there is nothing to resume, or another setting is given.
+        UsageError: the run cannot be resumed, or another setting is given.
     """
     if others := sorted(set(given) - {*PlacesConfig.model_fields}):
         raise UsageError(f"--resume takes the settings of the run: leave out {', '.join(others)}")
@@ -164,15 +195,15 @@ def resumable_config(run_id: str, given: Mapping[str, object], study: str | None
         raise UsageError(f"run {run_id} cannot be resumed: {directory.path}/owner.json is missing or damaged")
     if directory.owner.study != study:
         raise UsageError(f"run {run_id} is a trial of a study{directory.resume_hint}")
-    mlflow.set_tracking_uri(directory.owner.tracking_uri)
+    select_store(directory.owner.tracking_uri)
     settings = directory.checkpoint.load()["config"]
     return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
 
 
 def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
-    """The training images without those held out, and those held out."""
+    """Return the training images without the held-out ones, and the held-out ones."""
     images = dataset.split("train")
-    train_index, val_index = train_val_indices(images.labels, config.val_size, config.split_seed)
+    train_index, val_index = train_val_indices(dataset, config)
     return (
         Split(images.images[train_index], images.labels[train_index]),
         Split(images.images[val_index], images.labels[val_index]),
@@ -180,7 +211,7 @@ def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
 
 
 def build_classifier(config: TrainConfig, dataset: ImageDataset, train_split: Split) -> ImageClassifier:
-    """A network for the data set, normalized by its training images, with `config.weights` if given."""
+    """Return a network, normalized by the training images, that starts from `config.weights` if given."""
     mean, std = (values.tolist() for values in mean_std(train_split.images))
     network = build_network(config.model, len(dataset.classes), width=config.width, dropout=config.dropout)
     classifier = ImageClassifier(network, mean, std)
@@ -188,10 +219,12 @@ def build_classifier(config: TrainConfig, dataset: ImageDataset, train_split: Sp
         pixels = torch.from_numpy(train_split.images[:IMAGES_FOR_INITIALIZATION]).permute(0, 3, 1, 2)
         network.initialize_from((pixels / 255 - classifier.mean) / classifier.std)
     if config.weights:
+        from cifar_mlflow.export.reference import load_classifier
+
         pretrained, _ = load_classifier(config.weights)
         fresh = load_weights(network, pretrained.network.state_dict())
-        news = f"; new for {len(dataset.classes)} classes: {', '.join(fresh)}" if fresh else ""
-        logger.info("Starts from %s%s", config.weights, news)
+        note = f"; new for {len(dataset.classes)} classes: {', '.join(fresh)}" if fresh else ""
+        logger.info("Starts from %s%s", config.weights, note)
     return classifier
 
 
@@ -204,19 +237,22 @@ def finish(
     best: ImageClassifier,
     callbacks: TrainingCallbacks | None = None,
 ) -> dict[str, float]:
-    """Evaluate the weights to keep, and log results and model. Metrics are of the last epoch's step."""
+    """Evaluate the weights to keep; log results and model. The metrics have the step of the last epoch."""
+    from cifar_mlflow.evaluation.report import log_pictures, log_report, log_tables, report_on
+
     device = training.hardware.device
     history = pd.DataFrame(training.history).set_index("epoch")
     metrics = {"train_seconds": training.seconds}
     if callbacks:
         metrics |= callbacks.measure(best, device)
-    temperature, drawn = 1.0, False
+    temperature, deferred = 1.0, False
     if len(val_split):
         report = report_on(best, val_split, dataset.classes, "val", device=device)
         temperature = report.temperature
         log_tables(run, report)
-        drawn = callbacks is not None and callbacks.defer_plots(run.run_id, report, val_split.labels, history)
-        if not drawn:
+        if callbacks:
+            deferred = callbacks.defer_plots(run.run_id, report, val_split.labels, history)
+        if not deferred:
             log_pictures(run, report, val_split)
         metrics |= report.scalars() | {"temperature": temperature}
     if config.test:
@@ -227,26 +263,11 @@ def finish(
         log_report(run, report, test_split)
         metrics |= report.scalars()
     run.log_metrics(metrics, step=training.epoch)
-    if not drawn:
+    if not deferred:
         log_curves(run, history)
     run.log_csv(history, "history.csv", index=True)
 
-    card = ModelCard(
-        model=config.model,
-        classes=dataset.classes,
-        image_size=dataset.image_size,
-        mean=channels(best.mean),
-        std=channels(best.std),
-        width=config.width,
-        dropout=config.dropout,
-        temperature=temperature,
-        data=dataset.name,
-        data_digest=dataset.digest,
-        val_size=config.val_size,
-        split_seed=config.split_seed,
-        run_id=run.run_id,
-        metrics=metrics,
-    )
+    card = _card(run.run_id, config, dataset, best, temperature, metrics)
     run.set_tags({"mlflow.note.content": description(card)})
     best = best.cpu().to(memory_format=torch.contiguous_format)
     log_weights(run, best, card)
@@ -255,7 +276,33 @@ def finish(
     return metrics
 
 
-def channels(values: torch.Tensor) -> tuple[float, float, float]:
+def _card(
+    run_id: str,
+    config: TrainConfig,
+    dataset: ImageDataset,
+    classifier: ImageClassifier,
+    temperature: float,
+    metrics: dict[str, float],
+) -> ModelCard:
+    return ModelCard(
+        model=config.model,
+        classes=dataset.classes,
+        image_size=dataset.image_size,
+        mean=_channels(classifier.mean),
+        std=_channels(classifier.std),
+        width=config.width,
+        dropout=config.dropout,
+        temperature=temperature,
+        data=dataset.name,
+        data_digest=dataset.digest,
+        val_size=config.val_size,
+        split_seed=config.split_seed,
+        run_id=run_id,
+        metrics=metrics,
+    )
+
+
+def _channels(values: torch.Tensor) -> tuple[float, float, float]:
     red, green, blue = values.flatten().tolist()
     return red, green, blue
 
@@ -264,8 +311,11 @@ def evaluate(config: EvaluateConfig) -> Result:
     """Evaluate a saved model on a split, in a run of its own.
 
     Raises:
-        UsageError: there is no such model, or its classes are not those of the data set.
+        UsageError: there is no such model, or its classes differ from those of the data set.
     """
+    from cifar_mlflow.evaluation.report import log_report, report_on
+    from cifar_mlflow.export.reference import load_model
+
     hardware = set_up_hardware(config)
     device = hardware.device
     connect(config.experiment)
@@ -278,7 +328,7 @@ def evaluate(config: EvaluateConfig) -> Result:
             f"{config.model_uri} knows {', '.join(card.classes)}; "
             f"{dataset.name} has {', '.join(dataset.classes)}"
         )
-    if dataset.digest == card.data_digest:  # its own data: only what it was not trained on is validation
+    if dataset.digest == card.data_digest:  # only images that it was not trained on may validate it
         config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})
     if config.split == "test":
         data = dataset.split("test")
@@ -291,7 +341,7 @@ def evaluate(config: EvaluateConfig) -> Result:
     if isinstance(model, ImageClassifier):
         model = model.to(device)
     else:
-        device = torch.device("cpu")  # an exported program stays where it was exported
+        device = torch.device("cpu")  # an exported program runs only on the device it was exported on
 
     name = config.run_name or f"evaluate-{card.model}-{dataset.name}"
     with (

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Run once, when the volume is empty. The request log has a database and a user of its own, so that whoever gets
-# hold of the service's password cannot change which model is served.
+# Runs once, when the volume is empty. The request log has its own database and user, so that a leaked password of the
+# service does not allow anyone to change the model that is served.
 set -eu
 psql --set ON_ERROR_STOP=1 --set password="$REQUESTS_DB_PASSWORD" --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" <<'SQL'
 CREATE ROLE requests LOGIN PASSWORD :'password';

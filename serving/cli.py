@@ -1,4 +1,4 @@
-"""The verbs that take a finished run to a served model and watch over it."""
+"""Commands that register, promote, serve and monitor a model."""
 
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ DEMO = RECIPES["demo"] | {"recipe": "demo"}
 
 @verb("register", RegisterConfig)
 @click.argument("run_id")
-@switch("--promote", "Then make it the champion, if it is better than the present one.")
+@switch("--promote", "Then make it the champion, if it is not worse than the current one.")
 def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
-    """Make a trained network a new version of the registered model, in the form in which it is served."""
+    """Make a trained network a new version of the registered model, ready to be served."""
     config = validate(RegisterConfig, given)
     from serving.registry.promotion import NotPromotedError
     from serving.registry.promotion import promote as promote_version
@@ -35,15 +35,15 @@ def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
     if promote:
         try:
             click.echo(promote_version(version.number, version.name).message)
-        except NotPromotedError as refusal:  # a result of the comparison; the registration succeeded
-            click.echo(str(refusal))
+        except NotPromotedError as reason:  # not a failure: the version is registered
+            click.echo(str(reason))
 
 
 @verb("promote", RegistryConfig)
 @click.argument("which", metavar="[RUN_ID|VERSION]", required=False)
 @click.option("--force", is_flag=True, help="Promote even if it is worse or not comparable.")
 def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
-    """Make a registered version the champion, if it is better. Default: the best there is."""
+    """Make a registered version the champion, if it is not worse. Default: the best version."""
     config = validate(RegistryConfig, given)
     from serving.registry.promotion import promote as promote_version
 
@@ -63,19 +63,19 @@ def rollback(given: dict[str, Any]) -> None:
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.pass_context
 def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) -> None:
-    """Classify image files, the images in folders, and what patterns match."""
+    """Classify image files, the images in folders, and files that match patterns."""
     config = validate(ClassifyConfig, given)
     from serving.batch import classify as classify_files
-    from serving.batch import load_scorer, show
+    from serving.batch import load_scorer, print_summary
 
     summary = classify_files(
         paths,
         load_scorer(config.model_uri),
         output=config.output,
         sort_into=config.sort_into,
-        top_k=config.top_k,
+        top_k=config.top_k if "top_k" in config.model_fields_set else None,
     )
-    show(summary)
+    print_summary(summary)
     ctx.exit(summary.exit_code)
 
 
@@ -104,14 +104,15 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     config = resolve_train_config({"recipe": "demo", **given})
     from cifar_mlflow import pipeline
-    from serving.demo import PHOTO, answer_over_http
+    from serving.demo import PHOTO, classify_over_http
 
     result = pipeline.train(config)
     click.echo(result.summary())
     ctx.invoke(register, run_id=result.run_id, promote=True, **registration)
     name = validate(RegisterConfig, registration).registered_model
     champion = f"models:/{name}@champion"
-    click.echo(f"\n`mlflow models serve -m {champion}` says of {PHOTO.name}: {answer_over_http(champion)}")
+    answer = classify_over_http(champion)
+    click.echo(f"\n`mlflow models serve -m {champion}` classifies {PHOTO.name} as: {answer}")
     photo = PHOTO.relative_to(Path.cwd()) if PHOTO.is_relative_to(Path.cwd()) else PHOTO
     click.echo(
         f"""

@@ -1,4 +1,4 @@
-"""A small client of the service: pictures in, answers out, errors as exceptions."""
+"""A small client of the service: images in, answers out, errors as exceptions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import requests
 
 
 class ServiceError(Exception):
-    """What the service refused: `status`, `code` for programs, `message` for people."""
+    """The service refused a request: `status`, `code` for programs, `message` for people."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(f"{status} {code}: {message}")
@@ -16,12 +16,12 @@ class ServiceError(Exception):
 
 
 class Client:
-    """Asks one server. Threads must not share it.
+    """A client of one server; threads must not share it.
 
     Args:
         url: such as http://127.0.0.1:8000.
-        api_key: of a server that has one.
-        timeout: seconds without a sign of the server.
+        api_key: the key, if the server requires one.
+        timeout: seconds to wait for the server to connect, and between two bytes of its response.
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 60.0) -> None:
@@ -32,10 +32,10 @@ class Client:
             self._session.headers["Authorization"] = f"Bearer {api_key}"
 
     def predict(self, pictures: Sequence[Path | str | bytes], top_k: int = 3) -> dict[str, Any]:
-        """The answer of POST /predict, with a prediction for each picture: a path or the bytes of a file.
+        """Classify images, given as paths or as bytes of files, and return the response of POST /predict.
 
         Raises:
-            ServiceError: the request or every picture is refused.
+            ServiceError: the service refused the request, or every image.
         """
         files = [
             (
@@ -50,7 +50,14 @@ class Client:
     def feedback(
         self, request_id: str, item: int = 0, *, correct: bool | None = None, label: str | None = None
     ) -> None:
-        """Say whether an answer was right, or what it should have been."""
+        """Report whether an answer was right, or the right label.
+
+        Args:
+            item: index of the image in its request.
+
+        Raises:
+            ServiceError: the service refused the feedback.
+        """
         body = {"request_id": request_id, "item": item, "correct": correct, "label": label}
         self._post("/feedback", json=body)
 
@@ -60,6 +67,6 @@ class Client:
             try:
                 error = response.json()["error"]
             except (ValueError, KeyError, TypeError):
-                error = {"code": "no_service", "message": "the answer is none of the service's"}
+                error = {"code": "no_service", "message": "the response does not come from the service"}
             raise ServiceError(response.status_code, error["code"], error["message"])
         return response

@@ -1,4 +1,4 @@
-"""The last step of the demo: a photo, sent to the served model as any client would send it."""
+"""The last step of the demo: classify a photo over HTTP, as any client would."""
 
 import base64
 from pathlib import Path
@@ -10,8 +10,8 @@ from serving.registry.mlflow_server import mlflow_server
 PHOTO = Path(__file__).parent / "examples" / "cat.jpg"
 
 
-def answer_over_http(model_uri: str) -> str:
-    """What the model behind `mlflow models serve` says of the photo, in words.
+def classify_over_http(model_uri: str) -> str:
+    """Return the answer of `mlflow models serve` for the photo, as text.
 
     Raises:
         CifarError: the server did not start.
@@ -23,5 +23,5 @@ def answer_over_http(model_uri: str) -> str:
         )
     response.raise_for_status()
     (answer,) = response.json()["predictions"]
-    likely = ", ".join(f"{each['label']} {each['confidence']:.1%}" for each in answer["top_k"])
-    return f"{likely}{' (uncertain)' if answer['uncertain'] else ''}"
+    ranking = ", ".join(f"{each['label']} {each['confidence']:.1%}" for each in answer["top_k"])
+    return f"{ranking}{' (uncertain)' if answer['uncertain'] else ''}"

@@ -1,4 +1,4 @@
-"""Scorer folders with predictable answers: the network weighs the colours of an image."""
+"""Create scorer folders with predictable answers: the network measures the colours of an image."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ SIZE = 32
 
 
 def colour_network(path: Path, slow: bool = False) -> Path:
-    """The logits are 10 x the mean of a channel, in 0..1.
+    """Write a network whose logits are 10 x the mean of each channel, in 0..1.
 
-    The `slow` one takes some 0.1 s a batch for it, and fails at a pixel of 255.
+    The `slow` one takes about 0.1 s per batch and fails if a pixel of a batch is 255.
     """
     constants: dict[str, np.ndarray] = {
         "axes": np.array([1, 2], np.int64),
@@ -55,7 +55,7 @@ def colour_network(path: Path, slow: bool = False) -> Path:
 
 
 def write_scorer_folder(folder: Path, **card: Any) -> Path:
-    """`folder` with a colour network and a card; `card` overrides what is in that."""
+    """Create `folder` with a colour network and a card, whose fields `card` overrides."""
     folder.mkdir(parents=True)
     model = colour_network(folder / "model.onnx")
     content = {

@@ -1,8 +1,10 @@
-"""Bad input at the command line: a line or two that name the value and the way out; nothing half-made."""
+"""Invalid input on the command line: one or two lines name the value and what to do; no files are left."""
 
 import errno
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -61,6 +63,10 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--width", "2"], ["width", "resnet18 has none"]),
         (["--deterministic", "perhaps"], ["deterministic", "perhaps"]),
         (["--patience", "3", "--val-size", "0"], ["patience", "val_size"]),
+        (["--model", "vgg11", "--small-images", "0.5"], ["model=vgg11", "small_images=0.5", "32 pixels"]),
+        (["--model", "vgg16", "--small-images", "0.5", "--image-size", "40"], ["vgg16", "image_size=40"]),
+        (["--cutout", "33"], ["cutout=33", "image_size=32"]),
+        (["--cutout", "28", "--small-images", "0.2"], ["cutout=28", "small_images=0.2", "24 pixels"]),
         (["--epoch", "3"], ["--epoch", "--epochs"]),
         (["--bogus", "3"], ["--bogus"]),
         (["--crop-padding", "16", "--image-size", "64", *SAMPLE], ["image_size"]),
@@ -74,12 +80,12 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ],
     ids=lambda value: " ".join(value)[:40] if value and str(value[0]).startswith("-") else "",
 )
-def test_a_wrong_option_is_refused_with_exit_code_2(options: list[str], words: list[str]) -> None:
+def test_an_invalid_option_is_refused_with_exit_code_2(options: list[str], words: list[str]) -> None:
     assert_refused(invoke("train", *options), 2, *words)
     assert not Path("mlruns").exists()
 
 
-def test_two_wrong_options_are_both_named() -> None:
+def test_two_invalid_options_are_both_named() -> None:
     assert_refused(invoke("train", "--epochs", "0", "--lr", "-1"), 2, "epochs", "lr")
 
 
@@ -93,12 +99,101 @@ def test_two_wrong_options_are_both_named() -> None:
         ("model: {a: b}", ["model"]),
         ("epochs: null", ["epochs"]),
         ("recipe: [1]", ["recipe"]),
+        ("seed: 1\nepochs: 2\nseed: 2", ["line 3", "seed is set twice"]),
+        ("batch-size: 64\nlr: 0.1\nbatch_size: 32", ["line 3", "batch_size is set twice"]),
+        ("epochs: 1:30", ["epochs", "'1:30'"]),
+        ("seed: 0x10", ["seed", "'0x10'"]),
+        ("mixup: off", ["mixup", "'off'"]),
+        ("seed: !!python/object/apply:os.getcwd []", ["line 1"]),
     ],
 )
-def test_a_wrong_config_file_is_refused_with_exit_code_2(text: str, words: list[str], tmp_path: Path) -> None:
+def test_an_invalid_config_file_is_refused_with_exit_code_2(
+    text: str, words: list[str], tmp_path: Path
+) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     assert_refused(invoke("train", "--config", str(file)), 2, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("seed: 010", "seed: 10"),
+        ("epochs: 1_000", "epochs: 1000"),
+        ("deterministic: on", "deterministic: true"),
+        ("test: no", "test: false"),
+        ("lr: 1e-3", "lr: 0.001"),
+        ("run_name: 1:30", "run_name: '1:30'"),
+        ("run_name: 2026-11-29", "run_name: '2026-11-29'"),
+        ("run_name: off", "run_name: 'off'"),
+        ("run_name: 007", "run_name: '007'"),
+        ("run_name: null", "run_name: null"),
+        ("run_name: ~", "run_name: null"),
+        ("run_name: 'null'", "run_name: 'null'"),
+        ("mirrors: [http://a, http://b]", "mirrors:\n- http://a\n- http://b"),
+        ("<<: {seed: 3}", "seed: 3"),
+    ],
+)
+def test_a_config_file_is_read_like_the_command_line(text: str, setting: str, tmp_path: Path) -> None:
+    """YAML 1.1 would read 010 as 8, 1:30 as 90 and `off` as false."""
+    (tmp_path / "config.yaml").write_text(text)
+    printed = invoke("train", "--config", "config.yaml", "--print-config")
+    assert f"\n{setting}\n" in f"\n{printed.output}", printed.output
+
+
+def test_the_printed_settings_are_read_back(tmp_path: Path) -> None:
+    printed = invoke("train", "--model", "fast", "--seed", "010", "--print-config").output
+    (tmp_path / "config.yaml").write_text(printed)
+    assert invoke("train", "--config", "config.yaml", "--print-config").output == printed
+
+
+def test_a_password_in_a_setting_is_not_printed() -> None:
+    printed = invoke("train", "--mirrors", "http://alice:secret@host/x", "--print-config").output
+    assert "http://alice:***@host/x" in printed
+    assert "secret" not in printed
+
+
+def test_a_password_in_the_address_of_the_store_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://alice:secret@127.0.0.1:9")
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0")
+    for command in (["train", *SAMPLE, "--model", "cnn"], ["promote"], ["export", "f" * 32], ["rollback"]):
+        result = invoke(*command)
+        assert_refused(result, 1, "alice:***@127.0.0.1:9")
+        assert "secret" not in result.output
+
+
+WITHOUT_ACCOUNT = """
+import pwd
+
+def getpwuid(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+pwd.getpwuid = getpwuid
+from cifar_mlflow.cli import main
+main()
+"""
+
+
+def test_a_user_without_account_and_home_needs_only_a_cache_folder(tmp_path: Path) -> None:
+    """Containers often run as a user id without an account."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("HOME", "XDG_CACHE_HOME", "CIFAR_MLFLOW_CACHE", "USER", "LOGNAME")
+    } | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    options = [*SAMPLE, "--model", "cnn", "--width", "0.25", "--epochs", "1", "--threads", "1"]
+
+    def train(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITHOUT_ACCOUNT, "train", *options, *more]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+
+    refused = train()
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert "--cache-dir" in refused.stderr
+    done = train("--cache-dir", str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_missing_or_binary_config_file_is_refused(tmp_path: Path) -> None:
@@ -120,6 +215,41 @@ def test_an_option_wins_over_the_file_and_the_file_over_the_recipe(tmp_path: Pat
     assert "batch_size: 64\n" in printed
     assert "recipe: vgg\n" in printed
     assert "dropout: 0.2\n" in printed
+
+
+@pytest.mark.parametrize("value", ["abc", "-1", "nan", "inf", "", "1e9"])
+def test_an_invalid_patience_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", value)
+    assert_refused(invoke("promote"), 2, "CIFAR_MLFLOW_PATIENCE", repr(value), "0 to 604800")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", *SAMPLE],
+        ["tune", *SAMPLE],
+        ["demo"],
+        ["evaluate", "--model", "f" * 32],
+        ["export", "f" * 32],
+        ["register", "f" * 32],
+        ["promote"],
+        ["rollback"],
+        ["classify", "."],
+        ["serve"],
+        ["monitor"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_each_verb_refuses_an_invalid_patience_before_it_begins(arguments: list[str], tmp_path: Path) -> None:
+    environment = {**os.environ, "CIFAR_MLFLOW_PATIENCE": "abc"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cifar_mlflow", *arguments], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "CIFAR_MLFLOW_PATIENCE" in done.stderr
+    assert "'abc'" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def make_images(folder: Path, *classes: str) -> Path:
@@ -146,12 +276,12 @@ def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
     assert_refused(result, result.exit_code, "broken.jpg")
 
 
-def test_a_store_that_cannot_be_used_is_named_and_leaves_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_store_is_named_and_no_run_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////proc/nowhere/mlflow.db")
     assert_refused(invoke("train", *SAMPLE, "--model", "cnn"), 1, "/proc/nowhere", "MLFLOW_TRACKING_URI")
 
 
-def test_a_cache_that_cannot_be_written_is_named() -> None:
+def test_a_read_only_cache_is_named() -> None:
     result = invoke("train", *SAMPLE, "--model", "cnn", "--cache-dir", "/proc/nowhere")
     assert_refused(result, 1, "/proc/nowhere", "cache_dir")
 
@@ -168,7 +298,7 @@ def test_a_cache_that_cannot_be_written_is_named() -> None:
         ("runs:/nothing/model", ["runs:/nothing/model"]),
     ],
 )
-def test_a_model_that_is_not_there_is_named(reference: str, words: list[str]) -> None:
+def test_a_missing_model_is_named(reference: str, words: list[str]) -> None:
     assert_refused(invoke("evaluate", "--model", reference, *SAMPLE), 2, *words)
     assert_refused(invoke("export", reference), 2, words[0])
 
@@ -192,7 +322,9 @@ def model_file(tmp_path: Path) -> str:
         (["--output", "my.hdf5", "--format", "hdf5"], "my.hdf5"),
     ],
 )
-def test_an_exported_file_is_what_its_name_says(model_file: str, options: list[str], file: str) -> None:
+def test_the_suffix_of_an_exported_file_matches_its_format(
+    model_file: str, options: list[str], file: str
+) -> None:
     result = invoke("export", model_file, *options)
     assert result.exit_code == 0, result.output
     assert result.output.startswith(f"{file}  ")
@@ -208,9 +340,7 @@ def test_an_exported_file_is_what_its_name_says(model_file: str, options: list[s
         (["--output", "my.h5", "--format", "safetensors"], ".safetensors for --format safetensors"),
     ],
 )
-def test_an_export_under_a_name_of_another_kind_is_refused(
-    model_file: str, options: list[str], right: str
-) -> None:
+def test_a_suffix_of_another_format_is_refused(model_file: str, options: list[str], right: str) -> None:
     assert_refused(invoke("export", model_file, *options), 2, options[1], f"must end in {right}\n")
     assert os.listdir() == [model_file]  # noqa: PTH208
 
@@ -226,7 +356,7 @@ def test_data_prints_a_summary_and_draws_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_lists_each_option_of_a_verb(verb: str) -> None:
+def test_help_lists_every_option_of_a_verb(verb: str) -> None:
     result = invoke(verb, "--help")
     assert result.exit_code == 0, result.output
     for param in command_of(verb).params:
@@ -236,7 +366,7 @@ def test_help_lists_each_option_of_a_verb(verb: str) -> None:
     assert "[default ]" not in shown
 
 
-def test_help_shows_what_the_demo_takes_and_not_what_train_does() -> None:
+def test_help_shows_the_defaults_of_the_verb() -> None:
     for verb, defaults in (
         ("train", ["cifar10", "resnet18", "30, >= 1", "0.1, >= 0, <= 0.5"]),
         ("demo", ["sample", "fast", "18, >= 1", "0.05, >= 0, <= 0.5", "demo"]),
@@ -246,10 +376,7 @@ def test_help_shows_what_the_demo_takes_and_not_what_train_does() -> None:
             assert f"[default {default}" in shown
 
 
-def test_help_does_not_wait_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-    import sys
-
+def test_help_does_not_import_torch() -> None:
     script = (
         "import sys; from cifar_mlflow.cli import main\n"
         "try: main(['train', '--help'])\n"
@@ -272,24 +399,24 @@ def test_paths_are_absolute_and_may_begin_with_a_tilde(tmp_path: Path) -> None:
     assert f"data_dir: {tmp_path / 'here'}\n" in printed
 
 
-def test_a_deleted_experiment_is_named_with_the_way_on() -> None:
+def test_a_deleted_experiment_is_named_with_a_remedy() -> None:
     client = mlflow.MlflowClient()
     client.delete_experiment(client.create_experiment("gone"))
     result = invoke("train", *SAMPLE, "--model", "cnn", "--experiment", "gone")
     assert_refused(result, 1, "'gone'", "deleted", "--experiment")
 
 
-def test_a_damaged_owner_file_hinders_no_other_run(tmp_path: Path) -> None:
+def test_a_damaged_owner_file_does_not_affect_other_runs(tmp_path: Path) -> None:
     for name in ("a", "b"):
         directory = RunDirectory.of(tmp_path, name)
         directory.acquire()
-        directory.sign("sqlite://")
+        directory.write_owner("sqlite://")
         directory.release()
     (tmp_path / "runs" / "a" / "owner.json").write_text("")
     assert [directory.path.name for directory in RunDirectory.all(tmp_path)] == ["b"]
 
 
-def test_the_lock_of_a_run_is_held_by_one(tmp_path: Path) -> None:
+def test_only_one_process_can_hold_the_lock_of_a_run(tmp_path: Path) -> None:
     first, second = (RunDirectory.of(tmp_path, "a") for _ in range(2))
     first.acquire()
     assert not second.try_acquire()
@@ -297,7 +424,7 @@ def test_the_lock_of_a_run_is_held_by_one(tmp_path: Path) -> None:
     assert second.try_acquire()
 
 
-def test_a_full_disk_is_said_in_a_line() -> None:
+def test_a_full_disk_is_one_line() -> None:
     @click.group(cls=Group)
     def verbs() -> None:
         pass

@@ -1,17 +1,19 @@
-"""Commands that a person is given to copy."""
+"""Command lines that a user can copy."""
 
 import shlex
 from typing import Any
 
+from cifar_mlflow.redact import redact
+
 
 def command_line(verb: str, settings: dict[str, Any]) -> str:
-    """The command line with exactly these settings given, in their order.
+    """Return the command line that gives exactly these settings, in their order and without passwords.
 
     Args:
-        settings: None, or a list of nothing, is one that is not given.
+        settings: values by name; None and an empty list mean that the setting is not given.
     """
     words = ["cifar-mlflow", verb]
-    for name, value in settings.items():
+    for name, value in without_passwords(settings).items():
         if value is None or value == []:
             continue
         if isinstance(value, list | tuple):
@@ -20,3 +22,14 @@ def command_line(verb: str, settings: dict[str, Any]) -> str:
             value = str(value).lower()
         words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
+
+
+def without_passwords(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the settings in which URLs, such as those of `mirrors`, have `***` as password."""
+
+    def redacted(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [redacted(item) for item in value]
+        return redact(value) if isinstance(value, str) else value
+
+    return {name: redacted(value) for name, value in settings.items()}

@@ -1,4 +1,4 @@
-"""The settings of a search. What is trained in it has the settings of a training, as everywhere."""
+"""The settings of a search. Its trials have the settings of a training."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -14,52 +14,58 @@ DEFAULT_TRIALS = 20
 
 
 class SearchConfig(Settings):
-    """Search: what is tried, and for how long."""
+    """Search: what to try, and for how long."""
 
     study: str | None = setting(
         None,
-        "Name of the study; the same name goes on with it. Default: the name of the data set.",
+        "Name of the study; an existing study of this name is continued. Default: name of the data set.",
         min_length=1,
         max_length=200,
     )
     storage: str = setting(
         "sqlite:///optuna.db",
-        "Where Optuna keeps the study: an SQLAlchemy URL; for several machines postgresql+psycopg://user@host/db.",
+        "Optuna's database, an SQLAlchemy URL; for several machines postgresql+psycopg://user@host/db.",
     )
     trials: int | None = setting(
-        None, f"Trials of the study in all. Default: {DEFAULT_TRIALS}, unless another budget is given.", ge=1
+        None,
+        f"Total number of trials in the study. Default: {DEFAULT_TRIALS}, unless another budget is given.",
+        ge=1,
     )
     timeout: float | None = setting(
-        None, "Seconds after which no new trial begins; those that run are finished.", gt=0
+        None, "Seconds after which no new trial starts; running trials are finished.", gt=0
     )
     epochs_budget: int | None = setting(
-        None, "Epochs that all trials of the study together may train; never exceeded.", ge=1
+        None, "Maximum number of epochs that all trials of the study train together.", ge=1
     )
     epochs: int = setting(9, "Epochs of a trial that is not pruned.", ge=1, le=10_000)
     space: Path | None = setting(
-        None, "YAML file that narrows or replaces what is searched; see docs/search.md."
+        None, "YAML file that narrows or replaces the search space; see docs/search.md."
     )
     sampler: SamplerName = setting(
-        "tpe", "Who chooses hyperparameters: TPE (multivariate, grouped), random, CMA-ES, GP, grid, or QMC."
+        "tpe", "How hyperparameters are chosen: TPE (multivariate, grouped), random, CMA-ES, GP, grid or QMC."
     )
     pruner: PrunerName = setting(
-        "auto", "Who ends bad trials early; auto is asha, or none where there are two objectives."
+        "auto", "How bad trials are stopped early; auto means asha, or none with two objectives."
     )
     second_objective: Literal["none", "latency", "parameters"] = setting(
-        "none", "Beside validation accuracy: milliseconds for one image, or the number of parameters."
+        "none",
+        "Objective to minimize besides validation accuracy: latency of one image in milliseconds, "
+        "or number of parameters.",
     )
-    workers: int = setting(1, "Processes that train at once; they share the CPU threads.", ge=1, le=256)
+    workers: int = setting(
+        1, "Processes that train at the same time and share the CPU threads.", ge=1, le=256
+    )
     enqueue: tuple[str, ...] = setting(
-        (), "Ids of runs whose hyperparameters are tried first, after the recipes' own (comma-separated)."
+        (), "IDs of runs whose hyperparameters are tried right after the recipes (comma-separated)."
     )
     warm_start: str | None = setting(
-        None, "Experiment whose finished runs on the same data and split count as trials already made."
+        None, "Experiment whose finished runs on the same data and split count as completed trials."
     )
     retrain_best: bool = setting(
-        False, "At the end, train the best trial again on all training images, and test that once."
+        False, "At the end, retrain the best trial on all training images and test it once."
     )
-    retrain_seeds: int = setting(1, "How many times, each with its own seed.", ge=1, le=100)
-    retrain_epochs: int = setting(0, "Epochs of that; 0 takes those of a trial.", ge=0, le=10_000)
+    retrain_seeds: int = setting(1, "Number of retrainings, each with its own seed.", ge=1, le=100)
+    retrain_epochs: int = setting(0, "Epochs of a retraining; 0 means those of a trial.", ge=0, le=10_000)
 
     @field_validator("enqueue", mode="before")
     @classmethod
@@ -68,7 +74,7 @@ class SearchConfig(Settings):
 
 
 class TuneConfig(SearchConfig, TrainConfig):
-    """All settings that `tune` takes: a setting of the training that is given is the same in all trials."""
+    """All settings of a search: a training setting that is given is the same in all trials."""
 
 
 class TuneAndPromoteConfig(TuneConfig, RegisterConfig):

@@ -1,4 +1,4 @@
-"""How a study begins: what is wrong with it is said before its storage has it, and it goes on as it began."""
+"""Create or load a study, after everything that can be wrong with the request was checked."""
 
 from typing import Any
 
@@ -11,109 +11,119 @@ from optuna.study import StudyDirection
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.data import ImageDataset
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.files import atomic_write
 from cifar_mlflow.tracking.local_state import STUDY_COMMAND, RunDirectory
 from cifar_mlflow.tracking.retry import first_line
 from tuning.samplers import build_pruner, build_sampler
 from tuning.storage import Storage
-from tuning.study_spec import Plan
-from tuning.warm_start import earlier_trials, experiment_id, first_tries
+from tuning.study_spec import StudySpec
+from tuning.warm_start import experiment_id, first_trials, prior_trials
 
-LONGEST_VALUE = 60  # of those that a message compares
+MAX_VALUE_LENGTH = 60  # of a value in the message that compares settings
 
 
-def prepare(plan: Plan, storage: Storage, dataset: ImageDataset) -> optuna.Study:
-    """The study in its storage, new or as it was left, with what is to be tried first.
+def create_study(spec: StudySpec, storage: Storage, dataset: ImageDataset) -> optuna.Study:
+    """Create the study, or load it as it was left, and store which trials come first.
 
     Raises:
-        UsageError: there is a study of this name that searches something else; or what the search is to
-            begin with is not there, and then nothing is made.
+        UsageError: a study of this name has other settings, or an enqueued run or the experiment of the warm
+            start does not exist. Nothing is created then.
     """
-    search = plan.search
-    # A grid comes to the recipes' values by itself, and would not know that they were tried.
-    models = [] if search.sampler == "grid" else plan.models
-    firsts = first_tries(plan.space, models, plan.fixed, search.enqueue, search.trials)
-    past = experiment_id(search.warm_start) if search.warm_start else None
-    identity = plan.identity(dataset.digest)
+    search = spec.search
+    # A grid includes the recipes' values itself, and would not know that they were tried.
+    models = [] if search.sampler == "grid" else spec.models
+    first = first_trials(spec.space, models, spec.fixed, search.enqueue, search.trials)
+    prior = experiment_id(search.warm_start) if search.warm_start else None
+    identity = spec.identity(dataset.digest)
     database = storage.open()
-    with storage.turn():
-        make_way(plan, identity, database)
-        directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(plan.objectives)]
+    with storage.exclusive():
+        drop_conflicting_empty_study(spec, identity, database)
+        directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(spec.objectives)]
         study = optuna.create_study(
-            study_name=plan.name,
+            study_name=spec.name,
             storage=database,
             directions=directions,
             load_if_exists=True,
-            sampler=build_sampler(search, plan.space, 0),
+            sampler=build_sampler(search, spec.space, 0),
             pruner=build_pruner(search),
         )
         if "identity" not in study.user_attrs:
-            study.set_user_attr("objectives", plan.objectives)
+            study.set_user_attr("objectives", spec.objectives)
             study.set_user_attr("first_tries", [])
             study.set_user_attr("identity", identity)
-        tries = study.user_attrs["first_tries"]
-        known = [first["params"] for first in tries]
-        for first in firsts:
-            if first["params"] not in known:
-                tries.append(first)
-                known.append(first["params"])
-        study.set_user_attr("first_tries", tries)
-        if past:
-            study.add_trials(earlier_trials(past, plan.space, plan.fixed, dataset.digest, study))
-    storage.folder.joinpath("space.yaml").write_text(plan.space_yaml)
-    storage.folder.joinpath(STUDY_COMMAND).write_text(plan.command)
+        _add_first_trials(study, first)
+        if prior:
+            study.add_trials(prior_trials(prior, spec.space, spec.fixed, dataset.digest, study))
+    for name, text in (("space.yaml", spec.space_yaml), (STUDY_COMMAND, spec.command)):
+        with atomic_write(storage.folder / name) as file:
+            file.write_text(text)
     return study
 
 
-def make_way(plan: Plan, identity: dict[str, Any], database: BaseStorage) -> None:
-    """Delete a study of the same name and other settings if there is nothing to compare with: no trial.
+def _add_first_trials(study: optuna.Study, first: list[dict[str, Any]]) -> None:
+    stored = study.user_attrs["first_tries"]
+    known = [trial["params"] for trial in stored]
+    for trial in first:
+        if trial["params"] not in known:
+            stored.append(trial)
+            known.append(trial["params"])
+    study.set_user_attr("first_tries", stored)
+
+
+def drop_conflicting_empty_study(spec: StudySpec, identity: dict[str, Any], database: BaseStorage) -> None:
+    """Delete a study of the same name with other settings if it has no trials and no search runs on it.
 
     Raises:
-        UsageError: there is, or soon will be.
+        UsageError: it has trials, or a search that runs is about to add some.
     """
     try:
-        former = optuna.load_study(study_name=plan.name, storage=database)
+        previous = optuna.load_study(study_name=spec.name, storage=database)
     except KeyError:
         return
-    settings = former.user_attrs.get("identity", {})
+    settings = previous.user_attrs.get("identity", {})
     differing = [name for name in sorted({*settings, *identity}) if settings.get(name) != identity.get(name)]
     if not differing:
         return
-    run_id = former.user_attrs.get("parent_run_id")
-    if not former.get_trials(deepcopy=False) and not (run_id and is_alive(run_id, plan.base)):
-        optuna.delete_study(study_name=plan.name, storage=database)
+    run_id = previous.user_attrs.get("parent_run_id")
+    if not previous.get_trials(deepcopy=False) and not (run_id and is_alive(run_id, spec.base)):
+        optuna.delete_study(study_name=spec.name, storage=database)
     elif not settings:
         raise UsageError(
-            f"study: {plan.name} in this storage was not made by cifar_mlflow; choose another --study"
+            f"study: {spec.name} in this storage was not created by cifar_mlflow; choose another --study"
         )
     else:
-        what = "; ".join(_difference(name, settings.get(name), identity.get(name)) for name in differing)
+        changes = "; ".join(_difference(name, settings.get(name), identity.get(name)) for name in differing)
         raise UsageError(
-            f"study {plan.name} was begun with other settings ({what}): its trials could not be "
-            "compared. Choose another --study, or give those settings"
+            f"study {spec.name} has other settings ({changes}), so its trials could not be compared. "
+            "Choose another --study, or give the settings of this one"
         )
 
 
 def _difference(name: str, was: Any, now: Any) -> str:
-    if name == "space":  # too much to be shown
-        settings = [each for each in {**was, **now} if was.get(each) != now.get(each)]
+    if name == "space":  # too long to print
+        settings = [setting for setting in {**was, **now} if was.get(setting) != now.get(setting)]
         return f"the space differs in {', '.join(settings)}"
-    return f"{name} was {_short(was)}, now {_short(now)}"
+    return f"{name} was {_short(was)}, is now {_short(now)}"
 
 
 def _short(value: Any) -> str:
     text = "not given" if value is None else repr(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 1]}…"
 
 
 def is_alive(run_id: str, base: TrainConfig) -> bool:
-    """Whether another process is at work on the run of a study."""
+    """Return whether another process works on the run of a study.
+
+    Raises:
+        CifarError: the tracking store does not have the run.
+    """
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         raise CifarError(
-            f"the run {run_id} of this study cannot be had from {mlflow.get_tracking_uri()} "
-            f"({first_line(error)}): its trials are tracked elsewhere. Set MLFLOW_TRACKING_URI, or choose "
-            "another --study"
+            f"the MLflow run of this study, {run_id}, was not found in {mlflow.get_tracking_uri()} "
+            f"({first_line(error)}). Set MLFLOW_TRACKING_URI to the store that has it, or choose another "
+            "--study"
         ) from error
     directory = RunDirectory.of(base.cache_dir, run_id)
     if directory.path.exists():

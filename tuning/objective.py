@@ -1,8 +1,9 @@
-"""One trial: a training whose hyperparameters Optuna chose, and what becomes of it in the study."""
+"""One trial: a training whose hyperparameters Optuna chose, and how its outcome gets into the study."""
 
 import logging
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import TrainConfig
@@ -22,36 +23,41 @@ from cifar_mlflow.errors import CifarError, TrainingDivergedError
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from cifar_mlflow.training.loop import History
-from tuning.storage import Storage, retry_on_outage
-from tuning.trial_plots import leave_to_draw
+from tuning.results import own_trials
+from tuning.storage import Storage
+from tuning.trial_plots import save_for_plotting
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
 VALUE = "val/accuracy"
-# What a second objective is called among the metrics of a run.
+# The run's metric that is the second objective.
 SECOND_OBJECTIVES = {"latency": "latency_ms", "parameters": "parameters"}
-TIMED_CALLS = 30
-# The first trials of a study are trained to their end: there is hardly anything to compare them with, and a
-# first epoch says little of an optimizer that warms up.
+WARM_UP_CALLS, TIMED_CALLS = 5, 30
+
+
+# The first trials of a study train to their end: there is little to compare them with, and a first epoch says
+# little about an optimizer that warms up.
 NEVER_PRUNED = 3
 
 
 class TrialLostError(CifarError):
-    """Another machine has begun this trial anew, since nothing was heard of this one for too long."""
+    """Another machine restarted this trial because its heartbeat was missing for too long."""
 
 
-class TrainedTrial(pipeline.TrainingCallbacks):
-    """A trial of Optuna's, as a training sees it.
+class TrialCallbacks(pipeline.TrainingCallbacks):
+    """The hooks by which a training reports to its trial.
 
     Args:
-        trial: running, with its parameters already chosen.
+        trial: a running trial with its parameters already chosen.
         objectives: names of metrics; the first is validation accuracy.
-        epochs: of a trial that is not pruned.
-        tags: those of all trials of the study.
+        epochs: number of epochs of a trial that is not pruned.
+        tags: MLflow tags that all trials of the study share.
         storage: of the study.
+        may_be_pruned: whether the training stops when the pruner says so.
     """
 
     skip_model_export = True
@@ -63,6 +69,8 @@ class TrainedTrial(pipeline.TrainingCallbacks):
         epochs: int,
         tags: dict[str, str],
         storage: Storage,
+        *,
+        may_be_pruned: bool,
     ) -> None:
         self.storage = storage
         self.trial = trial
@@ -70,31 +78,36 @@ class TrainedTrial(pipeline.TrainingCallbacks):
         self.objectives = objectives
         self.epochs = epochs
         self.tags = {**tags, "optuna.trial": str(trial.number), "optuna.state": "RUNNING"}
+        self.may_be_pruned = may_be_pruned
         self.trained_epochs = 0
 
     def on_start(self, run_id: str) -> None:
-        self.storage.sign(run_id)
-        self._tell("run_id", run_id)
+        self.storage.link_command(run_id)
+        self._set_attr("run_id", run_id)
 
     def forget_run(self) -> None:
         if self.trial.user_attrs.get("run_id"):
-            self._tell("run_id", None)
+            self._set_attr("run_id", None)
 
     def prune(self, history: History) -> bool:
-        """Report what is new, and ask the pruner. What it has said once stays so after an interruption."""
+        """Report new epochs and ask the pruner; once it has decided, an interruption changes nothing.
+
+        The pruner is asked even if its answer is ignored: it records the values that later trials must reach.
+        """
         self.trained_epochs = len(history)
-        if len(self.objectives) > 1:  # Optuna prunes by one value only
+        if len(self.objectives) > 1:  # Optuna's pruners support one value only
             return False
-        reported = retry_on_outage(lambda: self._frozen().intermediate_values)
+        reported = self.storage.retry_on_outage(self._reported_epochs)
         for row in history:
             if row["epoch"] not in reported:
-                self._patiently(lambda row=row: self.trial.report(row[VALUE], int(row["epoch"])))
-        if self.trial.number < NEVER_PRUNED or len(history) in (0, self.epochs):
+                self._write(lambda row=row: self.trial.report(row[VALUE], int(row["epoch"])))
+        pruned = bool(self.trial.user_attrs.get("pruned")) or self.storage.retry_on_outage(
+            self.trial.should_prune
+        )
+        if not pruned or not self.may_be_pruned or len(history) in (0, self.epochs):
             return False
-        pruned = bool(self.trial.user_attrs.get("pruned")) or retry_on_outage(self.trial.should_prune)
-        if pruned:
-            self._tell("pruned", True)
-        return pruned
+        self._set_attr("pruned", True)
+        return True
 
     def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
         metrics = {
@@ -107,14 +120,14 @@ class TrainedTrial(pipeline.TrainingCallbacks):
         return metrics
 
     def defer_plots(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
-        leave_to_draw(self.storage.pictures, run_id, report, labels, history)
+        save_for_plotting(self.storage.plots, run_id, report, labels, history)
         return True
 
-    def conclude(self, run_id: str, metrics: dict[str, float]) -> None:
-        """Tell Optuna the result of a run that is finished."""
+    def complete(self, run_id: str, metrics: dict[str, float]) -> None:
+        """Store the result of a finished run in the study."""
         state = TrialState.PRUNED if self.trial.user_attrs.get("pruned") else TrialState.COMPLETE
         values = None if state == TrialState.PRUNED else [metrics[name] for name in self.objectives]
-        self._end(state, values, run_id, metrics["epochs"], metrics["train_seconds"])
+        self._finish(state, values, run_id, metrics["epochs"], metrics["train_seconds"])
         if state == TrialState.PRUNED:
             logger.info("pruned after epoch %d: %.4f", metrics["epochs"], metrics[VALUE])
         else:
@@ -122,18 +135,19 @@ class TrainedTrial(pipeline.TrainingCallbacks):
             logger.info("complete: %s", named)
 
     def fail(self, reason: str, seconds: float, cache_dir: Path) -> None:
-        """The settings are at fault: the search goes on without them, and their checkpoint is of no use."""
+        """Mark the trial and its run as failed and delete its checkpoint; the search continues."""
+        reason = redact(reason)
         run_id = self.trial.user_attrs.get("run_id")
         if run_id:
             client = mlflow.MlflowClient()
             call_mlflow(lambda: client.set_tag(run_id, "error", reason))
             call_mlflow(lambda: client.set_terminated(run_id, "FAILED"))
-            _forget_directory(cache_dir, run_id)
-        self._tell("error", reason)
-        self._end(TrialState.FAIL, None, run_id, self.trained_epochs, seconds)
+            _remove_directory(cache_dir, run_id)
+        self._set_attr("error", reason)
+        self._finish(TrialState.FAIL, None, run_id, self.trained_epochs, seconds)
         logger.warning("failed: %s", reason)
 
-    def _end(
+    def _finish(
         self,
         state: TrialState,
         values: list[float] | None,
@@ -144,100 +158,118 @@ class TrainedTrial(pipeline.TrainingCallbacks):
         if run_id:
             client = mlflow.MlflowClient()
             call_mlflow(lambda: client.set_tag(run_id, "optuna.state", state.name))
-            if state != TrialState.COMPLETE:  # seen in every list of runs
+            if state != TrialState.COMPLETE:  # visible in every list of runs
                 name = f"trial-{self.trial.number:03} ({state.name.lower()})"
                 call_mlflow(lambda: client.update_run(run_id, name=name))
-        self._tell("epochs", int(epochs))
-        self._tell("seconds", seconds)
-        self._patiently(
+        self._set_attr("epochs", int(epochs))
+        self._set_attr("seconds", seconds)
+        self._write(
             lambda: self.trial.study.tell(self.trial.number, values, state=state, skip_if_finished=True)
         )
 
-    def _frozen(self) -> optuna.trial.FrozenTrial:
-        return self.trial.storage.get_trial(self.trial._trial_id)
+    def _reported_epochs(self) -> set[int]:
+        trial_id = self.storage.trial_id(self.trial.number)
+        return {*self.storage.database.get_trial(trial_id).intermediate_values}
 
-    def _tell(self, name: str, value: Any) -> None:
-        self._patiently(lambda: self.trial.set_user_attr(name, value))
+    def _set_attr(self, name: str, value: Any) -> None:
+        self._write(lambda: self.trial.set_user_attr(name, value))
 
-    def _patiently(self, call: Any) -> None:
+    def _write(self, call: Callable[[], Any]) -> None:
         try:
-            retry_on_outage(call)
+            self.storage.retry_on_outage(call)
         except UpdateFinishedTrialError as error:
             raise TrialLostError(
-                f"trial {self.trial.number} was begun anew by another machine: this one was not heard of"
+                f"trial {self.trial.number} was restarted by another machine, which had received no "
+                "heartbeat from this one; its work here is discarded"
             ) from error
 
 
-def run_trial(trial: TrainedTrial, config: TrainConfig, begun: bool) -> None:
-    """Train a trial from wherever it is, and tell the study how it ended.
+def may_be_pruned(number: int, trials: list[FrozenTrial]) -> bool:
+    """Return whether the trial of this number is not one of the first that the study itself made."""
+    return sum(trial.number < number for trial in own_trials(trials)) >= NEVER_PRUNED
+
+
+def run_trial(callbacks: TrialCallbacks, config: TrainConfig, is_restart: bool) -> None:
+    """Train a trial, from its checkpoint if there is one, and store the outcome in the study.
 
     Args:
-        begun: another process has worked on it before.
+        is_restart: another process has already worked on the trial.
 
     Raises:
-        CifarError: something outside of the trial failed; it stays open, for the same command to go on with.
+        CifarError: something outside of the trial failed; it stays open, and the same command continues it.
         Interrupted: a signal came; likewise.
     """
-    run = finished_run(trial) if begun else None
+    run = finished_run(callbacks) if is_restart else None
     if run is not None:
-        trial.conclude(run.info.run_id, run.data.metrics)
+        callbacks.complete(run.info.run_id, run.data.metrics)
         return
-    resume = trial.trial.user_attrs.get("run_id") if begun else None
+    resume = callbacks.trial.user_attrs.get("run_id") if is_restart else None
     if resume and RunDirectory.of(config.cache_dir, resume).checkpoint.path.exists():
-        given = {"cache_dir": config.cache_dir, "data_dir": config.data_dir}
-        config = pipeline.resumable_config(resume, given, trial.study)
-        logger.info("goes on from its checkpoint")
+        places = {"cache_dir": config.cache_dir, "data_dir": config.data_dir}
+        config = resumable_config(resume, places, callbacks.study)
+        logger.info("continues from its checkpoint")
     else:
         resume = None
-        if begun:
-            forget_runs(trial, config)
+        if is_restart:
+            delete_unfinished_runs(callbacks, config)
     start = time.monotonic()
     try:
-        result = pipeline.train(config, resume, trial)
+        result = pipeline.train(config, resume, callbacks)
     except TrainingDivergedError as error:
-        trial.fail(str(error), time.monotonic() - start, config.cache_dir)
+        callbacks.fail(str(error), time.monotonic() - start, config.cache_dir)
     except CifarError:
         raise
     except Exception as error:
-        if not is_out_of_memory(error):  # a defect: of ours, or of a library with these settings
+        if not is_out_of_memory(error):  # a bug, of ours or of a library with these settings
             logger.exception("unexpected error")
-        trial.fail(first_line(error), time.monotonic() - start, config.cache_dir)
+        callbacks.fail(first_line(error), time.monotonic() - start, config.cache_dir)
     else:
-        trial.conclude(result.run_id, result.metrics)
+        callbacks.complete(result.run_id, result.metrics)
 
 
-def finished_run(trial: TrainedTrial) -> Run | None:
-    """The run of a trial whose process died between the end of the run and telling the study."""
-    run_id = trial.trial.user_attrs.get("run_id")
+def resumable_config(run_id: str, places: dict[str, Any], study: str) -> TrainConfig:
+    """Return the settings in the checkpoint of a run of the study, for the MLflow store in use.
+
+    The checkpoint names the store that the run was begun in, which may have been moved since.
+    """
+    tracking_uri = mlflow.get_tracking_uri()
+    config = pipeline.resumable_config(run_id, places, study)
+    mlflow.set_tracking_uri(tracking_uri)
+    return config
+
+
+def finished_run(callbacks: TrialCallbacks) -> Run | None:
+    """Return the run of a trial whose process died after the end of the run, before storing its result."""
+    run_id = callbacks.trial.user_attrs.get("run_id")
     run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)) if run_id else None
     return run if run and run.info.status == "FINISHED" else None
 
 
-def forget_runs(trial: TrainedTrial, config: TrainConfig) -> None:
-    """Delete runs that were begun for a trial and died before their first checkpoint.
+def delete_unfinished_runs(callbacks: TrialCallbacks, config: TrainConfig) -> None:
+    """Delete runs of a trial whose process died before their first checkpoint.
 
-    Only those below the run of this study: there may have been another one of the same name.
+    Only runs below the run of this study: another study of the same name may have existed.
     """
     client = mlflow.MlflowClient()
     experiment = call_mlflow(lambda: client.get_experiment_by_name(config.experiment))
     same = " and ".join(
-        f"tags.`{name}` = '{trial.tags[name]}'" for name in (MLFLOW_PARENT_RUN_ID, "optuna.trial")
+        f"tags.`{name}` = '{callbacks.tags[name]}'" for name in (MLFLOW_PARENT_RUN_ID, "optuna.trial")
     )
     unfinished = f"attributes.status != 'FINISHED' and {same}"
     for run in call_mlflow(lambda: client.search_runs([experiment.experiment_id], unfinished)):
         call_mlflow(partial(client.delete_run, run.info.run_id))
-        _forget_directory(config.cache_dir, run.info.run_id)
-    trial.forget_run()
+        _remove_directory(config.cache_dir, run.info.run_id)
+    callbacks.forget_run()
 
 
-def _forget_directory(cache_dir: Path, run_id: str) -> None:
+def _remove_directory(cache_dir: Path, run_id: str) -> None:
     directory = RunDirectory.of(cache_dir, run_id)
     directory.acquire()
     directory.remove()
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Torch raises an error of its own on a GPU, and a plain RuntimeError on the CPU."""
+    """Return whether memory ran out; torch raises its own error on a GPU, but a RuntimeError on the CPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "memory" in str(error)
     )
@@ -245,10 +277,10 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @torch.inference_mode()
 def latency_ms(classifier: ImageClassifier, device: torch.device, image_size: int) -> float:
-    """Milliseconds for one image, in fp32, on the device and threads of the training: median of 30 calls."""
+    """Return the median time for one image in fp32, in milliseconds, with the training's CPU threads."""
     image = torch.rand(1, 3, image_size, image_size, device=device)
     seconds = []
-    for _ in range(5 + TIMED_CALLS):  # the first ones choose kernels
+    for _ in range(WARM_UP_CALLS + TIMED_CALLS):
         start = time.perf_counter()
         classifier(image)[0].tolist()  # waits for the device
         seconds.append(time.perf_counter() - start)

@@ -1,9 +1,8 @@
-"""What a search shows: tables, pictures and an interactive page in the MLflow run of the study, and a
+"""The results of a search for people: tables, plots and an HTML report in the MLflow run of the study, and a
 leaderboard for the terminal."""
 
 import re
 import textwrap
-import warnings
 from collections import Counter
 from typing import Any, Protocol
 
@@ -11,18 +10,14 @@ import optuna
 import pandas as pd
 from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, TrialState
 
 from tuning.command import command_line
-from tuning.page import study_page
-from tuning.plots import PICTURES, left_out
-from tuning.results import best_trials, compact
-from tuning.storage import retry_on_outage
-from tuning.warm_start import EARLIER
-from tuning.worker import own_trials
-
-__all__ = ["best_trials", "leaderboard", "log_study", "reproduce_command", "trials_table"]
+from tuning.html_report import html_report
+from tuning.optuna_output import ignore_optuna_warnings
+from tuning.plots import CHARTS, missing_charts, png_figure
+from tuning.results import best_trials, compact, own_trials
+from tuning.warm_start import PRIOR_RUN
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -31,12 +26,12 @@ STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-NOTES = ("epochs", "seconds", "run_id", "origin", "error")  # that a trial has beside its parameters
-SHOWN = 5  # of the best trials
+ATTRIBUTES = ("epochs", "seconds", "run_id", "origin", "error")  # of a trial, besides its parameters
+LEADERBOARD_SIZE = 5
 
 
 class StudySink(Protocol):
-    """Whoever takes the pictures and tables: the MLflow run of the study."""
+    """Receives plots and tables: the MLflow run of the study."""
 
     def log_figure(self, figure: Figure, path: str) -> None: ...
     def log_json(self, values: Any, path: str) -> None: ...
@@ -47,25 +42,24 @@ class StudySink(Protocol):
 
 
 def log_study(sink: StudySink, study: optuna.Study) -> None:
-    """Log all that is known of a study, whatever its trials have come to; what was logged before is replaced.
+    """Log everything about a study, whatever the states of its trials; replace what was logged before.
 
-    Raises:
-        CifarError: the storage of the study does not answer.
+    Args:
+        study: a `snapshot`, since other workers may still add trials to the real one.
     """
-    study = _snapshot(study)
     sink.log_csv(trials_table(study), "search/trials.csv")
-    best = best_trials(study, SHOWN)
+    best = best_trials(study, LEADERBOARD_SIZE)
     if best:
         facts = _facts(study, best[0])
         if len(study.directions) > 1:
             facts["pareto_front"] = [_facts(study, trial) for trial in best_trials(study, len(study.trials))]
         sink.log_json(facts, "search/best.json")
-    missing = left_out(study)
-    for name, picture in PICTURES.items():
+    missing = missing_charts(study)
+    for name in CHARTS:
         if name not in missing:
-            sink.log_figure(picture(study), f"search/{name}.png")
-    page = study_page(study, _summary(study), _best_table(study, best), _commands(best))
-    sink.log_text(page, "search/study.html")
+            sink.log_figure(png_figure(study, name), f"search/{name}.png")
+    report = html_report(study, _summary(study), _best_table(study, best), _commands(best))
+    sink.log_text(report, "search/study.html")
     sink.set_tags({**_tags(study, best), "mlflow.note.content": _description(study, best)})
     trials = own_trials(study.get_trials(deepcopy=False))
     metrics = {
@@ -79,7 +73,7 @@ def log_study(sink: StudySink, study: optuna.Study) -> None:
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """One row a trial. Only complete trials have a value: how far a pruned one came is in its own run."""
+    """Return one row per trial. Only complete trials have a value; a pruned one has its epochs in its run."""
     trials = study.get_trials(deepcopy=False)
     names = sorted({name for trial in trials for name in trial.params})
     rows = [
@@ -87,19 +81,19 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
             "number": trial.number,
             "state": STATES[trial.state],
             **_values(study, trial),
-            **{name: trial.user_attrs.get(name) for name in NOTES},
+            **{name: trial.user_attrs.get(name) for name in ATTRIBUTES},
             **trial.params,
         }
         for trial in trials
     ]
     objectives = study.user_attrs["objectives"]
-    # A whole number stays one beside trials without it.
-    table = pd.DataFrame(rows, columns=["number", "state", *objectives, *NOTES, *names], dtype=object)
+    # As objects, integers stay integers although some trials lack them.
+    table = pd.DataFrame(rows, columns=["number", "state", *objectives, *ATTRIBUTES, *names], dtype=object)
     return table.astype({"number": int, "epochs": "Int64", **dict.fromkeys([*objectives, "seconds"], float)})
 
 
-def leaderboard(study: optuna.Study, count: int = SHOWN) -> str:
-    """The best trials and how to do each of them again, for the terminal."""
+def leaderboard(study: optuna.Study, count: int = LEADERBOARD_SIZE) -> str:
+    """Return the best trials, and the command that reproduces each, for the terminal."""
     best = best_trials(study, count)
     if not best:
         return _summary(study)
@@ -107,41 +101,39 @@ def leaderboard(study: optuna.Study, count: int = SHOWN) -> str:
     params = table.pop("hyperparameters")
     head, *rows = table.to_string(index=False).split("\n")
     first = study.user_attrs["objectives"][0]
-    kind = "The best" if len(study.directions) == 1 else "The Pareto front"
-    lines = [_summary(study), f"{kind} by {first}, all values of the validation split:", "", head]
+    kind = "Best trials" if len(study.directions) == 1 else "Pareto front"
+    lines = [_summary(study), f"{kind} by {first} (all values are those of the validation split):", "", head]
     for row, text in zip(rows, params, strict=True):
         lines += [row, textwrap.indent(textwrap.fill(text, 100, break_on_hyphens=False), 6 * " ")]
-    lines += ["", "To train them again, and test them:"]
+    lines += ["", "Commands to train them again and test them:"]
     lines += [f"  trial {number}: {command}" for number, command in _commands(best).items()]
     return "\n".join(lines)
 
 
 def reproduce_command(settings: dict[str, Any]) -> str:
-    """The command line of a training with exactly these settings given."""
+    """Return the command of a training with exactly these settings."""
     names = sorted(settings, key=lambda name: (name != "model", name))
     return command_line("train", {name: settings[name] for name in names})
 
 
-def _snapshot(study: optuna.Study) -> optuna.Study:
-    """A copy in memory: other workers may go on while all of the tables and pictures are made."""
-    trials = retry_on_outage(lambda: study.get_trials(deepcopy=False))
-    attributes = retry_on_outage(lambda: study.user_attrs)
+@ignore_optuna_warnings()
+def snapshot(study: optuna.Study) -> optuna.Study:
+    """Return a copy of a study in memory, which does not change while it is logged."""
     copy = optuna.create_study(
         study_name=study.study_name,
         directions=study.directions,
         storage=optuna.storages.InMemoryStorage(),
     )
-    copy.add_trials(trials)
+    copy.add_trials(study.get_trials(deepcopy=False))
+    attributes = study.user_attrs
     for name, value in attributes.items():
         copy.set_user_attr(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        copy.set_metric_names(attributes["objectives"])
+    copy.set_metric_names(attributes["objectives"])
     return copy
 
 
 def _values(study: optuna.Study, trial: FrozenTrial) -> dict[str, float]:
-    """By the names of the objectives. What Optuna calls the value of a pruned trial is its last report."""
+    """Return the values by objective; for a pruned trial none, although Optuna has its last report."""
     if trial.state != TrialState.COMPLETE:
         return {}
     return dict(zip(study.user_attrs["objectives"], trial.values, strict=True))
@@ -159,7 +151,7 @@ def _facts(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _commands(trials: list[FrozenTrial]) -> dict[int, str]:
-    """By the number of the trial."""
+    """Return the commands that reproduce trials, by trial number."""
     return {
         trial.number: reproduce_command(trial.user_attrs["settings"])
         for trial in trials
@@ -168,18 +160,18 @@ def _commands(trials: list[FrozenTrial]) -> dict[int, str]:
 
 
 def _summary(study: optuna.Study) -> str:
-    """One sentence."""
+    """Return one sentence on the number of trials."""
     trials = study.get_trials(deepcopy=False)
     own = own_trials(trials)
     counts = Counter(trial.state for trial in own)
     states = ", ".join(f"{counts[state]} {name}" for state, name in STATES.items() if counts[state])
-    earlier = sum(trial.user_attrs.get("origin") == EARLIER for trial in trials)
-    also = f", and {earlier} earlier runs" * bool(earlier)
+    prior = sum(trial.user_attrs.get("origin") == PRIOR_RUN for trial in trials)
+    also = f", and {prior} earlier runs" * bool(prior)
     return f"Search {study.study_name}: {len(own)} trials ({states}){also}.".replace(" ()", "")
 
 
 def _best_table(study: optuna.Study, trials: list[FrozenTrial]) -> pd.DataFrame:
-    """The best trials, as texts."""
+    """Return the leaderboard, all columns as text."""
     return pd.DataFrame(
         {
             "rank": str(rank),
@@ -194,7 +186,7 @@ def _best_table(study: optuna.Study, trials: list[FrozenTrial]) -> pd.DataFrame:
 
 
 def _text(value: float) -> str:
-    """An accuracy, milliseconds, or a count."""
+    """Return an accuracy, milliseconds or a count as text."""
     if value < 1:
         return f"{value:.4f}"
     return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
@@ -213,20 +205,20 @@ def _tags(study: optuna.Study, best: list[FrozenTrial]) -> dict[str, Any]:
             "best.trial": trial.number,
             "best.value": trial.values[0],
         }
-        # A former best trial may have had parameters that this one has not.
+        # The previous best trial may have had parameters that this one lacks.
         names = sorted({name for other in trials for name in other.params})
         tags |= {f"best.{_tag_name(name)}": trial.params.get(name, "not set") for name in names}
     return tags
 
 
 def _tag_name(name: str) -> str:
-    """MLflow allows few characters: `width.model=cnn+fast` is not a name to it."""
+    """Replace characters that MLflow does not allow, as in `width.model=cnn+fast`."""
     return re.sub(r"[^\w.\- /]", "_", name)
 
 
 def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
-    """What the page of the run says above all its numbers, in Markdown."""
-    parts = [f"**{_summary(study)}** All values are of the validation split."]
+    """Return the description of the study's run, in Markdown."""
+    parts = [f"**{_summary(study)}** All values are those of the validation split."]
     if best:
         values = ", ".join(f"{name} **{_text(value)}**" for name, value in _values(study, best[0]).items())
         table = _best_table(study, best)
@@ -236,14 +228,14 @@ def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
             *(f"```\n{command}\n```" for command in _commands(best[:1]).values()),
             "\n".join(f"| {' | '.join(row)} |" for row in rows),
         ]
-    if searched := _searched(study):
-        parts.append("Searched:\n" + "\n".join(f"- `{name}`: {values}" for name, values in searched.items()))
-    parts.append("All trials and pictures are in the artifacts below `search/`, to explore in `study.html`.")
+    if space := _search_space(study):
+        parts.append("Search space:\n" + "\n".join(f"- `{name}`: {values}" for name, values in space.items()))
+    parts.append("The artifacts below `search/` have all trials and plots; `study.html` is interactive.")
     return "\n\n".join(parts)
 
 
-def _searched(study: optuna.Study) -> dict[str, str]:
-    """The values that each parameter could have, in the last trial that had it."""
+def _search_space(study: optuna.Study) -> dict[str, str]:
+    """Return the values that each parameter could have, in the last trial that had it."""
     found = {}
     for trial in study.get_trials(deepcopy=False):
         for name, domain in trial.distributions.items():

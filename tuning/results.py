@@ -1,25 +1,37 @@
-"""What a study has found: its best trials, and which parameters they owe their results to."""
+"""The results of a study: its best trials, why it has none, and how important its parameters are."""
 
 import math
-import warnings
+import re
 from collections import Counter
 from typing import Any
 
 import optuna
-from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-# With fewer trials the order of the parameters is hardly better than chance.
-FEWEST_TRIALS = 15
-FEWEST_TRIALS_OF_A_PARAMETER = 5
+from tuning.warm_start import PRIOR_RUN
+
+# With fewer trials, the order of the parameters is hardly better than chance.
+MIN_TRIALS_FOR_IMPORTANCE = 15
+MIN_TRIALS_PER_PARAMETER = 5
+# PED-ANOVA compares the best third of the trials with all of them.
+IMPORTANCE_EVALUATOR = PedAnovaImportanceEvaluator(target_quantile=1 / 3)
 
 
 def in_state(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=states)
 
 
+def own_trials(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials that count against the budget: without prior runs and lost trials."""
+    lost = {number for trial in trials for number in trial.system_attrs.get("retry_history", [])}
+    return [
+        trial for trial in trials if trial.number not in lost and trial.user_attrs.get("origin") != PRIOR_RUN
+    ]
+
+
 def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
-    """Complete trials, the highest first objective first; with two objectives the Pareto front of them."""
+    """Return complete trials by descending first objective; with two objectives, only the Pareto front."""
     trials = in_state(study, TrialState.COMPLETE)
     if len(study.directions) > 1:
         front = {trial.number for trial in study.best_trials}
@@ -27,50 +39,68 @@ def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
     return sorted(trials, key=lambda trial: (-trial.values[0], trial.number))[:count]
 
 
+def failure_reason(study: optuna.Study) -> str | None:
+    """Return why the search was of no use, in one line, or None if a trial succeeded or still may."""
+    own = own_trials(study.get_trials(deepcopy=False))
+    counts = Counter(trial.state for trial in own)
+    if counts[TrialState.COMPLETE] or counts[TrialState.RUNNING] or counts[TrialState.WAITING]:
+        return None
+    if counts[TrialState.PRUNED] and best_trials(study, 1):  # of a prior run, which no trial surpassed
+        return None
+    if not own:
+        return "no trial was run: the budget was used up before the first one could start"
+    # Errors that differ in numbers only, such as the epoch, have the same reason.
+    errors = [trial.user_attrs.get("error", "unknown") for trial in own if trial.state == TrialState.FAIL]
+    kinds = Counter(re.sub(r"\d+", "0", error) for error in errors)
+    reason = ""
+    if errors:
+        kind, count = kinds.most_common(1)[0]
+        example = next(error for error in errors if re.sub(r"\d+", "0", error) == kind)
+        reason = f"; most frequent reason ({count} of {len(errors)}): {example}"
+    if not counts[TrialState.PRUNED]:
+        return f"all {len(own)} trials failed{reason}"
+    return f"no trial was completed: {len(errors)} failed, {counts[TrialState.PRUNED]} were pruned{reason}"
+
+
 def parameters(study: optuna.Study) -> list[str]:
-    """All that any trial has, the most important first."""
-    judged = list(importances(study))
-    names = {name for trial in study.get_trials(deepcopy=False) for name in trial.params}
-    return judged + sorted(names - {*judged})
+    """Return the names of all parameters of complete trials."""
+    return sorted({name for trial in in_state(study, TrialState.COMPLETE) for name in trial.params})
 
 
 def compact(params: dict[str, Any]) -> dict[str, str]:
-    """Values with the digits that a person compares."""
+    """Return parameter values as texts of three significant digits."""
     return {
         name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in params.items()
     }
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
-    """How far the best third of the trials differs from all in the distribution of each parameter, as shares
-    that add up to 1, the largest first (PED-ANOVA in its conditional form, arXiv 2601.20800).
+def ranked_study(study: optuna.Study) -> tuple[optuna.Study, list[str]]:
+    """Return what Optuna needs to estimate importances: a study of ranks, and the parameters to assess.
 
-    Pruned trials count as worse than complete ones, by how far they came. Optuna leaves them out, and then
-    compares good trials with good ones: in made-up searches with ASHA that put parameters without any effect
-    first.
+    Pruned trials count as worse than complete ones, and the earlier they were pruned, the worse. Optuna
+    leaves them out and so compares good trials with good ones: in synthetic searches with ASHA, that put
+    parameters without any effect first.
 
-    A parameter is judged by the trials that have it, and is left out where these are fewer than five. The
-    result is empty with fewer than 15 trials, or where all are equally good. It is of the first objective.
+    A parameter is assessed by the trials that have it, if there are at least five (PED-ANOVA in its
+    conditional form, arXiv 2601.20800). With two objectives, ranks are those of the first one.
+
+    Returns:
+        The study and the names; no names if there are fewer than 15 trials or all are equally good.
     """
     trials = in_state(study, TrialState.COMPLETE, TrialState.PRUNED)
-    ranks = {goodness: float(rank) for rank, goodness in enumerate(sorted({*map(_goodness, trials)}))}
-    owners = Counter(name for trial in trials for name in trial.params)
-    judged = sorted(name for name, count in owners.items() if count >= FEWEST_TRIALS_OF_A_PARAMETER)
-    if len(trials) < FEWEST_TRIALS or len(ranks) == 1 or not judged:
-        return {}
+    ranks = {score: float(rank) for rank, score in enumerate(sorted({*map(_score, trials)}))}
     ranked = optuna.create_study(storage=optuna.storages.InMemoryStorage(), direction="maximize")
     ranked.add_trials(
-        create_trial(params=trial.params, distributions=trial.distributions, value=ranks[_goodness(trial)])
+        create_trial(params=trial.params, distributions=trial.distributions, value=ranks[_score(trial)])
         for trial in trials
     )
-    evaluator = PedAnovaImportanceEvaluator(target_quantile=1 / 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of parameters whose bounds were others in some trials
-        shares = get_param_importances(ranked, evaluator=evaluator, params=judged)
-    return dict(sorted(shares.items(), key=lambda share: (-share[1], share[0])))
+    if len(trials) < MIN_TRIALS_FOR_IMPORTANCE or len(ranks) == 1:
+        return ranked, []
+    counts = Counter(name for trial in trials for name in trial.params)
+    return ranked, sorted(name for name, count in counts.items() if count >= MIN_TRIALS_PER_PARAMETER)
 
 
-def _goodness(trial: FrozenTrial) -> tuple[float, float]:
+def _score(trial: FrozenTrial) -> tuple[float, float]:
     if trial.state == TrialState.COMPLETE:
         return (math.inf, trial.values[0])
     step = trial.last_step

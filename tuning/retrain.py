@@ -1,4 +1,4 @@
-"""The end of a search: its best settings, trained on all training images and tested once."""
+"""The end of a search: retrain its best settings on all training images and test them once."""
 
 import logging
 from typing import Any
@@ -17,16 +17,17 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.training.loop import History
 from tuning.config import SearchConfig
-from tuning.storage import Storage, retry_on_outage
+from tuning.objective import resumable_config
+from tuning.storage import Storage
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
 
 def retrainings(best: FrozenTrial, search: SearchConfig, common: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings of the trainings to be done, by the name that each is remembered by in the study.
+    """Return the settings of the retrainings, by the name under which the study stores the run of each.
 
     Args:
-        common: where they run and what is the same in all, over the settings of the trial.
+        common: settings of this machine, which replace those of the trial.
     """
     settings = best.user_attrs["settings"]
     epochs = search.retrain_epochs or settings["epochs"]
@@ -37,7 +38,7 @@ def retrainings(best: FrozenTrial, search: SearchConfig, common: dict[str, Any])
             **common,
             "epochs": epochs,
             "seed": seed,
-            "val_size": 0,  # the choice is made
+            "val_size": 0,  # nothing is left to choose
             "patience": 0,
             "test": True,
         }
@@ -45,8 +46,8 @@ def retrainings(best: FrozenTrial, search: SearchConfig, common: dict[str, Any])
     }
 
 
-class Retraining(pipeline.TrainingCallbacks):
-    """A training of the best settings as a run below the study."""
+class RetrainingCallbacks(pipeline.TrainingCallbacks):
+    """The hooks of a retraining, whose run is nested in that of the study."""
 
     skip_model_export = False
 
@@ -58,8 +59,8 @@ class Retraining(pipeline.TrainingCallbacks):
         self.tags = {**tags, "retrained": name}
 
     def on_start(self, run_id: str) -> None:
-        self._storage.sign(run_id)
-        retry_on_outage(lambda: self._study.set_user_attr(self._name, run_id))
+        self._storage.link_command(run_id)
+        self._storage.retry_on_outage(lambda: self._study.set_user_attr(self._name, run_id))
 
     def prune(self, history: History) -> bool:
         return False
@@ -74,7 +75,7 @@ class Retraining(pipeline.TrainingCallbacks):
 def retrain(
     study: optuna.Study, trainings: dict[str, dict[str, Any]], tags: dict[str, str], storage: Storage
 ) -> None:
-    """Do the trainings that are not done yet; an interrupted one goes on from its checkpoint."""
+    """Run the retrainings that are not finished, an interrupted one from its checkpoint."""
     client = mlflow.MlflowClient()
     for name, settings in trainings.items():
         config = resolve_train_config({**settings, "run_name": name})
@@ -83,12 +84,12 @@ def retrain(
             continue
         logger.info("%s: %d epochs on all training images", name, config.epochs)
         if run_id and RunDirectory.of(config.cache_dir, run_id).checkpoint.path.exists():
-            config = pipeline.resumable_config(run_id, {"cache_dir": config.cache_dir}, study.study_name)
+            config = resumable_config(run_id, {"cache_dir": config.cache_dir}, study.study_name)
         else:
             run_id = None
-        pipeline.train(config, run_id, Retraining(study, name, tags, storage))
+        pipeline.train(config, run_id, RetrainingCallbacks(study, name, tags, storage))
 
 
 def retrained_runs(study: optuna.Study, names: list[str]) -> list[str]:
-    """Ids of the runs of these trainings."""
+    """Return the ids of the runs of these retrainings, as far as they have started."""
     return [study.user_attrs[name] for name in names if name in study.user_attrs]

@@ -1,4 +1,4 @@
-"""Samplers and pruners by the names that the command line has for them."""
+"""Optuna's samplers and pruners by their names on the command line."""
 
 from typing import Any
 
@@ -15,25 +15,30 @@ from optuna.samplers import (
 
 from cifar_mlflow.errors import UsageError
 from tuning.config import SearchConfig
+from tuning.optuna_output import ignore_optuna_warnings
 from tuning.space import Space
 
-# Of three trials that have trained for 1 epoch, one goes on to 3, and of three of those one to 9 (Li et al.
-# 2018, "A System for Massively Parallel Hyperparameter Tuning", arXiv 1810.05934).
+# One of three trials continues after epoch 1, and one of three of those after epoch 3 (Li et al. 2018, "A
+# System for Massively Parallel Hyperparameter Tuning", arXiv 1810.05934).
 REDUCTION = 3
 
 
 class Grid(GridSampler):
-    """Optuna's grid, which is asked whether it is exhausted; its own way to say so needs `study.optimize`."""
+    """GridSampler without its own end of the search, which works only within `study.optimize`.
+
+    Workers ask `is_exhausted` instead.
+    """
 
     def after_trial(self, *arguments: Any) -> None:
         pass
 
 
+@ignore_optuna_warnings()
 def build_sampler(search: SearchConfig, space: Space, seed: int) -> BaseSampler:
-    """The sampler of a study.
+    """Return the sampler of a study.
 
     Raises:
-        UsageError: the grid is asked for and the space is not made of listed values.
+        UsageError: the sampler is a grid and the space does not consist of listed values.
     """
     seed %= 2**32
     match search.sampler:
@@ -41,7 +46,7 @@ def build_sampler(search: SearchConfig, space: Space, seed: int) -> BaseSampler:
             return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
         case "random":
             return RandomSampler(seed=seed)
-        case "cmaes":  # pruned trials are most of them
+        case "cmaes":  # most trials are pruned, so CMA-ES must learn from them too
             return CmaEsSampler(seed=seed, warn_independent_sampling=False, consider_pruned_trials=True)
         case "gp":
             return GPSampler(seed=seed, warn_independent_sampling=False)
@@ -52,7 +57,7 @@ def build_sampler(search: SearchConfig, space: Space, seed: int) -> BaseSampler:
 
 
 def build_pruner(search: SearchConfig) -> BasePruner:
-    """The pruner of a study, whose steps are epochs."""
+    """Return the pruner of a study; its steps are epochs."""
     match search.pruner:
         case "asha" | "auto":
             return SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
@@ -64,21 +69,19 @@ def build_pruner(search: SearchConfig) -> BasePruner:
             return NopPruner()
 
 
-def settle(search: SearchConfig) -> SearchConfig:
-    """`pruner: auto` replaced by what it stands for.
+def resolve_auto(search: SearchConfig) -> SearchConfig:
+    """Resolve `pruner: auto`.
 
     Raises:
-        UsageError: a combination that Optuna has no answer for.
+        UsageError: Optuna does not support the combination of sampler, pruner and objectives.
     """
     two = search.second_objective != "none"
     if search.pruner == "auto":
         search = search.model_copy(update={"pruner": "none" if two else "asha"})
     if two and search.pruner != "none":
-        raise UsageError(
-            f"pruner: {search.pruner} judges by one value; with two objectives use --pruner none"
-        )
+        raise UsageError(f"pruner: {search.pruner} supports one objective only; with two, use --pruner none")
     if two and search.sampler == "cmaes":
-        raise UsageError("sampler: cmaes has one objective; with two use tpe, gp, random or qmc")
+        raise UsageError("sampler: cmaes supports one objective only; with two, use tpe, gp, random or qmc")
     if search.sampler == "cmaes" and search.pruner == "hyperband":
-        raise UsageError("sampler: cmaes does not go with the pruner hyperband; use asha, median or none")
+        raise UsageError("sampler: cmaes does not support the pruner hyperband; use asha, median or none")
     return search

@@ -1,4 +1,4 @@
-"""One entry of a search space: a setting, the values it may take, and when; and its form in YAML."""
+"""One entry of a search space: a setting, its possible values and its condition; and its form in YAML."""
 
 import difflib
 import math
@@ -22,13 +22,13 @@ from cifar_mlflow.config import (
 )
 from cifar_mlflow.errors import UsageError
 
-# What a trial is trained from and how long, its luck, and its arithmetic are not for a search to choose.
-NOT_SEARCHED = ("weights", "epochs", "seed", "precision")
+# Initial weights, length, seed and precision would make trials incomparable.
+NOT_SEARCHABLE = ("weights", "epochs", "seed", "precision")
 CONFIG_OF = {
     name: config
     for config in (ModelConfig, AugmentConfig, OptimizeConfig)
     for name in config.model_fields
-    if name not in NOT_SEARCHED
+    if name not in NOT_SEARCHABLE
 }
 SEARCHABLE = tuple(CONFIG_OF)
 
@@ -40,9 +40,11 @@ Domain = CategoricalDistribution | FloatDistribution | IntDistribution
 
 @dataclass(frozen=True)
 class Entry:
-    """Values that a setting may take where the settings named in `when` have one of the values given there.
+    """The possible values of a setting in trials that meet a condition.
 
-    `param` is the name that Optuna knows it by.
+    Attributes:
+        when: the condition: each setting named here must have one of its values.
+        param: Optuna's name for the entry.
     """
 
     setting: str
@@ -52,7 +54,7 @@ class Entry:
 
     @property
     def values(self) -> tuple[Any, ...] | None:
-        """All values that it can take, or None where these are a continuum."""
+        """All possible values, or None for a continuous range."""
         domain = self.domain
         if isinstance(domain, CategoricalDistribution):
             return domain.choices
@@ -64,12 +66,12 @@ class Entry:
 
     @property
     def is_searched(self) -> bool:
-        """Whether there is more than one value, for Optuna to choose from."""
+        """Whether there is more than one value."""
         return not self.domain.single()
 
     @property
     def condition(self) -> str:
-        """What `when` says, for a person."""
+        """`when` as text."""
         return " and ".join(
             f"{setting} is {' or '.join(map(str, values))}" for setting, values in self.when.items()
         )
@@ -78,7 +80,7 @@ class Entry:
         return all(setting in chosen and chosen[setting] in values for setting, values in self.when.items())
 
     def excludes(self, other: "Entry") -> bool:
-        """Whether the two never apply at once."""
+        """Return whether the two entries never apply to the same trial."""
         common = self.when.keys() & other.when.keys()
         return any(not set(self.when[setting]) & set(other.when[setting]) for setting in common)
 
@@ -91,7 +93,7 @@ class Entry:
 
     @property
     def middle(self) -> Any:
-        """Amid the range, on its logarithm if that is how it is searched; of a list, the first."""
+        """The middle of the range, on a logarithmic scale for `log`; of a list, the first value."""
         domain = self.domain
         if isinstance(domain, CategoricalDistribution):
             return domain.choices[0]
@@ -113,7 +115,7 @@ class Entry:
         return trial.suggest_float(self.param, domain.low, domain.high, step=domain.step, log=domain.log)
 
     def form(self) -> Any:
-        """As it is written in YAML; `parse` reads it."""
+        """Return the entry as it is written in YAML; the inverse of `parse_entries`."""
         domain, form = self.domain, dict[str, Any]()
         if isinstance(domain, CategoricalDistribution):
             if not self.when:
@@ -130,7 +132,7 @@ class Entry:
         return form
 
     def describe(self) -> str:
-        """The values, for a person."""
+        """Return the possible values as text."""
         domain = self.domain
         if isinstance(domain, CategoricalDistribution):
             return " or ".join(str(value) for value in domain.choices)
@@ -138,38 +140,37 @@ class Entry:
         return f"{domain.low:g} to {domain.high:g}{steps}"
 
 
-def parse(setting: str, form: Any) -> list[Entry]:
-    """The entries of a setting, as written in YAML.
+def parse_entries(setting: str, form: Any) -> list[Entry]:
+    """Return the entries of a setting from their form in YAML.
 
     Args:
         form: a value, a list of values, a mapping with a range or with `values`, or a list of such mappings.
 
     Raises:
-        UsageError: it is not one of these, or the setting of the config does not allow a value.
+        UsageError: the form is something else, or the config does not allow a value.
     """
     if isinstance(form, list) and form and all(isinstance(item, dict) for item in form):
         return [_parse_mapping(setting, item) for item in form]
     if isinstance(form, dict):
         return [_parse_mapping(setting, form)]
-    return [listed(setting, form if isinstance(form, list) else [form])]
+    return [listed_entry(setting, form if isinstance(form, list) else [form])]
 
 
-def listed(setting: str, values: list[Any]) -> Entry:
-    """An entry that is one of `values`, wherever a model has the setting."""
-    return Entry(
-        setting, CategoricalDistribution(_listed(setting, values)), _with_model(setting, {}), setting
-    )
+def listed_entry(setting: str, values: list[Any]) -> Entry:
+    """Return an entry with these values, for all models that have the setting."""
+    domain = CategoricalDistribution(_validate_list(setting, values))
+    return Entry(setting, domain, _add_model_condition(setting, {}), setting)
 
 
-def check_name(name: Any, among: Iterable[str] = ()) -> None:
-    """Raise a UsageError if `name` is no setting that can be searched, and none of the other names."""
-    known = [*SEARCHABLE, *among]
+def check_name(name: Any, also: Iterable[str] = ()) -> None:
+    """Raise a UsageError unless `name` is a searchable setting or one of the names in `also`."""
+    known = [*SEARCHABLE, *also]
     if name in known:
         return
     if name in TrainConfig.model_fields:
         raise UsageError(
-            f"{name} cannot be searched, only be given on the command line, for all trials. "
-            f"Searchable: {', '.join(SEARCHABLE)}"
+            f"{name} cannot be searched; give it on the command line, for all trials. "
+            f"Searchable settings: {', '.join(SEARCHABLE)}"
         )
     raise UsageError(f"unknown setting {name}: {_hint(name, known)}")
 
@@ -180,30 +181,30 @@ def _parse_mapping(setting: str, form: dict[Any, Any]) -> Entry:
         if key not in known:
             raise UsageError(f"{setting}: unknown key {key}: {_hint(key, known)}")
         if key in RANGE_KEYS and "values" in form:
-            raise UsageError(f"{setting}: either values or a range, not both (got {form!r})")
+            raise UsageError(f"{setting}: give either values or a range (got {form!r})")
     when = _parse_when(setting, form["when"]) if "when" in form else {}
     if "values" in form:
         values = form["values"] if isinstance(form["values"], list) else [form["values"]]
-        domain: Domain = CategoricalDistribution(_listed(setting, values))
+        domain: Domain = CategoricalDistribution(_validate_list(setting, values))
     else:
         domain = _range(setting, form)
-    return Entry(setting, domain, _with_model(setting, when), setting)
+    return Entry(setting, domain, _add_model_condition(setting, when), setting)
 
 
 def _range(setting: str, form: dict[str, Any]) -> Domain:
     kind = CONFIG_OF[setting].model_fields[setting].annotation
     if kind not in (int, float):
-        raise UsageError(f"{setting}: it has no range (got {form!r}); list the values: {setting}: [...]")
+        raise UsageError(f"{setting}: it cannot have a range (got {form!r}); list values: {setting}: [...]")
     if missing := [key for key in ("low", "high") if key not in form]:
         raise UsageError(f"{setting}: {missing[0]} is missing (got {form!r}); a range has low and high")
-    low, high = _value(setting, form["low"]), _value(setting, form["high"])
+    low, high = _validate_value(setting, form["low"]), _validate_value(setting, form["high"])
     if low >= high:
         raise UsageError(f"{setting}: low must be below high (got low {low}, high {high})")
     log, step = form.get("log", False), form.get("step")
     if not isinstance(log, bool):
-        raise UsageError(f"{setting}: log is true or false (got {log!r})")
+        raise UsageError(f"{setting}: log must be true or false (got {log!r})")
     if log and step is not None:
-        raise UsageError(f"{setting}: a range has either log or step (got {form!r})")
+        raise UsageError(f"{setting}: give either log or step (got {form!r})")
     if log and low <= 0:
         raise UsageError(f"{setting}: with log, low must be above 0 (got {low})")
     if step is not None:
@@ -224,47 +225,49 @@ def _step(setting: str, kind: Any, given: Any, low: float, high: float) -> Any:
     return step
 
 
-def _listed(setting: str, given: list[Any]) -> list[Any]:
+def _validate_list(setting: str, given: list[Any]) -> list[Any]:
     if not given:
         raise UsageError(f"{setting}: the list of values is empty")
-    values = [_value(setting, value) for value in given]
+    values = [_validate_value(setting, value) for value in given]
     for i, value in enumerate(values):
         if value in values[:i]:
             raise UsageError(f"{setting}: {value} is listed twice")
     return values
 
 
-def _value(setting: str, value: Any) -> Any:
-    """The value as the config has it: 1e-4, a text to YAML, is a number here."""
+def _validate_value(setting: str, value: Any) -> Any:
+    """Return the value as the config has it: YAML reads 1e-4 as a text."""
     valid = getattr(validate(CONFIG_OF[setting], {setting: value}), setting)
     if isinstance(value, bool) or (isinstance(valid, float) and not math.isfinite(valid)):
-        raise UsageError(f"{setting}: a finite number is needed (got {value!r})")
+        raise UsageError(f"{setting}: must be a finite number (got {value!r})")
     return valid
 
 
 def _parse_when(setting: str, given: Any) -> dict[str, tuple[Any, ...]]:
     if not isinstance(given, dict) or not given:
         raise UsageError(
-            f"{setting}: when names settings and their values, as {{optimizer: sgd}} (got {given!r})"
+            f"{setting}: when must map settings to values, such as {{optimizer: sgd}} (got {given!r})"
         )
     when = {}
     for other, values in given.items():
         try:
             check_name(other)
-            when[other] = tuple(_listed(other, values if isinstance(values, list) else [values]))
+            when[other] = tuple(_validate_list(other, values if isinstance(values, list) else [values]))
         except UsageError as error:
             raise UsageError(f"{setting}: when: {error}") from None
     return when
 
 
-def _with_model(setting: str, when: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
-    """The conditions, and that the model has the setting."""
+def _add_model_condition(setting: str, when: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """Return the condition, extended by the models that have the setting."""
     if setting not in MODELS_WITH:
         return when
     having = MODELS_WITH[setting]
     models = tuple(model for model in when.get("model", having) if model in having)
     if not models:
-        raise UsageError(f"{setting}: a setting of {', '.join(having)} (got when: model: {when['model'][0]})")
+        raise UsageError(
+            f"{setting}: only {', '.join(having)} have this setting (got when: model: {when['model'][0]})"
+        )
     return {**when, "model": models}
 
 

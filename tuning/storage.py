@@ -1,11 +1,10 @@
-"""The storage of a study: opened, waited for, and asked by one process at a time."""
+"""The Optuna storage of a study: connection, locks, retries after an outage, URLs without passwords."""
 
 import hashlib
 import logging
 import os
+import re
 import socket
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,88 +17,105 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
+from cifar_mlflow.config import patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.local_state import STUDY_COMMAND, RunDirectory
-from cifar_mlflow.tracking.retry import first_line
+from cifar_mlflow.tracking.retry import first_line, outage_policy
+from tuning.optuna_output import ignore_optuna_warnings
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
 T = TypeVar("T")
 
-# How long a storage that is away is waited for.
-PATIENCE_SECONDS = float(os.environ.get("CIFAR_MLFLOW_PATIENCE", "120"))
-LONGEST_PAUSE_SECONDS = 5.0
-# A machine that was not heard of for so long has lost its trials; others begin them anew.
+# Each machine renews the heartbeats of its trials; without one for the grace period, others restart them.
 HEARTBEAT_SECONDS = 30
-GRACE_SECONDS = int(os.environ.get("CIFAR_MLFLOW_GRACE", "600"))
-# Where a URL may have passwords beside the usual place.
-PASSWORDS = ("password", "sslpassword")
-# Any number that nobody else uses for PostgreSQL's advisory locks in this database.
+DEFAULT_GRACE_SECONDS = 600
+# Query parameters of a database URL that hold a password.
+PASSWORD_PARAMETERS = ("password", "passwd", "pwd", "sslpassword")
+# Arbitrary number for PostgreSQL's advisory lock; other applications in the database must not use it.
 ADVISORY_LOCK = 0x63696661
+STORAGE_ERRORS = (StorageInternalError, sqlalchemy.exc.OperationalError)
+# Messages of SQLite, PostgreSQL, MySQL and Optuna when the tables or the study no longer exist.
+_DELETED = re.compile(
+    r"no such table|file is not a database|malformed|Record does not exist"
+    r"|(relation|database) \S+ does not exist|doesn't exist|Unknown database"
+)
+
+
+class StudyLostError(CifarError):
+    """The study was deleted while the search ran."""
 
 
 class Storage:
-    """Optuna's storage of one study.
+    """The Optuna storage of one study, and the folder in which this machine keeps its locks and plots.
 
     Args:
-        url: an SQLAlchemy URL.
-        study: name of the study in it.
-        cache_dir: where locks of this machine and the directories of its runs are.
+        url: SQLAlchemy URL of the database.
+        study: name of the study.
+        cache_dir: folder below which locks, deferred plots and checkpoints are kept.
+        experiment: name of the MLflow experiment of the trials, for error messages.
     """
 
-    def __init__(self, url: str, study: str, cache_dir: Path) -> None:
+    def __init__(self, url: str, study: str, cache_dir: Path, experiment: str) -> None:
         self.url = url
         self.study = study
         self.cache_dir = cache_dir
-        place = Path(url.removeprefix("sqlite:///")).absolute() if url.startswith("sqlite:///") else url
-        key = hashlib.sha256(f"{place}\n{study}".encode()).hexdigest()[:16]
-        self.folder = cache_dir / "studies" / key
-        self.pictures = self.folder / "pictures"
+        self.experiment = experiment
         self.host = socket.gethostname()
         self._dialect = _dialect(url)
+        self._file = Path(url.removeprefix("sqlite:///")).absolute() if _is_sqlite_file(url) else None
+        # Without the password, so that a command that takes it from elsewhere finds the same locks.
+        key = hashlib.sha256(f"{self._file or absolute_url(url)}\n{study}".encode()).hexdigest()[:16]
+        self.folder = cache_dir / "studies" / key
+        self.plots = self.folder / "pictures"
         try:
-            self.pictures.mkdir(parents=True, exist_ok=True)
+            self.plots.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CifarError(
-                f"{self.folder} cannot be written ({error.strerror}): choose another --cache-dir"
+                f"{self.folder} cannot be written ({error.strerror}); choose another --cache-dir"
             ) from error
 
+    @ignore_optuna_warnings()
     def open(self) -> RDBStorage:
-        """Connect, and make the tables where there are none.
+        """Connect to the database and create missing tables.
 
         Raises:
-            CifarError: there is no such database, or it does not let us in.
+            CifarError: the database does not exist or refuses the connection.
         """
-        # SQLite's own wait for other writers; PostgreSQL drops idle connections that are then made anew.
+        # SQLite waits for other writers; PostgreSQL drops idle connections, which are then replaced.
         arguments = {"timeout": 60} if self._dialect == "sqlite" else {}
-
-        def connect() -> RDBStorage:
-            with self.turn():  # two processes that make the tables at once get in each other's way
-                return RDBStorage(
+        try:
+            with self.exclusive():  # two processes must not create the tables at the same time
+                self.database = RDBStorage(
                     self.url,
                     engine_kwargs={"connect_args": arguments, "pool_pre_ping": True},
                     heartbeat_interval=HEARTBEAT_SECONDS,
-                    grace_period=GRACE_SECONDS,
+                    grace_period=grace_seconds(),
                     heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
                 )
-
-        try:
-            self.database = connect()
-            return self.database
         except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
-            raise CifarError(f"--storage {safe(self.url)} cannot be used: {cause(error)}") from error
+            raise CifarError(
+                f"--storage {redact_password(self.url)} cannot be used: {cause(error)}"
+            ) from error
+        return self.database
 
-    def beat(self, study: optuna.Study) -> None:
-        """Let the other machines know that the trials of this one are looked after."""
+    def trial_id(self, number: int) -> int:
+        """Return the id that the database has for a trial of the study."""
+        study_id = self.database.get_study_id_from_name(self.study)
+        return self.database.get_trial_id_from_study_id_trial_number(study_id, number)
+
+    def record_heartbeats(self, study: optuna.Study) -> None:
+        """Renew the heartbeats of the running trials of this machine."""
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.user_attrs.get("host") == self.host:
-                self.database.record_heartbeat(trial._trial_id)
+                self.database.record_heartbeat(self.trial_id(trial.number))
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait until no other process, on this machine or another, is in here.
+    def exclusive(self) -> Iterator[None]:
+        """Run the block while no other process, on this or another machine, runs such a block.
 
-        Whoever dies in here frees it: the lock is the kernel's, or belongs to a connection.
+        The lock belongs to the kernel or to a database connection, so that a crash releases it.
         """
         if self._dialect == "postgresql":
             engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.pool.NullPool)
@@ -112,79 +128,127 @@ class Storage:
                 yield
 
     def trial_lock(self, number: int) -> FileLock:
-        """Held by the process that works on a trial, for as long as it lives."""
+        """Return the lock that a process holds for as long as it works on a trial."""
         return FileLock(self.folder / f"trial-{number}.lock")
 
-    def sign(self, run_id: str) -> None:
-        """Let a run of the study, if it is stopped, say which command goes on: the last that was given."""
+    def link_command(self, run_id: str) -> None:
+        """Link the latest command of the study into the folder of a run, which prints it when stopped."""
         link = RunDirectory.of(self.cache_dir, run_id).path / STUDY_COMMAND
-        with suppress(OSError):  # it is there from before; or there are no links here: it is only a hint
+        with suppress(OSError):  # the link exists already, or the file system has none: it is only a hint
             link.symlink_to(self.folder.absolute() / STUDY_COMMAND)
+
+    def retry_on_outage(self, call: Callable[[], T]) -> T:
+        """Return `call()`, repeated while the database is away, for up to `CIFAR_MLFLOW_PATIENCE` seconds.
+
+        Raises:
+            StudyLostError: the study was deleted, so that no retry can succeed.
+            CifarError: the database stayed away.
+        """
+
+        def report(error: BaseException, pause: float) -> None:
+            logger.warning(
+                "The storage of the study does not answer (%s); next attempt in %.0f s",
+                cause(error),
+                max(pause, 1),
+            )
+
+        try:
+            return outage_policy(self._is_outage, patience_seconds(), report)(call)
+        except (*STORAGE_ERRORS, KeyError) as error:
+            if self._is_deleted(error):
+                raise self._lost(error) from error
+            if isinstance(error, KeyError):
+                raise
+            raise CifarError(
+                f"the storage of the study does not answer: {cause(error)}\n"
+                "Nothing is lost: run the same command again when the storage is back."
+            ) from error
+
+    def _is_outage(self, error: BaseException) -> bool:
+        # A missing folder may be a network drive that comes back; a missing file in it was deleted.
+        has_file = self._file is None or self._file.is_file() or not self._file.parent.is_dir()
+        return isinstance(error, STORAGE_ERRORS) and has_file and not _DELETED.search(cause(error))
+
+    def _is_deleted(self, error: BaseException) -> bool:
+        if isinstance(error, STORAGE_ERRORS) and self._file and not self._file.is_file():
+            return True
+        return _DELETED.search(cause(error)) is not None
+
+    def _lost(self, error: BaseException) -> StudyLostError:
+        where = self._file or redact_password(self.url)
+        return StudyLostError(
+            f"study {self.study} no longer exists in {where} ({cause(error)}): the database or the study was "
+            "deleted, moved or emptied during the search.\n"
+            "Lost: Optuna's record of the trials (order, parameters, pruning), and trials that were running. "
+            f"Kept: the MLflow runs of all finished trials, in experiment {self.experiment}.\n"
+            "To continue, restore the database and run the same command. Without a copy, run it with "
+            f"--warm-start {self.experiment}: a new study then counts the completed runs as trials."
+        )
+
+
+def grace_seconds() -> int:
+    """Return after how many seconds without a heartbeat other machines restart a trial.
+
+    Raises:
+        UsageError: `CIFAR_MLFLOW_GRACE` is not a positive whole number.
+    """
+    text = os.environ.get("CIFAR_MLFLOW_GRACE", str(DEFAULT_GRACE_SECONDS))
+    if not (text.isdecimal() and int(text) > 0):
+        raise UsageError(f"CIFAR_MLFLOW_GRACE must be a positive whole number of seconds (got {text!r})")
+    return int(text)
+
+
+def _is_sqlite_file(url: str) -> bool:
+    return url.startswith("sqlite:///")
 
 
 def _dialect(url: str) -> str:
+    """Return the kind of database.
+
+    Raises:
+        UsageError: the URL cannot be parsed, or its password is not escaped.
+    """
     try:
-        return sqlalchemy.make_url(url).get_backend_name()
-    except sqlalchemy.exc.ArgumentError:
+        parts = sqlalchemy.make_url(url)
+        dialect = parts.get_backend_name()
+    except (sqlalchemy.exc.ArgumentError, ValueError):
         raise UsageError(
-            f"storage: {safe(url)} is not a database URL; "
-            "for example sqlite:///optuna.db or postgresql+psycopg://user@host/database"
+            f"storage: {redact_password(url)} is not a database URL; "
+            "examples: sqlite:///optuna.db, postgresql+psycopg://user@host/database"
         ) from None
+    if "@" in (parts.host or ""):
+        raise UsageError(
+            f"storage: in {redact_password(url)}, write each @ of the password as %40, or leave the "
+            "password out and set PGPASSWORD"
+        )
+    return dialect
 
 
-def safe(url: str) -> str:
-    """A URL without its password."""
-    try:
-        parts = sqlalchemy.make_url(url).difference_update_query(PASSWORDS)
-        return parts.render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return url.rpartition("@")[2]
+def redact_password(url: str) -> str:
+    """Return a database URL with `***` as password, even if that contains unescaped `@`, quotes or spaces."""
+    return redact(re.sub(r"(://[^/:@]*):.*@", r"\1:***@", url, flags=re.DOTALL))
 
 
-def anywhere(url: str) -> str:
-    """A URL of the same database that holds in every folder, without its password."""
-    parts = sqlalchemy.make_url(url).difference_update_query(PASSWORDS)
+def absolute_url(url: str) -> str:
+    """Return a URL of the same database that is valid in every folder, without its password."""
+    parts = sqlalchemy.make_url(url)
+    secret = [name for name in parts.query if name.lower() in PASSWORD_PARAMETERS]
     database = parts.database
     if database and parts.get_backend_name() == "sqlite" and Path(database).is_file():
         database = str(Path(database).absolute())
     return sqlalchemy.URL.create(
-        parts.drivername, parts.username, None, parts.host, parts.port, database, parts.query
+        parts.drivername,
+        parts.username,
+        None,
+        parts.host,
+        parts.port,
+        database,
+        parts.difference_update_query(secret).query,
     ).render_as_string()
 
 
 def cause(error: BaseException) -> str:
-    """The first line of the error beneath: Optuna's own says only that there was one."""
+    """Return the first line of the innermost error: Optuna's own text does not say what failed."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return first_line(error)
-
-
-def retry_on_outage(call: Callable[[], T]) -> T:
-    """`call()`, tried again while the storage is away.
-
-    Raises:
-        CifarError: it stayed away.
-    """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    pause = 0.5
-    while True:
-        try:
-            return call()
-        except (StorageInternalError, sqlalchemy.exc.OperationalError) as error:
-            if time.monotonic() + pause > deadline:
-                raise CifarError(
-                    f"the storage of the study does not answer: {cause(error)}\n"
-                    "Nothing is lost: the same command goes on with the search."
-                ) from error
-            logger.warning(
-                "The storage does not answer (%s); trying again in %.0f s.", cause(error), max(pause, 1)
-            )
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-
-def quiet() -> None:
-    """Optuna reports each trial; we do it ourselves. What it warns of here is meant so."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with", UserWarning)
+    return redact(first_line(error))

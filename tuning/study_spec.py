@@ -1,8 +1,11 @@
-"""What a search was asked for: its own settings, those that its trainings share, and what is searched."""
+"""The checked request for a search (`StudySpec`), and the part of it that a worker process gets."""
 
-from dataclasses import dataclass
-from typing import Any
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
+import torch
 import yaml
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
@@ -10,21 +13,57 @@ from cifar_mlflow.errors import UsageError
 from tuning.command import command_line
 from tuning.config import DEFAULT_TRIALS, SearchConfig, TuneConfig
 from tuning.objective import SECOND_OBJECTIVES, VALUE
-from tuning.samplers import build_sampler, settle
+from tuning.samplers import build_sampler, resolve_auto
 from tuning.space import Space
-from tuning.storage import anywhere
-from tuning.warm_start import PLACES
+from tuning.storage import Storage, absolute_url
+from tuning.warm_start import NON_TUNABLE
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A search as it was asked for, checked.
+class WorkerSpec:
+    """What a worker process needs to know, in types that JSON has.
 
     Attributes:
-        search: its own settings.
-        fixed: settings of the training that were given: they are the same in all trials.
-        base: a training of it, for whatever all of them have in common: data, split, device.
-        models: the architectures in the space.
+        search: the settings of the search.
+        fixed: training settings that are the same in all trials.
+        space: path of the file with the search space.
+        parent_run_id: MLflow run of the study.
+        index: number of the worker on this machine, from 0.
+        threads: CPU threads of the worker.
+        deadline: Unix time after which no trial starts.
+        retrain: settings of the retrainings to do instead of trials, by name.
+    """
+
+    study: str
+    search: dict[str, Any]
+    fixed: dict[str, Any]
+    space: str
+    parent_run_id: str
+    cache_dir: str
+    experiment: str
+    index: int = 0
+    threads: int = 0
+    deadline: float | None = None
+    retrain: dict[str, dict[str, Any]] | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        return cls(**json.loads(line))
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """The checked request for a search.
+
+    Attributes:
+        search: settings of the search.
+        fixed: training settings that were given, as JSON values: they are the same in all trials.
+        base: settings that all trainings share, such as data, split and device.
+        models: architectures in the space.
+        promotion: options for the registration after the search, if it was asked for.
     """
 
     name: str
@@ -33,6 +72,7 @@ class Plan:
     base: TrainConfig
     space: Space
     models: list[str]
+    promotion: dict[str, Any]
 
     @property
     def objectives(self) -> list[str]:
@@ -41,56 +81,99 @@ class Plan:
 
     @property
     def space_yaml(self) -> str:
-        """A file that `--space` reads back."""
+        """The content of a file for `--space`."""
         return yaml.safe_dump({**self.space.to_dict(), "replace": True}, sort_keys=False)
 
     @property
     def command(self) -> str:
-        """What goes on with it, without a password; from every folder, once the storage is open."""
+        """The command that continues the search from any folder; without passwords.
+
+        SQLite's path is absolute only if the file exists.
+        """
         search = self.search.model_dump(mode="json", exclude_unset=True)
-        places = {"study": self.name, "storage": anywhere(self.search.storage)}
+        absolute = {"study": self.name, "storage": absolute_url(self.search.storage)}
         if self.search.space:
-            places["space"] = str(self.search.space.absolute())
-        # In the order of the first, with the values of the last.
-        return command_line("tune", places | search | places | self.fixed)
+            absolute["space"] = str(self.search.space.absolute())
+        # Named first so that they lead the command, and again so that their values win.
+        return command_line("tune", absolute | search | absolute | self.promotion | self.fixed)
 
     def identity(self, digest: str) -> dict[str, Any]:
-        """What must be the same for a study to go on: else its trials could not be compared."""
+        """Return the settings that a study must keep, or its trials could not be compared.
+
+        Args:
+            digest: of the data set.
+        """
         return {
             "data": digest,
             "epochs": self.search.epochs,
             "sampler": self.search.sampler,
             "pruner": self.search.pruner,
             "objectives": self.objectives,
-            **{name: value for name, value in self.fixed.items() if name not in PLACES},
+            **{name: value for name, value in self.fixed.items() if name not in NON_TUNABLE},
             "space": self.space.to_dict(),
         }
 
+    def worker_specs(self, storage: Storage, parent_run_id: str) -> list[WorkerSpec]:
+        """Return one spec per worker; together they use the CPU threads of one training."""
+        threads = self.base.threads or torch.get_num_threads()
+        spec = WorkerSpec(
+            study=self.name,
+            search=self.search.model_dump(mode="json"),
+            fixed={
+                name: value
+                for name, value in self.fixed.items()
+                if name not in NON_TUNABLE or name in ("data_dir", "device", "mirrors")
+            },
+            space=str(storage.folder / "space.yaml"),
+            parent_run_id=parent_run_id,
+            cache_dir=str(self.base.cache_dir),
+            experiment=self.base.experiment,
+            deadline=time.time() + self.search.timeout if self.search.timeout else None,
+        )
+        count = self.search.workers
+        return [replace(spec, index=index, threads=max(1, threads // count)) for index in range(count)]
 
-def read_plan(given: dict[str, Any]) -> Plan:
-    """Check everything that can be checked before there is any data.
+
+def read_study_spec(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> StudySpec:
+    """Check all settings of a search that can be checked without the data.
+
+    Args:
+        given: settings of `TuneConfig`.
+        promotion: options for the registration after the search, if it was asked for.
 
     Raises:
-        UsageError: one line for each thing that is wrong.
+        UsageError: one line for each problem.
     """
     if unknown := {name: value for name, value in given.items() if name not in TuneConfig.model_fields}:
         validate(TuneConfig, unknown)
-    search = settle(
+    search = resolve_auto(
         validate(SearchConfig, {k: v for k, v in given.items() if k in SearchConfig.model_fields})
     )
     if not (search.trials or search.timeout or search.epochs_budget):
         search = search.model_copy(update={"trials": DEFAULT_TRIALS})
+    if search.epochs_budget and search.epochs_budget < search.epochs:
+        raise UsageError(
+            f"epochs_budget: {search.epochs_budget} epochs do not suffice for one trial of {search.epochs}; "
+            "raise --epochs-budget or lower --epochs"
+        )
     texts = {name: value for name, value in given.items() if name not in SearchConfig.model_fields}
     space = Space.read(search.space) if search.space else Space.default()
     models = [texts["model"]] if "model" in texts else space.models
-    # Each model must go with what was given; the texts of the command line become typed values on the way.
+    # Each model must allow the given settings; this also converts the texts of the command line.
     configs = [resolve_train_config({**texts, "model": model}) for model in models]
     base = configs[0].model_copy(update={"epochs": search.epochs})
     if not base.val_size:
-        raise UsageError("val_size: a search chooses by validation accuracy; it needs a val_size above 0")
+        raise UsageError("val_size: a search compares validation accuracy; give a val_size above 0")
     values = base.model_dump(mode="json")
     fixed = {name: values[name] for name in texts}
-    name = search.study or base.dataset
     space = space.fixed(fixed)
-    build_sampler(search, space, 0)  # a grid that cannot be made should not wait for the data
-    return Plan(name, search, fixed, base, space, models)
+    build_sampler(search, space, 0)  # refuses an impossible grid before the data are loaded
+    return StudySpec(
+        name=search.study or base.dataset,
+        search=search,
+        fixed=fixed,
+        base=base,
+        space=space,
+        models=models,
+        promotion=promotion or {},
+    )

@@ -1,7 +1,7 @@
-"""The pictures of the trials, drawn by the parent of the workers beside the next trainings.
+"""The plots of each trial, drawn by the parent while its workers train the next trials.
 
-Drawing takes as long as many a short epoch, and a GPU would wait for it. So a worker only leaves what is to
-be drawn, in a file that outlives whoever is killed.
+Drawing takes as long as many short epochs, and a GPU would idle meanwhile. Workers therefore only save the
+data for the plots, in a file that survives a kill.
 """
 
 import logging
@@ -21,56 +21,51 @@ from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report, log_pictures, report_of
+from cifar_mlflow.files import atomic_write
 from cifar_mlflow.tracking.artifacts import log_curves
 from cifar_mlflow.tracking.run import TrackedRun, TrackingLostError
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
-SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_AFTER_OUTAGE = 30.0
-COLUMN = "history/"
-# What numpy makes of a file that a power failure cut off.
+POLL_SECONDS = 0.5
+POLL_SECONDS_IN_OUTAGE = 30.0
+HISTORY_PREFIX = "history/"
+# What numpy raises for a file that was cut off by a power failure.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
-def leave_to_draw(folder: Path, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> None:
-    """Put down what the pictures of a run are drawn of.
+def save_for_plotting(
+    folder: Path, run_id: str, report: Report, labels: Labels, history: pd.DataFrame
+) -> None:
+    """Save the data for the plots of a run as `<folder>/<run_id>.npz`.
 
     Args:
         report: of the validation split.
-        labels: of the same.
-        history: one row an epoch, the index is its number.
+        labels: of the same split.
+        history: one row per epoch, indexed by its number.
 
     Raises:
         CifarError: the folder cannot be written.
     """
-    columns: dict[str, Any] = {COLUMN + str(name): history[name].to_numpy() for name in history}
-    unfinished = folder / f"{run_id}.unfinished"
-    try:
-        with unfinished.open("wb") as file:
-            np.savez(
-                file,
-                logits=report.logits,
-                labels=labels,
-                temperature=report.temperature,
-                epochs=history.index.to_numpy(),
-                **columns,
-            )
-        unfinished.replace(folder / f"{run_id}.npz")
-    except OSError as error:
-        raise CifarError(
-            f"{folder} cannot be written ({error.strerror}): "
-            "free some space there, or choose another --cache-dir"
-        ) from error
+    columns: dict[str, Any] = {HISTORY_PREFIX + str(name): history[name].to_numpy() for name in history}
+    with atomic_write(folder / f"{run_id}.npz") as path, path.open("wb") as file:
+        np.savez(
+            file,
+            logits=report.logits,
+            labels=labels,
+            temperature=report.temperature,
+            epochs=history.index.to_numpy(),
+            **columns,
+        )
 
 
-class TrialPictures:
-    """Draws what is left to draw, in a thread that leaves the processor to the trainings.
+class TrialPlotter:
+    """Draws the saved plots in a thread of low priority.
 
-    Leaving the block waits for the rest, unless it is left by Ctrl-C: that is drawn when the study goes on.
+    Leaving the block draws the rest, except after Ctrl-C: the next command on the study does that.
 
     Args:
-        folder: where the workers of this machine leave it; other commands on the same study draw here too.
+        folder: where the workers of this machine save the data; other commands on the study draw from it too.
         val: the validation split, which is the same for all trials.
     """
 
@@ -80,9 +75,9 @@ class TrialPictures:
         self._classes = classes
         self._lock = FileLock(folder / "draw.lock", thread_local=False)
         self._failed: set[Path] = set()
-        self._is_away = False  # MLflow, when it was last to take a picture
+        self._mlflow_is_away = False
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="pictures", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pictures", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -95,17 +90,17 @@ class TrialPictures:
         if error is not None and not isinstance(error, Exception):
             return
         self._thread.join()
-        if not self._is_away:  # or it would be waited for once more
+        if not self._mlflow_is_away:  # or each attempt would wait for it again
             self._draw_all()
         if left := [file.stem for file in self._folder.glob("*.npz")]:
             logger.warning(
-                "The same command draws the pictures that are missing in %s", ", ".join(sorted(left))
+                "Plots are missing in %s; run the same command to draw them", ", ".join(sorted(left))
             )
 
-    def _work(self) -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own
+    def _run(self) -> None:
+        if sys.platform == "linux":  # where threads have priorities of their own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
-        while not self._ended.wait(SECONDS_AFTER_OUTAGE if self._is_away else SECONDS_BETWEEN_LOOKS):
+        while not self._ended.wait(POLL_SECONDS_IN_OUTAGE if self._mlflow_is_away else POLL_SECONDS):
             self._draw_all()
 
     def _draw_all(self) -> None:
@@ -113,38 +108,40 @@ class TrialPictures:
             with self._lock:
                 for file in sorted(self._folder.glob("*.npz")):
                     if file not in self._failed:
-                        self._settle(file)
-                    if self._is_away:
+                        self._process(file)
+                    if self._mlflow_is_away:
                         return
         except OSError as error:
-            logger.warning("No pictures can be drawn from %s: %s", self._folder, error.strerror)
+            logger.warning("No plots can be drawn from %s: %s", self._folder, error.strerror)
 
-    def _settle(self, file: Path) -> None:
-        """Draw what is in a file, and delete it unless that may succeed another time."""
+    def _process(self, file: Path) -> None:
+        """Draw the plots of a file and delete it, unless another attempt may succeed."""
         try:
             self._draw(file)
         except CifarError as error:
-            logger.warning("The pictures of run %s cannot be logged: %s", file.stem, error)
-            self._is_away = isinstance(error, TrackingLostError)
-            if self._is_away:
+            logger.warning("The plots of run %s cannot be logged: %s", file.stem, error)
+            self._mlflow_is_away = isinstance(error, TrackingLostError)
+            if self._mlflow_is_away:
                 return
             if getattr(error.__cause__, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
                 self._failed.add(file)
                 return
         except UNREADABLE as error:
-            logger.warning("No pictures of run %s: %s cannot be used (%s)", file.stem, file, error)
-        self._is_away = False
+            logger.warning("No plots of run %s: %s cannot be used (%s)", file.stem, file, error)
+        self._mlflow_is_away = False
         file.unlink()
 
     def _draw(self, file: Path) -> None:
-        with np.load(file, allow_pickle=False) as left:
-            if not np.array_equal(left["labels"], self._val.labels):
-                raise ValueError("it is of other validation images")
-            logits, temperature = left["logits"], float(left["temperature"])
+        with np.load(file, allow_pickle=False) as data:
+            if not np.array_equal(data["labels"], self._val.labels):
+                raise ValueError("it belongs to other validation images")
+            logits, temperature = data["logits"], float(data["temperature"])
             columns = {
-                name.removeprefix(COLUMN): left[name] for name in left.files if name.startswith(COLUMN)
+                name.removeprefix(HISTORY_PREFIX): data[name]
+                for name in data.files
+                if name.startswith(HISTORY_PREFIX)
             }
-            history = pd.DataFrame(columns, index=pd.Index(left["epochs"], name="epoch"))
+            history = pd.DataFrame(columns, index=pd.Index(data["epochs"], name="epoch"))
         report = report_of(logits, self._val.labels, self._classes, "val", temperature)
         run = TrackedRun(file.stem, file.stem)
         log_pictures(run, report, self._val)

@@ -1,4 +1,4 @@
-"""What a study can learn before its first trial: from the recipes, and from runs that MLflow has already."""
+"""What a study knows before its first trial: the recipes, enqueued runs, and finished runs in MLflow."""
 
 import logging
 from typing import Any
@@ -16,46 +16,47 @@ from tuning.space import Space
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
-EARLIER = "earlier run"
-# Settings that say where and under which name a training runs; its result does not depend on them.
-PLACES = (*PlacesConfig.model_fields, "device", "threads", "experiment", "run_name", "test", "tta")
+# Origin of a trial that stands for a run from before the study.
+PRIOR_RUN = "earlier run"
+# Settings that do not change the result of a training: where and under which name it runs.
+NON_TUNABLE = (*PlacesConfig.model_fields, "device", "threads", "experiment", "run_name", "test", "tta")
 
 
-def first_tries(
+def first_trials(
     space: Space, models: list[str], fixed: dict[str, Any], enqueued: tuple[str, ...], trials: int | None
 ) -> list[dict[str, Any]]:
-    """Parameters to try before the sampler is asked: the recipe of each model, then the runs asked for, then
-    the recipes with each other optimizer.
+    """Return `params` and `origin` of the trials that come before the sampler's.
 
-    No other setting decides as much, and none takes as many of its own: chance alone finds a good rate for
-    the right optimizer late. Of `trials` in all, half are the sampler's to choose.
+    These are the recipe of each model, the enqueued runs, and the recipes with each other optimizer, since no
+    other setting matters as much and random choice finds a good learning rate for the right optimizer late.
+    The last group is cut so that at least half of `trials` is left to the sampler.
 
     Raises:
-        UsageError: a run is not there, or lies outside of the space.
+        UsageError: an enqueued run does not exist or lies outside of the space.
     """
-    tries, others = [], []
+    first, others = [], []
     for model in models:
         settings = resolve_train_config({**fixed, "model": model}).model_dump(mode="json")
         params = space.params_of(settings)
         if params is None:
-            logger.info("The recipe of %s is not tried first: it lies outside of the space", model)
+            logger.info("Skipping the recipe of %s: it lies outside of the space", model)
         else:
-            tries.append({"params": params, "origin": f"recipe of {model}"})
+            first.append({"params": params, "origin": f"recipe of {model}"})
         for other in space.others(settings, "optimizer"):
             if params := space.params_of(other):
                 others.append({"params": params, "origin": f"recipe of {model} with {other['optimizer']}"})
     for run_id in enqueued:
         settings = settings_of(_run(run_id)).model_dump(mode="json")
         params = space.params_of(settings)
-        misfit = space.misfit(settings) or other_settings(space, settings, fixed)
+        misfit = space.misfit(settings) or differing_settings(space, settings, fixed)
         if params is None or misfit:
             raise UsageError(f"enqueue: run {run_id} lies outside of the space: {misfit}")
-        tries.append({"params": params, "origin": f"run {run_id}"})
-    return tries + (others if trials is None else others[: max(trials // 2 - len(tries), 0)])
+        first.append({"params": params, "origin": f"run {run_id}"})
+    return first + (others if trials is None else others[: max(trials // 2 - len(first), 0)])
 
 
 def experiment_id(name: str) -> str:
-    """The experiment whose runs are to count as trials.
+    """Return the id of the experiment for a warm start.
 
     Raises:
         UsageError: there is no such experiment.
@@ -67,66 +68,71 @@ def experiment_id(name: str) -> str:
     return identifier
 
 
-def earlier_trials(
+def prior_trials(
     experiment: str,
     space: Space,
     fixed: dict[str, Any],
     digest: str,
     study: optuna.Study,
 ) -> list[FrozenTrial]:
-    """Finished trainings of an experiment as completed trials of the study, without those it has already.
+    """Return the finished trainings of an experiment as completed trials that the study does not have yet.
 
     Args:
         experiment: its id.
+        digest: of the data set; runs on other data are ignored.
     """
     client = mlflow.MlflowClient()
     known = {trial.user_attrs.get("run_id") for trial in study.get_trials(deepcopy=False)}
     query = f"attributes.status = 'FINISHED' and tags.kind = 'train' and tags.`dataset.digest` = '{digest}'"
-    trials, left_out = [], 0
+    trials, skipped = [], 0
     for run in _all_runs(client, experiment, query):
         if run.info.run_id in known:
             continue
         trial = _as_trial(run, space, fixed, study.user_attrs["objectives"])
         if trial is None:
-            left_out += 1
+            skipped += 1
         else:
             trials.append(trial)
     logger.info(
-        "Warm start: %d earlier runs on the same data; %d left out (another split, pruned, without a value, "
-        "or with settings that are not searched)",
+        "Warm start: %d finished runs on the same data; skipped %d (other split, pruned, without a value, or "
+        "with other settings outside of the space)",
         len(trials),
-        left_out,
+        skipped,
     )
     return trials
 
 
 def settings_of(run: Run) -> TrainConfig:
-    """The settings of a training, from the params of its run."""
+    """Return the settings of a training from the params of its run."""
     values = {
         name: value
         for name, value in run.data.params.items()
-        if name in TrainConfig.model_fields and name not in PLACES and value != "None"
+        if name in TrainConfig.model_fields and name not in NON_TUNABLE and value != "None"
     }
     return validate(TrainConfig, values)
 
 
-def other_settings(space: Space, settings: dict[str, Any], fixed: dict[str, Any]) -> str | None:
-    """What a training has that is not searched, and that a trial of its model would have otherwise."""
+def differing_settings(space: Space, settings: dict[str, Any], fixed: dict[str, Any]) -> str | None:
+    """Describe how a training differs from a trial of its model in settings that are not searched.
+
+    Returns:
+        None if there is no difference.
+    """
     usual = resolve_train_config({**fixed, "model": settings["model"]}).model_dump(mode="json")
-    free = {*space.settings, *PLACES, "epochs", "seed", "recipe", "patience"}
+    free = {*space.settings, *NON_TUNABLE, "epochs", "seed", "recipe", "patience"}
     differing = [name for name in settings if name not in free and settings[name] != usual[name]]
-    named = ", ".join(f"{name} is {settings[name]} and would be {usual[name]}" for name in differing)
+    named = ", ".join(f"{name} is {settings[name]} instead of {usual[name]}" for name in differing)
     return named or None
 
 
 def given_settings(config: TrainConfig) -> dict[str, Any]:
-    """What has to be given beside the model for a training to have these settings."""
+    """Return the settings to give, besides the model's recipe, to repeat a training."""
     names = {"model": config.model, **({"recipe": config.recipe} if config.recipe else {})}
     usual = resolve_train_config(names).model_dump(mode="json")
     differing = {
         name: value
         for name, value in config.model_dump(mode="json").items()
-        if name not in PLACES and value != usual[name]
+        if name not in NON_TUNABLE and value != usual[name]
     }
     return {**names, **differing}
 
@@ -135,14 +141,14 @@ def _as_trial(run: Run, space: Space, fixed: dict[str, Any], objectives: list[st
     try:
         config = settings_of(run)
         settings = config.model_dump(mode="json")
-        same = other_settings(space, settings, fixed) is None
-    except UsageError:  # of a version with other settings, or of a model that what is given does not fit
+        comparable = differing_settings(space, settings, fixed) is None
+    except UsageError:  # settings of another version, or a model that does not allow the given settings
         return None
     complete = run.data.tags.get("optuna.state", "COMPLETE") == "COMPLETE" and all(
         name in run.data.metrics for name in objectives
     )
     params = space.params_of(settings)
-    if not (same and complete) or params is None:
+    if not (comparable and complete) or params is None:
         return None
     distributions = space.distributions
     return optuna.trial.create_trial(
@@ -151,7 +157,7 @@ def _as_trial(run: Run, space: Space, fixed: dict[str, Any], objectives: list[st
         distributions={name: distributions[name] for name in params},
         values=[run.data.metrics[name] for name in objectives],
         user_attrs={
-            "origin": EARLIER,
+            "origin": PRIOR_RUN,
             "run_id": run.info.run_id,
             "settings": given_settings(config),
             "epochs": config.epochs,

@@ -1,4 +1,7 @@
-"""The workers of one machine: started, listened to, stopped, and started again when they are killed."""
+"""The parent's side of the worker processes: start, read, stop them, and restart those that are killed.
+
+`tuning.worker_main` is what such a process runs.
+"""
 
 import logging
 import os
@@ -11,42 +14,44 @@ from collections.abc import Callable
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
-from tuning.worker import Orders
+from cifar_mlflow.redact import redact
+from tuning.study_spec import WorkerSpec
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
-# A trial that kills its worker is given up after three times; more in a row has another reason.
-DEATHS = 5
-SECONDS_BETWEEN_LOOKS = 0.2
-SECONDS_TO_DIE = 10
+# A trial that kills its worker is given up after three attempts; more kills without progress have another
+# cause.
+MAX_KILLS = 5
+POLL_SECONDS = 0.2
+KILL_AFTER_SECONDS = 10
 
 
 class WorkerProcess:
-    """One worker. What it prints becomes log lines; standard input stays open for as long as we live."""
+    """A worker process. Its output becomes log lines; its standard input stays open until the parent ends."""
 
-    def __init__(self, orders: Orders) -> None:
-        self.orders = orders
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
         self.error = ""
-        # `mlflow run` names its run here, and each training in the worker would take it for its own.
+        # `mlflow run` names its run in this variable; each training would take it for its own.
         env = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tuning.worker"],
+            [sys.executable, "-m", "tuning.worker_main"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env=env,
-            start_new_session=True,  # Ctrl-C reaches us only, and we pass it on
+            start_new_session=True,  # Ctrl-C reaches only the parent, which passes it on
         )
         assert self._process.stdin
-        self._process.stdin.write(orders.to_json() + "\n")
+        self._process.stdin.write(spec.to_json() + "\n")
         self._process.stdin.flush()
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        self._reader = threading.Thread(target=self._read_output, daemon=True)
+        self._reader.start()
 
-    def _listen(self) -> None:
+    def _read_output(self) -> None:
         assert self._process.stdout
-        for line in self._process.stdout:
+        for line in map(redact, self._process.stdout):  # tracebacks quote addresses
             if self.error or line.startswith("Error: "):
                 self.error += line.removeprefix("Error: ")
             else:
@@ -61,36 +66,36 @@ class WorkerProcess:
             self._process.send_signal(signum)
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until it has ended and all that it printed is read; after `seconds` it is killed."""
+        """Wait until the process has ended and its output was read; kill it after `seconds`."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._listener.join(timeout=SECONDS_TO_DIE)
+        self._reader.join(timeout=KILL_AFTER_SECONDS)
 
 
-def work_together(
-    orders: list[Orders], stop: StopRequest, finished: Callable[[], int], look: Callable[[], None]
+def run_workers(
+    specs: list[WorkerSpec], stop: StopRequest, finished: Callable[[], int], on_poll: Callable[[], None]
 ) -> None:
-    """Run one worker for each of the orders until none finds anything to do, or a stop is asked for.
+    """Run one worker per spec until none finds anything to do, or a stop is requested.
 
     Args:
-        finished: the number of trials that are finished, to tell progress from a worker that only dies.
-        look: called a few times a second.
+        finished: returns the number of finished trials, which tells progress from workers that only die.
+        on_poll: called a few times per second.
 
     Raises:
-        CifarError: a worker met an error outside of its trial; the others have ended their work.
+        CifarError: a worker met an error outside of its trial; the others have finished their work.
         KeyboardInterrupt: a second Ctrl-C; the workers are stopped at once.
     """
-    workers = [WorkerProcess(each) for each in orders]
-    deaths, progress, passed_on = 0, -1, False
+    workers = [WorkerProcess(spec) for spec in specs]
+    kills, progress, was_stopped = 0, -1, False
     try:
         while any(worker.returncode is None for worker in workers):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            if stop.signum and not passed_on:
-                passed_on = True
-                logger.info("Stopping: each trial is saved; Ctrl-C again stops at once")
+            time.sleep(POLL_SECONDS)
+            if stop.signum and not was_stopped:
+                was_stopped = True
+                logger.info("Stopping after each trial is saved; press Ctrl-C again to stop at once")
                 for worker in workers:
                     worker.send(stop.signum)
             for i, worker in enumerate(workers):
@@ -98,12 +103,12 @@ def work_together(
                 if code is None or code >= 0 or stop.signum:
                     continue
                 now = finished()
-                deaths, progress = (deaths + 1, progress) if now == progress else (1, now)
-                if deaths > DEATHS:
-                    raise CifarError(f"worker {i} was killed {DEATHS} times in a row; out of memory?")
-                logger.warning("Worker %d was killed (%s); starting it again", i, signal.Signals(-code).name)
-                workers[i] = WorkerProcess(worker.orders)
-            look()
+                kills, progress = (kills + 1, progress) if now == progress else (1, now)
+                if kills > MAX_KILLS:
+                    raise CifarError(f"worker {i} was killed {MAX_KILLS} times in a row; out of memory?")
+                logger.warning("Worker %d was killed (%s); restarting it", i, signal.Signals(-code).name)
+                workers[i] = WorkerProcess(worker.spec)
+            on_poll()
     except KeyboardInterrupt:
         for worker in workers:
             worker.send(signal.SIGINT)
@@ -114,9 +119,9 @@ def work_together(
         raise
     finally:
         for worker in workers:
-            worker.wait(SECONDS_TO_DIE)
+            worker.wait(KILL_AFTER_SECONDS)
     for worker in workers:
         if worker.error:
             raise CifarError(worker.error.strip())
         if worker.returncode and not stop.signum:
-            raise CifarError(f"a worker ended with exit code {worker.returncode}; its last lines say why")
+            raise CifarError(f"a worker ended with exit code {worker.returncode}; see its last lines above")

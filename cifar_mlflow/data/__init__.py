@@ -1,4 +1,4 @@
-"""Images and labels: where they come from, how they are kept, and how they are divided."""
+"""Images and labels: load them from a source, cache them decoded, and divide them into splits."""
 
 from cifar_mlflow.data.dataset import CIFAR10_CLASSES, ImageDataset, Split
 from cifar_mlflow.data.sources import load_dataset

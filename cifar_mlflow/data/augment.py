@@ -1,7 +1,6 @@
-"""Augmentation as a few tensor operations on a whole batch, on the device where the images are.
+"""Augment a whole batch with a few tensor operations, on the device that holds the images.
 
-Everything random comes from the generator that is passed in, so the same generator state gives the same
-batch.
+All randomness comes from the generator argument: the same generator state gives the same batch.
 """
 
 import torch
@@ -10,17 +9,16 @@ from torch import Tensor
 
 
 def take_windows(images: Tensor, index: Tensor, shift: Tensor, mirrored: Tensor) -> Tensor:
-    """Pick images, move each by some pixels (what comes in is its reflection), and mirror some: in one
-    gather.
+    """Select images, shift each with reflection at the border, and mirror some, in a single gather.
 
-    Nothing is padded: a source coordinate beyond the edge is folded back. And as the channels of a pixel lie
-    together, one index fetches three bytes.
+    Nothing is padded: a source coordinate beyond the edge is reflected. The channels of a pixel are adjacent
+    in memory, so one index fetches three bytes.
 
     Args:
         images: uint8 (N, H, W, 3).
-        index: int64 (B,), which images.
-        shift: int64 (B, 2), rows and columns by which the window moves; less than a side in size.
-        mirrored: bool (B,), left-right.
+        index: int64 (B,), the images to select.
+        shift: int64 (B, 2), rows and columns by which the window moves; absolute values below H and W.
+        mirrored: bool (B,), whether to mirror left to right.
 
     Returns:
         uint8 (B, H, W, 3).
@@ -35,30 +33,33 @@ def take_windows(images: Tensor, index: Tensor, shift: Tensor, mirrored: Tensor)
 
 
 def _reflect(coordinate: Tensor, size: int) -> Tensor:
-    """Fold coordinates back into 0..size-1; the edge itself is not repeated."""
+    """Reflect coordinates into 0..size-1 without repeating the edge."""
     coordinate = coordinate.abs()
     return torch.where(coordinate >= size, 2 * (size - 1) - coordinate, coordinate)
 
 
 def random_shift(count: int, padding: int, generator: torch.Generator) -> Tensor:
-    """int64 (count, 2) in -padding..padding: the crop that padding on all sides would allow."""
+    """Return int64 (count, 2) in -padding..padding, the offsets of a random crop after padding."""
     return torch.randint(-padding, padding + 1, (count, 2), generator=generator, device=generator.device)
 
 
 def coin_flips(count: int, generator: torch.Generator) -> Tensor:
-    """bool (count,), each true half of the time."""
+    """Return bool (count,), each true with probability 1/2."""
     return torch.randint(2, (count,), generator=generator, device=generator.device).bool()
 
 
 def cutout(images: Tensor, size: int, colour: Tensor, generator: torch.Generator) -> Tensor:
-    """Blank one square of `size` pixels a side in each image (T. DeVries and G. Taylor, arXiv 1708.04552).
+    """Blank one random square in each image (T. DeVries and G. Taylor, arXiv 1708.04552).
 
-    The square lies within the image, so that each one loses the same area.
+    Unlike in the paper, the square lies inside the image, so that every image loses the same area.
 
     Args:
         images: float (B, 3, H, W).
-        size: at most the image's smaller side.
-        colour: float (3,), usually the data's mean, which tells the network nothing.
+        size: side of the square in pixels, at most the image's smaller side.
+        colour: float (3,), usually the mean of the data, which carries no information.
+
+    Returns:
+        float (B, 3, H, W).
     """
     height, width = images.shape[2:]
     device = images.device
@@ -72,23 +73,23 @@ def cutout(images: Tensor, size: int, colour: Tensor, generator: torch.Generator
 
 
 def jitter(images: Tensor, brightness: float, contrast: float, generator: torch.Generator) -> Tensor:
-    """Multiply each image by a factor in 1 +- `brightness`, and its distance from its mean by 1 +-
-    `contrast`.
+    """Jitter brightness and contrast of each image.
 
-    Images float (B, 3, H, W) in 0..1; the result is clipped to that range.
+    Multiply the image by a factor in 1 +- `brightness` and its deviation from its mean by one in 1 +-
+    `contrast`; clip the result to 0..1. Images are float (B, 3, H, W) in 0..1.
     """
     shape = (2, len(images), 1, 1, 1)
     uniform = 2 * torch.rand(shape, generator=generator, device=images.device) - 1
     brighter, harder = 1 + brightness * uniform[0], 1 + contrast * uniform[1]
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    # Both are affine, so that one pass over the pixels does for the two.
+    # Both are affine, so one pass over the pixels applies them together.
     return torch.addcmul(brighter * mean * (1 - harder), images, brighter * harder).clamp_(0, 1)
 
 
 def shrink(images: Tensor, share: float) -> Tensor:
-    """Resize (B, 3, H, W) in 0..255 to `share` of its sides, antialiased.
+    """Resize (B, 3, H, W) in 0..255 to `share` of its side lengths, with antialiasing.
 
-    On the CPU floats take three times as long as bytes; a GPU has no kernel for bytes.
+    On the CPU, floats take three times as long as bytes; on a GPU, torch has no kernel for bytes.
     """
     size = [round(share * side) for side in images.shape[2:]]
     if images.device.type != "cpu":
@@ -97,15 +98,17 @@ def shrink(images: Tensor, share: float) -> Tensor:
 
 
 def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """int64 (B,) -> float32 (B, num_classes)."""
+    """Return the one-hot rows, float32 (B, num_classes), of labels, int64 (B,)."""
     return F.one_hot(labels, num_classes).float()
 
 
 def mixup(images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Each image keeps `share` of itself and takes the rest of another one of the batch; so do the targets.
+    """Blend each image, and its targets, with another one of the batch (H. Zhang et al., arXiv 1710.09412).
 
-    H. Zhang et al., arXiv 1710.09412, with one `share` in 0..1 a batch. Images float (B, 3, H, W), targets
-    float (B, num_classes) whose rows sum to 1.
+    Args:
+        images: float (B, 3, H, W).
+        targets: float (B, num_classes), rows that sum to 1.
+        share: weight of the image itself, 0..1, the same for the whole batch.
     """
     partner = torch.randperm(len(images), generator=generator, device=images.device)
     return images.lerp(images[partner], 1 - share), targets.lerp(targets[partner], 1 - share)
@@ -114,10 +117,10 @@ def mixup(images: Tensor, targets: Tensor, share: float, generator: torch.Genera
 def cutmix(
     images: Tensor, targets: Tensor, share: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Replace one rectangle, the same in the whole batch, by that of another image; targets mix by area.
+    """Replace a rectangle of each image by that of another one and mix the targets by area.
 
-    S. Yun et al., arXiv 1905.04899: the rectangle has the image's proportions and about 1 - `share` of its
-    area before it is cut off at the edge. Shapes as in `mixup`.
+    S. Yun et al., arXiv 1905.04899. The rectangle is the same for the whole batch; it has the image's aspect
+    ratio and, before it is clipped at the edge, an area of 1 - `share`. Arguments as for `mixup`.
     """
     height, width = images.shape[2:]
     middle = torch.rand(2, generator=generator, device=images.device).tolist()
@@ -132,6 +135,6 @@ def cutmix(
 
 
 def _span(middle: float, share: float, size: int) -> tuple[int, int]:
-    """First and past-the-last pixel of a span around `middle` (0..1), cut off at the edges."""
+    """Return start and end pixel (exclusive) of a span around `middle` (0..1), clipped at the edges."""
     half = share * size / 2
     return max(0, round(middle * size - half)), min(size, round(middle * size + half))

@@ -1,37 +1,43 @@
-"""Decoded arrays on disk, read back by memory map: decoding 60,000 images takes seconds, mapping them none.
+"""Cache decoded arrays on disk and read them back by memory map.
 
-`CACHE/arrays/DIGEST/SPLIT/` holds `images.npy`, `labels.npy` and `meta.json`. An entry appears whole or not
-at all: it is written beside its place and moved there, by one process at a time.
+Decoding 60,000 images takes seconds, mapping them takes none. `CACHE/arrays/DIGEST/SPLIT/` holds
+`images.npy`, `labels.npy` and `meta.json`. An entry is complete or absent: one process at a time writes it
+into a temporary folder and renames that.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import PIL
 from filelock import FileLock, Timeout
 
 from cifar_mlflow.data.dataset import SourceSplit, Split
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.files import atomic_write, write_errors
 
 FORMAT = 1
+CACHE_HINT = ": free some space there or choose another place with cache_dir (or CIFAR_MLFLOW_CACHE)"
+# The coarsest resolution of file times (FAT): a younger file may change again and keep its times.
+TIME_RESOLUTION_NS = 2_000_000_000
 logger = logging.getLogger(__name__)
 
 
 def cached_split(
     cache_dir: Path, digest: str, name: SourceSplit, read: Callable[[SourceSplit], Iterable[Split]]
 ) -> Split:
-    """The split from the cache, decoded by `read` first where the cache lacks it or holds it damaged.
+    """Return a split from the cache; `read` decodes it first if the entry is missing, damaged or outdated.
 
     Raises:
-        CifarError: the cache directory is full or cannot be written, or what `read` raises.
+        CifarError: the cache directory is full or cannot be written, or `read` raises it.
     """
     entry = cache_dir / "arrays" / digest / name
     if (split := _load(entry)) is not None:
@@ -40,7 +46,7 @@ def cached_split(
         # Another process may have written it while this one waited for the lock.
         if (split := _load(entry)) is not None:
             return split
-        logger.info("decoding the %s images once; they are kept in %s", name, cache_dir)
+        logger.info("decoding the %s images once; the arrays are kept in %s", name, cache_dir)
         _store(entry, read(name))
     if (split := _load(entry)) is None:
         raise CifarError(
@@ -49,28 +55,38 @@ def cached_split(
     return split
 
 
-def remembered(cache_dir: Path, purpose: str, files: Iterable[Path], compute: Callable[[], str]) -> str:
-    """`compute()`, or what it gave for these files before, if none has changed its size or time since.
+def remembered(cache_dir: Path, purpose: str, files: Mapping[bytes, Path], compute: Callable[[], str]) -> str:
+    """Return `compute()`, or its earlier result if nothing that it depends on has changed since.
 
-    For sums over the content: reading 180 MB takes half a second, asking for its date takes nothing.
+    This is for digests of contents: reading 180 MB takes half a second, asking for its date takes no time.
+
+    Args:
+        purpose: identifies `compute` and its parameters other than the files.
+        files: the files that are read, by the names that enter the result, in order. A file counts as changed
+            when its device, inode, size, modification time or status change time is another. The last one
+            cannot be set, so that also content of equal size under an old date is noticed.
     """
-    stamps = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    stats = {name: path.stat() for name, path in files.items()}
+    stamps = [
+        (name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for name, stat in stats.items()
+    ]
+    settled = time.time_ns() - TIME_RESOLUTION_NS
     key = hashlib.sha256(repr((purpose, stamps)).encode()).hexdigest()
     memo = cache_dir / "digests" / key
     if memo.is_file() and (value := memo.read_text().strip()):
         return value
     value = compute()
-    with exclusive(memo), disk_errors(memo):
-        unfinished = memo.with_suffix(".new")
-        unfinished.write_text(value)
-        unfinished.replace(memo)
+    if all(stat.st_ctime_ns < settled for stat in stats.values()):
+        with atomic_write(memo, CACHE_HINT) as unfinished:
+            unfinished.write_text(value)
     return value
 
 
 @contextmanager
 def exclusive(target: Path) -> Iterator[None]:
-    """Let one process at a time make `target`; its folder is created. The others wait."""
-    with disk_errors(target):
+    """Let one process at a time create `target`; others wait. The parent folder is created."""
+    with cache_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{target}.lock")
         try:
@@ -84,40 +100,36 @@ def exclusive(target: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Say for a person that `path` could not be written; wrap only what writes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"No space left for {path}: free some, or choose another disk with cache_dir"
-        else:
-            message = f"Cannot write {path} ({error.strerror or error}): choose a writable cache_dir"
-        raise CifarError(f"{message} (or CIFAR_MLFLOW_CACHE).") from None
+def cache_errors(path: Path) -> AbstractContextManager[None]:
+    """Return `write_errors` with the hint to choose another cache_dir."""
+    return write_errors(path, CACHE_HINT)
 
 
 def _load(entry: Path) -> Split | None:
     try:
         meta = json.loads((entry / "meta.json").read_text())
-        sizes = {name: (entry / name).stat().st_size for name in ("images.npy", "labels.npy")}
-        if meta != {"format": FORMAT, "sizes": sizes}:
+        if meta != _meta(entry):
             return None
         return Split(np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy"))
-    except (OSError, ValueError):  # absent, cut short or overwritten: it is made again
+    except (OSError, ValueError):  # absent, cut short or overwritten: it is decoded again
         return None
 
 
+def _meta(entry: Path) -> dict[str, object]:
+    sizes = {name: (entry / name).stat().st_size for name in ("images.npy", "labels.npy")}
+    # Another version of Pillow may decode and resize the same file to other pixels.
+    return {"format": FORMAT, "pillow": PIL.__version__, "sizes": sizes}
+
+
 def _store(entry: Path, pieces: Iterable[Split]) -> None:
-    with disk_errors(entry):
+    with cache_errors(entry):
         unfinished = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     try:
         labels = _write_images(unfinished / "images.npy", pieces)
-        with disk_errors(entry):
+        with cache_errors(entry):
             np.save(unfinished / "labels.npy", labels)
-            sizes = {file.name: file.stat().st_size for file in unfinished.iterdir()}
-            (unfinished / "meta.json").write_text(json.dumps({"format": FORMAT, "sizes": sizes}))
-            if entry.exists():  # damaged; a process that still maps it keeps its files
+            (unfinished / "meta.json").write_text(json.dumps(_meta(unfinished)))
+            if entry.exists():  # damaged or outdated; a process that still maps it keeps its files
                 shutil.rmtree(entry)
             unfinished.replace(entry)
     finally:
@@ -125,21 +137,21 @@ def _store(entry: Path, pieces: Iterable[Split]) -> None:
 
 
 def _write_images(path: Path, pieces: Iterable[Split]) -> np.ndarray:
-    """Write the images one piece at a time, never all in memory. Returns all labels."""
+    """Write the images piece by piece, so that they are never all in memory, and return all labels."""
     labels: list[np.ndarray] = []
-    with disk_errors(path):
+    with cache_errors(path):
         file = path.open("wb")
     with file:
         for piece in pieces:
-            with disk_errors(path):
+            with cache_errors(path):
                 if not labels:
                     body = _write_header(file, (0, *piece.images.shape[1:]))
                 file.write(np.ascontiguousarray(piece.images).data)
             labels.append(piece.labels)
         if not labels:
-            raise ValueError("a source gave no images")
+            raise ValueError("the source has no images")
         all_labels = np.concatenate(labels)
-        with disk_errors(path):
+        with cache_errors(path):
             # The number of images is known only now; numpy pads the header so that it can grow in place.
             file.seek(0)
             if _write_header(file, (len(all_labels), *piece.images.shape[1:])) != body:

@@ -1,4 +1,4 @@
-"""What every source of images is turned into."""
+"""The types that every source of images is converted to."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,8 +26,9 @@ CIFAR10_CLASSES = (
 class Split:
     """Images with their labels.
 
-    images: uint8 (N, H, W, 3) RGB; a read-only memory map where it comes from the cache.
-    labels: int64 (N,), each an index into the data set's classes.
+    Attributes:
+        images: uint8 (N, H, W, 3) RGB; a read-only memory map if it comes from the cache.
+        labels: int64 (N,), indices into the classes of the data set.
     """
 
     images: np.ndarray
@@ -39,10 +40,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """Images before they are cached: what they are called, and how to decode them piece by piece.
+    """Images that are not decoded yet.
 
-    digest: hex sha256; two sources with the same digest decode to the same arrays.
-    read: yields the split in pieces small enough for memory, always in the same order.
+    Attributes:
+        digest: hex sha256 of the content; two sources with the same digest decode to the same arrays.
+        read: yields a split in pieces that fit into memory, always in the same order.
+        set_aside: per class, the number of images that the source moved from its training images to the test
+            split; empty if the source has a test split of its own.
     """
 
     name: str
@@ -50,14 +54,17 @@ class Source:
     image_size: int
     digest: str
     read: Callable[[SourceSplit], Iterator[Split]]
+    set_aside: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """A data set whose splits are loaded when asked for, and not before.
+    """A data set whose splits are loaded on request.
 
-    digest: hex sha256 that identifies the content of all its splits.
-    load: what `split` calls; raises CifarError where the images cannot be had.
+    Attributes:
+        digest: hex sha256 that identifies the content of all splits.
+        load: loads a split; raises CifarError if the images cannot be read.
+        set_aside: see `Source`.
     """
 
     name: str
@@ -65,7 +72,8 @@ class ImageDataset:
     image_size: int
     digest: str
     load: Callable[[SourceSplit], Split]
+    set_aside: tuple[int, ...] = ()
 
     def split(self, name: SourceSplit) -> Split:
-        """The images and labels of one split; cheap to call again once the cache holds it."""
+        """Return the images and labels of a split; cheap once the cache holds it."""
         return self.load(name)

@@ -1,7 +1,7 @@
-"""Training batches, made on the device from images that are held there once as bytes.
+"""Training batches, made on the device, which holds all images as bytes.
 
-All chance is a function of (seed, epoch, step): a training resumed anywhere sees the batches it would have
-seen, and there is no generator state to save.
+All randomness is a function of (seed, epoch, step): a run resumed at any step sees the same batches, and
+there is no generator state to save.
 """
 
 from collections.abc import Iterator
@@ -11,24 +11,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.config import SMALL_IMAGES_SCALE, TrainConfig
 from cifar_mlflow.data import augment
-from cifar_mlflow.errors import UsageError
-
-# Of each side, during the share of the epochs that `small_images` sets: a little over half of the pixels.
-# What is learnt there carries over to full size within an epoch or two.
-SMALL = 0.75
 
 
 class TrainLoader:
     """Shuffled, augmented batches.
 
-    An epoch shows each image once, in ceil(N / batch_size) batches of equal size (but for one image): the
-    usual small rest would be a noisy step at the full learning rate, and dropping it would waste images.
+    An epoch shows each image once, in ceil(N / batch_size) batches whose sizes differ by at most one. A
+    small last batch would be a noisy step at the full learning rate, and dropping it would waste images.
 
     Args:
-        images: uint8 (N, H, W, 3); may be read-only, it is copied to the device.
+        images: uint8 (N, H, W, 3); may be read-only, since it is copied to the device.
         labels: int64 (N,).
+        num_classes: width of the soft targets of mixup and CutMix.
+
+    Raises:
+        UsageError: cutout or crop_padding is too large for the images.
     """
 
     def __init__(
@@ -39,12 +38,6 @@ class TrainLoader:
         num_classes: int,
         device: torch.device,
     ) -> None:
-        side = round(min(images.shape[1:3]) * (SMALL if config.small_images else 1))
-        if max(config.cutout, config.crop_padding + 1) > side:
-            raise UsageError(
-                f"cutout ({config.cutout}) and crop_padding ({config.crop_padding}) must be smaller than the "
-                f"images: {side} pixels"
-            )
         self.config = config
         self.num_classes = num_classes
         self.device = device
@@ -53,18 +46,19 @@ class TrainLoader:
         self.mean_colour = (
             self.images.mean(dim=(0, 1, 2), dtype=torch.float32) / 255 if config.cutout else None
         )
-        # Which images alternating flip mirrors in even epochs.
+        # The images that alternating flip mirrors in even epochs.
         self.mirrored_first = augment.coin_flips(len(labels), self._generator())
 
     @property
     def steps_per_epoch(self) -> int:
+        """Number of batches per epoch."""
         return -(-len(self.labels) // self.config.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of an epoch from `first_step` on.
+        """Yield the batches of an epoch from `first_step` on.
 
         Yields:
-            images: float32 (B, 3, H, W) in 0..1, channels_last; at first smaller with `small_images`.
+            images: float32 (B, 3, H, W) in 0..1, channels_last; smaller in the epochs of `small_images`.
             targets: int64 (B,), or float32 (B, num_classes) if mixup or CutMix is on.
         """
         order = torch.randperm(len(self.labels), generator=self._generator(epoch), device=self.device)
@@ -77,10 +71,10 @@ class TrainLoader:
         shift = augment.random_shift(len(index), config.crop_padding, generator)
         mirrored = self._mirrored(index, epoch, generator)
         windows = augment.take_windows(self.images, index, shift, mirrored)
-        # The bytes lie channel by channel within a pixel, so this view is what torch calls channels_last.
+        # The channels of a pixel are adjacent in memory, so torch calls this view channels_last.
         pixels = windows.permute(0, 3, 1, 2)
         if epoch < config.small_images * config.epochs:
-            pixels = augment.shrink(pixels, SMALL)
+            pixels = augment.shrink(pixels, SMALL_IMAGES_SCALE)
         images = pixels.float().div_(255)
         if config.brightness or config.contrast:
             images = augment.jitter(images, config.brightness, config.contrast, generator)
@@ -101,17 +95,17 @@ class TrainLoader:
     def _mixed(
         self, images: Tensor, labels: Tensor, epoch: int, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """mixup or CutMix; with both on, a coin decides for the batch."""
+        """Apply mixup or CutMix; with both on, choose one of them per batch at random."""
         config = self.config
-        chance = np.random.default_rng([config.seed, epoch, step])
-        use_mixup = config.mixup > 0 and (config.cutmix == 0 or chance.random() < 0.5)
+        rng = np.random.default_rng([config.seed, epoch, step])
+        use_mixup = config.mixup > 0 and (config.cutmix == 0 or rng.random() < 0.5)
         alpha = config.mixup if use_mixup else config.cutmix
         mix = augment.mixup if use_mixup else augment.cutmix
         targets = augment.soft_targets(labels, self.num_classes)
-        return mix(images, targets, float(chance.beta(alpha, alpha)), generator)
+        return mix(images, targets, float(rng.beta(alpha, alpha)), generator)
 
     def _generator(self, *position: int) -> torch.Generator:
-        """For the training (), an epoch (epoch,) or a step (epoch, step)."""
+        """Return the generator of the run (), of an epoch (epoch,) or of a step (epoch, step)."""
         entropy = np.random.SeedSequence([self.config.seed, len(position), *position])
         seed = int(entropy.generate_state(1, np.uint64)[0])
         return torch.Generator(self.device).manual_seed(seed)

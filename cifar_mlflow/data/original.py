@@ -1,4 +1,4 @@
-"""CIFAR-10 as it was published: the archive `cifar-10-python.tar.gz`, or the folder it unpacks to."""
+"""CIFAR-10 as published: the archive `cifar-10-python.tar.gz`, or the folder that it unpacks to."""
 
 import hashlib
 import tarfile
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_mlflow.data.cache import disk_errors, remembered
+from cifar_mlflow.data.cache import cache_errors, remembered
 from cifar_mlflow.data.dataset import CIFAR10_CLASSES, Source, SourceSplit, Split
 from cifar_mlflow.data.download import download, file_md5
 from cifar_mlflow.errors import CifarError
@@ -18,14 +18,14 @@ from cifar_mlflow.errors import CifarError
 FOLDER = "cifar-10-batches-py"
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
 WITHOUT_DOWNLOAD = (
-    "Go on with --dataset sample (embedded, needs no network), or give CIFAR-10 by --data-dir or "
+    "Use --dataset sample (included, needs no network), or name a local copy of CIFAR-10 with --data-dir or "
     f"CIFAR10_DIR: the folder {FOLDER}, the archive {ARCHIVE_NAME}, or the Hub's parquet files."
 )
 
 
 @dataclass(frozen=True)
 class Archive:
-    """The md5 sums that tell the published files: of the archive, and of those in it, (file name, md5)."""
+    """The md5 sums of the published archive and of the files in it: (file name, md5)."""
 
     md5: str
     meta: tuple[str, str]
@@ -34,7 +34,7 @@ class Archive:
 
     @property
     def digest(self) -> str:
-        """Hex sha256 of the content; the same for the archive and the folder, so they share the cache."""
+        """Return a hex sha256 of the content; archive and folder have the same, so they share the cache."""
         return hashlib.sha256(repr(("cifar10", self.meta, self.train, self.test)).encode()).hexdigest()
 
 
@@ -53,10 +53,10 @@ PUBLISHED = Archive(
 
 
 def batches_source(folder: Path, archive: Archive, cache_dir: Path) -> Source:
-    """torchvision's folder with `data_batch_1` and the others.
+    """Return the images of torchvision's folder, with `data_batch_1` and the other files.
 
     Raises:
-        CifarError: a file is missing or is not the published one.
+        CifarError: a file is missing, or differs from the published one.
     """
     for name, md5 in (archive.meta, *archive.train, *archive.test):
         path = folder / name
@@ -72,14 +72,14 @@ def batches_source(folder: Path, archive: Archive, cache_dir: Path) -> Source:
 
 
 def archive_source(path: Path, archive: Archive, cache_dir: Path) -> Source:
-    """The archive, unpacked into the cache for as long as it is decoded.
+    """Return the images of an archive, which is unpacked into the cache only while it is decoded.
 
     Raises:
-        CifarError: it is not the published one.
+        CifarError: the archive differs from the published one.
     """
     if _md5_of(path, cache_dir) != archive.md5:
         raise CifarError(
-            f"{path} is damaged or unfinished (its md5 is not {archive.md5}). Download it again."
+            f"{path} is damaged or incomplete (its md5 is not {archive.md5}). Download it again."
         )
 
     def read(split: SourceSplit) -> Iterator[Split]:
@@ -89,25 +89,27 @@ def archive_source(path: Path, archive: Archive, cache_dir: Path) -> Source:
 
 
 def downloaded_source(mirrors: tuple[str, ...], archive: Archive, cache_dir: Path) -> Source:
-    """The archive in `cache_dir`, downloaded if it is not there.
+    """Return the images of the archive in `cache_dir`; download it if it is not there.
 
     Raises:
-        CifarError: it cannot be downloaded; the text says what was tried and how to go on without.
+        CifarError: the download fails; the text lists the attempts and the alternatives.
     """
     path = cache_dir / ARCHIVE_NAME
     if not path.exists():
         download(mirrors, path, archive.md5, WITHOUT_DOWNLOAD)
 
     def read(split: SourceSplit) -> Iterator[Split]:
-        download(mirrors, path, archive.md5, WITHOUT_DOWNLOAD)  # only a check, unless it was damaged since
+        download(
+            mirrors, path, archive.md5, WITHOUT_DOWNLOAD
+        )  # only verifies the file, unless it was damaged since
         yield _read_archive(path, split, archive, cache_dir)
 
     return _source(archive, read)
 
 
 def _md5_of(path: Path, cache_dir: Path) -> str:
-    """Computed once for each version of the file; torchvision checks again what it decodes."""
-    return remembered(cache_dir, "md5", [path], lambda: file_md5(path))
+    """Return the md5 of a file, computed once per version; torchvision verifies again what it decodes."""
+    return remembered(cache_dir, "md5", {b"": path}, lambda: file_md5(path))
 
 
 def _source(archive: Archive, read: Callable[[SourceSplit], Iterator[Split]]) -> Source:
@@ -117,26 +119,26 @@ def _source(archive: Archive, read: Callable[[SourceSplit], Iterator[Split]]) ->
 def _read_archive(path: Path, split: SourceSplit, archive: Archive, cache_dir: Path) -> Split:
     files = archive.train if split == "train" else archive.test
     wanted = {f"{FOLDER}/{name}" for name, _ in (archive.meta, *files)}
-    with disk_errors(cache_dir):
+    with cache_errors(cache_dir):
         cache_dir.mkdir(parents=True, exist_ok=True)
         unpacked = tempfile.TemporaryDirectory(prefix=".unpacked-", dir=cache_dir)
     with unpacked as directory, tarfile.open(path) as tar:
         for member in tar:
             if member.name in wanted:
-                with disk_errors(cache_dir):
+                with cache_errors(cache_dir):
                     tar.extract(member, directory, filter="data")
         return _read_with_torchvision(Path(directory) / FOLDER, split, archive)
 
 
 def _read_with_torchvision(folder: Path, split: SourceSplit, archive: Archive) -> Split:
-    # Imported here because it takes seconds, and a start from the cache does without.
+    # Imported here because it takes seconds, and a start from the cache does not need it.
     from torchvision.datasets import CIFAR10
 
     folder = folder.resolve()
     layout: dict[str, Any] = {
         "base_folder": folder.name,
         "meta": {"filename": archive.meta[0], "key": "label_names", "md5": archive.meta[1]},
-        # torchvision checks the files of both lists; the other split is none of this one's business.
+        # torchvision verifies the files of both lists; reading one split must not depend on the other.
         "train_list": archive.train if split == "train" else (),
         "test_list": archive.test if split == "test" else (),
     }

@@ -1,4 +1,4 @@
-"""CIFAR-10 in the Hub's parquet layout: `img` (struct of bytes and path) and `label`, one row an image."""
+"""CIFAR-10 in the Hub's parquet layout: `img` (struct of bytes and path) and `label`, one row per image."""
 
 import hashlib
 import io
@@ -16,10 +16,10 @@ SIDE = 32
 
 
 def parquet_source(name: str, directory: Path) -> Source:
-    """The images of `directory/train-*.parquet` and `directory/test-*.parquet`.
+    """Return the images of `directory/train-*.parquet` and `directory/test-*.parquet`.
 
     Raises:
-        CifarError: a file cannot be read. `read` raises it for a wrong column, label, size or image.
+        CifarError: a file cannot be read; `read` raises it for a wrong column, label, size or image.
     """
 
     def read(split: SourceSplit) -> Iterator[Split]:
@@ -30,6 +30,7 @@ def parquet_source(name: str, directory: Path) -> Source:
 
 
 def parquet_files(directory: Path, split: SourceSplit) -> list[Path]:
+    """Return the files of a split, in order."""
     return sorted(directory.glob(f"{split}-*.parquet"))
 
 
@@ -47,7 +48,7 @@ def _digest(directory: Path) -> str:
 
 
 def _read_file(path: Path) -> Iterator[Split]:
-    # Imported here because it takes longer than everything a start from the cache does.
+    # Imported here because it takes longer than a whole start from the cache.
     import pyarrow
     import pyarrow.parquet
 
@@ -56,7 +57,7 @@ def _read_file(path: Path) -> Iterator[Split]:
             start = 0
             for rows in file.iter_batches(ROWS_AT_A_TIME, columns=["img", "label"]):
                 encoded = rows.column("img").field("bytes").to_pylist()
-                # No thread pool: for images this small handing over costs more than decoding.
+                # No thread pool: for images this small, handing them over costs more than decoding.
                 images = np.stack([_decode(image) for image in encoded])
                 yield Split(
                     images, _checked_labels(rows.column("label").to_numpy(zero_copy_only=False), start)
@@ -69,7 +70,7 @@ def _read_file(path: Path) -> Iterator[Split]:
 def _decode(encoded: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         if image.size != (SIDE, SIDE):
-            raise ValueError(f"an image has {image.width}x{image.height} pixels instead of {SIDE}x{SIDE}")
+            raise ValueError(f"an image has {image.width}x{image.height} pixels, not {SIDE}x{SIDE}")
         return np.asarray(image.convert("RGB"))
 
 

@@ -1,4 +1,4 @@
-"""From settings to a data set: which source is meant, and where its files are."""
+"""Find the data set that the settings name."""
 
 from pathlib import Path
 
@@ -22,13 +22,14 @@ SAMPLE_DIR = Path(__file__).with_name("sample")
 
 
 def load_dataset(config: DataConfig, archive: Archive = PUBLISHED) -> ImageDataset:
-    """The data set that `config` names; its splits are decoded (or mapped from the cache) when asked for.
+    """Return the data set that `config` names; its splits are decoded, or mapped from the cache, on request.
 
-    archive: the md5 sums that CIFAR-10 must have.
+    Args:
+        archive: the md5 sums that CIFAR-10 must have.
 
     Raises:
-        UsageError: settings that do not fit together, or a data_dir without the images it should hold.
-        CifarError: files that are damaged or cannot be read, downloaded or cached.
+        UsageError: settings contradict each other, or data_dir does not hold the images it should.
+        CifarError: files are damaged or cannot be read, downloaded or cached.
     """
     if config.dataset != "folder" and config.image_size != SIDE:
         raise UsageError(
@@ -40,7 +41,7 @@ def load_dataset(config: DataConfig, archive: Archive = PUBLISHED) -> ImageDatas
     def load(split: SourceSplit) -> Split:
         return cached_split(config.cache_dir, source.digest, split, source.read)
 
-    return ImageDataset(source.name, source.classes, source.image_size, source.digest, load)
+    return ImageDataset(source.name, source.classes, source.image_size, source.digest, load, source.set_aside)
 
 
 def _source(config: DataConfig, archive: Archive) -> Source:

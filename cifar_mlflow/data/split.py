@@ -1,33 +1,59 @@
-"""The share of the training images that is held out, the same for the same seed on every machine."""
+"""Hold out a share of the training images for validation: same seed, same split, on every machine."""
 
 import numpy as np
 
+from cifar_mlflow.config import DataConfig
+from cifar_mlflow.data.dataset import ImageDataset
 from cifar_mlflow.errors import UsageError
 
 
-def train_val_indices(labels: np.ndarray, val_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide the images of each class in the same proportion, at random by `seed`.
+def train_val_indices(dataset: ImageDataset, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the training images as `config.val_size` and `config.split_seed` say.
 
-    Each class gives round(its images * val_size), at least one, to the held-out part. scikit-learn's
-    stratified split rounds over all classes at once and can leave a small class with nothing held out.
-
-    labels: int (N,). val_size: 0 up to, not including, 1; 0 holds nothing out.
-    Returns two sorted int64 arrays that together are 0..N-1: (train, held out).
+    Returns:
+        Two sorted int64 arrays that together are 0..N-1: training and validation.
 
     Raises:
-        UsageError: a class has only one image, so that it cannot be on both sides.
+        UsageError: a class has only one image, which cannot be in both parts.
     """
-    if val_size == 0:
+    labels = dataset.split("train").labels
+    if config.val_size == 0:
         return np.arange(len(labels)), np.arange(0)
+    counts = np.bincount(labels, minlength=len(dataset.classes))
+    if single := np.flatnonzero(counts == 1).tolist():
+        small = [_count_in_words(dataset, label) for label in single]
+        raise UsageError(
+            f"val_size: too few images to hold out a share of {config.val_size:g} for validation: "
+            f"{', '.join(small)}. Add images, or train on all of them with --val-size 0"
+        )
+    return stratified_split(labels, config.val_size, config.split_seed)
+
+
+def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out round(n * share) of the n images of each class, at least one, at random by `seed`.
+
+    scikit-learn's stratified split rounds over all classes together and may leave out a small class.
+
+    Args:
+        labels: int (N,), at least two per class that occurs.
+        share: above 0, below 1.
+
+    Returns:
+        Two sorted int64 arrays that together are 0..N-1: kept and held out.
+    """
     rng = np.random.default_rng(seed)
-    held_out = []
+    parts = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        if len(members) < 2:
-            raise UsageError(
-                f"class {label} has one image; at least 2 are needed to hold out a share of {val_size}"
-            )
-        count = min(max(round(len(members) * val_size), 1), len(members) - 1)
-        held_out.append(rng.permutation(members)[:count])
-    val = np.sort(np.concatenate(held_out))
-    return np.setdiff1d(np.arange(len(labels)), val), val
+        count = min(max(round(len(members) * share), 1), len(members) - 1)
+        parts.append(rng.permutation(members)[:count])
+    held_out = np.sort(np.concatenate(parts))
+    return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def _count_in_words(dataset: ImageDataset, label: int) -> str:
+    """Return how many images a class with one training image has, counting those set aside for the test."""
+    in_test = dataset.set_aside[label] if dataset.set_aside else 0
+    if not in_test:
+        return f"class {dataset.classes[label]} has 1 image"
+    return f"class {dataset.classes[label]} has {1 + in_test} images ({in_test} of them in the test split)"

@@ -1,4 +1,4 @@
-"""What is in a data set: images by class and split, and the statistics of its channels."""
+"""Summarize a data set: images per class and split, and statistics of the colour channels."""
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,13 @@ IMAGES_AT_A_TIME = 500
 
 
 def summarize(dataset: ImageDataset, config: DataConfig, with_test: bool = True) -> pd.DataFrame:
-    """Number of images: one row a class (the index), columns train, val and, `with_test`, test."""
+    """Return the number of images: one row per class (the index); columns train, val and, optionally, test.
+
+    Raises:
+        UsageError: see `train_val_indices`.
+    """
     labels = dataset.split("train").labels
-    train, val = train_val_indices(labels, config.val_size, config.split_seed)
+    train, val = train_val_indices(dataset, config)
     parts = {"train": labels[train], "val": labels[val]}
     if with_test:
         parts["test"] = dataset.split("test").labels
@@ -23,20 +27,25 @@ def summarize(dataset: ImageDataset, config: DataConfig, with_test: bool = True)
 
 
 def mean_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel over all pixels.
+    """Return mean and standard deviation of each channel over all pixels.
 
-    images: uint8 (N, H, W, 3), N at least 1. Returns two float64 (3,), in units where 255 is 1.
+    Args:
+        images: uint8 (N, H, W, 3), N > 0.
+
+    Returns:
+        Two float64 (3,), in units where 255 is 1.
     """
     stats = channel_stats(images)
     return stats["mean"].to_numpy(), stats["std"].to_numpy()
 
 
 def channel_stats(images: np.ndarray) -> pd.DataFrame:
-    """Rows red, green and blue; columns mean, std, min and max, in units where 255 is 1.
+    """Return rows red, green and blue; columns mean, std, min and max, in units where 255 is 1.
 
-    images: uint8 (N, H, W, 3), N at least 1.
+    Args:
+        images: uint8 (N, H, W, 3), N > 0.
     """
-    # A histogram holds all that is asked for, exactly, and needs only a few images in memory at a time.
+    # A histogram gives all four exactly, with only a few images in memory at a time.
     counts_CV = np.zeros((3, 256), dtype=np.int64)  # noqa: N806  channel, value
     for start in range(0, len(images), IMAGES_AT_A_TIME):
         piece = images[start : start + IMAGES_AT_A_TIME]

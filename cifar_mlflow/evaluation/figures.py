@@ -1,7 +1,7 @@
-"""The pictures of a run, 900 pixels wide as MLflow's page shows them.
+"""Draw the figures of a run, 900 pixels wide as MLflow's page shows them.
 
-Made with matplotlib's objects only: pyplot keeps every figure in global state and is not safe in a thread.
-A `title` must name the split that the picture is of.
+They use matplotlib's objects only: pyplot keeps every figure in global state and is not thread-safe. Each
+`title` must name the split that the figure shows.
 """
 
 import textwrap
@@ -17,25 +17,29 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from cifar_mlflow.evaluation.calibration import Floats, Labels, calibration_error_of
+from cifar_mlflow.evaluation.labels import label, text_style
 
-WIDTH = 9.0  # inches, of 100 pixels
+WIDTH = 9.0  # inches of 100 pixels
 TRAIN, VAL, BAD = "tab:blue", "tab:orange", "tab:red"
-NUMBERED_CLASSES = 20  # a confusion matrix of more has no room for numbers in its cells
+NUMBERED_CLASSES = 20  # with more, the cells of a confusion matrix have no room for numbers
+TITLE_LENGTH = 200
+TITLE_COLUMNS = 90
 
 
 def _figure(height: float, title: str) -> Figure:
     figure = Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=13, parse_math=False)
+    lines = [textwrap.fill(label(line, TITLE_LENGTH), TITLE_COLUMNS) for line in title.split("\n")]
+    figure.suptitle("\n".join(lines), fontsize=13, **text_style(lines))
     return figure
 
 
 def learning_curves(history: pd.DataFrame) -> Figure:
-    """Loss, accuracy and learning rate by epoch; the best validation values are marked.
+    """Plot loss, accuracy and learning rate per epoch, and mark the best validation values.
 
     Args:
-        history: one row an epoch, the index is its number. Columns `train/loss`, `train/accuracy` and `lr`;
-            `val/loss` and `val/accuracy` if there is a validation split. Others are ignored. Accuracy is a
-            share in 0..1; what is not finite is left out.
+        history: one row per epoch, indexed by its number. Columns `train/loss`, `train/accuracy` and `lr`;
+            `val/loss` and `val/accuracy` if there is a validation split; others are ignored. Accuracy is in
+            0..1; values that are not finite are left out.
     """
     splits = [split for split in ("train", "val") if f"{split}/loss" in history]
     figure = _figure(5.2, f"Learning curves: {' and '.join(splits)} split")
@@ -65,24 +69,26 @@ def _curve(ax: Axes, values: "pd.Series[float]", name: str, best: str = "") -> N
         value = f"{heights[at]:.1%}" if best == "highest" else f"{heights[at]:.3f}"
         name = f"{name}, best {value} in epoch {epochs[at]}"
         ax.plot(epochs[at], heights[at], "o", color=color, markersize=9, fillstyle="none")
-    # One epoch makes no line.
+    # A single epoch has no line, only a point.
     ax.plot(epochs, heights, "." if len(values) == 1 else "-", color=color, label=name, linewidth=1.8)
 
 
 def confusion_matrix(confusion: NDArray[np.integer[Any]], classes: Sequence[str], title: str) -> Figure:
-    """Counts, and their share of the true class; with more than 20 classes only the share, as a colour.
+    """Draw the counts and their share of the true class; above 20 classes only the share, as a colour.
 
     Args:
-        confusion: (classes, classes), rows are the true class.
+        confusion: int (classes, classes); rows are the true class.
     """
     n = len(classes)
+    names = [label(name) for name in classes]
+    style = text_style(names)
     totals = confusion.sum(axis=1)
     shares = confusion / np.maximum(totals, 1)[:, None]
     width = max(WIDTH, 0.16 * n)
     figure = _figure(0.85 * width, title)
     figure.set_figwidth(width)
     ax = figure.add_subplot()
-    # The square root keeps a mistake of one in fifty visible beside a diagonal of nine in ten.
+    # The square root keeps an error of 2 % visible beside a diagonal of 90 %.
     image = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
     bar = figure.colorbar(image, ax=ax, format=PercentFormatter(1), fraction=0.04)
     bar.set_label("share of the true class")
@@ -90,9 +96,9 @@ def confusion_matrix(confusion: NDArray[np.integer[Any]], classes: Sequence[str]
     few = n <= 12
     font = 9.5 if few else 7
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if few else {"rotation": 90}
-    ax.set_xticks(range(n), classes, fontsize=font, parse_math=False, **slant)
-    ax.set_yticks(range(n), _with_totals(classes, totals), fontsize=font, parse_math=False)
-    ax.set(xlabel="predicted class", ylabel="true class (its images)")
+    ax.set_xticks(range(n), names, fontsize=font, **slant, **style)
+    ax.set_yticks(range(n), _with_totals(names, totals), fontsize=font, **style)
+    ax.set(xlabel="predicted class", ylabel="true class (images)")
     if n <= NUMBERED_CLASSES:
         for row, column in np.argwhere(confusion).tolist():
             share = shares[row, column]
@@ -102,15 +108,15 @@ def confusion_matrix(confusion: NDArray[np.integer[Any]], classes: Sequence[str]
     return figure
 
 
-def _with_totals(classes: Iterable[str], totals: Iterable[int]) -> list[str]:
-    return [f"{name} ({total:,})" for name, total in zip(classes, totals, strict=True)]
+def _with_totals(names: Iterable[str], totals: Iterable[int]) -> list[str]:
+    return [f"{name} ({total:,})" for name, total in zip(names, totals, strict=True)]
 
 
 def f1_by_class(per_class: pd.DataFrame, title: str) -> Figure:
-    """Bars of F1, the worst class at the top, with precision and recall marked.
+    """Draw a bar of F1 per class, the worst class at the top, and mark precision and recall.
 
     Args:
-        per_class: as in `Evaluation`: `class`, `precision`, `recall`, `f1`, `support`.
+        per_class: see `Evaluation`.
     """
     rows = per_class.sort_values("f1", ascending=False, kind="stable")
     places = np.arange(len(rows))
@@ -121,9 +127,9 @@ def f1_by_class(per_class: pd.DataFrame, title: str) -> Figure:
     ax.plot(rows["recall"], places, "o", color=VAL, markersize=5, label="recall")
     for place, f1 in enumerate(rows["f1"]):
         ax.text(0.01, place, f"{f1:.1%}", va="center", fontsize=8.5)
-    names = _with_totals(rows["class"], rows["support"])
-    ax.set_yticks(places, names, fontsize=9.5 if len(rows) <= 30 else 8, parse_math=False)
-    ax.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.4), ylabel="class (its images)")
+    names = _with_totals(map(label, rows["class"]), rows["support"])
+    ax.set_yticks(places, names, fontsize=9.5 if len(rows) <= 30 else 8, **text_style(names))
+    ax.set(xlim=(0, 1.02), ylim=(-0.6, len(rows) - 0.4), ylabel="class (images)")
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(axis="x", alpha=0.3)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
@@ -133,11 +139,11 @@ def f1_by_class(per_class: pd.DataFrame, title: str) -> Figure:
 def reliability_diagram(
     before: pd.DataFrame, after: pd.DataFrame, title: str, temperature: float | None = None
 ) -> Figure:
-    """Accuracy by confidence, and how many predictions have it, before and after temperature scaling.
+    """Plot accuracy and number of predictions by confidence, before and after temperature scaling.
 
     Args:
-        before: a `reliability_table`, as is `after`.
-        temperature: what the logits were divided by for `after`.
+        before, after: tables of `reliability_table`.
+        temperature: the divisor of the logits for `after`.
     """
     figure = _figure(5.4, title)
     grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=[3, 1])
@@ -147,7 +153,7 @@ def reliability_diagram(
         left, width = filled["lower"], filled["upper"] - filled["lower"]
         bars = {"width": width, "align": "edge", "edgecolor": "white"}
         top.bar(left, filled["accuracy"], color=TRAIN, alpha=0.45, label="accuracy", **bars)
-        # Against the mean confidence, not the diagonal: this distance is what the error adds up.
+        # The calibration error sums the distances to the mean confidence, not to the diagonal.
         top.hlines(filled["confidence"], left, left + width, color=BAD, lw=2.5, label="mean confidence")
         top.plot([0, 1], [0, 1], "--", color="gray", lw=1, label="perfect")
         top.set(title=f"{name}: ECE {calibration_error_of(table):.4f}", xlim=(0, 1), ylim=(0, 1.01))
@@ -172,12 +178,13 @@ def most_confident_mistakes(
     title: str,
     count: int = 25,
 ) -> Figure:
-    """The wrong predictions of which the model was surest: true class, predicted class, confidence.
+    """Show the wrong predictions with the highest confidence: true class, predicted class, confidence.
 
     Args:
         images: uint8 (N, H, W, 3).
         labels: (N,), class indices.
         probabilities: (N, classes).
+        count: number of images to show.
     """
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
@@ -186,40 +193,43 @@ def most_confident_mistakes(
     captions = [
         _caption(classes[labels[index]], classes[predicted[index]], confidence[index]) for index in shown
     ]
+    style = text_style(captions)
     columns = 5
     rows = -(-len(shown) // columns)
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
-    title = f"{title}\n{len(wrong):,} of {len(labels):,} images are wrong{', surest first' * bool(captions)}"
+    order = ", most confident first" if captions else ""
+    title = f"{title}\n{len(wrong):,} of {len(labels):,} images are wrong{order}"
     figure = _figure(0.7 + rows * (1.6 + 0.18 * lines), title)
     if not captions:
         return figure
-    # All in the units of one set of axes, an image 1 wide: 25 of their own take a second to lay out.
+    # One set of axes in which an image is 1 wide: 25 sets of axes take a second to lay out.
     side, height = 1.12, 1.12 + 0.11 * lines
     ax = figure.add_subplot()
     for place, (index, caption) in enumerate(zip(shown, captions, strict=True)):
         left, top = place % columns * side, place // columns * height
         ax.imshow(images[index], interpolation="nearest", extent=(left, left + 1, top + 1, top))
-        ax.text(left + 0.5, top - 0.02, caption, ha="center", va="bottom", fontsize=9.5, parse_math=False)
+        ax.text(left + 0.5, top - 0.02, caption, ha="center", va="bottom", fontsize=9.5, **style)
     ax.set(xlim=(-0.1, columns * side), ylim=((rows - 1) * height + 1, 1 - height))
     ax.axis("off")
     return figure
 
 
-def _caption(truth: str, said: str, confidence: float) -> str:
-    lines = (f"true: {truth}", f"said: {said}, {confidence:.1%}")
+def _caption(true: str, predicted: str, confidence: float) -> str:
+    lines = (f"true: {label(true)}", f"predicted: {label(predicted)}, {confidence:.1%}")
     return "\n".join(textwrap.fill(line, 24) for line in lines)
 
 
 def sample_grid(
     images: NDArray[np.uint8], labels: Labels, classes: Sequence[str], title: str, per_class: int = 10
 ) -> Figure:
-    """The first images of each class, a row a class.
+    """Show the first images of each class, one row per class.
 
     Args:
         images: uint8 (N, S, S, 3).
         labels: (N,), class indices.
+        per_class: number of images in a row.
     """
-    # One mosaic instead of a thousand axes; more than 64 pixels an image could not be seen anyway.
+    # One mosaic instead of a thousand axes; at this size, more than 64 pixels per image would not be visible.
     step = -(-images.shape[1] // 64)
     side = len(range(0, images.shape[1], step)) + 2
     mosaic = np.full((len(classes) * side, per_class * side, 3), 255, np.uint8)
@@ -233,8 +243,8 @@ def sample_grid(
     ax = figure.add_subplot()
     ax.imshow(mosaic, interpolation="nearest")
     totals = np.bincount(labels, minlength=len(classes))
-    names = _with_totals(classes, totals)
-    ax.set_yticks(np.arange(len(classes)) * side + side / 2, names, fontsize=9.5, parse_math=False)
+    names = _with_totals(map(label, classes), totals)
+    ax.set_yticks(np.arange(len(classes)) * side + side / 2, names, fontsize=9.5, **text_style(names))
     ax.set_xticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)

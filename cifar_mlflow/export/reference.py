@@ -1,4 +1,4 @@
-"""From what a user types for a model (a file, a run, a registry address) to the model."""
+"""Load the model that a user names by file, run or registry address."""
 
 import logging
 import os
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.utils.models import get_model_name_and_version
 from torch import nn
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export import load_model_file
+from cifar_mlflow.export.program import load_program
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import call_mlflow, first_line, is_outage
 
 logger = logging.getLogger(__name__)
@@ -23,61 +24,63 @@ WEIGHTS_FILE = "weights/model.safetensors"
 PT2_FILE = "data/model.pt2"
 # The key of the card in the metadata of an MLflow model.
 CARD_KEY = "card"
-# The tag by which a version that `register` made names its run.
+# The tag with the run of a version that `register` created.
 RUN_TAG = "run_id"
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
-    """Weights that can be trained on and exported: of a file, a run (by its id), or a registered version.
+    """Load weights, to train or export them, from a file, a run (by its id), or a registered version.
+
+    Returns:
+        The classifier, in eval mode and on the CPU, and its card.
 
     Raises:
-        UsageError: neither a model file nor a run that has weights.
+        UsageError: the reference is neither a model file nor a run that has weights.
         CifarError: MLflow does not answer, or the file is damaged.
     """
     if reference.startswith("models:/"):
         run_id = _run_of_version(reference)
         if run_id is None:
-            raise UsageError(f"{reference} was not made by cifar-mlflow register: give the id of its run")
+            raise UsageError(f"{reference} was not created by cifar-mlflow register: use the id of its run")
         return _load_weights(run_id)
     if reference.startswith("runs:/"):
-        raise UsageError(f"{reference} names a program, not weights: give the id of its run")
+        raise UsageError(f"{reference} is an exported program without weights: use the id of its run")
     if RUN_ID.fullmatch(reference):
         return _load_weights(reference)
     path = os.path.expanduser(reference)  # noqa: PTH111 - no error for ~nobody
     if not os.path.exists(path):  # noqa: PTH110 - no error for a name that is too long
         raise UsageError(
-            f"{reference}: there is no such file, and it is no id of a run (32 digits 0-9a-f) and no runs:/ "
+            f"{reference}: there is no such file, and it is neither a run id (32 digits 0-9a-f) nor a runs:/ "
             "or models:/ address"
         )
     return load_model_file(Path(path))
 
 
 def _run_of_version(address: str) -> str | None:
-    """The id of the run whose network is served in a registered version; None if `register` did not make it.
+    """Return the id of the run that a registered version was created from; None if not by `register`.
 
-    The version itself holds the form that is served, which is not the one to measure or to train on.
+    The version itself holds the network as it is served, perhaps in int8: not the one to evaluate or train.
     """
     missing = f"there is no {address} in {mlflow.get_registry_uri()}"
-    client = call_mlflow(mlflow.MlflowClient)
-    name, *number = call_mlflow(lambda: get_model_name_and_version(client, address), missing)
-    if not number:  # models:/<id of a logged model>
+    version = call_mlflow(lambda: find_model_version(address), missing)
+    if version is None:  # models:/<id of a logged model>
         return None
-    version = call_mlflow(lambda: client.get_model_version(name, *number), missing)
     run_id: str = version.tags.get(RUN_TAG, "")
     if not RUN_ID.fullmatch(run_id):
         return None
-    logger.info("%s is version %s, of run %s: its weights are taken", address, version.version, run_id)
+    logger.info("%s is version %s; loading the weights of its run %s", address, version.version, run_id)
     return run_id
 
 
 def _load_weights(run_id: str) -> tuple[ImageClassifier, ModelCard]:
     missing = f"run {run_id} at {mlflow.get_tracking_uri()} has no weights to load"
     run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
-    there = call_mlflow(lambda: mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="weights"))
-    if WEIGHTS_FILE not in {file.path for file in there}:
+    artifacts = call_mlflow(lambda: mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="weights"))
+    if WEIGHTS_FILE not in {file.path for file in artifacts}:
+        check_artifact_folder(run.info.artifact_uri, f"run {run_id}")
         raise UsageError(missing)
-    # By the id of the run, MLflow would take any failure for a path that is wrong.
+    # Not by run id and path: MLflow then reports any failure as a wrong path.
     uri = f"{run.info.artifact_uri}/{WEIGHTS_FILE}"
     with tempfile.TemporaryDirectory() as folder:
         return load_model_file(
@@ -85,20 +88,23 @@ def _load_weights(run_id: str) -> tuple[ImageClassifier, ModelCard]:
         )
 
 
-def _cannot_be_had(error: Exception, problem: str) -> CifarError:
+def _load_error(error: Exception, problem: str) -> CifarError:
     if is_outage(error):
         return CifarError(f"MLflow at {mlflow.get_tracking_uri()} does not answer: {first_line(error)}")
     return UsageError(f"{problem}: {first_line(error)}")
 
 
 def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
-    """Any saved model, to predict with: what `load_classifier` takes, and runs:/ or models:/ addresses.
+    """Load any saved model, to predict with it: everything `load_classifier` accepts, and exported programs.
+
+    Args:
+        reference: as for `load_classifier`, or a runs:/ or models:/ address of a model of a training run.
 
     Returns:
         A module that takes float32 (N, 3, H, W) in 0..1 on the CPU and returns logits, and its card.
 
     Raises:
-        UsageError: there is no such model, or it is none of ours.
+        UsageError: there is no such model, or cifar_mlflow did not log it.
         CifarError: MLflow does not answer, or the file is damaged.
     """
     if not reference.startswith(("runs:/", "models:/")):
@@ -109,11 +115,9 @@ def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
         with tempfile.TemporaryDirectory() as scratch:
             folder = mlflow.artifacts.download_artifacts(reference, dst_path=scratch)
             metadata = mlflow.models.Model.load(folder).metadata or {}
-            # Only the form that we write: MLflow would unpickle others, and with them run what they say.
-            if CARD_KEY not in metadata or not Path(folder, PT2_FILE).is_file():
+            program = Path(folder, PT2_FILE)
+            if CARD_KEY not in metadata or not program.is_file():
                 raise UsageError(f"{reference} is not a model that cifar_mlflow logged")
-            return mlflow.pytorch.load_model(folder), ModelCard.model_validate(metadata[CARD_KEY])
+            return load_program(program), ModelCard.model_validate(metadata[CARD_KEY])
     except (MlflowException, OSError) as error:
-        raise _cannot_be_had(
-            error, f"{reference} cannot be loaded from {mlflow.get_tracking_uri()}"
-        ) from error
+        raise _load_error(error, f"{reference} cannot be loaded from {mlflow.get_tracking_uri()}") from error

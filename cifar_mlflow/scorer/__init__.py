@@ -1,1 +1,1 @@
-"""What travels inside every registered model: no torch, and nothing of ours outside of this folder."""
+"""The code that travels inside every registered model; it imports neither torch nor the rest of our code."""

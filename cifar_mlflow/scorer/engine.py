@@ -39,16 +39,16 @@ class Engine:
     limits how many callers there are. After a fork, the child opens a session of its own.
 
     Args:
-        model: The ONNX file.
-        threads: Threads that compute a batch; None means one per core.
-        share: Batch 1/`share` of the waiting callers at a time. If the callers are few threads that have
+        model: the ONNX file.
+        threads: threads that compute a batch; None means one per core.
+        share: batch 1/`share` of the waiting callers at a time. If the callers are few threads that have
             other work to do between calls, a batch of all of them would make them wait for one another, and
             then make the network wait for them.
 
     Attributes:
-        batches: Number of batches computed so far.
-        images: Number of images in those batches.
-        on_batch: Called with the number of images in each computed batch.
+        batches: number of batches computed so far.
+        images: number of images in those batches.
+        on_batch: called with the number of images in each computed batch.
     """
 
     def __init__(self, model: Path, threads: int | None = None, share: int = 1) -> None:
@@ -82,8 +82,8 @@ class Engine:
         """Return the logits of the images.
 
         Raises:
-            ValueError: The images are not uint8, or their shape is not the network's.
-            RuntimeError: The engine is closed or has crashed.
+            ValueError: the images are not uint8, or their shape is not the network's.
+            RuntimeError: the engine is closed or has crashed.
         """
         if not len(images):
             self._check(images)
@@ -101,8 +101,8 @@ class Engine:
         A future that is cancelled before its batch starts is dropped: its images are not computed.
 
         Raises:
-            ValueError: The images are not uint8, too many, or their shape is not the network's.
-            RuntimeError: The engine is closed or has crashed.
+            ValueError: the images are not uint8, too many, or their shape is not the network's.
+            RuntimeError: the engine is closed or has crashed.
         """
         self._check(images)
         if not 0 < len(images) <= MAX_BATCH:

@@ -1,4 +1,4 @@
-"""A folder of plain files, and what it answers about a picture."""
+"""Classify images with the model of a scorer folder."""
 
 import hashlib
 import json
@@ -16,10 +16,12 @@ FORMAT = 1
 
 
 class Scores(NamedTuple):
-    """What the network makes of N images.
+    """The network's scores of N images.
 
-    `probabilities` is float32 (N, classes), each row sums to 1; `ood` is float32 (N,), the higher the less
-    like what the network was trained on; `uncertain` is bool (N,).
+    Attributes:
+        probabilities: float32 (N, classes), rows that sum to 1.
+        ood: float32 (N,), an energy score: the higher, the less the image is like the training images.
+        uncertain: bool (N,).
     """
 
     probabilities: np.ndarray
@@ -28,13 +30,13 @@ class Scores(NamedTuple):
 
 
 class Scorer:
-    """Classifies pictures with the model of a scorer folder. Threads may share it.
+    """Classify images with the model of a scorer folder. Thread-safe.
 
     Attributes:
         card: the content of `scorer.json`.
-        classes: the names, in the order of the network's outputs.
-        image_size: side in pixels of what the network takes.
-        engine: what runs the network.
+        classes: names, in the order of the network's outputs.
+        image_size: side of the network's input in pixels.
+        engine: runs the network.
     """
 
     def __init__(
@@ -47,50 +49,50 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path, threads: int | None = None, share: int = 1) -> Self:
-        """The scorer of a folder, each file of which is the one its card was written for.
+        """Load a folder after checking that its files are those that its card describes.
 
         Args:
-            folder: has `model.onnx` and `scorer.json`.
-            threads: see `Engine`, as for `share`.
+            folder: contains `model.onnx` and `scorer.json`.
+            threads, share: see `Engine`.
 
         Raises:
-            ValueError: a file is missing, changed or unknown, or the folder is of another format.
+            ValueError: a file is missing, changed or unknown, or the folder has another format.
         """
         if not (folder / CARD_FILE).is_file():
-            raise ValueError(f"{folder} is no scorer folder: it has no {CARD_FILE}")
+            raise ValueError(f"{folder} is not a scorer folder: it has no {CARD_FILE}")
         card = json.loads((folder / CARD_FILE).read_bytes())
         if card.get("format") != FORMAT:
             raise ValueError(
-                f"{folder / CARD_FILE} is of format {card.get('format')}; this code reads {FORMAT}"
+                f"{folder / CARD_FILE} has format {card.get('format')}; this code reads {FORMAT}"
             )
         _verify(folder, card["files"])
         return cls(folder, card, threads, share)
 
     def decode(self, data: bytes) -> np.ndarray:
-        """uint8 (S, S, 3) of the bytes of a picture.
+        """Decode the bytes of an image file to uint8 (S, S, 3) RGB.
 
         Raises:
-            BadImage: it is none that can be classified.
+            BadImage: the bytes are not an image that can be classified.
         """
         return decode_image(data, self.image_size, self.card["fit"])
 
     def score(self, images: np.ndarray) -> Scores:
-        """Scores of uint8 (N, S, S, 3); concurrent calls are computed together."""
+        """Score images, uint8 (N, S, S, 3); concurrent calls share batches."""
         return self.scores(self.engine.run(images))
 
     def scores(self, logits: np.ndarray) -> Scores:
-        """What logits (N, classes) of the engine mean."""
+        """Convert the engine's logits, float32 (N, classes), to scores."""
         temperature = self.card["temperature"]
         logits = logits / temperature
         highest = np.maximum.reduce(logits, axis=1, keepdims=True)
         exponentials = np.exp(logits - highest)
         total = np.add.reduce(exponentials, axis=1, keepdims=True)
         energy = -temperature * (highest + np.log(total))[:, 0]
-        unsure = 1 / total[:, 0] < self.card["uncertain"]["confidence_below"]
-        return Scores(exponentials / total, energy, unsure | (energy > self.card["ood"]["above"]))
+        low_confidence = 1 / total[:, 0] < self.card["uncertain"]["confidence_below"]
+        return Scores(exponentials / total, energy, low_confidence | (energy > self.card["ood"]["above"]))
 
     def answers(self, scores: Scores, top_k: int) -> list[dict[str, Any]]:
-        """One answer an image, as plain as JSON; `top_k` from 1 to the number of classes."""
+        """Return one JSON-serializable answer per image; `top_k` is 1 to the number of classes."""
         answers = []
         for probabilities, uncertain in zip(
             scores.probabilities.tolist(), scores.uncertain.tolist(), strict=True
@@ -111,7 +113,7 @@ class Scorer:
         return answers
 
     def close(self) -> None:
-        """Let go of the engine; further scores raise."""
+        """Close the engine; later calls of `score` raise."""
         self.engine.close()
 
 
@@ -122,7 +124,7 @@ def _verify(folder: Path, digests: dict[str, str]) -> None:
     if missing := {MODEL_FILE, *digests} - found:
         raise ValueError(f"{folder} lacks {', '.join(sorted(missing))}")
     if unknown := found - digests.keys():
-        raise ValueError(f"{folder} has {', '.join(sorted(unknown))}, of which its {CARD_FILE} does not know")
+        raise ValueError(f"{folder} has {', '.join(sorted(unknown))}, unknown to its {CARD_FILE}")
     for name, digest in digests.items():
         with (folder / name).open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
-"""From the bytes of a picture to what a model is fed; the same code for training folders and for requests.
+"""Decode an image file to the input of a network; the same code for training folders and for requests.
 
-The bytes are a stranger's. So their size, and what the picture declares, are checked before any pixel is
-decoded, and whatever is wrong with them ends as `BadImage`. Colour profiles (ICC) are ignored: the values of
-a file are taken for sRGB, as every data set that a model was trained on takes them.
+The bytes are untrusted. The size of the file and the size that it declares are checked before any pixel is
+decoded, and every fault raises `BadImage`. Colour profiles (ICC) are ignored: values are interpreted as sRGB,
+as in every training data set.
 """
 
 import binascii
@@ -24,18 +24,18 @@ Fit = Literal["crop", "squash"]
 
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 50_000_000
-MAX_SIDE = 65_535  # what JPEG and GIF can hold; the filter of a resize needs memory by the length of a side
-MAX_RLE_PIXELS = 1_000_000  # Pillow decodes these in Python: 0.1 s
-MAX_JPEG_SCANS = 50  # a progressive JPEG has some 10; 26 bytes are enough for one more pass over all pixels
+MAX_SIDE = 65_535  # the limit of JPEG and GIF; the memory for resizing grows with the length of a side
+MAX_RLE_PIXELS = 1_000_000  # Pillow decodes run-length encoding in Python, which takes 0.1 s
+MAX_JPEG_SCANS = 50  # a progressive JPEG has about 10; each costs 26 bytes and a pass over all pixels
 MAX_JPEG_SEGMENTS = 1_000
-MAX_PNG_INFLATED = 50  # compressed texts and profiles; Pillow lets each inflate to 1 MB
+MAX_PNG_INFLATED = 50  # compressed texts and profiles; Pillow inflates up to 1 MB for each
 
 EXIF_ORIENTATION = 0x0112
 WANTED = "use a JPEG, PNG, WebP, BMP or GIF"
 
 
-class BadImage(ValueError):  # noqa: N818 - says what it is about
-    """The bytes are no picture that can be classified. `code` is for programs, `str()` for people."""
+class BadImage(ValueError):  # noqa: N818 - the name says what is wrong
+    """The bytes are not an image that can be classified. `code` is for programs, `str()` for people."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
@@ -48,10 +48,10 @@ class BadImage(ValueError):  # noqa: N818 - says what it is about
 
 class _Jpeg(JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Not needed, and Pillow warns of damaged EXIF: warnings cannot be silenced in one thread alone."""
+        """Skip it: Pillow warns of damaged EXIF, and warnings cannot be silenced per thread."""
 
 
-# Not Image.open(): it also looks for further pictures within a JPEG, and warns of large ones.
+# Not Image.open(), which also looks for further images inside a JPEG and warns of large ones.
 _READERS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": _Jpeg,
     "PNG": PngImageFile,
@@ -74,7 +74,7 @@ _SIGNATURES = {
     "PSD": rb"8BPS",
 }
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
-_TURNS = {  # EXIF orientation: what makes the picture upright
+_TURNS = {  # EXIF orientation: the transformation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -87,12 +87,13 @@ _BASE64URL = bytes.maketrans(b"-_", b"+/")
 
 
 def image_bytes(value: object) -> bytes:
-    """The bytes that a cell of a table holds: bytes as they are, or text of base64 or of a data URL.
+    """Return the bytes of an image file from a table cell: bytes, base64 text, or a data URL.
 
     Base64 may use either alphabet (`+/` or `-_`), contain white space and lack its padding.
 
     Raises:
-        BadImage: nothing there, another type, no base64, or more than MAX_BYTES (found before decoding).
+        BadImage: the value is missing, of another type, not base64, or above MAX_BYTES (found before
+            decoding).
     """
     if isinstance(value, bytes):
         return value
@@ -101,20 +102,24 @@ def image_bytes(value: object) -> bytes:
     if isinstance(value, str):
         return _from_base64(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise BadImage("missing_image", "There is no picture: the value is missing (null or NaN).")
+        raise BadImage("missing_image", "The picture is missing (null or NaN).")
     kind = type(value).__name__
-    raise BadImage("wrong_type", f"A picture is given as bytes or as base64 text, not as {kind}.")
+    raise BadImage("wrong_type", f"A picture must be bytes or base64 text, not {kind}.")
 
 
 def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
-    """uint8 (size, size, 3) RGB: upright, over white, its middle square ("crop") or all of it ("squash").
+    """Decode an image file to uint8 (size, size, 3) RGB: upright, transparent parts white.
 
-    Of an animation the first frame counts. A picture of size x size keeps its very pixels; any other is
-    resized with antialiasing (bicubic), a large JPEG from a decoding at 1/2, 1/4 or 1/8 of its scale that has
-    at least 2 x size pixels on the shorter side. Of 16 bits a channel the upper 8 count.
+    An image of size x size keeps its exact pixels. Any other is resized with antialiasing (bicubic); a large
+    JPEG is first decoded at 1/2, 1/4 or 1/8 of its scale, with at least 2 x size pixels on the shorter side.
+    Of an animation, only the first frame is used; of 16 bits per channel, only the upper 8.
+
+    Args:
+        fit: "crop" uses the central square, "squash" the whole image.
 
     Raises:
-        BadImage: too large, of another format, cut short, damaged, or made to keep the decoder busy.
+        BadImage: the file is too large, of another format, cut short, damaged, or built to keep the decoder
+            busy.
     """
     if not data:
         raise BadImage("empty_image", "The picture is empty (0 bytes).")
@@ -127,10 +132,10 @@ def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        # Pillow's own bound, which a frame larger than its GIF meets before we see the size.
+        # Pillow's own limit: a frame that is larger than its GIF exceeds it before our check.
         raise BadImage("too_many_pixels", f"The picture has more than {MAX_PIXELS:,} pixels.") from None
     except Exception:
-        # Whatever Pillow's parsers trip over comes out as it is; and its text may repeat some of the file.
+        # Pillow's parsers raise many kinds of errors, whose text may repeat parts of the file.
         raise BadImage(
             "truncated_image",
             f"The {kind} cannot be decoded: it is cut short, damaged, or of a rare variant.",
@@ -141,7 +146,7 @@ def _from_base64(text: str) -> bytes:
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
         if not comma or not header.lower().endswith(";base64"):
-            raise BadImage("not_base64", "A data URL of a picture begins like data:image/png;base64,")
+            raise BadImage("not_base64", "A data URL of a picture must begin like data:image/png;base64,")
     try:
         digits = text.encode("ascii").translate(_BASE64URL, b" \t\r\n\v\f")
         if len(digits) * 3 // 4 > MAX_BYTES + 2:  # the padding
@@ -160,10 +165,10 @@ def _too_many_bytes() -> BadImage:
 
 
 def picture_format(data: bytes) -> str:
-    """JPEG, PNG, WebP, GIF or BMP, by how the bytes begin.
+    """Return JPEG, PNG, WebP, GIF or BMP, by the first bytes.
 
     Raises:
-        BadImage: another one, or none.
+        BadImage: the bytes are of another format, or not an image.
     """
     for kind, signature in _SIGNATURES.items():
         if re.match(signature, data, re.DOTALL):
@@ -174,14 +179,14 @@ def picture_format(data: bytes) -> str:
 
 
 def _check_effort(data: bytes, kind: str) -> None:
-    """Refuse a file within the bounds of size that would still keep the decoder busy for minutes."""
+    """Refuse a file within the size limits that would still keep the decoder busy for minutes."""
     inflated = sum(map(data.count, (b"iCCP", b"iTXt", b"zTXt"))) if kind == "PNG" else 0
     if inflated > MAX_PNG_INFLATED or (kind == "JPEG" and _has_too_many_scans(data)):
         raise BadImage("too_complex", f"The {kind} has too many parts for a picture.")
 
 
 def _has_too_many_scans(data: bytes) -> bool:
-    """Follows the markers as the decoder does: past the content of segments, up to the end of the picture."""
+    """Count the scans as the decoder does: skip the content of segments, stop at the end of the image."""
     scans, position = 0, 2
     for _ in range(MAX_JPEG_SEGMENTS):
         marker = _JPEG_MARKER.search(data, position)
@@ -195,12 +200,12 @@ def _has_too_many_scans(data: bytes) -> bool:
 def _check_size(image: ImageFile.ImageFile) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        bounds = f"at most {MAX_PIXELS:,}, and {MAX_SIDE:,} on a side, are taken"
+        bounds = f"the limit is {MAX_PIXELS:,}, and {MAX_SIDE:,} per side"
         raise BadImage("too_many_pixels", f"The picture has {width} x {height} pixels; {bounds}.")
     if image.info.get("compression") in (1, 2) and width * height > MAX_RLE_PIXELS:
         raise BadImage(
             "too_many_pixels",
-            f"The picture has {width} x {height} pixels; of a compressed BMP {MAX_RLE_PIXELS:,} are taken.",
+            f"The picture has {width} x {height} pixels; a compressed BMP may have {MAX_RLE_PIXELS:,}.",
         )
 
 
@@ -213,10 +218,10 @@ def _prepare(opened: ImageFile.ImageFile, size: int, fit: Fit) -> np.ndarray:
     opened.load()
     orientation = _orientation(opened.info.get("exif"))
     wanted = _middle_square(width, height, orientation) if fit == "crop" else (0, 0, width, height)
-    left, top, right, bottom = (edge / scale for edge in wanted)  # of a draft these may lie within a pixel
+    left, top, right, bottom = (edge / scale for edge in wanted)  # may lie within a pixel of a reduced image
     x, y = math.floor(left), math.floor(top)
     part = opened.crop((x, y, math.ceil(right), math.ceil(bottom)))
-    opened.close()  # a large picture is not to be held twice
+    opened.close()  # so that a large image is not in memory twice
     box = (left - x, top - y, right - x, bottom - y)
     small = _rgb(part).resize((size, size), Image.Resampling.BICUBIC, box)
     turn = _TURNS.get(orientation)
@@ -224,7 +229,7 @@ def _prepare(opened: ImageFile.ImageFile, size: int, fit: Fit) -> np.ndarray:
 
 
 def _middle_square(width: int, height: int, orientation: int) -> tuple[int, int, int, int]:
-    """Where it does not divide evenly, the same pixel is lost as of the picture stored upright."""
+    """Return the box of the central square; an odd pixel is cut off where an upright image would lose it."""
     side = min(width, height)
     left = (width - side + (orientation in (2, 3, 7, 8))) // 2
     top = (height - side + (orientation in (3, 4, 6, 7))) // 2
@@ -232,7 +237,7 @@ def _middle_square(width: int, height: int, orientation: int) -> tuple[int, int,
 
 
 def _correct_transparent_colour(image: ImageFile.ImageFile) -> None:
-    """To 8 bits, as Pillow does with the pixels of a PNG but not with the colour that stands for nothing."""
+    """Convert the transparent colour of a PNG to 8 bits; Pillow converts only the pixels."""
     if "transparency" not in image.info:
         return
     depth, colour = image.tile[0][3], image.info["transparency"]
@@ -243,7 +248,7 @@ def _correct_transparent_colour(image: ImageFile.ImageFile) -> None:
 
 
 def _orientation(exif: object) -> int:
-    """1 to 8; 1 also without EXIF or if it is damaged, of which Pillow's own reader would warn."""
+    """Return 1 to 8; 1 if there is no EXIF, or damaged EXIF, of which Pillow's own reader would warn."""
     if not isinstance(exif, bytes):
         return 1
     tiff = exif.removeprefix(b"Exif\0\0")
@@ -261,7 +266,7 @@ def _orientation(exif: object) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "I;16":  # convert() would clip it at 255
+    if image.mode == "I;16":  # convert() would clip the values at 255
         gray = np.asarray(image)
         eight_bits = (gray >> 8).astype(np.uint8)
         if (colour := image.info.get("transparency")) is not None:

@@ -1,7 +1,8 @@
-"""The MLflow model: a table with a column `image` in, one answer a row out. MLflow runs this file to load it.
+"""The MLflow model: takes a table with a column `image`, returns one answer per row.
 
-MLflow's scoring server answers an ordinary exception with its traceback, and puts a print of the input before
-the message of its own exceptions. So whatever goes wrong here leaves as a `PlainError`.
+MLflow runs this file to load the model. Its scoring server answers an ordinary exception with a traceback,
+and prints the input before the message of its own exceptions; therefore every error here becomes a
+`PlainError`.
 """
 
 import gc
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
     from .predictor import Scorer
 
 MAX_ROWS = 1_000
-# In this variable MLflow's scoring server is told which model to load.
+# MLflow sets this variable to tell its scoring server which model to load.
 SERVED_MODEL = "__pyfunc_model_path__"
 
 logger = logging.getLogger(__name__)
 
 
 class PlainError(MlflowException):
-    """What a client is told: a code and a sentence, without traceback and input. Status 400 unless said."""
+    """An error for the client: a code and a sentence, without traceback or input. Default status: 400."""
 
     def __init__(self, code: str, message: str, error_code: int = BAD_REQUEST) -> None:
         super().__init__(message, error_code=error_code)
@@ -44,11 +45,11 @@ class PlainError(MlflowException):
         }
 
     def serialize_as_json(self) -> str:
-        return json.dumps(self._answer)  # not self.message: the server has put the input there by now
+        return json.dumps(self._answer)  # not self.message, to which the server has added the input
 
 
 class ImageClassifier(PythonModel):
-    """Answers with the scorer folder, by the code, that travel as artifacts of the model."""
+    """Classify with the scorer folder and the code that are artifacts of the model."""
 
     def load_context(self, context: PythonModelContext) -> None:
         package = import_under_own_name(Path(context.artifacts["code"]))
@@ -56,19 +57,19 @@ class ImageClassifier(PythonModel):
         self._image_bytes, self._bad_image = preprocess.image_bytes, preprocess.BadImage
         scorer = importlib.import_module(f"{package}.predictor")
         self._scorer: Scorer = scorer.Scorer.load(
-            Path(context.artifacts["scorer"]), **(_of_scoring_server() if _in_scoring_server() else {})
+            Path(context.artifacts["scorer"]), **(_tune_for_scoring_server() if _in_scoring_server() else {})
         )
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        """One dict a row: label, class_index, confidence, top_k, uncertain.
+        """Return one dict per row: label, class_index, confidence, top_k, uncertain.
 
-        With `on_error` = "null" each has an `error` too; a row with a bad image has a code and a message
-        there and no answer, and the other rows are as ever.
+        With `on_error` = "null", each also has `error`: for a row with a bad image a code and a message, with
+        nulls for the answer; for every other row null.
 
         Raises:
-            PlainError: status 400 for whatever is wrong with the request, 500 for what is wrong with us.
+            PlainError: status 400 if the request is wrong, 500 if the model fails.
         """
         try:
             return self._answers(model_input, params)
@@ -76,7 +77,7 @@ class ImageClassifier(PythonModel):
             raise
         except Exception:
             logger.exception("The model failed")
-            message = "The model failed; the server's log says why."
+            message = "The model failed; see the server's log."
             raise PlainError("internal_error", message, INTERNAL_ERROR) from None
 
     def _answers(self, table: pd.DataFrame, params: dict[str, Any]) -> list[dict[str, Any]]:
@@ -116,12 +117,12 @@ def _no_answer() -> dict[str, Any]:
 
 
 def _cells(table: pd.DataFrame) -> list[Any]:
-    columns = dict(table.items())  # faster than a look-up by name, which first builds an index
+    columns = dict(table.items())  # faster than a lookup by name, which builds an index first
     if "image" not in columns:
         raise PlainError("no_image_column", "The table needs a column 'image'.")
     if not len(table):
         raise PlainError("no_rows", "The table has no rows.")
-    if len(table) > MAX_ROWS and _in_scoring_server():  # one of this process (Python, Spark) has any length
+    if len(table) > MAX_ROWS and _in_scoring_server():  # in Python and Spark, tables have any length
         raise PlainError("too_many_rows", f"The table has {len(table)} rows; a request may have {MAX_ROWS}.")
     cells: list[Any] = columns["image"].tolist()
     return cells
@@ -131,26 +132,26 @@ def _in_scoring_server() -> bool:
     return SERVED_MODEL in os.environ
 
 
-def _of_scoring_server() -> dict[str, int]:
-    """How the engine does most in MLflow's scoring server, a few threads of which call it.
+def _tune_for_scoring_server() -> dict[str, int]:
+    """Set up this process for MLflow's scoring server and return the fastest settings of the engine.
 
-    They are busy with JSON and tables for longer than the network is with their picture, on one core, since
-    only one of them has the interpreter at a time; the other cores are for the network.
+    A few threads of the server call the engine. They spend more time on JSON and tables than the network
+    spends on their images, and share one core, because only one of them holds the interpreter at a time; the
+    other cores are for the network.
     """
-    # A full collection would look through all objects of the libraries, and for a tenth of a second nothing
-    # is answered.
+    # A full garbage collection would scan all objects of the libraries and stop all answers for 0.1 s.
     gc.freeze()
-    # MLflow puts the texts of a request into one column after another; Arrow's would copy and check them each
-    # time, a tenth of all the work on a request.
+    # MLflow copies the texts of a request from column to column. Arrow would copy and check them each time,
+    # which is a tenth of all work on a request.
     pd.set_option("mode.string_storage", "python")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"threads": max(1, cores - 1), "share": 3}
 
 
 def import_under_own_name(code: Path) -> str:
-    """Name of a package that stands for the modules in a folder, made of a digest of their content.
+    """Make the modules in a folder importable as a package named after their content; return its name.
 
-    So a version of the model keeps the code it came with, whatever other versions brought into this process.
+    Each version of a model thereby keeps the code it came with, whichever other versions this process loaded.
     """
     digest = hashlib.sha256()
     for module in sorted(code.glob("*.py")):

@@ -1,21 +1,15 @@
-"""What the run of a training holds beside its metrics: settings, data, pictures, weights, the network."""
+"""The contents of a training's run beside its metrics: settings, data, figures, weights, exported network."""
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.data import ImageDataset, Split
 from cifar_mlflow.data.summary import summarize
 from cifar_mlflow.environment import library_versions
-from cifar_mlflow.evaluation import figures
-from cifar_mlflow.export.hdf5 import save_hdf5
-from cifar_mlflow.export.reference import CARD_KEY
-from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.run import TrackedRun
@@ -31,7 +25,7 @@ def log_start(
     val_split: Split,
     hardware: Hardware,
 ) -> None:
-    """All that is known before the first step: settings, code, machine, which data."""
+    """Log all that is known before the first step: settings, code, machine, data."""
     run.log_settings(config)
     run.log_environment(f"{hardware.name}, {hardware.precision}")
     run.set_tags(
@@ -48,7 +42,9 @@ def log_start(
 
 
 def log_data(run: TrackedRun, config: TrainConfig, dataset: ImageDataset, train_split: Split) -> None:
-    """A look at the data: images by class and split, and some of them."""
+    """Log a summary of the data: number of images per class and split, and a figure with samples."""
+    from cifar_mlflow.evaluation import figures
+
     run.log_csv(summarize(dataset, config, with_test=config.test), "data/summary.csv", index=True)
     title = f"{dataset.name}: training images"
     run.log_figure(
@@ -58,11 +54,13 @@ def log_data(run: TrackedRun, config: TrainConfig, dataset: ImageDataset, train_
 
 
 def log_curves(run: TrackedRun, history: pd.DataFrame) -> None:
+    from cifar_mlflow.evaluation import figures
+
     run.log_figure(figures.learning_curves(history), "learning_curves.png")
 
 
 def description(card: ModelCard) -> str:
-    """What the page of the run says above all its numbers, in Markdown."""
+    """Return the description of the run for MLflow's page, in Markdown."""
     rows = [
         f"| {split} | " + " | ".join(f"{card.metrics[f'{split}/{name}']:.4f}" for name in HEADLINES) + " |"
         for split in ("val", "test")
@@ -76,7 +74,10 @@ def description(card: ModelCard) -> str:
 
 
 def log_weights(run: TrackedRun, classifier: ImageClassifier, card: ModelCard) -> None:
-    """The weights as safetensors and as HDF5; both describe themselves."""
+    """Log the weights as safetensors and as HDF5; both files contain the card."""
+    from cifar_mlflow.export.hdf5 import save_hdf5
+    from cifar_mlflow.export.weights import save_weights
+
     with tempfile.TemporaryDirectory() as folder:
         for name, save in (("model.safetensors", save_weights), ("model.h5", save_hdf5)):
             save(Path(folder, name), classifier, card)
@@ -84,11 +85,16 @@ def log_weights(run: TrackedRun, classifier: ImageClassifier, card: ModelCard) -
 
 
 def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> None:
-    """The network as an MLflow model, a pt2 program and no pickle.
+    """Log the network as an MLflow model: an exported program (pt2), not a pickle.
 
     Args:
-        examples: uint8 (N, H, W, 3), N > 1: torch.export would take a batch of one for a constant.
+        examples: uint8 (N, H, W, 3), N > 1, because torch.export would treat a batch of one as a constant.
     """
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from cifar_mlflow.export.reference import CARD_KEY
+
     size = card.image_size
     run.log_pytorch_model(
         pytorch_model=classifier,

@@ -1,25 +1,33 @@
-"""What a run keeps on this machine while it lasts: its checkpoint, and a lock that says that it is alive."""
+"""The local files of an unfinished run: its checkpoint, and a lock that shows that it is alive."""
 
 import json
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.files import atomic_write, write_errors
 from cifar_mlflow.training.checkpoint import CheckpointFile
 
-# Beside the owner, for a run of a study: the command that goes on with that.
+# In the directory of a run that belongs to a study: the command that continues the study.
 STUDY_COMMAND = "command"
+CHOOSE_ANOTHER_PLACE = ": choose another place for checkpoints with --cache-dir"
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who writes a run: MLflow's store that it is in, the machine, and the study it belongs to, if any."""
+    """The content of `owner.json`: who writes a run.
+
+    Attributes:
+        tracking_uri: MLflow's store, without its password.
+        host: name of the machine.
+        study: name of the study that the run belongs to, if any.
+    """
 
     tracking_uri: str
     host: str
@@ -27,7 +35,10 @@ class Owner:
 
 
 class RunDirectory:
-    """`<cache_dir>/runs/<run_id>`. The kernel frees the lock of a process that is killed, however it dies."""
+    """The directory `<cache_dir>/runs/<run_id>`.
+
+    The kernel frees the lock of a process that dies, so a free lock means that no process writes the run.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,74 +51,66 @@ class RunDirectory:
 
     @classmethod
     def all(cls, cache_dir: Path) -> Iterator["RunDirectory"]:
-        """Those whose owner is known: one that is just being made or removed has none."""
+        """Yield the directories with a known owner; one that is being created or removed has none."""
         for file in sorted(cache_dir.glob("runs/*/owner.json")):
             directory = cls(file.parent)
             if directory.owner is not None:
                 yield directory
 
-    def sign(self, tracking_uri: str, study: str | None = None) -> None:
-        """Write down who works here. The lock must be held: an owner without one looks like a dead one.
+    def write_owner(self, tracking_uri: str, study: str | None = None) -> None:
+        """Record who writes the run. Hold the lock: with a free one, the owner would look dead.
 
         Raises:
-            CifarError: the place cannot be written.
+            CifarError: the file cannot be written.
         """
-        with self._place_errors():
-            unfinished = self.path / "owner.new"
-            owner = Owner(tracking_uri, socket.gethostname(), study)
-            unfinished.write_text(json.dumps(asdict(owner)))
-            unfinished.replace(self.path / "owner.json")
+        owner = Owner(tracking_uri, socket.gethostname(), study)
+        with atomic_write(self.path / "owner.json", CHOOSE_ANOTHER_PLACE, private=True) as file:
+            file.write_text(json.dumps(asdict(owner)))
 
     @property
     def owner(self) -> Owner | None:
-        """None where there is no file that says so, or it is damaged."""
+        """The recorded owner; None if the file is missing or damaged."""
         try:
             return Owner(**json.loads((self.path / "owner.json").read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
-    def is_ours(self, tracking_uri: str) -> bool:
-        """Whether this machine wrote it, for this store: only then a free lock means a dead process."""
+    def belongs_to(self, tracking_uri: str) -> bool:
+        """Return whether this machine wrote the run to this store: only then a free lock means death."""
         owner = self.owner
         return owner is not None and (owner.host, owner.tracking_uri) == (socket.gethostname(), tracking_uri)
 
     @property
     def resume_hint(self) -> str:
-        """How to go on, to be put behind the news that the run was stopped; empty where it cannot."""
+        """Suffix for the message that the run was stopped: how to resume it; empty if that is impossible."""
         owner = self.owner
         if owner and owner.study:
             with suppress(OSError):
-                return f"; its study goes on with: {(self.path / STUDY_COMMAND).read_text()}"
-            return f"; its study, {owner.study}, goes on with the command that began it"
+                return f"; continue its study with: {(self.path / STUDY_COMMAND).read_text()}"
+            return f"; continue its study, {owner.study}, with the command that started it"
         if not self.checkpoint.path.exists():
             return ""
         return f"; continue with: cifar-mlflow train --resume {self.path.name}"
 
     def acquire(self) -> None:
-        """Make the directory and hold its lock until `release` or the end of the process.
+        """Create the directory and hold its lock until `release` or the end of the process.
 
         Raises:
-            CifarError: another process holds it, or the place cannot be written.
+            CifarError: another process holds the lock, or the directory cannot be written.
         """
-        with self._place_errors():
+        with write_errors(self.path, CHOOSE_ANOTHER_PLACE):
             self.path.mkdir(parents=True, exist_ok=True)
-        # A training that looks for dead runs holds each lock for the moment of a question to MLflow.
-        if not self.try_acquire(seconds=2):
+            # `close_stale_runs` of another process holds each lock for the duration of one call to MLflow.
+            acquired = self.try_acquire(seconds=2)
+        if not acquired:
             raise CifarError(
                 f"run {self.path.name} is being trained by another process: wait for it, or stop it"
             )
-
-    @contextmanager
-    def _place_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CifarError(
-                f"checkpoints cannot be written to {self.path} ({error.strerror}): "
-                "choose another place with --cache-dir"
-            ) from error
+        for leftover in self.path.glob(".*.tmp"):  # a checkpoint whose writer was killed
+            leftover.unlink(missing_ok=True)
 
     def try_acquire(self, seconds: float = 0) -> bool:
+        """Acquire the lock; return False if another process still holds it after `seconds`."""
         try:
             self._lock.acquire(timeout=seconds)
         except Timeout:
@@ -118,7 +121,7 @@ class RunDirectory:
         self._lock.release()
 
     def remove(self) -> None:
-        """Forget a run that is finished, its weights in MLflow, or that has no checkpoint to go on from."""
-        if self._lock.is_locked:  # else it is another process that is at work there
+        """Delete the directory of a run that is finished or has no checkpoint to resume from."""
+        if self._lock.is_locked:  # otherwise another process works there
             shutil.rmtree(self.path, ignore_errors=True)
         self.release()

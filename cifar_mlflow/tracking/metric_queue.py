@@ -1,6 +1,7 @@
-"""Metrics on their way to the tracking server: sent from a thread, kept during an outage."""
+"""A queue of metrics that a thread sends to MLflow; an outage delays them but does not stop the training."""
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -9,13 +10,13 @@ from collections.abc import Callable
 from mlflow.entities import Metric
 
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.tracking.retry import LONGEST_PAUSE_SECONDS, first_line, is_outage
+from cifar_mlflow.tracking.retry import first_line, is_outage, outage_policy
 
 logger = logging.getLogger(__name__)
 
 
 class MetricQueue:
-    """Sends metrics in order. An outage of the server delays them and stops nothing else.
+    """Sends metrics in order from a thread of its own.
 
     Args:
         send: delivers a list of metrics, or raises.
@@ -27,25 +28,27 @@ class MetricQueue:
         self._unsent: list[Metric] = []
         self._failure: Exception | None = None
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="metric-queue", daemon=True)
+        self._away_since: float | None = None
+        self._policy = outage_policy(is_outage, math.inf, self._note_outage)
+        self._thread = threading.Thread(target=self._run, name="metric-queue", daemon=True)
         self._thread.start()
 
     def put(self, metrics: list[Metric]) -> None:
-        """Take metrics for sending; returns at once.
+        """Queue metrics and return at once.
 
         Raises:
-            CifarError: earlier metrics were refused for good.
+            CifarError: MLflow refused earlier metrics.
         """
         self._raise_if_refused()
         self._waiting.put(metrics)
 
     def close(self, patience: float) -> list[Metric]:
-        """Send what is left, for `patience` seconds at the most, and return what could not be sent.
+        """Wait up to `patience` seconds until all metrics are sent, and return those that were not.
 
         Raises:
-            CifarError: metrics were refused for good.
+            CifarError: MLflow refused metrics.
         """
-        self._closing.set()  # first: a thread that was woken by the empty list and saw no end would sleep on
+        self._closing.set()  # before the put: the thread must see it when the empty list wakes it
         self._waiting.put([])
         self._thread.join(timeout=patience)
         self._raise_if_refused()
@@ -57,37 +60,31 @@ class MetricQueue:
                 f"MLflow refused the metrics of this run: {first_line(self._failure)}"
             ) from self._failure
 
-    def _work(self) -> None:
-        while not (self._failure or (self._closing.is_set() and self._waiting.empty())):
+    def _run(self) -> None:
+        while not (self._closing.is_set() and self._waiting.empty()):
             self._unsent += self._waiting.get()
-            while not self._waiting.empty():
-                self._unsent += self._waiting.get()
-            self._deliver()
-
-    def _deliver(self) -> None:
-        away_since: float | None = None
-        pause = 0.5
-        while self._unsent and not self._failure:
             try:
-                self._send(self._unsent)
+                self._policy(self._send_all)
             except Exception as error:
-                if not is_outage(error):
-                    self._failure = error
-                    return
-                if away_since is None:
-                    away_since = time.monotonic()
-                    logger.warning(
-                        "MLflow does not answer (%s); the training goes on and its metrics are kept.",
-                        first_line(error),
-                    )
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-                while not self._waiting.empty():
-                    self._unsent += self._waiting.get()
-            else:
-                if away_since is not None:
-                    logger.info(
-                        "MLflow is back after %.0f s; %d metrics were sent.",
-                        time.monotonic() - away_since, len(self._unsent),
-                    )  # fmt: skip
-                self._unsent = []
+                self._failure = error
+                return
+
+    def _send_all(self) -> None:
+        """Send what is queued by now in one request."""
+        while not self._waiting.empty():
+            self._unsent += self._waiting.get()
+        if self._unsent:
+            self._send(self._unsent)
+        if self._away_since is not None:
+            seconds = time.monotonic() - self._away_since
+            logger.info("MLflow is back after %.0f s; %d metrics were sent.", seconds, len(self._unsent))
+            self._away_since = None
+        self._unsent = []
+
+    def _note_outage(self, error: BaseException, pause: float) -> None:
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            logger.warning(
+                "MLflow does not answer (%s); the training goes on and its metrics are kept.",
+                first_line(error),
+            )

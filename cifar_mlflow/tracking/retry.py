@@ -1,93 +1,119 @@
-"""The one retry policy for calls to MLflow, and the words for what went wrong."""
+"""The retry policy for calls to a server or database that may be away, and the rules for MLflow's errors."""
 
 import logging
 import os
 import re
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
 import mlflow
 import requests
 from mlflow.exceptions import MlflowException, RestException
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
+from cifar_mlflow.config import patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How long the end of a run waits for a tracking server that is away.
-PATIENCE_SECONDS = float(os.environ.get("CIFAR_MLFLOW_PATIENCE", "120"))
-# MLflow's own retries would hold up a call for minutes, and make a second version or run where only an answer
-# was lost; ours report what they wait for, and look first.
+# MLflow's own retries block for minutes without a word, and repeat a "create" whose response was lost.
+# Ours report the outage, and callers check whether the first attempt succeeded.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-# It would draw a bar for each small file.
+# MLflow would draw a progress bar for each small file.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
-# What MLflow says of a database that cannot be written at the moment, or of a server that is too busy.
-_OUTAGES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
-# Of a download of several files MLflow tells only the texts of what went wrong.
+# Error codes of a database that cannot be written at the moment, or of an overloaded server.
+_OUTAGE_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
+# When several files are downloaded, MLflow raises one error that keeps only the messages of the causes.
 _DOWNLOAD_FAILED = "The following failures occurred while downloading"
-_IN_A_DOWNLOAD = re.compile(
+_OUTAGE_IN_DOWNLOAD = re.compile(
     r"5\d\d Server Error|HTTPS?ConnectionPool|Connection \w+|timed out|API request to"
 )
 
 
-def is_outage(error: Exception) -> bool:
-    """Whether trying again later can help: the server or its database is away.
+def outage_policy(
+    is_outage: Callable[[BaseException], bool],
+    seconds: float,
+    before_sleep: Callable[[BaseException, float], None],
+) -> Retrying:
+    """Return a policy that repeats a call while a service is away; use it as `outage_policy(...)(call)`.
 
-    Anything else (the run was deleted, a value is not allowed) will not mend itself.
+    The pause grows from 0.5 s to 10 s. Any other error, and the last one when time is up, is raised as it is.
+
+    Args:
+        is_outage: decides whether an error is worth another attempt.
+        seconds: time after which to give up, counted from the first attempt; `math.inf` never gives up.
+        before_sleep: called before each pause with the error and the length of the pause in seconds.
+    """
+
+    def report(state: RetryCallState) -> None:
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        before_sleep(error, state.upcoming_sleep)
+
+    return Retrying(
+        retry=retry_if_exception(is_outage),
+        wait=wait_exponential(multiplier=FIRST_PAUSE_SECONDS, max=LONGEST_PAUSE_SECONDS),
+        stop=stop_before_delay(seconds),
+        before_sleep=report,
+        reraise=True,
+    )
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return whether MLflow or its database is away, so that the same call may succeed later.
+
+    Other errors (a deleted run, a value that is not allowed) will not go away.
     """
     if str(error).startswith(_DOWNLOAD_FAILED):
-        return _IN_A_DOWNLOAD.search(str(error)) is not None
+        return _OUTAGE_IN_DOWNLOAD.search(str(error)) is not None
     if isinstance(error, MlflowException):
-        # MLflow gives the code of a connection that failed to any error that was given no code.
+        # MLflow uses INTERNAL_ERROR both for a failed connection and for any error without a code.
         no_connection = str(error).startswith("API request to") or isinstance(error, RestException)
-        return error.error_code in _OUTAGES or (error.error_code == "INTERNAL_ERROR" and no_connection)
+        return error.error_code in _OUTAGE_CODES or (error.error_code == "INTERNAL_ERROR" and no_connection)
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code >= 500 or error.response.status_code == 429
     return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """The text of an error in a form that fits into a log line or a tag."""
+    """Return the message of an error, shortened to one line for a log or a tag."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     line = lines[-1] if lines[0].startswith(_DOWNLOAD_FAILED) else lines[0]
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def retry_on_outage(call: Callable[[], T], seconds: float) -> T:
-    """`call()`, tried again while the tracking server is away, for `seconds` at the most."""
-    deadline = time.monotonic() + seconds
-    pause = 0.5
-    while True:
-        try:
-            return call()
-        except Exception as error:
-            if not is_outage(error) or time.monotonic() + pause > deadline:
-                raise
-            logger.warning("MLflow does not answer (%s); trying again in %.0f s.", first_line(error), pause)
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    """Return `call()`; repeat it while MLflow is away, for up to `seconds`."""
+
+    def warn(error: BaseException, pause: float) -> None:
+        logger.warning("MLflow does not answer (%s); trying again in %.1f s.", first_line(error), pause)
+
+    return outage_policy(is_outage, seconds, warn)(call)
 
 
 def call_mlflow(call: Callable[[], T], missing: str | None = None) -> T:
-    """`call()`, a question to MLflow, and again while it does not answer.
+    """Return `call()`, a request to MLflow; repeat it during an outage, and reword its errors.
 
     Args:
-        missing: what to say where MLflow does not have what is asked for.
+        missing: message for an object that MLflow does not have.
 
     Raises:
-        UsageError: `missing`.
-        CifarError: MLflow stays away, or refuses.
+        UsageError: with the message `missing`.
+        CifarError: MLflow stays away or refuses the request.
     """
+    patience = patience_seconds()
     try:
-        return retry_on_outage(call, PATIENCE_SECONDS)
+        return retry_on_outage(call, patience)
     except CifarError:
         raise
-    except Exception as error:  # each kind of store has errors of its own
+    except Exception as error:  # each kind of store raises errors of its own
         if missing and isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise UsageError(missing) from error
         problem = "does not answer" if is_outage(error) else "refuses"

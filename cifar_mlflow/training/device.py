@@ -1,4 +1,4 @@
-"""Where a training runs and in which precision."""
+"""The device that a training runs on, and its precision."""
 
 import os
 from contextlib import AbstractContextManager
@@ -13,14 +13,14 @@ from cifar_mlflow.errors import UsageError
 
 @dataclass(frozen=True)
 class Hardware:
-    """A device, and the precision of the forward and backward pass there (weights stay in fp32)."""
+    """A device, and the precision of the forward and backward pass on it (weights stay in fp32)."""
 
     device: torch.device
     precision: Literal["fp32", "bf16"]
 
     @property
     def name(self) -> str:
-        """The device as a person knows it: `NVIDIA H100`, `AMD EPYC, 2 threads`."""
+        """The name of the device for the user: `NVIDIA H100`, `AMD EPYC, 2 threads`."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         if self.device.type == "mps":
@@ -32,13 +32,14 @@ class Hardware:
 
 
 def set_up_hardware(config: HardwareConfig, precision: Literal["auto", "fp32", "bf16"] = "fp32") -> Hardware:
-    """Choose device and precision and set what torch keeps as process-wide state: threads, determinism.
+    """Choose device and precision, and set torch's process-wide state: threads and determinism.
 
     Raises:
-        UsageError: a device that this machine does not have.
+        UsageError: this machine does not have the device.
     """
-    torch.set_num_threads(config.threads or _cores())
-    torch.use_deterministic_algorithms(config.deterministic)
+    torch.set_num_threads(config.threads or _available_cores())
+    if torch.are_deterministic_algorithms_enabled() != config.deterministic:
+        torch.use_deterministic_algorithms(config.deterministic)  # only if needed: it imports the compiler
     if config.deterministic:
         # cuBLAS is reproducible only with a fixed workspace, and reads this when it is first used.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -51,8 +52,8 @@ def set_up_hardware(config: HardwareConfig, precision: Literal["auto", "fp32", "
     return Hardware(device, precision)
 
 
-def _cores() -> int:
-    """Those that this process may use: taskset, Slurm and a container's cpuset leave fewer than there are."""
+def _available_cores() -> int:
+    """Return the number of cores that taskset, Slurm or a container's cpuset leave to this process."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -63,13 +64,13 @@ def _choose_device(wanted: str) -> str:
     if wanted == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[wanted]:
-        have = ", ".join(name for name, there in available.items() if there)
-        raise UsageError(f"device: this machine has no {wanted} that torch can use; it has {have}")
+        present = ", ".join(name for name, is_available in available.items() if is_available)
+        raise UsageError(f"device: this machine has no {wanted} that torch can use; it has {present}")
     return wanted
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """True where bf16 has its own instructions; elsewhere it is emulated and slower than fp32."""
+    """Return whether the device has bf16 instructions; elsewhere bf16 is emulated and slower than fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""The training itself, from top to bottom. It knows nothing of MLflow: a recorder receives the metrics."""
+"""The training loop. It does not depend on MLflow: a recorder receives the metrics."""
 
 import logging
 import math
@@ -16,7 +16,6 @@ from cifar_mlflow.console import training_bar
 from cifar_mlflow.data import Split
 from cifar_mlflow.data.loader import TrainLoader
 from cifar_mlflow.errors import TrainingDivergedError
-from cifar_mlflow.evaluation.metrics import evaluate_logits
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -27,13 +26,13 @@ from cifar_mlflow.training.schedules import lr_factor
 
 logger = logging.getLogger(__name__)
 
-# Reading a loss waits for the GPU, so it is done in batches of steps there.
+# Reading a loss waits for the GPU, so losses are read once per this number of steps there.
 STEPS_BETWEEN_CHECKS = 20
 SECONDS_BETWEEN_LOG_LINES = 30
 
 
 class Recorder(Protocol):
-    """Whoever wants to know the metrics of each epoch: an MLflow run, or a list in a benchmark."""
+    """Receives the metrics of each epoch: an MLflow run, or a list in a benchmark."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
 
@@ -47,7 +46,7 @@ def no_pruning(history: History) -> bool:
 
 
 class Training:
-    """A training in progress. Everything that changes from one step to the next is in `state_dict`."""
+    """A training in progress; `state_dict` contains everything that changes from step to step."""
 
     def __init__(
         self,
@@ -73,10 +72,10 @@ class Training:
         self.epoch = 0  # completed epochs
         self.step = 0  # completed steps of the current epoch
         self.seen = 0  # images in these steps
-        self.losses: list[Tensor] = []  # of the current epoch
-        self.correct = torch.zeros((), dtype=torch.long, device=hardware.device)  # in the current epoch
-        self.epoch_seconds = 0.0  # spent in the current epoch
-        self.seconds = 0.0  # spent in completed epochs, validation included
+        self.losses: list[Tensor] = []  # of these steps
+        self.correct = torch.zeros((), dtype=torch.long, device=hardware.device)  # predictions in these steps
+        self.epoch_seconds = 0.0  # of these steps
+        self.seconds = 0.0  # of completed epochs, including validation
         self.history: History = []
         self.best_loss = math.inf
         self.best_epoch = 0
@@ -84,7 +83,7 @@ class Training:
 
     @property
     def evaluated(self) -> ImageClassifier:
-        """The weights that are evaluated and saved: the averaged ones where there are any."""
+        """The network that is evaluated and saved: the averaged one if `ema` is on."""
         return cast(ImageClassifier, self.averaged.module) if self.averaged else self.classifier
 
     @property
@@ -100,17 +99,20 @@ class Training:
         stop: StopRequest | None = None,
         prune: Callable[[History], bool] = no_pruning,
     ) -> ImageClassifier:
-        """Train to the end, from wherever the state is, and return the weights to keep, in eval mode.
+        """Train from the current state to the end, and return the network to keep, in eval mode.
 
-        With `patience` these are the weights of the epoch with the lowest validation loss, else the last.
+        With `patience` it has the weights of the epoch with the lowest validation loss, otherwise the last.
 
         Args:
-            prune: asked before each epoch and after the last, with the metrics of all completed epochs,
-                whether to leave it at that.
+            recorder: receives the metrics of each epoch.
+            checkpoint: written after each epoch and when the training is stopped.
+            stop: checked after each step.
+            prune: called before each epoch and after the last one with the metrics of all completed epochs;
+                returns whether to stop.
 
         Raises:
-            TrainingDivergedError: the loss became NaN or infinite; the last good checkpoint stays.
-            Interrupted: `stop` was asked for; the checkpoint is written.
+            TrainingDivergedError: the loss became NaN or infinite; the last good checkpoint is kept.
+            Interrupted: `stop` was requested; the checkpoint is written.
         """
         with training_bar() as bar:
             task = bar.add_task("", total=self.config.epochs * self.loader.steps_per_epoch, note="")
@@ -120,7 +122,7 @@ class Training:
                     bar.update(
                         task, completed=done, description=f"epoch {self.epoch + 1}/{self.config.epochs}"
                     )
-                    if bar.live.is_started and self._may_wait_for_the_device():
+                    if bar.live.is_started and self._may_wait_for_device():
                         bar.update(task, note=f"loss {self.losses[-1]:.3f}")
                     if stop and stop.signum:
                         self._raise_if_diverged()
@@ -138,7 +140,7 @@ class Training:
         return self.evaluated.eval()
 
     def _train_epoch(self) -> Iterator[None]:
-        """Train the rest of the current epoch, and yield after each step."""
+        """Train the rest of the current epoch; yield after each step."""
         config, loader = self.config, self.loader
         total_steps = config.epochs * loader.steps_per_epoch
         self.classifier.train()
@@ -170,7 +172,7 @@ class Training:
             self.seen += len(images)
             now = time.perf_counter()
             self.epoch_seconds = resumed_seconds + now - start
-            if self._may_wait_for_the_device():
+            if self._may_wait_for_device():
                 self._raise_if_diverged()
             if now - last_line > SECONDS_BETWEEN_LOG_LINES:
                 last_line = now
@@ -180,14 +182,15 @@ class Training:
                 )  # fmt: skip
             yield
         self._raise_if_diverged()
-        # A GPU is done only now, after the wait for its last loss.
+        # Reading the last loss has waited for the GPU to finish.
         self.epoch_seconds = resumed_seconds + time.perf_counter() - start
 
-    def _may_wait_for_the_device(self) -> bool:
+    def _may_wait_for_device(self) -> bool:
+        """Return whether to read a loss after this step."""
         return self.hardware.device.type == "cpu" or self.step % STEPS_BETWEEN_CHECKS == 0
 
     def _raise_if_diverged(self) -> None:
-        """Look at the losses since the last time, and at no more than needed: it may be done each step."""
+        """Check the latest losses, no more than needed, since this runs after each step on a CPU."""
         losses = torch.stack(self.losses[-STEPS_BETWEEN_CHECKS:])
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
@@ -196,20 +199,20 @@ class Training:
             raise self._diverged(f"the loss became {losses[first].item()}", step)
 
     def _raise_if_weights_diverged(self) -> None:
-        """The step after a good loss can still spoil the weights, and they are about to be kept."""
+        """Check the weights before they are kept: the step after a finite loss can still spoil them."""
         if not all(tensor.isfinite().all() for tensor in self.evaluated.state_dict().values()):
             raise self._diverged("the weights became NaN or infinite", self.step)
 
-    def _diverged(self, what: str, step: int) -> TrainingDivergedError:
+    def _diverged(self, problem: str, step: int) -> TrainingDivergedError:
         overall = self.epoch * self.loader.steps_per_epoch + step
         return TrainingDivergedError(
-            f"{what} at step {overall} (epoch {self.epoch + 1}) with "
+            f"{problem} at step {overall} (epoch {self.epoch + 1}) with "
             f"lr={self.config.lr:g}, optimizer={self.config.optimizer}, "
             f"batch_size={self.config.batch_size}: try a lower --lr, a longer --warmup, or --grad-clip 1"
         )
 
     def _finish_epoch(self) -> dict[str, float]:
-        """Validate, note the epoch in the history, and start a new epoch."""
+        """Validate, append the epoch to the history, and reset the state of the epoch; return its metrics."""
         self._raise_if_weights_diverged()
         metrics = {
             "train/loss": torch.stack(self.losses).mean().item(),
@@ -217,6 +220,8 @@ class Training:
             "lr": self.optimizers[0].param_groups[0]["lr"],
             "images_per_second": self.seen / self.epoch_seconds,
         }
+        from cifar_mlflow.evaluation.metrics import evaluate_logits  # late: it takes a second
+
         start = time.perf_counter()
         if len(self.val.labels):
             logits = predict_logits(
@@ -243,10 +248,10 @@ class Training:
         return f"epoch {self.epoch}/{self.config.epochs}  {figures}"
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed training needs to end with the very weights of an uninterrupted one.
+        """Return the state from which a resumed training ends with the weights of an uninterrupted one.
 
-        The order of the images and their augmentation are functions of seed, epoch and step, so their state
-        is `epoch` and `step`; the generators saved here are those of dropout.
+        The order of the images and their augmentation depend only on seed, epoch and step; the generator
+        states saved here are those of dropout.
         """
         cuda = self.hardware.device.type == "cuda"
         return {
@@ -270,7 +275,7 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken."""
+        """Restore what `state_dict` returned."""
         self.classifier.load_state_dict(state["classifier"])
         if self.averaged:
             self.averaged.load_state_dict(state["averaged"])

@@ -1,5 +1,6 @@
-"""Which optimizer updates which parameter. Each group keeps its peak rate as `initial_lr`."""
+"""Build the optimizers of a training. Each parameter group keeps its peak learning rate as `initial_lr`."""
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,32 +11,54 @@ from torch import Tensor, nn
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.training.device import bf16_is_fast
 
-# Of the SGD beside Muon; the record's.
-AUX_MOMENTUM = 0.85
+AUX_MOMENTUM = 0.85  # of the SGD beside Muon, as in Muon's CIFAR-10 record
+
+
+class _WithoutCompiler(torch.optim.Optimizer):
+    """An optimizer that does not import torch's compiler.
+
+    torch decorates these methods for use in compiled code, and the decorators import torch._dynamo at the
+    first call: two seconds before the first step. Nothing here is compiled, so the plain functions do.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class SGD(_WithoutCompiler, torch.optim.SGD):
+    """torch.optim.SGD."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class AdamW(_WithoutCompiler, torch.optim.AdamW):
+    """torch.optim.AdamW."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Optimizers over all trainable parameters of `model`, each parameter in exactly one group.
+    """Return optimizers for all trainable parameters of `model`; each parameter is in exactly one group.
 
-    sgd and adamw are one optimizer with two groups (with and without weight decay). muon is Muon for the
+    For sgd and adamw: one optimizer with two groups, with and without weight decay. For muon: Muon for the
     filters of convolutions, and SGD at `aux_lr` for the rest.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizers: list[torch.optim.Optimizer]
     if config.optimizer == "sgd":
         groups = _decay_groups(trainable, config.weight_decay)
-        optimizers = [
-            torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-        ]
+        optimizers = [SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)]
     elif config.optimizer == "adamw":
         groups = _decay_groups(trainable, config.weight_decay)
-        optimizers = [torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))]
+        optimizers = [AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))]
     else:
         filters = [p for p in trainable if p.ndim == 4]
         rest = _decay_groups([p for p in trainable if p.ndim != 4], config.weight_decay)
         optimizers = [
             Muon(filters, lr=config.lr, momentum=config.momentum),
-            torch.optim.SGD(rest, lr=config.aux_lr, momentum=AUX_MOMENTUM, nesterov=True),
+            SGD(rest, lr=config.aux_lr, momentum=AUX_MOMENTUM, nesterov=True),
         ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -44,7 +67,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
 
 
 def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Norms and biases, the vectors, are not decayed: their size is not what overfits."""
+    """Split parameters into those with weight decay and those without: vectors, i.e. norms and biases."""
     parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -53,13 +76,12 @@ def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> li
     return [group for group in groups if group["params"]]
 
 
-class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal: all directions of a filter bank move at the same speed.
+class Muon(_WithoutCompiler):
+    """SGD with momentum whose steps are made orthogonal, so that all directions move at the same speed.
 
-    After K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). A bank of
-    filters (out, in, k, k) counts as the matrix (out, in*k*k). Each bank is kept at the norm sqrt(out): the
-    batch norm that follows makes its scale meaningless, and a fixed scale gives `lr` the same meaning
-    throughout the training.
+    K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024). A bank of filters
+    (out, in, k, k) is treated as the matrix (out, in*k*k). Each bank is kept at the norm sqrt(out): the batch
+    norm that follows cancels its scale, and with a fixed scale `lr` means the same throughout the training.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float) -> None:
@@ -67,9 +89,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        assert closure is None, "Muon takes one gradient a step"
+        assert closure is None, "Muon takes no closure"
         for group in self.param_groups:
-            # One product for all banks of a shape: the matrices are small, and each call has its price.
+            # Stack the banks of each shape: the matrices are small, and each call has a fixed cost.
             by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -82,7 +104,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(step.view_as(parameter), alpha=-group["lr"])
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Nesterov's look-ahead along the running sum of gradients."""
+        """Update the momentum buffer and return the Nesterov direction."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:
@@ -92,22 +114,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 3) -> Tensor:
-    """Nearly the nearest orthogonal matrices: singular values moved towards 1 by a Newton-Schulz iteration.
+    """Move the singular values of matrices towards 1 with a Newton-Schulz iteration.
 
     Args:
         matrices: float (B, rows, columns).
-        iterations: of the quintic polynomial of Muon's authors, whose steep start matters more than its
-            precision: a direction is as good with singular values from 0.7 to 1.2 as with exact ones.
+        iterations: number of times that the quintic polynomial of Muon's authors is applied. It brings the
+            singular values to 0.7 to 1.2, which is as good as 1 for an update direction.
 
     Returns:
-        Same shape and type.
+        Matrices of the same shape and dtype.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x.to(torch.bfloat16 if bf16_is_fast(x.device) else torch.float32)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    # Each iteration multiplies x by a polynomial of its Gram matrix. All of these commute, so the iterations
-    # can be carried out on the small Gram matrix alone, and x, often nine times as wide, is used only twice.
+    # Each iteration multiplies x by a polynomial of its Gram matrix. These polynomials commute, so iterate on
+    # the small Gram matrix alone, and use x, which is often nine times as wide, only twice.
     gram = x @ x.mT
     identity = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device).expand_as(gram)
     product = identity

@@ -1,26 +1,26 @@
-"""Learning rate as a pure function of how far the training is: nothing to save, nothing to restore."""
+"""Learning-rate schedules as pure functions of the progress, so that there is no state to save."""
 
 import math
 from typing import Literal
 
 ScheduleName = Literal["one_cycle", "cosine", "linear", "constant"]
 
-# Where one_cycle starts, as a share of the peak (the value of torch's OneCycleLR).
+# Start of one_cycle as a fraction of the peak, as in torch's OneCycleLR.
 ONE_CYCLE_START = 1 / 25
 
 
 def lr_factor(schedule: ScheduleName, warmup: float, progress: float) -> float:
-    """Share of the peak learning rate, in [0, 1].
+    """Return the learning rate as a fraction of its peak, in [0, 1].
 
     Args:
-        schedule: course after the peak, and for one_cycle also before it.
+        schedule: shape of the curve.
             one_cycle: half a cosine from 1/25 up to 1, then half a cosine down to 0 (L. Smith and N. Topin,
-            arXiv 1708.07120, in the shape of torch's OneCycleLR).
+            arXiv 1708.07120, in the form of torch's OneCycleLR).
             cosine: linear rise, then half a cosine down to 0 (I. Loshchilov and F. Hutter, arXiv 1608.03983).
             linear: linear rise, then linear fall to 0 (K. Jordan, arXiv 2404.00498).
             constant: linear rise, then 1.
-        warmup: share of the training in which the rate rises, in [0, 1); 0 starts at the peak.
-        progress: share of the training's steps that are done, in [0, 1).
+        warmup: fraction of the training during which the rate rises, in [0, 1); 0 starts at the peak.
+        progress: completed fraction of the training's steps, in [0, 1).
     """
     if progress < warmup:
         rise = progress / warmup
@@ -36,5 +36,5 @@ def lr_factor(schedule: ScheduleName, warmup: float, progress: float) -> float:
 
 
 def _half_cosine(x: float) -> float:
-    """Smooth rise from 0 to 1 as x goes from 0 to 1."""
+    """Return a smooth rise from 0 to 1 for x from 0 to 1."""
     return (1 - math.cos(math.pi * x)) / 2

@@ -1,7 +1,7 @@
-"""Files and folders of images in; a table of answers out, and copies sorted by class."""
+"""Classify files and folders of images: a table of answers, and copies sorted by class."""
 
-from serving.batch.job import classify
-from serving.batch.summary import Summary, show
+from serving.batch.pipeline import classify
+from serving.batch.summary import Summary, print_summary
 from serving.registry.loader import load_scorer
 
-__all__ = ["Summary", "classify", "load_scorer", "show"]
+__all__ = ["Summary", "classify", "load_scorer", "print_summary"]

@@ -1,6 +1,6 @@
-"""Which files are meant by what a user names: files, folders, patterns."""
+"""Find the images that a user names: files, folders, patterns."""
 
-# Text instead of a Path for each of a million files.
+# Strings, because creating a million Path objects takes seconds.
 # ruff: noqa: PTH112, PTH118, PTH207
 import glob
 import os
@@ -15,36 +15,36 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 @dataclass
 class Found:
-    """Each file once, in the order in which they are to be classified, and folders that may not be read.
+    """The files to classify, in order and without duplicates.
 
     Attributes:
-        files: as the user would write them: relative where what was named is.
-        unreadable: folders, and why.
+        files: paths, relative if the user named a relative path.
+        unreadable: folders that cannot be read, with the reason.
     """
 
     files: list[str] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
-def find_images(paths: Sequence[str], leave_out: Path | None = None) -> Found:
-    """The files at `paths`, in that order; those of a folder by name, before those of its sub-folders.
+def find_images(paths: Sequence[str], exclude: Path | None = None) -> Found:
+    """Return the files at `paths`, in that order; the files of a folder sorted by name, before sub-folders.
 
-    A folder stands for the files below it that are called like images; hidden ones are passed over. What is
-    named itself, or by a pattern such as `photos/**/*.jpg`, counts whatever its name. Symbolic links are
-    followed, and a file that can be reached in two ways is found once.
+    A folder stands for the files below it that have the suffix of an image and are not hidden. A file that is
+    named itself, or by a pattern such as `photos/**/*.jpg`, is taken whatever its name. Symbolic links are
+    followed; a file that can be reached on two ways is returned once.
 
     Args:
-        leave_out: a folder below which nothing is found.
+        exclude: a folder; files in it are not returned.
 
     Raises:
-        UsageError: a path that does not exist or is in `leave_out`, or a pattern that matches nothing.
-        CifarError: there is no image at all.
+        UsageError: a path does not exist or is in `exclude`, or a pattern matches nothing.
+        CifarError: there are no images.
     """
-    search = _Search(leave_out)
-    for path in map(os.path.expanduser, paths):  # which a shell does not do in quotes
+    search = _Search(exclude)
+    for path in map(os.path.expanduser, paths):  # a shell does not expand ~ in quotes
         if os.path.lexists(path):
-            if search.is_left_out(os.path.realpath(path)):
-                raise UsageError(f"{path} is in {leave_out}, where the copies go: choose another --sort-into")
+            if search.is_excluded(os.path.realpath(path)):
+                raise UsageError(f"{path} is in {exclude}, where the copies go: choose another --sort-into")
             search.add(path)
         elif glob.has_magic(path):
             if not (matches := sorted(glob.iglob(path, recursive=True))):
@@ -60,16 +60,16 @@ def find_images(paths: Sequence[str], leave_out: Path | None = None) -> Found:
 
 
 class _Search:
-    """Remembers where it has been, by the real paths."""
+    """A search that remembers the real paths that it has visited."""
 
-    def __init__(self, leave_out: Path | None) -> None:
+    def __init__(self, exclude: Path | None) -> None:
         self.found = Found()
-        self._left_out = os.path.realpath(leave_out) if leave_out else None
+        self._excluded = os.path.realpath(exclude) if exclude else None
         self._folders: set[str] = set()
         self._files: set[str] = set()
 
-    def is_left_out(self, real: str) -> bool:
-        root = self._left_out
+    def is_excluded(self, real: str) -> bool:
+        root = self._excluded
         return root is not None and (real == root or real.startswith(os.path.join(root, "")))
 
     def add(self, path: str) -> None:
@@ -77,19 +77,19 @@ class _Search:
         add(path, os.path.realpath(path))
 
     def _add_file(self, path: str, real: str) -> None:
-        if real not in self._files and not self.is_left_out(real):
+        if real not in self._files and not self.is_excluded(real):
             self._files.add(real)
             self.found.files.append(path)
 
     def _add_folder(self, path: str, real: str) -> None:
-        waiting = [(path, real)]  # no recursion: folders may be nested deeper than Python's stack
-        while waiting:
-            folder, real = waiting.pop()
-            if real in self._folders or self.is_left_out(real):
+        pending = [(path, real)]  # no recursion: folders may be nested deeper than Python's stack
+        while pending:
+            folder, real = pending.pop()
+            if real in self._folders or self.is_excluded(real):
                 continue
             self._folders.add(real)
             try:
-                entries = sorted(_visible(folder), key=lambda entry: entry.name)
+                entries = sorted(_visible_entries(folder), key=lambda entry: entry.name)
             except OSError as error:
                 self.found.unreadable[folder] = error.strerror or str(error)
                 continue
@@ -101,14 +101,14 @@ class _Search:
                     subfolders.append((entry.path, target))
                 elif entry.name.lower().endswith(SUFFIXES):
                     self._add_file(entry.path, target)
-            waiting += reversed(subfolders)
+            pending += reversed(subfolders)
 
 
-def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
+def _visible_entries(folder: str) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # DirEntry.is_dir() raises for a link that leads to itself.
+    # DirEntry.is_dir() raises for a link to itself.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()

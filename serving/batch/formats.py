@@ -1,4 +1,4 @@
-"""Rows in files: two text formats that can be appended to, and Parquet, which is written as a whole."""
+"""File formats for rows: two text formats that can grow, and Parquet, which is written as a whole."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from serving.batch.rows import COLUMNS, Row
 
-PARQUET_ROWS = 10_000  # held in memory at a time
+PARQUET_BATCH_ROWS = 10_000  # in memory at a time
 PARQUET_SCHEMA = pa.schema(
     {
         "path": pa.string(),
@@ -32,29 +32,29 @@ PARQUET_SCHEMA = pa.schema(
 
 
 class TextFormat(Protocol):
-    """A format whose files grow, and may end with a record that was cut off.
+    """A format whose files can grow, and may end with a truncated record.
 
     Attributes:
-        header: what comes before the first record.
-        start: what the first record begins with, after the header.
+        header: the bytes before the first record.
+        start: the first bytes of the first record.
     """
 
     header: bytes
     start: bytes
 
     def encode(self, rows: Iterable[Row]) -> bytes:
-        """Whole records."""
+        """Return the rows as complete records."""
 
     def records(self, file: BinaryIO) -> Iterator[tuple[Row, bytes]]:
-        """The records from here on, with the bytes of each, but not a last one that was cut off.
+        """Yield each complete record from the current position on, as a row and as bytes.
 
         Raises:
-            ValueError: a record is no row.
+            ValueError: a record is not a row.
         """
 
 
 class JsonLines:
-    """An object a line."""
+    """One JSON object per line."""
 
     header = b""
     start = b'{"path": "'
@@ -68,12 +68,12 @@ class JsonLines:
                 return
             row = json.loads(line)
             if not isinstance(row, dict) or tuple(row) != COLUMNS:
-                raise ValueError(f"a line has not the keys {', '.join(COLUMNS)}")
+                raise ValueError(f"a line does not have the keys {', '.join(COLUMNS)}")
             yield cast(Row, row), line
 
 
 class Csv:
-    """Text in quotes, since the name of a file may hold a line break; what is missing is empty."""
+    """CSV with quoted text, since a file name may contain a line break; missing values are empty."""
 
     def __init__(self) -> None:
         self.header = _csv_bytes([COLUMNS])
@@ -83,15 +83,15 @@ class Csv:
         return _csv_bytes([_to_csv(name, value) for name, value in row.items()] for row in rows)
 
     def records(self, file: BinaryIO) -> Iterator[tuple[Row, bytes]]:
-        lines: list[bytes] = []  # of the record that is being read
-        cut_off = False
+        lines: list[bytes] = []  # of the current record
+        truncated = False
 
         def text() -> Iterator[str]:
-            nonlocal cut_off
+            nonlocal truncated
             for line in file:
                 lines.append(line)
                 yield line.decode(errors="replace")
-            cut_off = bool(lines)
+            truncated = bool(lines)
 
         try:
             for cells in csv.reader(text(), strict=True):
@@ -101,7 +101,7 @@ class Csv:
                     return
                 yield _from_csv(cells), record
         except csv.Error as error:
-            if not cut_off:
+            if not truncated:
                 raise ValueError(str(error)) from error
 
 
@@ -134,19 +134,19 @@ def _from_csv(cells: list[str]) -> Row:
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """The rows, some thousands at a time in memory.
+    """Yield the rows, with some thousands at a time in memory.
 
     Raises:
-        ValueError: the file is damaged, or of other columns.
+        ValueError: the file is damaged or has other columns.
     """
     with pq.ParquetFile(path) as file:
         if tuple(file.schema_arrow.names) != COLUMNS:
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-        for batch in file.iter_batches(PARQUET_ROWS):
+        for batch in file.iter_batches(PARQUET_BATCH_ROWS):
             yield from batch.to_pylist()
 
 
 def write_parquet(path: Path, rows: Iterator[Row]) -> None:
     with pq.ParquetWriter(path, PARQUET_SCHEMA) as writer:
-        while some := list(islice(rows, PARQUET_ROWS)):
-            writer.write_table(pa.Table.from_pylist(some, PARQUET_SCHEMA))
+        while batch := list(islice(rows, PARQUET_BATCH_ROWS)):
+            writer.write_table(pa.Table.from_pylist(batch, PARQUET_SCHEMA))

@@ -1,4 +1,4 @@
-"""How far the classification is: a bar in a terminal, a log line now and then elsewhere."""
+"""The progress of a classification: a bar in a terminal, a log line every ten seconds elsewhere."""
 
 import logging
 import time
@@ -15,21 +15,21 @@ logger = logging.getLogger("cifar_mlflow.classify")
 
 @contextmanager
 def progress(files: int) -> Iterator[Callable[[int], None]]:
-    """To be called with how many more files are done."""
+    """Yield a function to call with the number of files that were finished since the last call."""
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn())
     with Progress("classifying", *columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=files, speed="")
-        done, began = 0, time.monotonic()
-        said = began
+        done, start = 0, time.monotonic()
+        last_line = start
 
-        def advance(more: int) -> None:
-            nonlocal done, said
-            done += more
+        def advance(count: int) -> None:
+            nonlocal done, last_line
+            done += count
             now = time.monotonic()
-            speed = f"{done / max(now - began, 1e-6):,.0f} a second"
-            bar.update(task, advance=more, speed=speed)
-            if not console.is_terminal and now - said >= SECONDS_BETWEEN_LOG_LINES:
-                said = now
-                logger.info("classified %s of %s files, %s", f"{done:,}", f"{files:,}", speed)
+            speed = f"{done / max(now - start, 1e-6):,.0f} files/s"
+            bar.update(task, advance=count, speed=speed)
+            if not console.is_terminal and now - last_line >= SECONDS_BETWEEN_LOG_LINES:
+                last_line = now
+                logger.info("Classified %s of %s files, %s", f"{done:,}", f"{files:,}", speed)
 
         yield advance

@@ -1,4 +1,4 @@
-"""The file of results, which grows while files are classified and from which a later run goes on."""
+"""The results file: it grows while files are classified, and a later run continues from it."""
 
 import logging
 from collections import Counter
@@ -9,31 +9,31 @@ from types import TracebackType
 from typing import Self
 
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.files import temporary_sibling, write_errors
-from serving.batch.files import only_writer
+from cifar_mlflow.files import atomic_write, write_errors
 from serving.batch.formats import Csv, JsonLines, TextFormat, read_parquet, write_parquet
-from serving.batch.rows import Row, Verdict, stamp_of, verdict_of
+from serving.batch.lock import exclusive_writer
+from serving.batch.rows import Outcome, Row, file_stamp, outcome_of
 
 logger = logging.getLogger("cifar_mlflow.classify")
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-# A file that could not be read may be readable the next time, with the same size and date.
+# Error code of a file that may be readable the next time, with the same size and date.
 UNREADABLE = "unreadable"
 
 
-class Results:
-    """Rows in a .csv, .jsonl or .parquet file, for as long as it is entered.
+class ResultsFile:
+    """Rows in a .csv, .jsonl or .parquet file; a context manager that holds the file exclusively.
 
-    A text file is appended to. Rows for a Parquet file, which cannot grow, are kept in `<file>.part.jsonl`
-    until `finish`. A last row that was cut off when its process was killed is dropped on entering.
+    A text file is appended to. A Parquet file cannot grow, so its new rows are kept in `<file>.part.jsonl`
+    until `finish`. A last row that was truncated when its process was killed is dropped on entry.
 
     Args:
         model: digest of the model that answers.
-        top_k: length of its answers.
+        top_k: number of classes in its answers.
 
     Raises:
-        UsageError: another suffix; on entering: there is a file of something else, or of another model.
-        CifarError: on entering or writing: the file cannot be written, or another process is writing it.
+        UsageError: the suffix is not known; on entry: the file holds something else, or another model's rows.
+        CifarError: on entry or writing: the file cannot be written, or another process is writing it.
     """
 
     def __init__(self, path: Path, model: str, top_k: int) -> None:
@@ -48,24 +48,25 @@ class Results:
         self._parquet = path if suffix == ".parquet" else None
         self._text = path.with_name(f"{path.name}.part.jsonl") if self._parquet else path
         self._format: TextFormat = Csv() if suffix == ".csv" else JsonLines()
-        self._known: dict[str, tuple[int, Verdict]] = {}
-        self._stale: Counter[str] = Counter()  # how many rows of a path are followed by another of it
+        self._latest: dict[str, tuple[int, Outcome]] = {}  # by path: file stamp, and outcome
+        self._superseded: Counter[str] = Counter()  # by path: number of rows that a later row replaces
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(only_writer(self.path, self.path.with_name(f".{self.path.name}.lock")))
+            lock = self.path.with_name(f".{self.path.name}.lock")
+            stack.enter_context(exclusive_writer(self.path, lock))
             if self.path.exists() or self._text.exists():
-                logger.info("Going on from %s", self.path)  # reading a million rows takes half a minute
-            whole = len(self._format.header)
+                logger.info("Continuing from %s", self.path)  # a million rows take half a minute to read
+            complete = len(self._format.header)  # bytes up to the end of the last complete record
             for row, record in self._rows():
-                self._learn(row)
-                whole += len(record)
+                self._index(row)
+                complete += len(record)
             with write_errors(self.path):
                 self._file = stack.enter_context(self._text.open("ab", buffering=0))
-                if self._file.tell() < whole:
+                if self._file.tell() < complete:
                     self._file.truncate(0)
                     self._write(self._format.header)
-                self._file.truncate(whole)
+                self._file.truncate(complete)
             self._exit = stack.pop_all()
         return self
 
@@ -76,40 +77,40 @@ class Results:
         if self._parquet and self._text.exists() and not self._text.stat().st_size:
             self._text.unlink()
 
-    def known(self, path: str, stamp: int) -> Verdict | None:
-        """What is known of the file in this state, if trying again would change nothing."""
-        stamp_then, verdict = self._known.get(path, (None, None))
-        if stamp_then != stamp or (verdict and verdict.problem and verdict.problem.code == UNREADABLE):
+    def find(self, path: str, stamp: int) -> Outcome | None:
+        """Return the outcome for a file in this state; None if it has to be classified."""
+        known_stamp, outcome = self._latest.get(path, (None, None))
+        if known_stamp != stamp or (outcome and outcome.error and outcome.error.code == UNREADABLE):
             return None
-        return verdict
+        return outcome
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Rows that are kept from now on, whatever happens to this process."""
+        """Write rows; from now on they survive the end of this process."""
         for row in rows:
-            if row["path"] in self._known:
-                self._stale[row["path"]] += 1
+            if row["path"] in self._latest:
+                self._superseded[row["path"]] += 1
         with write_errors(self._text):
             self._write(self._format.encode(rows))
 
     def finish(self) -> None:
-        """Bring the file into its final form: one row a path, and the Parquet file complete."""
+        """Rewrite the file if necessary: one row per path, and the Parquet file with all rows."""
         self._file.close()
         target = self._parquet or self._text
-        if not self._stale and not (self._parquet and self._text.stat().st_size):
+        if not self._superseded and not (self._parquet and self._text.stat().st_size):
             return
-        with write_errors(target), temporary_sibling(target) as beside:
+        with atomic_write(target) as temporary:
             if self._parquet:
-                write_parquet(beside, (row for row, _ in self._latest_rows()))
+                write_parquet(temporary, (row for row, _ in self._latest_rows()))
             else:
-                with beside.open("wb") as file:
+                with temporary.open("wb") as file:
                     file.write(self._format.header)
                     file.writelines(record for _, record in self._latest_rows())
-            beside.replace(target)
-            if self._parquet:
+        if self._parquet:
+            with write_errors(self._text):
                 self._text.unlink()
 
     def _rows(self) -> Iterator[tuple[Row, bytes]]:
-        """All whole rows, in the order in which they were written; with the bytes of those in a text file."""
+        """Yield all complete rows in the order of writing, with their bytes if they are in a text file."""
         source = self._parquet or self._text
         try:
             if self._parquet and self._parquet.exists():
@@ -125,21 +126,26 @@ class Results:
                     yield from self._format.records(file)
         except ValueError as error:
             raise UsageError(
-                f"{source} is there already, and cannot be added to: it is no file of results, or damaged "
-                f"({error})\nchoose another --output"
+                f"{source} exists and cannot be continued: it is not a results file, or damaged ({error})\n"
+                "choose another --output"
             ) from error
         except OSError as error:
             raise CifarError(f"{source}: cannot be read ({error.strerror or error})") from error
 
     def _latest_rows(self) -> Iterator[tuple[Row, bytes]]:
-        left = Counter(self._stale)
+        superseded = Counter(self._superseded)
         for row, record in self._rows():
-            if left[row["path"]]:
-                left[row["path"]] -= 1
+            if superseded[row["path"]]:
+                superseded[row["path"]] -= 1
             else:
                 yield row, record
 
-    def _learn(self, row: Row) -> None:
+    def _index(self, row: Row) -> None:
+        """Remember a row of an earlier run.
+
+        Raises:
+            UsageError: another model or another `top_k` gave it.
+        """
         if row["model"] != self._model:
             raise UsageError(
                 f"{self.path} holds answers of another model ({row['model']}, this one is {self._model}): "
@@ -147,14 +153,14 @@ class Results:
             )
         if row["top_k"] is not None and len(row["top_k"]) != self._top_k:
             raise UsageError(
-                f"{self.path} holds {len(row['top_k'])} classes for each file, not {self._top_k}: "
+                f"{self.path} holds {len(row['top_k'])} classes per file, not {self._top_k}: "
                 f"choose another --output, or --top-k {len(row['top_k'])}"
             )
-        if row["path"] in self._known:
-            self._stale[row["path"]] += 1
-        self._known[row["path"]] = stamp_of(row["size"], row["modified"]), verdict_of(row)
+        if row["path"] in self._latest:
+            self._superseded[row["path"]] += 1
+        self._latest[row["path"]] = file_stamp(row["size"], row["modified"]), outcome_of(row)
 
     def _write(self, data: bytes) -> None:
-        left = memoryview(data)
-        while left:  # a write to a disk that is almost full takes only a part
-            left = left[self._file.write(left) :]
+        remaining = memoryview(data)
+        while remaining:  # on a disk that is almost full, a write may take only a part
+            remaining = remaining[self._file.write(remaining) :]

@@ -1,4 +1,4 @@
-"""One answer for one file, as it stands in a table of results."""
+"""The row of a results table: the answer for one file, or the reason why there is none."""
 
 import os
 import sys
@@ -6,10 +6,10 @@ from typing import Any, NamedTuple, TypedDict
 
 
 class Row(TypedDict):
-    """What is known of a file. Of one that could not be classified: the error, and no answer.
+    r"""One row. A file that cannot be classified has an error and no answer.
 
-    `path` is text whatever bytes the name has: what is no UTF-8 in it is written as \\xff. `size` in bytes,
-    `modified` in nanoseconds since 1970, and the digest of the `model` tell whether the answer still holds.
+    `path` is always valid text: bytes of a file name that are not UTF-8 are written as \xff. `size` in bytes,
+    `modified` in nanoseconds since 1970 and the digest of the `model` tell whether the row is still valid.
     """
 
     path: str
@@ -28,36 +28,36 @@ class Row(TypedDict):
 COLUMNS = tuple(Row.__annotations__)
 
 
-class Problem(NamedTuple):
-    """Why a file has no answer: `code` is for programs, `message` for people."""
+class FileError(NamedTuple):
+    """The reason why a file has no answer: `code` for programs, `message` for people."""
 
     path: str
     code: str
     message: str
 
 
-class Verdict(NamedTuple):
-    """What came of one file: a label, or a problem."""
+class Outcome(NamedTuple):
+    """The part of a row that the summary and the sorting need: a label, or an error."""
 
     label: str | None
     confidence: float | None
     uncertain: bool | None
-    problem: Problem | None
+    error: FileError | None
 
 
-def verdict_of(row: Row) -> Verdict:
-    problem = None
+def outcome_of(row: Row) -> Outcome:
+    error = None
     if row["error_code"] is not None:
-        problem = Problem(row["path"], row["error_code"], row["error_message"] or "")
-    label = row["label"] and sys.intern(row["label"])  # one text for a million files
-    return Verdict(label, row["confidence"], row["uncertain"], problem)
+        error = FileError(row["path"], row["error_code"], row["error_message"] or "")
+    label = row["label"] and sys.intern(row["label"])  # one string for a million files
+    return Outcome(label, row["confidence"], row["uncertain"], error)
 
 
-def as_text(path: str) -> str:
-    """A path as UTF-8 can hold it."""
+def path_text(path: str) -> str:
+    r"""Return a path as valid text, with bytes that are not UTF-8 written as \xff."""
     return os.fsencode(path).decode(errors="backslashreplace")
 
 
-def stamp_of(size: int, modified: int) -> int:
-    """The state of a file in one number, which takes less memory than two."""
+def file_stamp(size: int, modified: int) -> int:
+    """Return the state of a file as one number, which takes less memory than two."""
     return hash((size, modified))

@@ -1,4 +1,4 @@
-"""Copies of files, sorted into one folder a class."""
+"""Copy files into one folder per class."""
 
 import filecmp
 import os
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.files import temporary_sibling
-from serving.batch.files import only_writer
-from serving.batch.rows import as_text
+from serving.batch.lock import exclusive_writer
+from serving.batch.rows import path_text
 
 NOT_SURE = "not_sure"
-# What some file system does not allow in a name, or gives a meaning.
+# Characters that some file system does not allow in a name, or gives a special meaning.
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]|^\.+|[. ]+$')
-LONGEST_NAME = 200  # bytes; file systems allow 255
+MAX_NAME_BYTES = 200  # file systems allow 255
 
 
 class Sorter:
-    """Copies files into `<directory>/<class>/`, and into `<directory>/not_sure/` where the model is not sure.
+    """Copies files into `<directory>/<class>/`, or into `<directory>/not_sure/` if the answer is uncertain.
 
-    Nothing is ever overwritten: a name that is taken by other content gets a number. A file of which a copy
-    is there is not copied again.
+    Nothing is overwritten: if the name is taken by a file with other content, the copy gets a number. A file
+    that was copied before is not copied again.
     """
 
     def __init__(self, directory: Path, classes: Sequence[str]) -> None:
@@ -32,7 +32,8 @@ class Sorter:
         self._folders = dict(zip(classes, folder_names(classes), strict=True))
 
     def copy(self, path: str, label: str, uncertain: bool) -> None:
-        """
+        """Copy a file to the folder of its class.
+
         Raises:
             CifarError: the file cannot be copied.
         """
@@ -40,7 +41,7 @@ class Sorter:
         source = Path(path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for target in _names(folder, source):
+            for target in _candidate_paths(folder, source):
                 if not os.path.lexists(target):
                     with temporary_sibling(target) as beside:
                         shutil.copy2(source, beside)
@@ -50,34 +51,34 @@ class Sorter:
                     return
         except OSError as error:
             raise CifarError(
-                f"{as_text(path)} cannot be copied to {folder} ({error.strerror or error})"
+                f"{path_text(path)} cannot be copied to {folder} ({error.strerror or error})"
             ) from error
 
 
 @contextmanager
 def sorter(directory: Path, classes: Sequence[str]) -> Iterator[Sorter]:
-    """The only one at work in `directory`, which is made.
+    """Yield a sorter that has exclusive use of `directory`, which is created.
 
     Raises:
-        CifarError: another process sorts into it, or it cannot be written.
+        CifarError: another process sorts into the directory, or it cannot be written.
     """
-    with only_writer(directory, directory / ".sorting.lock"):
+    with exclusive_writer(directory, directory / ".sorting.lock"):
         yield Sorter(directory, classes)
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:
-    """A name for each class that is one folder on any file system, unlike the others and NOT_SURE."""
+    """Return a folder name per class: valid on any file system, unique, and not NOT_SURE."""
     taken = {NOT_SURE}
     names = []
     for name in classes:
-        plain = _FORBIDDEN.sub("_", name).encode()[:LONGEST_NAME].decode(errors="ignore") or "_"
-        unique = next(choice for choice in _numbered(plain, "") if choice not in taken)
+        valid = _FORBIDDEN.sub("_", name).encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "_"
+        unique = next(option for option in _numbered(valid, "") if option not in taken)
         taken.add(unique)
         names.append(unique)
     return names
 
 
-def _names(folder: Path, source: Path) -> Iterator[Path]:
+def _candidate_paths(folder: Path, source: Path) -> Iterator[Path]:
     return (folder / name for name in _numbered(source.stem, source.suffix))
 
 

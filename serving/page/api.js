@@ -1,25 +1,25 @@
 // @ts-check
-/** The service's HTTP API; addresses are relative, so the page also works below a proxy's prefix. */
+/** A client of the HTTP API. The addresses are relative, so that the page also works below a path prefix. */
 
-/** @typedef {{label: string, confidence: number}} Share A class and its probability, 0..1. */
+/** @typedef {{label: string, confidence: number}} ClassScore A class and its probability, 0..1. */
 /**
  * @typedef {object} Prediction
  * @property {string} label
  * @property {number} confidence 0..1
- * @property {Share[]} top_k Every class, the likeliest first.
+ * @property {ClassScore[]} top_k The classes, most likely first.
  * @property {boolean} uncertain
- * @property {string} input Data URL of what the network saw.
+ * @property {string} input The network's input as a data URL.
  */
 /**
  * @typedef {object} Answer
  * @property {string} requestId
  * @property {{name: string, version: string}} model
  * @property {Prediction} prediction
- * @property {{decode: number, score: number, total: number}} ms On the server.
- * @property {number} roundTripMs As seen from here.
+ * @property {{decode: number, score: number, total: number}} ms Times on the server.
+ * @property {number} roundTripMs Time from here to the server and back.
  */
 /**
- * @typedef {object} Model What /model says, as far as the page needs it.
+ * @typedef {object} Model The fields of /model that the page uses.
  * @property {string} name
  * @property {string} version
  * @property {string[]} classes
@@ -30,15 +30,15 @@
  */
 
 const KEY = "cifar-mlflow-api-key";
-const TRIES = 5;
+const MAX_TRIES = 5;
 const LARGE_BYTES = 8 * 2 ** 20;
 
-/** The service said no, or could not be reached; the message is for people. */
+/** The service refused a request or could not be reached; the message is for the user. */
 export class ServiceError extends Error {
   /**
    * @param {string} message
-   * @param {number} [status] 0 where there was no answer.
-   * @param {number} [retryAfter] Seconds after which the service will take another try; 0: it did not say.
+   * @param {number} [status] 0 if there was no response.
+   * @param {number} [retryAfter] Seconds after which to try again; 0 if trying again is no use.
    */
   constructor(message, status = 0, retryAfter = 0) {
     super(message);
@@ -51,14 +51,15 @@ let key = sessionStorage.getItem(KEY);
 /** @type {(wrong: boolean) => Promise<string | null>} */
 let askForKey = async () => null;
 /** @type {Promise<string | null> | null} */
-let asking = null;
+let pendingKey = null;
 
 /**
- * @param {(wrong: boolean) => Promise<string | null>} ask Asks the user for an API key; `wrong`: the one
- *   before was not accepted. Null: the user has none.
+ * Set the function that asks the user for an API key.
+ * @param {(wrong: boolean) => Promise<string | null>} callback `wrong`: the previous key was rejected. It returns
+ *   null if the user has no key.
  */
-export function onKeyNeeded(ask) {
-  askForKey = ask;
+export function onKeyNeeded(callback) {
+  askForKey = callback;
 }
 
 /** @returns {Promise<Model>} */
@@ -67,20 +68,20 @@ export async function getModel() {
 }
 
 /**
- * @param {Blob} picture
- * @param {number} classes How many probabilities to list.
- * @param {{signal?: AbortSignal, tries?: number}} [options] `tries`: how often to come back to a busy service.
+ * @param {Blob} image
+ * @param {number} classes Number of classes in the answer.
+ * @param {{signal?: AbortSignal, tries?: number}} [options] `tries`: maximum number of tries if the service is busy.
  * @returns {Promise<Answer>}
  */
-export async function predict(picture, classes, { signal, tries = TRIES } = {}) {
-  // A file that is no picture goes as bytes: the service then says what is wrong with it.
-  const type = picture.type.startsWith("image/") ? picture.type : "application/octet-stream";
+export async function predict(image, classes, { signal, tries = MAX_TRIES } = {}) {
+  // Other files are sent as bytes: the service explains what is wrong with them.
+  const type = image.type.startsWith("image/") ? image.type : "application/octet-stream";
   for (let attempt = 1; ; attempt++) {
     const start = performance.now();
     try {
       const response = await send(`predict?top_k=${classes}&input=true`, {
         method: "POST",
-        body: picture,
+        body: image,
         headers: { "Content-Type": type },
         signal,
       });
@@ -102,9 +103,9 @@ export async function predict(picture, classes, { signal, tries = TRIES } = {}) 
 }
 
 /**
- * @param {string} requestId Of the answer.
+ * @param {string} requestId Id of the answer.
  * @param {boolean} correct
- * @param {string | null} label What it is; null: none of the classes.
+ * @param {string | null} label The correct class; null if it is none of the model's classes.
  */
 export async function sendFeedback(requestId, correct, label) {
   await send("feedback", {
@@ -115,49 +116,50 @@ export async function sendFeedback(requestId, correct, label) {
 }
 
 /**
+ * Send a request, and ask the user for a key if the service requires one.
  * @param {string} path
  * @param {RequestInit} [init]
- * @returns {Promise<Response>} A good answer.
+ * @returns {Promise<Response>} A response with a status of success.
  */
 async function send(path, init = {}) {
   for (;;) {
-    const used = key;
-    const headers = { ...init.headers, ...(used && { Authorization: `Bearer ${used}` }) };
+    const sentKey = key;
+    const headers = { ...init.headers, ...(sentKey && { Authorization: `Bearer ${sentKey}` }) };
     const response = await fetch(path, { ...init, headers }).catch((error) => {
-      throw init.signal?.aborted ? error : new ServiceError(unreachable(init.body));
+      throw init.signal?.aborted ? error : new ServiceError(connectionError(init.body));
     });
     if (response.ok) return response;
-    if (response.status !== 401 || !(key !== used || (await newKey(used !== null)))) {
-      throw await refusal(response);
+    if (response.status !== 401 || !(key !== sentKey || (await newKey(sentKey !== null)))) {
+      throw await responseError(response);
     }
   }
 }
 
 /**
- * Requests that are refused at the same time ask the user once.
+ * Ask the user for a key. Requests that are refused at the same time ask once.
  * @param {boolean} wrong
  */
 async function newKey(wrong) {
-  asking ??= askForKey(wrong).finally(() => (asking = null));
-  const given = await asking;
-  if (given) sessionStorage.setItem(KEY, (key = given));
-  return given !== null;
+  pendingKey ??= askForKey(wrong).finally(() => (pendingKey = null));
+  const entered = await pendingKey;
+  if (entered) sessionStorage.setItem(KEY, (key = entered));
+  return entered !== null;
 }
 
 /** @param {BodyInit | null | undefined} body */
-function unreachable(body) {
+function connectionError(body) {
   if (body instanceof Blob && body.size > LARGE_BYTES) {
-    return `The connection broke while ${Math.round(body.size / 2 ** 20)} MB were sent: the photo may be too large.`;
+    return `The connection broke during the upload of ${Math.round(body.size / 2 ** 20)} MB: the photo may be too large.`;
   }
   return "The service does not answer. Is it running, and are you online?";
 }
 
 /** @param {Response} response */
-async function refusal(response) {
-  const words = await response.json().then(
+async function responseError(response) {
+  const explanation = await response.json().then(
     (body) => body?.error?.message,
-    () => null, // a proxy's page
+    () => null, // an HTML page of a proxy
   );
-  const message = words ?? `The service answered with status ${response.status}.`;
+  const message = explanation ?? `The service responded with status ${response.status}.`;
   return new ServiceError(message, response.status, Number(response.headers.get("Retry-After")) || 0);
 }

@@ -1,23 +1,23 @@
 // @ts-check
-/** The camera: open, close, and what it sees as a JPEG. */
+/** Opens and closes the camera, and captures its picture as a JPEG. */
 
 import { element } from "./dom.js";
 
 /** @type {Record<string, string>} */
-const WORDS = {
-  NotAllowedError: "The camera was not allowed. Allow it in the browser's settings for this page.",
+const MESSAGES = {
+  NotAllowedError: "The browser may not use the camera. Allow it in the browser's settings for this page.",
   NotFoundError: "There is no camera.",
   NotReadableError: "The camera is in use by another program.",
 };
 
-/** A browser gives the camera to pages that came over https or from this very machine only. */
+/** Browsers allow the camera only on pages loaded over https or from this computer. */
 export const cameraAllowed = Boolean(navigator.mediaDevices?.getUserMedia);
 
 export class Camera {
   /** @type {MediaStream | null} */
   #stream = null;
   #facing = "environment";
-  #opening = 0;
+  #openCount = 0;
   #canvas = element("canvas");
 
   /** @param {HTMLVideoElement} video */
@@ -26,21 +26,21 @@ export class Camera {
   }
 
   /**
-   * @returns {Promise<boolean>} False: it was closed again while the user was asked.
-   * @throws {Error} with words, where there is none or it may not be used.
+   * @returns {Promise<boolean>} False if it was closed again while the browser asked for permission.
+   * @throws {Error} with a message for the user, if there is no camera or it may not be used.
    */
   async open() {
     this.close();
-    const opening = this.#opening;
+    const count = this.#openCount;
     let stream;
     try {
       const video = { facingMode: this.#facing, width: { ideal: 1280 }, height: { ideal: 960 } };
       stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
     } catch (error) {
       const { name, message } = /** @type {Error} */ (error);
-      throw new Error(WORDS[name] ?? `The camera cannot be used: ${message}`);
+      throw new Error(MESSAGES[name] ?? `The camera cannot be used: ${message}`);
     }
-    if (opening !== this.#opening) {
+    if (count !== this.#openCount) {
       for (const track of stream.getTracks()) track.stop();
       return false;
     }
@@ -51,25 +51,25 @@ export class Camera {
   }
 
   close() {
-    this.#opening++;
+    this.#openCount++;
     for (const track of this.#stream?.getTracks() ?? []) track.stop();
     this.#stream = null;
     this.video.srcObject = null;
   }
 
-  /** The camera on the other side of a phone. */
+  /** Switch to the camera on the other side of a phone. */
   async turn() {
     this.#facing = this.#facing === "environment" ? "user" : "environment";
     return this.open();
   }
 
-  /** Whether there is another one to turn to. */
+  /** Return whether there is another camera to switch to. */
   async hasOther() {
     const devices = await navigator.mediaDevices.enumerateDevices();
     return devices.filter((device) => device.kind === "videoinput").length > 1;
   }
 
-  /** @returns {Promise<File>} All of what it sees, at full size. */
+  /** @returns {Promise<File>} The whole picture at full size. */
   async photo() {
     if (!this.video.videoWidth) {
       await new Promise((resolve) => this.video.addEventListener("loadeddata", resolve, { once: true }));
@@ -80,9 +80,10 @@ export class Camera {
   }
 
   /**
+   * Return the picture as a small square.
    * @param {number} side In pixels.
-   * @param {"crop" | "squash"} fit As the model does it: the middle square, or all of it.
-   * @returns {Promise<Blob>} A small square.
+   * @param {"crop" | "squash"} fit The model's preprocessing: use the central square, or squash the whole picture.
+   * @returns {Promise<Blob>}
    */
   frame(side, fit) {
     const { videoWidth: width, videoHeight: height } = this.video;
@@ -109,7 +110,7 @@ export class Camera {
     context.drawImage(this.video, x, y, fromWidth, fromHeight, 0, 0, width, height);
     return new Promise((resolve, reject) => {
       const done = (/** @type {Blob | null} */ blob) =>
-        blob ? resolve(blob) : reject(new Error("The camera gave no picture."));
+        blob ? resolve(blob) : reject(new Error("The camera returned no picture."));
       this.#canvas.toBlob(done, "image/jpeg", quality);
     });
   }

@@ -1,21 +1,21 @@
 // @ts-check
-/** Answers as a table that a spreadsheet opens (RFC 4180). */
+/** Writes answers as CSV (RFC 4180). */
 
 import { element } from "./dom.js";
 
 /**
- * @param {readonly import("./several.js").Row[]} rows
+ * @param {readonly import("./photo-grid.js").Row[]} rows
  * @param {readonly string[]} classes
- * @returns {string} A row for each picture, with a column for the probability of each class.
+ * @returns {string} One row per photo, with one column per class for its probability.
  */
 export function toCsv(rows, classes) {
   const header = ["file", "label", "confidence", "uncertain", ...classes, "error", "model", "request_id"];
   const lines = rows.map(({ file, answer, error }) => {
     if (!answer) return [file.name, "", "", "", ...classes.map(() => ""), error ?? "", "", ""];
     const { label, confidence, uncertain, top_k } = answer.prediction;
-    const shares = new Map(top_k.map((share) => [share.label, share.confidence]));
+    const scores = new Map(top_k.map((score) => [score.label, score.confidence]));
     const model = `${answer.model.name}/${answer.model.version}`;
-    const probabilities = classes.map((name) => shares.get(name) ?? "");
+    const probabilities = classes.map((name) => scores.get(name) ?? "");
     return [file.name, label, confidence, uncertain, ...probabilities, "", model, answer.requestId];
   });
   return [header, ...lines].map((cells) => `${cells.map(cell).join(",")}\r\n`).join("");
@@ -24,7 +24,7 @@ export function toCsv(rows, classes) {
 /** @param {string | number | boolean} value */
 function cell(value) {
   let text = String(value);
-  // A file may be called "=HYPERLINK(…)", and a spreadsheet would run it.
+  // A spreadsheet would evaluate a file name such as "=HYPERLINK(…)".
   if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`;
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }

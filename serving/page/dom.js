@@ -1,7 +1,8 @@
 // @ts-check
-/** The few things every other module does with the document. */
+/** Helpers for the document that the other modules share. */
 
 /**
+ * Return an element of index.html.
  * @template {HTMLElement} [T=HTMLElement]
  * @param {string} id
  * @returns {T}
@@ -13,30 +14,31 @@ export function byId(id) {
 }
 
 /**
+ * Create an element.
  * @template {keyof HTMLElementTagNameMap} K
  * @param {K} tag
- * @param {Record<string, unknown>} [properties] Properties of the element, not attributes.
+ * @param {Record<string, unknown>} [properties] Properties of the element; they are not attributes.
  * @param {...(Node | string)} children
  * @returns {HTMLElementTagNameMap[K]}
  */
 export function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(tag), properties);
+  created.append(...children);
+  return created;
 }
 
-const say = byId("say");
+const status = byId("say");
 
 /**
- * Have a screen reader say something when it comes to it.
+ * Have a screen reader read a text out when it has finished its current sentence.
  * @param {string} text
  */
 export function announce(text) {
-  say.textContent = text;
+  status.textContent = text;
 }
 
 /**
- * Show one of the panels beside the pictures and none of the others, where the user sees it.
+ * Show one panel, hide the others, and scroll to it if necessary.
  * @param {"welcome" | "single" | "several" | "camera"} name
  */
 export function showPanel(name) {
@@ -44,17 +46,17 @@ export function showPanel(name) {
   const answer = byId("answer");
   const { top } = answer.getBoundingClientRect();
   if (name === "welcome" || (top >= 0 && top < innerHeight / 2)) return;
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  answer.scrollIntoView({ block: "start", behavior: calm ? "auto" : "smooth" }); // on a phone it is far below
+  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  answer.scrollIntoView({ block: "start", behavior: reducedMotion ? "auto" : "smooth" }); // on a phone it is below the fold
 }
 
 const notice = byId("notice");
 
 /**
- * Say in words what went wrong; null takes the words away.
+ * Show a message about a problem; null hides it.
  * @param {string | null} text
  */
-export function tell(text) {
+export function showNotice(text) {
   notice.textContent = text ?? "";
   notice.hidden = !text;
 }

@@ -1,5 +1,5 @@
 // @ts-check
-/** Right or wrong? And if it was wrong, what is it? */
+/** Asks the user whether a prediction is right, and if not, for the correct class. */
 
 import { sendFeedback } from "./api.js";
 import { element } from "./dom.js";
@@ -7,10 +7,10 @@ import { element } from "./dom.js";
 /**
  * @param {HTMLElement} root
  * @param {string} requestId
- * @param {string} label What the network said.
+ * @param {string} label The predicted class.
  * @param {readonly string[]} classes
  */
-export function askWhetherRight(root, requestId, label, classes) {
+export function askForFeedback(root, requestId, label, classes) {
   const problem = element("p", { className: "notice", hidden: true });
   problem.setAttribute("role", "alert");
 
@@ -26,10 +26,9 @@ export function askWhetherRight(root, requestId, label, classes) {
       problem.hidden = false;
       return;
     }
-    const noted = truth === null ? "something else" : truth;
-    const thanks = element("p", { tabIndex: -1 }, `Thank you. Noted: ${noted}.`);
+    const thanks = element("p", { tabIndex: -1 }, `Thank you. Noted: ${truth ?? "something else"}.`);
     root.replaceChildren(thanks);
-    thanks.focus(); // the button that was pressed is gone
+    thanks.focus(); // the pressed button no longer exists
   }
 
   const right = button("Right", () => send(true, label));
@@ -54,10 +53,10 @@ export function askWhetherRight(root, requestId, label, classes) {
 
 /**
  * @param {string} text
- * @param {() => void} press
+ * @param {() => void} onClick
  */
-function button(text, press) {
-  const made = element("button", { type: "button" }, text);
-  made.addEventListener("click", press);
-  return made;
+function button(text, onClick) {
+  const created = element("button", { type: "button" }, text);
+  created.addEventListener("click", onClick);
+  return created;
 }

@@ -1,43 +1,43 @@
 // @ts-check
-/** The page: pictures come in from somewhere, and one panel or the other shows what is in them. */
+/** The page: photos come from files, the camera or the examples, and a panel shows their predictions. */
 
 import { onKeyNeeded, predict } from "./api.js";
-import { announce, byId, showPanel, tell } from "./dom.js";
-import { showGallery } from "./gallery.js";
-import { onPictures } from "./intake.js";
-import { askForKey } from "./key.js";
+import { askForKey } from "./api-key.js";
+import { closeCamera, setUpCameraPanel } from "./camera-panel.js";
+import { announce, byId, showNotice, showPanel } from "./dom.js";
+import { showExamples } from "./examples.js";
+import { joinWords } from "./format.js";
 import { currentModel, modelOf } from "./model.js";
-import { showSeveral } from "./several.js";
-import { showAnswer, showFailure, showPicture } from "./single.js";
-import { closeCamera, useCamera } from "./viewfinder.js";
-import { listing } from "./words.js";
+import { showPhotoGrid } from "./photo-grid.js";
+import { onPhotos } from "./photo-input.js";
+import { showAnswer, showFailure, showPhoto } from "./single-photo.js";
 
 let work = new AbortController();
 
-/** What was on the way is not wanted any more. */
-function leave() {
+/** Cancel the requests in progress: the user has chosen something else. */
+function cancelWork() {
   work.abort();
   work = new AbortController();
 }
 
 /** @param {File[]} files */
-async function take(files) {
-  const focusIsLost = byId("answer").contains(document.activeElement);
-  leave();
+async function onFiles(files) {
+  const focusGetsLost = byId("answer").contains(document.activeElement);
+  cancelWork();
   closeCamera();
-  tell(null);
+  showNotice(null);
   byId("back").hidden = true;
-  if (files.length === 1) await takeOne(files[0], work.signal, focusIsLost);
-  else await takeSeveral(files, work.signal);
+  if (files.length === 1) await classifyOne(files[0], work.signal, focusGetsLost);
+  else await classifySeveral(files, work.signal);
 }
 
 /**
  * @param {File} file
  * @param {AbortSignal} signal
- * @param {boolean} focus Put it on the title: what had it is not shown any more.
+ * @param {boolean} focus Move the focus to the title, as the element that has it is about to be hidden.
  */
-async function takeOne(file, signal, focus) {
-  showPicture(file);
+async function classifyOne(file, signal, focus) {
+  showPhoto(file);
   showPanel("single");
   if (focus) byId("single-title").focus({ preventScroll: true });
   try {
@@ -54,26 +54,26 @@ async function takeOne(file, signal, focus) {
  * @param {File[]} files
  * @param {AbortSignal} signal
  */
-async function takeSeveral(files, signal) {
+async function classifySeveral(files, signal) {
   try {
     const model = await currentModel();
     if (signal.aborted) return;
     showPanel("several");
     announce(`Classifying ${files.length} photos.`);
-    await showSeveral(files, model, signal, (row, card) => openRow(row, card, model));
+    await showPhotoGrid(files, model, signal, (row, card) => openRow(row, card, model));
   } catch (error) {
-    tell(/** @type {Error} */ (error).message);
+    showNotice(/** @type {Error} */ (error).message);
   }
 }
 
 /**
- * One of the grid in full, with the way back to it.
- * @param {import("./several.js").Row} row
+ * Show one photo of the grid in full, with a button that leads back.
+ * @param {import("./photo-grid.js").Row} row
  * @param {HTMLElement} card
  * @param {import("./api.js").Model} model
  */
 function openRow(row, card, model) {
-  showPicture(row.file);
+  showPhoto(row.file);
   if (row.answer) showAnswer(row.answer, model);
   else showFailure(row.error ?? "");
   showPanel("single");
@@ -85,19 +85,19 @@ function openRow(row, card, model) {
   };
 }
 
-async function introduce() {
+async function showModel() {
   const { name, version, classes, metrics } = await currentModel();
-  showGallery(classes, take);
-  const few = classes.length <= 20;
-  byId("knows").textContent = few
-    ? `Give it a photo. It tells ${listing(classes)} apart, and says how sure it is.`
-    : `Give it a photo. It knows ${classes.length} kinds of things, and says how sure it is.`;
+  showExamples(classes, onFiles);
+  const listed = classes.length <= 20;
+  byId("knows").textContent = listed
+    ? `Add a photo, and the model says which of these it shows, and how sure it is: ${joinWords(classes)}.`
+    : `Add a photo, and the model says which of ${classes.length} classes it shows, and how sure it is.`;
   const accuracy = metrics?.["val/accuracy"];
-  const right = accuracy === undefined ? "" : `: right for ${Math.round(accuracy * 100)} of 100 validation pictures`;
+  const right = accuracy === undefined ? "" : `: ${Math.round(accuracy * 100)} of 100 validation images right`;
   byId("about").textContent = `Model ${name}, version ${version}${right}.`;
 }
 
 onKeyNeeded(askForKey);
-onPictures(take);
-useCamera(take, leave);
-introduce().catch((error) => tell(error.message));
+onPhotos(onFiles);
+setUpCameraPanel(onFiles, cancelWork);
+showModel().catch((error) => showNotice(error.message));

@@ -1,30 +1,30 @@
 // @ts-check
-/** What is served, asked once, and again after a promotion. */
+/** The model that the service serves; fetched once, and again after a promotion. */
 
 import { getModel } from "./api.js";
 
 /** @typedef {import("./api.js").Model} Model */
 
 /** @type {Promise<Model> | null} */
-let asked = null;
+let fetched = null;
 
 /** @returns {Promise<Model>} */
 export function currentModel() {
-  asked ??= getModel().catch((error) => {
-    asked = null; // the next picture asks again
+  fetched ??= getModel().catch((error) => {
+    fetched = null; // the next photo tries again
     throw error;
   });
-  return asked;
+  return fetched;
 }
 
 /**
- * The model that gave an answer; while the page was open, another may have been promoted.
+ * Return the model that gave an answer: another one may have been promoted since the page was opened.
  * @param {import("./api.js").Answer} answer
  * @returns {Promise<Model>}
  */
 export async function modelOf({ model: { name, version } }) {
   const known = await currentModel();
   if (known.name === name && known.version === version) return known;
-  asked = null;
+  fetched = null;
   return currentModel();
 }

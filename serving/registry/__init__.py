@@ -1,1 +1,1 @@
-"""From a finished run to a registered version, and from there to the champion."""
+"""From a finished training run to a registered version and to the champion."""

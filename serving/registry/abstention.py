@@ -1,4 +1,8 @@
-"""When a served model says that it is not sure: too little confidence, or an image unlike those it knows."""
+"""The thresholds below which a served answer is marked uncertain, and how they are fitted.
+
+An answer is uncertain if the model has too little confidence in it, or if the image is unlike the training
+images.
+"""
 
 import math
 from dataclasses import dataclass
@@ -17,20 +21,21 @@ Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
 Images = NDArray[np.uint8]
 
-# Of the images that it knows; the others are taken for strange ones.
-KNOWN_SHARE = 0.975
-# The served code reckons in float32: an image whose energy is the threshold must not be moved by that.
-ROUNDING = 1e-4
-STRANGE_IMAGES = 200
-PATCH = 128
+# Share of the validation images whose energy is below the threshold.
+IN_DISTRIBUTION_SHARE = 0.975
+# The scorer computes in float32; the margin keeps rounding from moving an image across the threshold.
+ENERGY_MARGIN = 1e-4
+OOD_IMAGES_PER_KIND = 200
+PATCH_SIZE = 128
 
 
 @dataclass(frozen=True)
-class Doubts:
-    """When to be unsure: of answers with less confidence, and of images with a higher energy.
+class Thresholds:
+    """An answer is uncertain if its confidence is below, or the energy of the image above, the threshold.
 
-    `coverage` is the share of images that are answered with certainty, `accuracy` that of right answers among
-    them. Both are None where there were no images to measure them on.
+    Attributes:
+        coverage: share of the validation images that get a certain answer.
+        accuracy: share of right answers among those. Both are None without validation images.
     """
 
     confidence_below: float
@@ -40,76 +45,85 @@ class Doubts:
 
 
 def energy(logits: Floats, temperature: float) -> NDArray[np.float64]:
-    """Float64 (N,): the higher, the less like the training images. -T * log(sum(exp(logits / T))).
+    """Return the energy score -T * log(sum(exp(logits / T))): the higher, the less like the training images.
 
-    After Liu et al. 2020, "Energy-based Out-of-distribution Detection" (arXiv 2010.03759).
+    Liu et al. 2020, "Energy-based Out-of-distribution Detection" (arXiv 2010.03759).
+
+    Args:
+        logits: (N, classes).
+
+    Returns:
+        float64 (N,).
     """
     return -temperature * np.asarray(logsumexp(logits.astype(np.float64) / temperature, axis=1))
 
 
-def find_doubts(logits: Floats, labels: Labels | None, temperature: float, target: float) -> Doubts:
-    """Thresholds with which the certain answers are right in a share of `target`, and as many as possible.
+def fit_thresholds(
+    logits: Floats, labels: Labels | None, temperature: float, target_accuracy: float
+) -> Thresholds:
+    """Return the thresholds with the highest coverage at which certain answers reach the target accuracy.
 
-    Where that cannot be reached, those with the highest accuracy. What counts is a threshold that leaves
-    enough answers to tell: 20 for a target of 0.95, as one error in fewer is more than 5 %.
+    If no threshold reaches the target, return the one with the highest accuracy. Only thresholds that leave
+    enough certain answers to verify the target are considered: 20 for a target of 0.95, since one error among
+    fewer answers is more than 5 %.
 
     Args:
-        logits: (N, classes), N > 0, of images like those that the network knows.
-        labels: (N,); None if the network was trained on these very images, so that its confidence says
-            nothing. Then an answer is certain if its probability is `target` itself.
-        target: 0 up to, not including, 1.
+        logits: (N, classes), N > 0, of images like the training images.
+        labels: (N,). None if the model was trained on these very images: its confidence in them is too high
+            to fit a threshold, so the confidence threshold is the target accuracy itself.
+        target_accuracy: in [0, 1).
     """
     energies = energy(logits, temperature)
-    above = float(np.quantile(energies, KNOWN_SHARE)) + ROUNDING
+    energy_above = float(np.quantile(energies, IN_DISTRIBUTION_SHARE)) + ENERGY_MARGIN
     if labels is None:
-        return Doubts(target, above, None, None)
-    known = energies <= above
-    probabilities = softmax(logits[known], temperature)
+        return Thresholds(target_accuracy, energy_above, None, None)
+    in_distribution = energies <= energy_above
+    probabilities = softmax(logits[in_distribution], temperature)
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     confidence = confidence[order]
     answers = np.arange(1, len(order) + 1)
-    accuracy = np.cumsum((probabilities.argmax(axis=1) == labels[known])[order]) / answers
-    # Images of the same confidence are on the same side of any threshold.
-    last_of_its_kind = np.append(confidence[1:] < confidence[:-1], True)
-    enough = answers >= min(math.ceil(1 / (1 - target) - 1e-9), len(order))
-    choices = np.flatnonzero(last_of_its_kind & enough)
-    reached = choices[accuracy[choices] >= target]
-    cut = int(reached[-1] if len(reached) else choices[np.argmax(accuracy[choices])])
-    # Between two confidences, so that rounding moves no image to the other side.
-    below = 0.0 if cut == len(order) - 1 else float(confidence[cut] + confidence[cut + 1]) / 2
-    return Doubts(below, above, float(answers[cut] / len(logits)), float(accuracy[cut]))
+    accuracy = np.cumsum((probabilities.argmax(axis=1) == labels[in_distribution])[order]) / answers
+    # No threshold separates images of equal confidence.
+    last_of_equals = np.append(confidence[1:] < confidence[:-1], True)
+    enough = answers >= min(math.ceil(1 / (1 - target_accuracy) - 1e-9), len(order))
+    cuts = np.flatnonzero(last_of_equals & enough)
+    on_target = cuts[accuracy[cuts] >= target_accuracy]
+    cut = int(on_target[-1] if len(on_target) else cuts[np.argmax(accuracy[cuts])])
+    # Halfway between two confidences, so that rounding moves no image across the threshold.
+    confidence_below = 0.0 if cut == len(order) - 1 else float(confidence[cut] + confidence[cut + 1]) / 2
+    return Thresholds(confidence_below, energy_above, float(answers[cut] / len(logits)), float(accuracy[cut]))
 
 
-def auroc(known: Floats, strange: Floats) -> float:
-    """How well energies tell strange images from known ones: 1 always, 0.5 not at all."""
-    is_strange = np.repeat([0, 1], [len(known), len(strange)])
-    return float(roc_auc_score(is_strange, np.concatenate([known, strange])))
+def ood_auroc(in_distribution: Floats, out_of_distribution: Floats) -> float:
+    """Return how well the energies separate the two kinds of image: 1 perfectly, 0.5 not at all."""
+    is_ood = np.repeat([0, 1], [len(in_distribution), len(out_of_distribution)])
+    return float(roc_auc_score(is_ood, np.concatenate([in_distribution, out_of_distribution])))
 
 
-def strange_images(size: int) -> dict[str, Images]:
-    """Images that no model of ours was trained on, 200 of a kind, uint8 (200, size, size, 3).
+def ood_images(size: int) -> dict[str, Images]:
+    """Return images unlike any training images, by kind; 200 per kind, uint8 (200, size, size, 3).
 
-    Handwritten digits; patches of two photographs, of a temple and of a flower; noise; and flat colours.
+    The kinds: handwritten digits, patches of two photographs (a temple and a flower), noise, flat colours.
     """
     rng = np.random.default_rng(0)
-    digits = (load_digits().images[:STRANGE_IMAGES] * (255 / 16)).astype(np.uint8)
+    digits = (load_digits().images[:OOD_IMAGES_PER_KIND] * (255 / 16)).astype(np.uint8)
     photographs = load_sample_images().images
-    noise = rng.integers(0, 256, (STRANGE_IMAGES, size, size, 3), dtype=np.uint8)
-    colours = rng.integers(0, 256, (STRANGE_IMAGES, 1, 1, 3), dtype=np.uint8)
+    noise = rng.integers(0, 256, (OOD_IMAGES_PER_KIND, size, size, 3), dtype=np.uint8)
+    colours = rng.integers(0, 256, (OOD_IMAGES_PER_KIND, 1, 1, 3), dtype=np.uint8)
     return {
         "digits": np.stack([_resize(np.repeat(digit[..., None], 3, axis=2), size) for digit in digits]),
         "photographs": np.stack(
-            [_resize(_patch(photographs[i % 2], rng), size) for i in range(STRANGE_IMAGES)]
+            [_resize(_random_patch(photographs[i % 2], rng), size) for i in range(OOD_IMAGES_PER_KIND)]
         ),
         "noise": noise,
         "flat": np.broadcast_to(colours, noise.shape).copy(),
     }
 
 
-def _patch(photograph: Images, rng: np.random.Generator) -> Images:
-    top, left = (int(rng.integers(0, side - PATCH + 1)) for side in photograph.shape[:2])
-    return photograph[top : top + PATCH, left : left + PATCH]
+def _random_patch(photograph: Images, rng: np.random.Generator) -> Images:
+    top, left = (int(rng.integers(0, side - PATCH_SIZE + 1)) for side in photograph.shape[:2])
+    return photograph[top : top + PATCH_SIZE, left : left + PATCH_SIZE]
 
 
 def _resize(image: Images, size: int) -> Images:

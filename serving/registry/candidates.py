@@ -1,7 +1,8 @@
-"""The forms in which a trained network can be served, fp32 and int8, and the choice between them."""
+"""The candidates for serving a trained network, fp32 and int8, and the choice between them."""
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,22 +18,24 @@ from cifar_mlflow.export.onnx import save_onnx
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.engine import Engine
+from serving.registry.paired_test import PairedTest
 from serving.registry.quantize import quantize
+
+# The precision of one candidate; `Precision` has `auto` as well.
+ServedPrecision = Literal["fp32", "int8"]
 
 logger = logging.getLogger("cifar_mlflow.register")
 
-
-# An exported network computes the same in another order. What gives more than one other label in a thousand
-# is another network.
+# An export changes the order of floating-point operations, which flips a label in rare cases. More than one
+# in a thousand means that the export is wrong.
 MIN_AGREEMENT = 0.999
-MAX_LOSS = 0.003
-BATCHES = (1, 16)
-ROUNDS = 10
+BATCH_SIZES = (1, 16)
+TIMING_ROUNDS = 10
 
 
 @dataclass(frozen=True, eq=False)
 class EvalSet:
-    """The images by which forms are judged: of validation, unless none were held out."""
+    """The images by which candidates are compared: validation images, or training images without any."""
 
     split: Literal["val", "train"]
     images: Split
@@ -45,127 +48,142 @@ class EvalSet:
         count = f"{len(self.images):,}"
         if self.held_out:
             return f"{count} validation images"
-        return f"{count} of the images that it was trained on, as none were held out"
+        return f"{count} training images, as no images were held out"
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One form of the network, and what it makes of the images that it is judged by.
+    """An exported network and its answers to the evaluation images.
 
     Attributes:
+        model: the ONNX file.
         logits: float32 (N, classes).
-        agreement: share of them with the label that the trained network gives.
-        milliseconds: by the size of a batch, on this machine.
+        correct: bool (N,), whether each image was classified correctly.
+        agreement: share of images with the label that the trained network gives.
+        milliseconds: time per batch on this machine, by batch size.
     """
 
-    precision: Literal["fp32", "int8"]
+    precision: ServedPrecision
     model: Path
     logits: NDArray[np.float32]
-    accuracy: float
+    correct: NDArray[np.bool_]
     agreement: float
     milliseconds: dict[int, float]
 
+    @property
+    def accuracy(self) -> float:
+        return float(self.correct.mean())
+
     def metrics(self, split: str) -> dict[str, float]:
+        """Return the candidate's figures by the names that they have in the MLflow run."""
+        prefix = f"serve/{self.precision}"
         return {
-            f"serve/{self.precision}/{split}_accuracy": self.accuracy,
-            f"serve/{self.precision}/agreement": self.agreement,
-            f"serve/{self.precision}/megabytes": self.model.stat().st_size / 1e6,
-            **{
-                f"serve/{self.precision}/ms_batch_{size}": duration
-                for size, duration in self.milliseconds.items()
-            },
+            f"{prefix}/{split}_accuracy": self.accuracy,
+            f"{prefix}/agreement": self.agreement,
+            f"{prefix}/megabytes": self.model.stat().st_size / 1e6,
+            **{f"{prefix}/ms_batch_{size}": duration for size, duration in self.milliseconds.items()},
         }
 
 
-def make_forms(
+def build_candidates(
     classifier: ImageClassifier,
     card: ModelCard,
     training_images: NDArray[np.uint8],
-    judges: EvalSet,
+    eval_set: EvalSet,
     precision: Precision,
     folder: Path,
 ) -> list[Candidate]:
-    """The forms to choose from, written to `folder`: fp32 always, and int8 where it may be chosen.
+    """Export and measure the candidates: fp32 always, and int8 unless `precision` rules it out.
 
-    `auto` needs images that were held out for that: of those it was trained on a network is too sure.
+    With `auto`, int8 is built only if there are validation images: on training images a network is too good
+    to show what int8 costs.
 
     Args:
-        training_images: uint8 (N, S, S, 3), on which the ranges of int8 are measured.
+        training_images: uint8 (N, S, S, 3), to calibrate the ranges of int8.
+        folder: where the ONNX files are written.
 
     Raises:
-        CifarError: the exported network is not the trained one.
+        CifarError: the exported network does not give the labels of the trained one.
     """
-    images, truth = judges.images.images, judges.images.labels
-    labels = predict_logits(classifier, images).argmax(axis=1)
-    models = {"fp32": folder / "fp32.onnx"}
+    images, truth = eval_set.images.images, eval_set.images.labels
+    expected = predict_logits(classifier, images).argmax(axis=1)
+    models: dict[ServedPrecision, Path] = {"fp32": folder / "fp32.onnx"}
     save_onnx(models["fp32"], classifier, card)
-    if precision == "int8" or (precision == "auto" and judges.held_out):
+    if precision == "int8" or (precision == "auto" and eval_set.held_out):
         models["int8"] = folder / "int8.onnx"
         quantize(models["fp32"], models["int8"], training_images)
     engines = {name: Engine(model) for name, model in models.items()}
-    durations = _milliseconds(engines, images)
-    forms = []
+    milliseconds = _time_batches(engines, images)
+    candidates = []
     for name, engine in engines.items():
         logits = engine.run(images)
         engine.close()
-        forms.append(
+        labels = logits.argmax(axis=1)
+        candidates.append(
             Candidate(
-                precision="fp32" if name == "fp32" else "int8",
+                precision=name,
                 model=models[name],
                 logits=logits,
-                accuracy=float((logits.argmax(axis=1) == truth).mean()),
-                agreement=float((logits.argmax(axis=1) == labels).mean()),
-                milliseconds=durations[name],
+                correct=labels == truth,
+                agreement=float((labels == expected).mean()),
+                milliseconds=milliseconds[name],
             )
         )
-    if forms[0].agreement < MIN_AGREEMENT:
+    disagreement = 1 - candidates[0].agreement
+    if candidates[0].agreement < MIN_AGREEMENT:
         raise CifarError(
-            f"the exported network gives another label than the trained one for {1 - forms[0].agreement:.2%} "
-            f"of {judges}; at most {1 - MIN_AGREEMENT:.2%} are allowed"
+            f"the exported network and the trained one give different labels for {disagreement:.2%} of "
+            f"{eval_set}; at most {1 - MIN_AGREEMENT:.2%} are allowed"
         )
-    return forms
+    return candidates
 
 
-def choose(forms: list[Candidate], precision: Precision) -> tuple[Candidate, str]:
-    """The form to serve, and why it is that one.
+def choose(candidates: list[Candidate], precision: Precision) -> tuple[Candidate, str]:
+    """Return the candidate to serve and the reason.
 
     Args:
-        precision: `auto` takes int8 if it loses at most 0.3 points of accuracy and is not slower.
+        candidates: as `build_candidates` returns them.
+        precision: `auto` takes int8 if it costs no accuracy that the images can show (see
+            `PairedTest.objection`) and is not slower.
 
     Raises:
-        CifarError: int8 was asked for, and loses more than that.
+        CifarError: int8 was requested and costs too much accuracy.
     """
-    fp32, *others = forms
+    fp32, *others = candidates
     if precision == "fp32":
-        return fp32, "fp32, as asked for"
+        return fp32, "fp32, as requested"
     if not others:
-        return fp32, "fp32: no images were held out by which int8 could be judged"
+        return fp32, "fp32: no images were held out to compare int8 with it"
     (int8,) = others
-    figures = f"accuracy {int8.accuracy:.4f} as int8, {fp32.accuracy:.4f} as fp32"
+    comparison = PairedTest.of(fp32.correct, int8.correct)
+    accuracy = f"accuracy {int8.accuracy:.4f} as int8, {fp32.accuracy:.4f} as fp32; {comparison}"
     speed = f"{int8.milliseconds[16]:.1f} ms for 16 images as int8, {fp32.milliseconds[16]:.1f} ms as fp32"
-    # A thousandth of a point for the rounding of the shares.
-    if fp32.accuracy - int8.accuracy > MAX_LOSS + 1e-9:
+    logger.info("int8 against fp32: %s; %s", accuracy, speed)
+    if objection := comparison.objection:
         if precision == "int8":
-            raise CifarError(
-                f"int8 loses more than {100 * MAX_LOSS:g} points: {figures}; register it as fp32"
-            )
-        return fp32, f"fp32: int8 loses more than {100 * MAX_LOSS:g} points ({figures})"
+            raise CifarError(f"{objection}: {accuracy}; register it as fp32")
+        return fp32, f"fp32: {objection} ({accuracy})"
     if precision == "int8":
-        return int8, f"int8, as asked for ({figures}; {speed})"
+        return int8, f"int8, as requested ({accuracy}; {speed})"
     if int8.milliseconds[16] > fp32.milliseconds[16]:
         return fp32, f"fp32: int8 is slower ({speed})"
-    return int8, f"int8 ({figures}; {speed})"
+    return int8, f"int8 ({accuracy}; {speed})"
 
 
-def _milliseconds(engines: dict[str, Engine], images: NDArray[np.uint8]) -> dict[str, dict[int, float]]:
-    """The shortest of some runs, which take turns, so that a busy moment of the machine is one for each."""
-    durations: dict[str, dict[int, float]] = {name: {} for name in engines}
-    for size in BATCHES:
+def _time_batches(
+    engines: Mapping[ServedPrecision, Engine], images: NDArray[np.uint8]
+) -> dict[ServedPrecision, dict[int, float]]:
+    """Return milliseconds per batch, by engine and batch size: the fastest of several rounds.
+
+    The engines take turns, so that a busy moment of the machine slows all of them.
+    """
+    fastest: dict[ServedPrecision, dict[int, float]] = {name: {} for name in engines}
+    for size in BATCH_SIZES:
         batch = np.resize(images, (size, *images.shape[1:]))
-        for _ in range(ROUNDS):
+        for _ in range(TIMING_ROUNDS):
             for name, engine in engines.items():
                 start = time.perf_counter()
                 engine.run(batch)
                 duration = 1000 * (time.perf_counter() - start)
-                durations[name][size] = min(duration, durations[name].get(size, duration))
-    return durations
+                fastest[name][size] = min(duration, fastest[name].get(size, duration))
+    return fastest

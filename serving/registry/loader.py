@@ -1,4 +1,4 @@
-"""From what a user types for a model to its scorer. No code that comes with a model is executed."""
+"""Load the scorer of a model that a user names. Code that comes with a model is never executed."""
 
 import hashlib
 import logging
@@ -11,43 +11,43 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
-from mlflow.store.artifact.utils.models import get_model_name_and_version
 
 from cifar_mlflow.config import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import write_errors
 from cifar_mlflow.scorer.predictor import CARD_FILE, Scorer
+from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import first_line, is_outage
 from serving.registry.mlflow_model import SCORER_PATH
 from serving.registry.versions import FILE_TAG
 
 logger = logging.getLogger("cifar_mlflow.classify")
 
-# The tag of a version that has the digest of its card, which has those of all other files.
+# Tag of a version with the digest of its card, which has the digests of all other files.
 CARD_TAG = f"{FILE_TAG}{CARD_FILE}"
 SQLITE = "sqlite:///"
 
 
 def load_scorer(model_uri: str, threads: int | None = None) -> Scorer:
-    """The scorer of a model, its files checked against the digests in its card.
+    """Load the scorer of a model, and verify its files against the digests in its card.
 
-    What comes from MLflow is kept in the cache, by the digest of the card: it is downloaded once.
+    Files from MLflow are cached by the digest of the card, so that a model is downloaded once.
 
     Args:
         model_uri: models:/<name>@<alias>, models:/<name>/<version>, models:/<model id>,
-            runs:/<run id>/<model>, the id of a run (its model `scorer`), or a folder: a scorer's or an MLflow
-            model's.
+            runs:/<run id>/<model>, the id of a run (its model `scorer`), or a folder: a scorer folder or an
+            MLflow model.
         threads: see `Scorer.load`.
 
     Raises:
-        UsageError: there is no such model, or it is none of ours.
-        CifarError: its files are damaged, or cannot be written to the cache.
+        UsageError: there is no such model, or cifar_mlflow did not make it.
+        CifarError: its files are damaged, or cannot be written to the cache, or MLflow does not answer.
     """
     if re.fullmatch(r"[0-9a-f]{32}", model_uri):
         model_uri = f"runs:/{model_uri}/scorer"
     if model_uri.startswith(("models:/", "runs:/")):
-        return _of_mlflow(model_uri, threads)
-    folder = Path(os.path.expanduser(model_uri))  # noqa: PTH111 - no error for ~nobody
+        return _load_from_mlflow(model_uri, threads)
+    folder = Path(os.path.expanduser(model_uri))  # noqa: PTH111 - Path.expanduser raises for ~nobody
     if (folder / SCORER_PATH).is_dir():
         folder /= SCORER_PATH
     if not (folder / CARD_FILE).is_file():
@@ -58,53 +58,61 @@ def load_scorer(model_uri: str, threads: int | None = None) -> Scorer:
     return _load(folder, model_uri, threads)
 
 
-def _of_mlflow(model_uri: str, threads: int | None) -> Scorer:
+def _load_from_mlflow(model_uri: str, threads: int | None) -> Scorer:
     cache = default_cache_dir() / "scorers"
     with write_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
-        address, registered = _find(model_uri)
-        card = _download(model_uri, f"{address}/{SCORER_PATH}/{CARD_FILE}", scratch)
-        if registered not in (None, _digest(card)):
+        location, expected_digest = _locate(model_uri)
+        card = _download(model_uri, f"{location}/{SCORER_PATH}/{CARD_FILE}", scratch)
+        digest = hashlib.sha256(card.read_bytes()).hexdigest()
+        if expected_digest not in (None, digest):
             raise CifarError(
-                f"{model_uri} cannot be used: its {CARD_FILE} is not the one that was registered"
+                f"{model_uri} cannot be used: its {CARD_FILE} differs from the one that was registered"
             )
-        cached = cache / _digest(card)
+        cached = cache / digest
         if cached.exists():
             with suppress(ValueError):
                 return Scorer.load(cached, threads)
             logger.info("%s is damaged; downloading it again", cached)
             shutil.rmtree(cached)
-        folder = _download(model_uri, f"{address}/{SCORER_PATH}", scratch)
+        folder = _download(model_uri, f"{location}/{SCORER_PATH}", scratch)
         with suppress(OSError):  # another process was faster
             folder.rename(cached)
     return _load(cached, model_uri, threads)
 
 
-def _find(model_uri: str) -> tuple[str, str | None]:
-    """What files are to be found below, and the digest of the card with which a version was registered.
+def _locate(model_uri: str) -> tuple[str, str | None]:
+    """Return the address of the model's files, and the digest of the card if a version was registered.
 
-    An alias is resolved here, once: it may move between two downloads.
+    An alias is resolved only here, since it may move between two downloads.
     """
-    _check_store()
-    if model_uri.startswith("runs:/"):
-        return model_uri, None
+    _check_store_exists()
     with _mlflow_errors(model_uri):
         client = mlflow.MlflowClient()
-        name, *version = get_model_name_and_version(client, model_uri)
-        if not version:  # a model's own id, of which MLflow finds the whole only
-            return client.get_logged_model(name).artifact_location, None
-        found = client.get_model_version(name, *version)
-        return f"models:/{name}/{found.version}", found.tags.get(CARD_TAG)
+        if model_uri.startswith("runs:/"):
+            run_id = model_uri.removeprefix("runs:/").partition("/")[0]
+            experiment = client.get_experiment(client.get_run(run_id).info.experiment_id)
+            check_artifact_folder(experiment.artifact_location, f"the experiment of run {run_id}")
+            return model_uri, None
+        version = find_model_version(model_uri)
+        if version is None:
+            # MLflow downloads single files of a logged model by its location only.
+            location = client.get_logged_model(model_uri.removeprefix("models:/")).artifact_location
+            check_artifact_folder(location, model_uri)
+            return location, None
+        location = client.get_model_version_download_uri(version.name, version.version)
+        check_artifact_folder(location, model_uri)
+        return f"models:/{version.name}/{version.version}", version.tags.get(CARD_TAG)
 
 
-def _check_store() -> None:
-    """MLflow would make a new and empty store where there is none."""
+def _check_store_exists() -> None:
+    """Raise UsageError if the SQLite file of the store is missing: MLflow would create an empty one."""
     file = mlflow.get_registry_uri().removeprefix(SQLITE)
     if mlflow.get_registry_uri().startswith(SQLITE) and not Path(file).exists():
         raise UsageError(
-            f"there is no MLflow store at {file}: go to the folder where the model was trained, or name the "
-            "store with MLFLOW_TRACKING_URI, such as sqlite:////a/folder/mlflow.db or http://host:5000"
+            f"there is no MLflow store at {Path(file).absolute()}: change to the folder where the model was "
+            "trained, or set MLFLOW_TRACKING_URI, such as sqlite:////a/folder/mlflow.db or http://host:5000"
         )
 
 
@@ -115,9 +123,12 @@ def _download(model_uri: str, address: str, folder: str) -> Path:
 
 @contextmanager
 def _mlflow_errors(model_uri: str) -> Iterator[None]:
+    """Turn errors of MLflow and of its artifact stores into errors for people."""
     try:
         yield
-    # Each kind of artifact store has errors of its own, and some need packages that are not there.
+    except CifarError:
+        raise
+    # Every artifact store has its own kinds of errors, among them missing packages.
     except Exception as error:
         store = mlflow.get_tracking_uri()
         if is_outage(error):
@@ -130,7 +141,3 @@ def _load(folder: Path, model_uri: str, threads: int | None) -> Scorer:
         return Scorer.load(folder, threads)
     except ValueError as error:
         raise CifarError(f"{model_uri} cannot be used: {error}") from error
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

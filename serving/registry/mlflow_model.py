@@ -1,4 +1,4 @@
-"""A scorer folder as an MLflow model: plain files and code, nothing pickled."""
+"""Package a scorer folder as an MLflow model: plain files and code, no pickle."""
 
 import base64
 import hashlib
@@ -15,7 +15,6 @@ import mlflow
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
-from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 from PIL import Image
@@ -24,7 +23,7 @@ from cifar_mlflow import scorer
 from cifar_mlflow.scorer.predictor import CARD_FILE
 from cifar_mlflow.tracking.retry import call_mlflow
 
-# A test holds them to the ranges in pyproject.toml.
+# A test compares the ranges with those in pyproject.toml.
 REQUIREMENTS = [
     "mlflow>=3.17,<4",
     "numpy>=2.0,<3",
@@ -33,41 +32,43 @@ REQUIREMENTS = [
     "pillow>=11,<14",
 ]
 CODE = Path(scorer.__file__).parent
-# Where the scorer folder is in an MLflow model.
+# Path of the scorer folder within an MLflow model.
 SCORER_PATH = "artifacts/scorer"
+# MLflow writes this file into a model that it downloads from the registry.
+REGISTERED_MODEL_META = "registered_model_meta"
 
 
 def save_model(scorer_folder: Path, path: Path) -> None:
-    """Write the folder as an MLflow model to `path`, which must not exist or be empty."""
+    """Write the folder as an MLflow model to `path`, which must be missing or empty."""
     with _arguments(scorer_folder) as arguments:
         mlflow.pyfunc.save_model(path, **arguments)
 
 
 def log_model(scorer_folder: Path, run_id: str, name: str = "scorer") -> ModelInfo:
-    """Log the folder as an MLflow model of a run, whatever the run's status, which stays as it is."""
+    """Log the folder as an MLflow model of a run, finished or not; the run's status does not change."""
     with _arguments(scorer_folder) as arguments:
         return Model.log(None, flavor=mlflow.pyfunc, run_id=run_id, name=name, **arguments)
 
 
 def download(model_uri: str, folder: Path) -> Path:
-    """A logged or registered model as a local folder, in one that is made for it.
+    """Download a logged or registered model into `folder`, which is created, and return its path.
 
     Raises:
-        CifarError: MLflow does not answer, or has no such model.
+        CifarError: MLflow does not answer, or has no such model, or its files are missing.
     """
     return Path(call_mlflow(lambda: mlflow.artifacts.download_artifacts(model_uri, dst_path=str(folder))))
 
 
 def code_digest(model: Path) -> str:
-    """sha256 of all that is in the folder of an MLflow model beside the scorer folder.
+    """Return the sha256 of everything in an MLflow model outside of the scorer folder.
 
-    That is our code, and the files by which MLflow finds it and makes an environment for it. Not what is
-    added when the model is used where it lies: by MLflow, which notes the version, and by Python's compiler.
+    That is the code, and the files by which MLflow loads it and creates its environment. Files that are added
+    when the model is used in place do not count: MLflow's note of the version, and Python's bytecode.
     """
     files = {path.relative_to(model).as_posix(): path for path in model.rglob("*") if path.is_file()}
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
-        added = name == REGISTERED_MODEL_META_FILE_NAME or path.parent.name == "__pycache__"
+        added = name == REGISTERED_MODEL_META or path.parent.name == "__pycache__"
         if not added and not name.startswith(f"{SCORER_PATH}/"):
             digest.update(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}\n".encode())
     return digest.hexdigest()
@@ -77,7 +78,7 @@ def code_digest(model: Path) -> str:
 def _arguments(scorer_folder: Path) -> Iterator[dict[str, Any]]:
     card = json.loads((scorer_folder / CARD_FILE).read_bytes())
     with tempfile.TemporaryDirectory() as staged:
-        # An artifact is called like the last part of its path.
+        # MLflow names an artifact by the last part of its path.
         code, folder = Path(staged, "code"), Path(staged, "scorer")
         shutil.copytree(CODE, code, ignore=shutil.ignore_patterns("__pycache__", "pyfunc.py"))
         shutil.copytree(scorer_folder, folder)
@@ -91,12 +92,12 @@ def _arguments(scorer_folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def signature(classes: int) -> ModelSignature:
-    """What goes in, and what comes out unless `on_error` is "null", as far as MLflow can say it.
+    """Return the signature of a model with that many classes; the outputs are those without `on_error=null`.
 
-    `image` takes base64 text, a data URL or bytes. Its type is string: that is what CSV and JSON bring, and
-    MLflow lets bytes through in such a column, whereas the text of a binary one it decodes itself, wrongly if
-    it is a data URL. It is optional: MLflow prints the table into its complaint about a missing column, which
-    we do not.
+    The column `image` takes base64 text, a data URL or bytes. Its type is string, as in CSV and JSON: MLflow
+    passes bytes in such a column unchanged, but would decode the text in a binary column itself, which breaks
+    data URLs. The column is optional because MLflow's error for a missing column repeats the whole table; the
+    model reports it without.
     """
     ranked = Object([Property("label", DataType.string), Property("confidence", DataType.double)])
     return ModelSignature(

@@ -1,4 +1,4 @@
-"""`mlflow models serve` as a child process, for as long as somebody needs it."""
+"""`mlflow models serve` as a child process, for the demo and the benchmarks."""
 
 import os
 import signal
@@ -17,17 +17,18 @@ import requests
 from cifar_mlflow.errors import CifarError
 
 START_SECONDS = 120
+SHOWN_LOG_CHARACTERS = 1000
 
 
 class Server(NamedTuple):
-    """Where it answers, and the group of its processes."""
+    """A running server: its URL, and the id of its process group."""
 
     address: str
     process_group: int
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens."""
+    """Return a port of 127.0.0.1 on which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -36,59 +37,42 @@ def free_port() -> int:
 
 @contextmanager
 def mlflow_server(model_uri: str) -> Iterator[Server]:
-    """A server on a free port of this machine that has begun to answer.
+    """Run a server on a free port of 127.0.0.1; it answers when the block begins.
 
     Raises:
-        CifarError: it did not start; the end of what it printed is in the error.
+        CifarError: the server did not start; the message ends with the end of its output.
     """
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    command = [
-        "models",
-        "serve",
-        "-m",
-        model_uri,
-        "--env-manager",
-        "local",
-        "-h",
-        "127.0.0.1",
-        "-p",
-        str(port),
-    ]
-    # MLflow starts the server of the first environment on the PATH, and would log into the run of a project.
+    arguments = f"--env-manager local -h 127.0.0.1 -p {port}".split()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model_uri, *arguments]
+    # Without MLFLOW_RUN_ID, or the server would log into the run of `mlflow run`; with our environment first
+    # on the PATH, where MLflow looks for the programs that it starts.
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
-            _wait_for(address, process)
+            if not _wait_until_ready(address, process):
+                log.seek(0)
+                output = log.read().decode(errors="replace").strip()[-SHOWN_LOG_CHARACTERS:]
+                raise CifarError(f"`mlflow models serve -m {model_uri}` did not start:\n{output}")
             yield Server(address, process.pid)
-        except _NotStartedError:
-            log.seek(0)
-            said = log.read().decode(errors="replace").strip()[-1000:]
-            raise CifarError(f"`mlflow models serve -m {model_uri}` did not start:\n{said}") from None
         finally:
-            with suppress(ProcessLookupError):  # it has ended by itself
+            with suppress(ProcessLookupError):  # it has exited
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait()
 
 
-class _NotStartedError(Exception):
-    pass
-
-
-def _wait_for(address: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> bool:
+    """Return True when the server answers; False if it exits first or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if requests.get(f"{address}/ping", timeout=5).ok:
-                return
+                return True
         except requests.ConnectionError:
             time.sleep(0.1)
-    raise _NotStartedError
+    return False

@@ -1,184 +1,191 @@
-"""The versions of a registered model, as MLflow's registry has them: their tags and their aliases."""
+"""Versions of a registered model: the tags that `register` writes, and the aliases."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Self
+from typing import Self
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.tracking.retry import call_mlflow
 
 FILE_TAG = "sha256."  # followed by the name of a file in the scorer folder
 
 
-@dataclass(frozen=True)
-class Version:
-    """A version that `register` made.
+def version_tags(
+    card: ServedCard, files: Mapping[str, str], code_digest: str, eval_set: str, decision: str
+) -> dict[str, str]:
+    """Return the tags of a new version; `Version.read` reads them back.
+
+    Args:
+        files: sha256 by name of each file in the scorer folder.
+        code_digest: see `mlflow_model.code_digest`.
+        eval_set: the images that the accuracy was measured on, in words.
+        decision: the reason for the precision, in words.
+    """
+    figures = {
+        "val_accuracy": card.metrics.get(f"serve/{card.precision}/val_accuracy"),
+        "agreement": card.metrics["serve/agreement"],
+        "test_accuracy": card.metrics.get("test/accuracy"),
+    }
+    return {
+        "run_id": card.run_id,
+        "model": str(card.model),
+        "precision": card.precision,
+        "classes": json.dumps(card.classes),
+        "data": card.data,
+        "data_digest": card.data_digest,
+        "val_size": repr(card.val_size),
+        "split_seed": str(card.split_seed),
+        **{key: repr(value) for key, value in figures.items() if value is not None},
+        "judged_by": eval_set,
+        "decision": decision,
+        "code_digest": code_digest,
+        **{f"{FILE_TAG}{name}": digest for name, digest in files.items()},
+    }
+
+
+class Version(BaseModel):
+    """A version that `register` made, as its tags describe it.
 
     Attributes:
-        number: empty as long as it is not registered.
-        val_size: share of the training images that was held out, by `split_seed`.
-        val_accuracy: of the served form; None where no images were held out.
-        agreement: share of images to which it gives the label that the trained network gives.
+        val_size: share of the training images that was held out, drawn with `split_seed`.
+        val_accuracy: accuracy of the served network; None if no images were held out.
+        agreement: share of images with the label that the trained network gives.
         files: sha256 by name, of the scorer folder.
-        code: `code_digest` of the MLflow model around it; None if `register` was older and noted none.
+        code_digest: of the MLflow model around it; None if an old release registered the version.
     """
 
+    model_config = ConfigDict(frozen=True)
+
+    number: str
     run_id: str
     precision: str
-    classes: tuple[str, ...]
+    classes: Json[tuple[str, ...]]
     data: str
     data_digest: str
     val_size: float
     split_seed: int
-    val_accuracy: float | None
+    # Tags can be edited by hand; the bounds also exclude NaN.
+    val_accuracy: float | None = Field(None, ge=0, le=1)
     agreement: float
-    files: dict[str, str]
-    code: str | None = None
-    number: str = ""
+    files: dict[str, str] = Field(min_length=1)
+    code_digest: str | None = None
 
     def __str__(self) -> str:
         accuracy = "none" if self.val_accuracy is None else f"{self.val_accuracy:.4f}"
         return f"version {self.number} ({self.precision}, validation accuracy {accuracy})"
 
-    def tags(self) -> dict[str, str]:
-        """What the version carries in the registry; `read` is the way back."""
-        return {
-            "run_id": self.run_id,
-            "precision": self.precision,
-            "classes": json.dumps(self.classes),
-            "data": self.data,
-            "data_digest": self.data_digest,
-            "val_size": repr(self.val_size),
-            "split_seed": str(self.split_seed),
-            "agreement": repr(self.agreement),
-            **({} if self.val_accuracy is None else {"val_accuracy": repr(self.val_accuracy)}),
-            **({} if self.code is None else {"code_digest": self.code}),
-            **{f"{FILE_TAG}{name}": digest for name, digest in self.files.items()},
-        }
-
     @classmethod
     def read(cls, version: ModelVersion) -> Self | None:
-        """None for a version that `register` did not make."""
-        tags = version.tags
+        """Return the version; None if its tags are not those that `register` writes."""
         files = {
-            key.removeprefix(FILE_TAG): digest for key, digest in tags.items() if key.startswith(FILE_TAG)
+            key.removeprefix(FILE_TAG): digest
+            for key, digest in version.tags.items()
+            if key.startswith(FILE_TAG)
         }
-        if not files:
-            return None
         try:
-            read = cls(
-                run_id=tags["run_id"],
-                precision=tags["precision"],
-                classes=tuple(json.loads(tags["classes"])),
-                data=tags["data"],
-                data_digest=tags["data_digest"],
-                val_size=float(tags["val_size"]),
-                split_seed=int(tags["split_seed"]),
-                val_accuracy=float(tags["val_accuracy"]) if "val_accuracy" in tags else None,
-                agreement=float(tags["agreement"]),
-                files=files,
-                code=tags.get("code_digest"),
-                number=str(version.version),
-            )
-        except (KeyError, ValueError, TypeError):
+            return cls.model_validate({**version.tags, "number": str(version.version), "files": files})
+        except ValidationError:
             return None
-        # Tags can be edited by hand. A NaN is not in the range, nor is it less than anything.
-        is_accuracy = read.val_accuracy is None or 0 <= read.val_accuracy <= 1
-        return read if is_accuracy and all(isinstance(name, str) for name in read.classes) else None
 
 
 class RegisteredModel:
-    """The registered model as it is in MLflow at the moment of each question.
+    """A registered model in MLflow. Every method asks MLflow anew.
 
-    Each method raises UsageError where the model or the version does not exist, and CifarError where MLflow
-    does not answer.
+    Every method raises UsageError if the model or the version does not exist, and CifarError if MLflow does
+    not answer.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._client = call_mlflow(mlflow.MlflowClient)
 
-    def holder(self, alias: str) -> str | None:
-        """The number of the version that has the alias."""
+    def version_with_alias(self, alias: str) -> str | None:
+        """Return the number of the version that has the alias; None if no version has it."""
         model = call_mlflow(
             lambda: self._client.get_registered_model(self.name),
             missing=f"there is no registered model {self.name} in {mlflow.get_registry_uri()}; "
-            "make a version of it with: cifar-mlflow register RUN_ID",
+            "create a version of it with: cifar-mlflow register RUN_ID",
         )
-        holder = model.aliases.get(alias)
-        return None if holder is None else str(holder)
+        number = model.aliases.get(alias)
+        return None if number is None else str(number)
 
-    def give(self, alias: str, number: str, over: str | None) -> None:
-        """Give the alias of a version (None: of nobody) to another, and look whether that holds.
+    def set_alias(self, alias: str, number: str, expected: str | None) -> None:
+        """Move an alias from the version `expected` (None: from no version) to another one.
+
+        MLflow overwrites an alias whatever its value, so this checks the value before and after.
 
         Raises:
-            CifarError: somebody else gave it to another version meanwhile.
+            CifarError: another client moved the alias in the meantime.
         """
 
-        def write() -> None:
-            # Looked at before each attempt: in an outage of minutes others may have been here.
-            if (holder := self.holder(alias)) != number:
-                self._expect(alias, over, holder)
+        def move() -> None:
+            # Checked before each attempt: during an outage of minutes another client may have moved it.
+            if self.version_with_alias(alias) != number:
+                self.check_alias(alias, expected)
                 self._client.set_registered_model_alias(self.name, alias, number)
 
-        call_mlflow(write)
-        self.expect(alias, number)
+        call_mlflow(move)
+        self.check_alias(alias, number)
 
-    def take(self, alias: str) -> None:
-        """Take the alias from whatever version has it."""
-        call_mlflow(lambda: self._client.delete_registered_model_alias(self.name, alias))
-
-    def noted(self, number: str, key: str) -> str | None:
-        """A tag of a version."""
-        value: str | None = call_mlflow(lambda: self._client.get_model_version(self.name, number)).tags.get(
-            key
-        )
-        return value
-
-    def expect(self, alias: str, number: str | None) -> None:
-        """Raise CifarError if the alias is not with this version (or with none)."""
-        self._expect(alias, number, self.holder(alias))
-
-    def _expect(self, alias: str, number: str | None, holder: str | None) -> None:
-        if holder != number:
+    def check_alias(self, alias: str, expected: str | None) -> None:
+        """Raise CifarError unless the version `expected` (None: no version) has the alias."""
+        number = self.version_with_alias(alias)
+        if number != expected:
             raise CifarError(
-                f"somebody else has just made version {holder} the {alias} of {self.name}: look whether it "
-                "should be, and try again if not"
+                f"another client has just made version {number} the {alias} of {self.name}: check whether "
+                "that was intended, and try again if not"
             )
 
-    def tag(self, number: str, **tags: Any) -> None:
+    def delete_alias(self, alias: str) -> None:
+        call_mlflow(lambda: self._client.delete_registered_model_alias(self.name, alias))
+
+    def get_tag(self, number: str, key: str) -> str | None:
+        """Return a tag of a version; None if it has no such tag."""
+        tags = call_mlflow(lambda: self._client.get_model_version(self.name, number)).tags
+        value: str | None = tags.get(key)
+        return value
+
+    def set_tags(self, number: str, **tags: str) -> None:
         for key, value in tags.items():
             call_mlflow(partial(self._client.set_model_version_tag, self.name, number, key, value))
 
-    def all_ours(self) -> list[Version]:
-        """The versions that `register` made, the oldest first."""
+    def location(self, number: str) -> str:
+        """Return the address of the files of a version in the artifact store."""
+        return str(
+            call_mlflow(lambda: self._client.get_model_version_download_uri(self.name, number)),
+        )
+
+    def list_versions(self) -> list[Version]:
+        """Return the versions that `register` made, oldest first."""
         found = call_mlflow(lambda: self._client.search_model_versions(f"name = '{self.name}'"))
         found = sorted(found, key=lambda version: int(version.version))
-        return [ours for version in found if (ours := Version.read(version))]
+        return [version for each in found if (version := Version.read(each))]
 
-    def ours(self, number: str) -> Version:
-        """A version that `register` made.
-
-        Raises:
-            UsageError: it came from elsewhere.
-        """
-        version = self.look_up(number)
-        if version is None:
-            raise UsageError(
-                f"version {number} of {self.name} was not made by cifar-mlflow register: what it was trained "
-                "and measured on is not known"
-            )
-        return version
-
-    def look_up(self, number: str) -> Version | None:
-        """A version; None if it came from elsewhere."""
+    def find_version(self, number: str) -> Version | None:
+        """Return a version; None if `register` did not make it."""
         return Version.read(
             call_mlflow(
                 lambda: self._client.get_model_version(self.name, number),
                 missing=f"{self.name} has no version {number}",
             )
         )
+
+    def get_version(self, number: str) -> Version:
+        """Return a version.
+
+        Raises:
+            UsageError: `register` did not make it.
+        """
+        version = self.find_version(number)
+        if version is None:
+            raise UsageError(
+                f"version {number} of {self.name} was not made by cifar-mlflow register, so its training "
+                "data and accuracy are unknown"
+            )
+        return version

@@ -1,3 +1,5 @@
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +8,8 @@ from PIL import Image
 
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import ImageDataset, load_dataset
+from cifar_mlflow.data.dataset import SourceSplit
+from cifar_mlflow.data.summary import summarize
 from cifar_mlflow.errors import CifarError, UsageError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -33,7 +37,7 @@ def load(tmp_path: Path, folder: Path | None = None, image_size: int = 32) -> Im
 
 
 def decoded(tmp_path: Path, image_size: int = 32) -> np.ndarray:
-    """The only training image of class `a` in tmp_path/photos/train."""
+    """Return the only training image of class `a` in tmp_path/photos/train."""
     save(tmp_path / "photos/train/b/0.png")
     save(tmp_path / "photos/test/a/0.png")
     save(tmp_path / "photos/test/b/0.png")
@@ -51,13 +55,15 @@ def test_classes_are_the_sorted_folder_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("root", ["photos", "photos/train"])
-def test_without_a_test_folder_a_tenth_of_each_class_is_the_test(tmp_path: Path, root: str) -> None:
+def test_without_a_test_folder_a_tenth_of_each_class_becomes_the_test_split(
+    tmp_path: Path, root: str
+) -> None:
     fill(tmp_path / root, "a", "b", count=20)
     dataset = load(tmp_path)
     train, test = dataset.split("train"), dataset.split("test")
     assert train.labels.tolist() == [0] * 18 + [1] * 18
     assert test.labels.tolist() == [0, 0, 1, 1]
-    # Each image of a class has another red value: together the splits hold each once.
+    # Each image of a class has its own red value: together the splits hold each value once.
     for label in (0, 1):
         reds = [split.images[split.labels == label][:, 0, 0, 0] for split in (train, test)]
         assert sorted(np.concatenate(reds).tolist()) == list(range(20))
@@ -89,7 +95,7 @@ def test_images_of_the_right_size_are_unchanged(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded(tmp_path), noise)
 
 
-def test_a_photo_is_turned_as_its_camera_was_held(tmp_path: Path) -> None:
+def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
     image = Image.new("RGB", (64, 64), RED)
     image.paste(BLUE, (32, 0, 64, 64))  # blue on the right
     exif = Image.Exif()
@@ -160,6 +166,102 @@ def test_a_copied_folder_has_the_same_digest(tmp_path: Path) -> None:
     assert load(tmp_path).digest == load(tmp_path, tmp_path / "copy").digest
 
 
+def link_into_store(photos: Path, linked: Path, store: Path) -> None:
+    """Copy each image into a store by its number and link to it, as DVC, git-annex and the HF cache do."""
+    store.mkdir()
+    for number, path in enumerate(sorted(photos.rglob("*.png"))):
+        link = linked / path.relative_to(photos)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(shutil.copy(path, store / f"{number}"))
+
+
+def labels_by_red(dataset: ImageDataset, split: SourceSplit = "train") -> list[tuple[int, int]]:
+    """Return (red value, label) of each image."""
+    images = dataset.split(split)
+    return sorted(zip(images.images[:, 0, 0, 0].tolist(), images.labels.tolist(), strict=True))
+
+
+def test_links_that_move_to_another_class_have_the_label_of_that_class(
+    tmp_path: Path, old_files: None
+) -> None:
+    for split in ("train", "test"):
+        for label, name in enumerate(("car", "truck", "van")):
+            for i in range(6):
+                save(tmp_path / "plain" / split / name / f"{10 * label + i:02}.png", (10 * label + i, 0, 0))
+    photos = tmp_path / "photos"
+    link_into_store(tmp_path / "plain", photos, tmp_path / "store")
+    first = load(tmp_path)
+    assert labels_by_red(first)[5] == (5, 0)
+    (photos / "train/car/05.png").rename(photos / "train/truck/05.png")
+    second = load(tmp_path)
+    assert second.digest != first.digest
+    assert labels_by_red(second)[5] == (5, 1)
+
+    for split in ("train", "test"):  # merge two classes
+        for path in (photos / split / "van").iterdir():
+            path.rename(photos / split / "truck" / path.name)
+        (photos / split / "van").rmdir()
+    merged = load(tmp_path)
+    assert merged.classes == ("car", "truck")
+    assert merged.split("train").labels.max() == merged.split("test").labels.max() == 1
+
+
+def test_new_content_of_the_same_size_and_date_is_decoded(tmp_path: Path, old_files: None) -> None:
+    photos = tmp_path / "photos"
+    for name in ("a", "b"):
+        for i in range(4):
+            save((photos / name / f"{i}.bmp"), (i, 0, 0))
+    assert max(red for red, _ in labels_by_red(load(tmp_path))) < 200
+    for path in photos.rglob("*.bmp"):
+        stat = path.stat()
+        save(path, (200, 0, 0))
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert path.stat().st_size == stat.st_size
+    assert {red for red, _ in labels_by_red(load(tmp_path))} == {200}
+
+
+@pytest.fixture
+def old_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let digests of files that were just written be remembered."""
+    monkeypatch.setattr("cifar_mlflow.data.cache.TIME_RESOLUTION_NS", -(10**9), raising=False)
+
+
+LATIN1 = os.fsdecode(b"K\xe4tzchen")
+
+
+def test_a_file_name_that_is_not_utf8_is_used(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", "a", "b")
+    (tmp_path / "photos/a/0.png").rename(tmp_path / "photos/a" / f"{LATIN1}.png")
+    dataset = load(tmp_path)
+    assert len(dataset.split("train")) + len(dataset.split("test")) == 20
+
+
+def test_a_file_name_that_is_not_utf8_is_shown_escaped(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", "a", "b")
+    (tmp_path / "photos/a" / f"{LATIN1}.png").write_bytes(b"not an image")
+    shutil.copytree(tmp_path / "photos", tmp_path / "sorted/train")
+    shutil.copytree(tmp_path / "photos", tmp_path / "sorted/test")
+    dataset = load(tmp_path, tmp_path / "sorted")
+    with pytest.raises(CifarError, match=r"a/K\\xe4tzchen\.png is not an image that can be read") as caught:
+        dataset.split("train")
+    str(caught.value).encode()
+
+
+def test_folders_that_are_not_utf8_give_escaped_names(tmp_path: Path) -> None:
+    photos = tmp_path / f"{LATIN1}en"
+    fill(photos, LATIN1, "dog")
+    dataset = load(tmp_path, photos)
+    assert dataset.name == "K\\xe4tzchenen"
+    assert dataset.classes == ("K\\xe4tzchen", "dog")
+    assert dataset.split("train").labels.tolist() == [0] * 9 + [1] * 9
+
+
+def test_two_folders_with_the_same_escaped_name_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", LATIN1, "K\\xe4tzchen")
+    with pytest.raises(UsageError, match=r"several folders in .* stand for class K\\xe4tzchen"):
+        load(tmp_path)
+
+
 def test_a_corrupt_image_is_named(tmp_path: Path) -> None:
     fill(tmp_path / "photos/train", "a", "b")
     fill(tmp_path / "photos/test", "a", "b")
@@ -195,8 +297,37 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"class folder .*photos/b has no images"):
         load(tmp_path)
     save(photos / "b/0.png")
-    with pytest.raises(UsageError, match="class b has 1 image, too few"):
+    save(photos / "c/0.png")
+    with pytest.raises(UsageError, match=r"for the test split: class b has 1 image, class c has 1 image\."):
         load(tmp_path)
+
+
+def test_every_class_without_images_is_named(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", "a", "b")
+    for name in ("x", "y"):
+        (tmp_path / "photos" / name).mkdir()
+    with pytest.raises(UsageError, match=r"class folder \S+photos/x, \S+photos/y has no images"):
+        load(tmp_path)
+
+
+def test_a_class_of_two_images_is_named_with_its_count_and_the_way_on(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", "cat", "dog", "zebra")
+    fill(tmp_path / "photos", "rare", count=2)
+    dataset = load(tmp_path)
+    with pytest.raises(UsageError, match=r"class rare has 2 images \(1 of them in .*--val-size 0"):
+        summarize(dataset, DataConfig())
+    table = summarize(dataset, DataConfig(val_size=0))
+    assert table.loc["rare"].tolist() == [1, 0, 1]
+
+
+def test_a_class_of_one_training_image_is_named_with_the_way_on(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        fill(tmp_path / "photos" / split, "cat", "dog")
+        fill(tmp_path / "photos" / split, "rare", count=1)
+    dataset = load(tmp_path)
+    with pytest.raises(UsageError, match=r"class rare has 1 image\. .*--val-size 0"):
+        summarize(dataset, DataConfig())
+    assert summarize(dataset, DataConfig(val_size=0)).loc["rare"].tolist() == [1, 0, 1]
 
 
 def test_train_and_test_must_have_the_same_classes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import CIFAR10_CLASSES, load_dataset
 from cifar_mlflow.data.original import ARCHIVE_NAME, FOLDER, PUBLISHED
 from cifar_mlflow.data.sources import SAMPLE_DIR
-from cifar_mlflow.data.split import train_val_indices
+from cifar_mlflow.data.split import stratified_split
 from cifar_mlflow.errors import CifarError, UsageError
 from tests.data.conftest import Mirrors, Published
 
@@ -90,7 +90,7 @@ def test_a_search_never_reads_the_test_split(tmp_path: Path, published: Publishe
 
 def test_a_damaged_archive_is_not_used(tmp_path: Path, published: Published) -> None:
     (tmp_path / ARCHIVE_NAME).write_bytes(published.path.read_bytes()[:-1])
-    with pytest.raises(CifarError, match="damaged or unfinished"):
+    with pytest.raises(CifarError, match="damaged or incomplete"):
         load_dataset(DataConfig(data_dir=tmp_path, cache_dir=tmp_path / "cache"), published.archive)
 
 
@@ -209,6 +209,6 @@ def test_real_cifar10(real_data_dir: Path) -> None:
     train, test = dataset.split("train"), dataset.split("test")
     assert np.bincount(train.labels).tolist() == [5_000] * 10
     assert np.bincount(test.labels).tolist() == [1_000] * 10
-    kept, held_out = train_val_indices(train.labels, 0.1, seed=0)
+    kept, held_out = stratified_split(train.labels, 0.1, seed=0)
     assert np.bincount(train.labels[held_out]).tolist() == [500] * 10
     assert len(kept) == 45_000

@@ -3,8 +3,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifar_mlflow.data.split import train_val_indices
+from cifar_mlflow.config import DataConfig
+from cifar_mlflow.data.dataset import ImageDataset, SourceSplit, Split
+from cifar_mlflow.data.split import stratified_split, train_val_indices
 from cifar_mlflow.errors import UsageError
+
+
+def dataset(*train: int, set_aside: tuple[int, ...] = ()) -> ImageDataset:
+    """Return a data set with so many training images of the classes a, b, c, ..."""
+    labels = np.repeat(np.arange(len(train)), train)
+
+    def load(name: SourceSplit) -> Split:
+        assert name == "train"
+        return Split(np.zeros((len(labels), 32, 32, 3), np.uint8), labels)
+
+    return ImageDataset("letters", tuple("abcdefgh"[: len(train)]), 32, "0" * 64, load, set_aside)
 
 
 @given(
@@ -14,7 +27,7 @@ from cifar_mlflow.errors import UsageError
 )
 def test_each_class_is_divided_in_the_same_proportion(counts: list[int], val_size: float, seed: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    train, val = train_val_indices(labels, val_size, seed)
+    train, val = stratified_split(labels, val_size, seed)
     assert sorted([*train, *val]) == list(range(len(labels)))
     assert (np.diff(train) > 0).all()
     assert (np.diff(val) > 0).all()
@@ -24,21 +37,37 @@ def test_each_class_is_divided_in_the_same_proportion(counts: list[int], val_siz
         assert abs(held_out - count * val_size) <= 1
 
 
-def test_the_seed_decides() -> None:
+def test_the_split_depends_only_on_the_seed() -> None:
     labels = np.repeat(np.arange(10), 500)
-    first, again, other = (train_val_indices(labels, 0.1, seed)[1] for seed in (0, 0, 1))
+    first, again, other = (stratified_split(labels, 0.1, seed)[1] for seed in (0, 0, 1))
     assert first.tolist() == again.tolist()
     assert first.tolist() != other.tolist()
-    # The numbers themselves: a split that moves makes earlier results incomparable.
+    # The indices themselves: another split would make earlier results incomparable.
     assert first[:5].tolist() == [2, 5, 15, 41, 54]
 
 
-def test_nothing_is_held_out_for_zero() -> None:
-    train, val = train_val_indices(np.array([0, 1, 1]), 0, seed=0)
+def test_the_settings_decide_how_the_training_images_are_divided() -> None:
+    data = dataset(500, 500)
+    config = DataConfig(val_size=0.2, split_seed=3)
+    for part, expected in zip(
+        train_val_indices(data, config), stratified_split(data.split("train").labels, 0.2, 3), strict=True
+    ):
+        np.testing.assert_array_equal(part, expected)
+
+
+def test_val_size_zero_holds_out_nothing() -> None:
+    train, val = train_val_indices(dataset(1, 2), DataConfig(val_size=0))
     assert train.tolist() == [0, 1, 2]
     assert val.tolist() == []
 
 
-def test_a_class_with_one_image_cannot_be_split() -> None:
-    with pytest.raises(UsageError, match="class 1 has one image"):
-        train_val_indices(np.array([0, 0, 1]), 0.1, seed=0)
+def test_classes_with_one_image_are_named_with_the_way_on() -> None:
+    with pytest.raises(
+        UsageError, match=r"class b has 1 image, class d has 1 image\. .*all of them with --val-size 0$"
+    ):
+        train_val_indices(dataset(3, 1, 2, 1), DataConfig(val_size=0.1))
+
+
+def test_images_that_were_set_aside_for_the_test_are_counted() -> None:
+    with pytest.raises(UsageError, match=r"class b has 2 images \(1 of them in the test split\)"):
+        train_val_indices(dataset(3, 1, set_aside=(1, 1)), DataConfig(val_size=0.1))

@@ -1,10 +1,16 @@
-"""What the service really exposes, as Prometheus reads it."""
+"""The metrics that the service exposes, and nginx in front of a service."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.records import Record
+from tests.deploy.proxy import NGINX, Recorder, Service, nginx
+from tests.scorer_folders import write_scorer_folder
 
 CLASSES = ("cat", "dog")
 PARTS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
@@ -12,7 +18,7 @@ PARTS = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 
 @pytest.fixture(scope="session")
 def exposed() -> dict[str, set[str]]:
-    """Each time series of /metrics by name, with its labels; and `up`, which Prometheus makes itself."""
+    """Map each time series of /metrics to its labels, including `up`, which Prometheus adds."""
     metrics = Metrics(CLASSES)
     for label, code in (("cat", None), (None, "not_an_image")):
         record = Record(
@@ -32,3 +38,37 @@ def exposed() -> dict[str, set[str]]:
         for sample in family.samples:
             series.setdefault(sample.name, set()).update(sample.labels)
     return series
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that nginx can be put in front of."""
+    if NGINX is None:
+        pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
+    folder = tmp_path_factory.mktemp("proxied")
+    service = Service(folder, write_scorer_folder(folder / "scorer"))
+    try:
+        yield service.wait()
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def port(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Port of an nginx with the configuration as it is shipped."""
+    with nginx(tmp_path_factory.mktemp("nginx"), service.address) as port:
+        yield port
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Start further instances of nginx; they end with the test."""
+    with ExitStack() as stack:
+        yield lambda upstream, **options: stack.enter_context(nginx(tmp_path / "nginx", upstream, **options))
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    recorder = Recorder()
+    yield recorder
+    recorder.close()

@@ -1,4 +1,4 @@
-"""The files in deploy/, and the tools that check them where they are installed."""
+"""Read the files in deploy/ and run the tools that check them."""
 
 import shutil
 import subprocess
@@ -18,7 +18,7 @@ def read_yaml(name: str) -> Any:
 
 
 def check_with(tool: str, *arguments: str | Path, package: str) -> None:
-    """Run a checker from the root of the repository; skip the test where it is not installed."""
+    """Run a checker in the root of the repository; skip the test if it is not installed."""
     binary = shutil.which(tool) or shutil.which(tool, path=str(Path(sys.executable).parent))
     if binary is None:
         pytest.skip(f"{tool} is not installed ({package})")

@@ -1,4 +1,4 @@
-"""What a PromQL expression names, found without a parser: enough to hold it to metrics that exist."""
+"""Find the metrics and labels in a PromQL expression, without a parser."""
 
 import re
 
@@ -8,14 +8,14 @@ ADDED_BY_PROMETHEUS = {"job", "instance"}
 
 
 def metrics_in(expression: str) -> set[str]:
-    """The metrics, given that whatever is no function, keyword, label or number is one."""
-    bare = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]', " ", _without_strings(expression))
-    bare = re.sub(r"\b(by|without|on|ignoring)\s*\([^)]*\)", " ", bare)
-    return set(re.findall(r"(?<![\w.])[a-zA-Z_:][\w:]*", bare)) - FUNCTIONS - KEYWORDS
+    """Return the metrics: every name that is not a function, keyword or label."""
+    rest = re.sub(r'"[^"]*"|\{[^}]*\}|\[[^]]*\]', " ", _without_strings(expression))
+    rest = re.sub(r"\b(by|without|on|ignoring)\s*\([^)]*\)", " ", rest)
+    return set(re.findall(r"(?<![\w.])[a-zA-Z_:][\w:]*", rest)) - FUNCTIONS - KEYWORDS
 
 
 def labels_in(expression: str) -> set[str]:
-    """The labels that are compared or grouped by, without those that Prometheus adds itself."""
+    """Return the labels in selectors and groupings, without those that Prometheus adds."""
     bare = _without_strings(expression)
     compared = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", " ".join(re.findall(r"\{([^}]*)\}", bare)))
     grouped = re.findall(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)", bare)

@@ -1,4 +1,4 @@
-"""compose.yaml hangs together: there is no engine here to find out by starting it."""
+"""The parts of compose.yaml fit each other, checked without a container engine."""
 
 import re
 import socket
@@ -12,7 +12,9 @@ import pytest
 import sqlalchemy
 from mlflow.cli import cli as mlflow_cli
 
+from serving.config import ServeConfig
 from tests.deploy.files import DEPLOY, read_yaml
+from tests.deploy.proxy import PLACEHOLDERS
 from tests.end_to_end import postgres
 
 COMPOSE = read_yaml("compose.yaml")
@@ -21,8 +23,9 @@ each_service = pytest.mark.parametrize("name", SERVICES)
 
 
 def ports_of(name: str) -> set[str]:
-    """The ports that a service listens on, as far as it publishes them."""
-    return {port.rsplit(":", 1)[1] for port in SERVICES[name].get("ports", [])}
+    """Return the ports that a service listens on, as far as the file tells."""
+    published = {port.rsplit(":", 1)[1] for port in SERVICES[name].get("ports", [])}
+    return published | set(re.findall(r"--port=(\d+)", " ".join(SERVICES[name].get("command", []))))
 
 
 @each_service
@@ -32,29 +35,28 @@ def test_an_image_is_pinned_to_a_version(name: str) -> None:
 
 
 @each_service
-def test_it_is_reached_from_this_machine_only(name: str) -> None:
+def test_ports_are_published_only_to_this_machine(name: str) -> None:
     for port in SERVICES[name].get("ports", []):
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)
 
 
 @each_service
-def test_it_has_limits_and_no_way_to_more_rights(name: str) -> None:
+def test_a_service_has_limits_and_cannot_gain_privileges(name: str) -> None:
     assert SERVICES[name]["deploy"]["resources"]["limits"].keys() >= {"cpus", "memory"}
     assert "no-new-privileges:true" in SERVICES[name]["security_opt"]
     assert not SERVICES[name].get("privileged")
 
 
 @each_service
-def test_what_it_waits_for_is_there_and_says_when_it_is_ready(name: str) -> None:
-    for other, how in SERVICES[name].get("depends_on", {}).items():
-        checked = (
-            "healthcheck" in SERVICES[other] or "build" in SERVICES[other]
-        )  # ours has it in the Dockerfile
-        assert how["condition"] == "service_started" or checked
+def test_a_service_that_others_wait_for_has_a_health_check(name: str) -> None:
+    for other, dependency in SERVICES[name].get("depends_on", {}).items():
+        # The check of our own image is in the Dockerfile.
+        has_check = "healthcheck" in SERVICES[other] or "build" in SERVICES[other]
+        assert dependency["condition"] == "service_started" or has_check
 
 
 @each_service
-def test_its_networks_and_volumes_are_declared_and_its_files_exist(name: str) -> None:
+def test_networks_and_volumes_are_declared_and_mounted_files_exist(name: str) -> None:
     assert set(SERVICES[name]["networks"]) <= COMPOSE["networks"].keys()
     for mount in SERVICES[name].get("volumes", []):
         source = mount.split(":")[0]
@@ -65,38 +67,56 @@ def test_its_networks_and_volumes_are_declared_and_its_files_exist(name: str) ->
             assert source in COMPOSE["volumes"]
 
 
-def test_the_only_secrets_are_those_of_the_example() -> None:
+def test_the_example_file_has_every_secret_and_no_other() -> None:
     text = (DEPLOY / "compose.yaml").read_text()
-    asked = set(re.findall(r"\$\{(\w+):\?", text))
-    assert asked == set(re.findall(r"^(\w+)=$", (DEPLOY / ".env.example").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\$\{(\w+)", text)) == asked  # none has a default
+    required = set(re.findall(r"\$\{(\w+):\?", text))
+    assert required == set(re.findall(r"^(\w+)=$", (DEPLOY / ".env.example").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\$\{(\w+)", text)) == required  # none has a default
     assert ".env" in (DEPLOY / ".gitignore").read_text().splitlines()
 
 
-def test_what_the_parts_call_each_other_is_what_they_are_called() -> None:
-    settings = [value for service in SERVICES.values() for value in service.get("environment", {}).values()]
+def test_services_address_each_other_by_name_and_port() -> None:
+    variables = [value for service in SERVICES.values() for value in service.get("environment", {}).values()]
     source = read_yaml("grafana/provisioning/datasources/prometheus.yml")["datasources"][0]
     jobs = read_yaml("prometheus.yml")["scrape_configs"]
     targets = [f"//{target}" for job in jobs for target in job["static_configs"][0]["targets"]]
-    addresses = re.findall(r"[@/]([a-z]+):(\d+)", " ".join([*settings, source["url"], *targets]))
+    addresses = re.findall(r"(?:^|[@/ ])([a-z]+):(\d+)", " ".join([*variables, source["url"], *targets]))
     assert {name for name, _ in addresses} == {"postgres", "mlflow", "service", "prometheus"}
     for name, port in addresses:
         assert port in (ports_of(name) or {"5432"})
 
 
-def test_mlflow_knows_the_options_and_accepts_the_name_by_which_it_is_called() -> None:
+def test_mlflow_accepts_its_options_and_its_host_name() -> None:
     command = SERVICES["mlflow"]["command"]
     assert command[0] == "mlflow"
     assert isinstance(mlflow_cli, click.Group)
     context = mlflow_cli.commands[command[1]].make_context(command[1], command[2:])
     assert str(context.params["port"]) in ports_of("mlflow")
-    called = SERVICES["service"]["environment"]["MLFLOW_TRACKING_URI"].removeprefix("http://")
-    assert called in context.params["allowed_hosts"].split(",")
+    address = SERVICES["service"]["environment"]["MLFLOW_TRACKING_URI"].removeprefix("http://")
+    assert address in context.params["allowed_hosts"].split(",")
+
+
+def test_only_nginx_is_published_of_the_web_service() -> None:
+    assert "ports" not in SERVICES["service"]
+    assert SERVICES["proxy"]["networks"] == ["web"]
+    assert [name for name in SERVICES if "web" in SERVICES[name]["networks"]] == ["service", "proxy"]
+
+
+def test_nginx_gets_its_configuration() -> None:
+    proxy = SERVICES["proxy"]
+    variables = proxy["environment"]
+    # The image finds the resolvers itself if the second variable is set.
+    assert variables.keys() & PLACEHOLDERS == PLACEHOLDERS - {"NGINX_LOCAL_RESOLVERS"}
+    assert variables["NGINX_ENTRYPOINT_LOCAL_RESOLVERS"]
+    assert variables["LISTEN"] in ports_of("proxy")
+    assert int(variables["MAX_BODY_MB"]) == ServeConfig().max_body_mb
+    assert f"{variables['NGINX_ENVSUBST_OUTPUT_DIR']}/nginx.conf" in proxy["command"]
+    assert proxy["volumes"] == ["./nginx.conf:/etc/nginx/templates/nginx.conf.template:ro"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(postgres.missing() is not None, reason=str(postgres.missing()))
-def test_the_user_of_the_request_log_reaches_its_own_database_only(tmp_path: Path) -> None:
+def test_the_database_user_of_the_request_log_can_use_no_other_database(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     server = postgres.Postgres(port)
@@ -105,9 +125,22 @@ def test_the_user_of_the_request_log_reaches_its_own_database_only(tmp_path: Pat
         with admin.connect() as connection:
             connection.execute(sqlalchemy.text("CREATE ROLE mlflow SUPERUSER LOGIN"))
             connection.execute(sqlalchemy.text("CREATE DATABASE mlflow OWNER mlflow"))
-        where = {"PGHOST": "127.0.0.1", "PGPORT": str(server.port), "REQUESTS_DB_PASSWORD": uuid.uuid4().hex}
-        who = {"POSTGRES_USER": "mlflow", "POSTGRES_DB": "mlflow", "PATH": f"{postgres_bin()}:/usr/bin:/bin"}
-        subprocess.run(["/bin/sh", DEPLOY / "postgres-init.sh"], env=where | who, check=True, timeout=60)
+        server_variables = {
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(server.port),
+            "REQUESTS_DB_PASSWORD": uuid.uuid4().hex,
+        }
+        user_variables = {
+            "POSTGRES_USER": "mlflow",
+            "POSTGRES_DB": "mlflow",
+            "PATH": f"{postgres_bin()}:/usr/bin:/bin",
+        }
+        subprocess.run(
+            ["/bin/sh", DEPLOY / "postgres-init.sh"],
+            env=server_variables | user_variables,
+            check=True,
+            timeout=60,
+        )
         as_requests = f"postgresql+psycopg://requests@127.0.0.1:{server.port}"
         with sqlalchemy.create_engine(
             f"{as_requests}/requests", poolclass=sqlalchemy.NullPool

@@ -1,4 +1,4 @@
-"""The dashboard asks for what the service exposes, and Grafana finds it and its data."""
+"""The dashboard queries metrics that the service exposes, and Grafana finds the dashboard and its data."""
 
 import json
 import re
@@ -20,9 +20,9 @@ MOUNTS = dict(
 )
 
 
-def test_it_has_what_grafana_needs_of_a_dashboard() -> None:
+def test_the_dashboard_has_the_fields_that_grafana_requires() -> None:
     assert BOARD.keys() >= {"uid", "title", "schemaVersion", "panels", "templating", "time", "refresh"}
-    assert "id" not in BOARD  # of the database that it was exported from
+    assert "id" not in BOARD  # it belongs to the database of an export
     ids = [panel["id"] for panel in BOARD["panels"]]
     assert len(set(ids)) == len(ids)
     for panel in PANELS:
@@ -31,7 +31,7 @@ def test_it_has_what_grafana_needs_of_a_dashboard() -> None:
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
 
 
-def test_no_panel_covers_another() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in BOARD["panels"]:
         place = panel["gridPos"]
@@ -46,7 +46,7 @@ def test_no_panel_covers_another() -> None:
 
 
 @pytest.mark.parametrize(("title", "expression"), QUERIES, ids=[f"{i}" for i in range(len(QUERIES))])
-def test_a_panel_asks_for_what_the_service_exposes(
+def test_a_panel_queries_metrics_that_the_service_exposes(
     title: str, expression: str, exposed: dict[str, set[str]]
 ) -> None:
     metrics = metrics_in(expression)
@@ -56,19 +56,19 @@ def test_a_panel_asks_for_what_the_service_exposes(
     assert is_balanced(expression)
 
 
-def test_every_metric_of_ours_is_on_the_dashboard(exposed: dict[str, set[str]]) -> None:
-    asked = set().union(*(metrics_in(expression) for _, expression in QUERIES))
-    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
+def test_every_metric_of_the_service_is_on_the_dashboard(exposed: dict[str, set[str]]) -> None:
+    queried = set().union(*(metrics_in(expression) for _, expression in QUERIES))
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in queried}
     ours = {name for name in exposed if name.startswith("cifar_")}
     assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in ours} <= families
 
 
-def test_each_variable_that_a_query_uses_is_declared() -> None:
+def test_the_variables_of_the_queries_are_declared() -> None:
     declared = {variable["name"] for variable in BOARD["templating"]["list"]} | {"__rate_interval"}
     assert set(re.findall(r"\$\{?(\w+)", " ".join(expression for _, expression in QUERIES))) <= declared
 
 
-def test_prometheus_understands_every_query(tmp_path: Path) -> None:
+def test_prometheus_accepts_every_query(tmp_path: Path) -> None:
     filled = [
         expression.replace("$__rate_interval", "5m").replace("$instance", ".*") for _, expression in QUERIES
     ]

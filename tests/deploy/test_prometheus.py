@@ -1,4 +1,4 @@
-"""The alerts name metrics that exist, fire when they should, and say what to do."""
+"""The alerts use metrics that exist, fire when they should, and say what to do."""
 
 import re
 from typing import Any
@@ -20,14 +20,14 @@ def test_prometheus_accepts_its_configuration() -> None:
     check_with("promtool", "check", "config", "--syntax-only", DEPLOY / "prometheus.yml", package=PACKAGE)
 
 
-def test_each_alert_fires_when_it_should_and_none_when_all_is_well() -> None:
+def test_each_alert_fires_when_it_should() -> None:
     check_with("promtool", "test", "rules", ROOT / "tests/deploy/alerts_test.yml", package=PACKAGE)
-    tried = (ROOT / "tests/deploy/alerts_test.yml").read_text()
-    assert {alert["alert"] for alert in ALERTS} == set(re.findall(r"Cifar\w+", tried))
+    tests = (ROOT / "tests/deploy/alerts_test.yml").read_text()
+    assert {alert["alert"] for alert in ALERTS} == set(re.findall(r"Cifar\w+", tests))
 
 
 @each_alert
-def test_an_alert_asks_for_what_the_service_exposes(
+def test_an_alert_uses_metrics_that_the_service_exposes(
     alert: dict[str, Any], exposed: dict[str, set[str]]
 ) -> None:
     metrics = metrics_in(alert["expr"])
@@ -38,7 +38,7 @@ def test_an_alert_asks_for_what_the_service_exposes(
 
 
 @each_alert
-def test_an_alert_says_what_it_means_and_what_to_do(alert: dict[str, Any]) -> None:
+def test_an_alert_has_an_explanation_and_a_runbook(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in {"critical", "warning"}
     assert alert["annotations"].keys() == {"summary", "description", "action", "runbook"}
     page, _, section = alert["annotations"]["runbook"].partition("#")
@@ -49,10 +49,10 @@ def test_an_alert_says_what_it_means_and_what_to_do(alert: dict[str, Any]) -> No
     assert shown <= {"instance"} | labels_in(alert["expr"])
 
 
-def test_the_job_is_the_one_that_is_asked_for() -> None:
+def test_alerts_and_dashboard_use_the_job_of_prometheus() -> None:
     jobs = {job["job_name"] for job in read_yaml("prometheus.yml")["scrape_configs"]}
-    asked = (DEPLOY / "alerts.yml").read_text() + (DEPLOY / "grafana/dashboard.json").read_text()
-    assert set(re.findall(r'job=\\?"(\w+)', asked)) == jobs
+    text = (DEPLOY / "alerts.yml").read_text() + (DEPLOY / "grafana/dashboard.json").read_text()
+    assert set(re.findall(r'job=\\?"(\w+)', text)) == jobs
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_the_job_is_the_one_that_is_asked_for() -> None:
         ('max(a{x!="b_total", y!~"c"}) or vector(0) * 1e6', {"a"}, {"x", "y"}),
     ],
 )
-def test_metrics_and_labels_are_found_in_an_expression(
+def test_metrics_and_labels_of_an_expression_are_found(
     expression: str, metrics: set[str], labels: set[str]
 ) -> None:
     assert metrics_in(expression) == metrics
     assert labels_in(expression) == labels
 
 
-def test_the_yaml_of_grafana_and_prometheus_is_yaml() -> None:
+def test_every_yaml_file_can_be_parsed() -> None:
     for path in DEPLOY.rglob("*.y*ml"):
         assert list(yaml.safe_load_all(path.read_text())), path

@@ -1,4 +1,4 @@
-"""From a training to the champion and to an answer, with the verbs of the command line."""
+"""From a training run to the champion and an answer, on the command line."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +17,18 @@ pytestmark = pytest.mark.slow
 def registered(
     tmp_path_factory: pytest.TempPathFactory, images: Path, empty_store: Path, shared_cache: Path
 ) -> Iterator[Project]:
-    """Version 1 of a training that was told to register, version 2 of one that was registered later."""
+    """Version 1 comes from `train --register`, version 2 from a later `register`."""
     folder = tmp_path_factory.mktemp("registered")
     with open_project(folder, images, empty_store, shared_cache) as project:
-        said = project.train("--register", "--serve-precision", "fp32", "--epochs", "4")
-        assert "Registered version 1 of cifar10: cnn as fp32" in said
+        output = project.train("--register", "--serve-precision", "fp32", "--epochs", "4")
+        assert "Registered version 1 of cifar10: cnn as fp32" in output
         project.train("--epochs", "1", "--lr", "1e-4")
-        said = project.run("register", project.runs[0].info.run_id, "--target_accuracy", "0.8")
-        assert "Registered version 2 of cifar10: cnn as" in said
+        output = project.run("register", project.runs[0].info.run_id, "--target_accuracy", "0.8")
+        assert "Registered version 2 of cifar10: cnn as" in output
         yield project
 
 
-def test_promoted_refused_forced_and_rolled_back(registered: Project) -> None:
+def test_promote_refuse_force_and_roll_back(registered: Project) -> None:
     assert "no previous champion" in registered.run("rollback", code=2)
     assert registered.run("promote", "1").startswith("version 1 ")
     refusal = registered.run("promote", registered.runs[0].info.run_id, code=1)
@@ -40,28 +40,28 @@ def test_promoted_refused_forced_and_rolled_back(registered: Project) -> None:
     assert champion(registered) == "1"
 
 
-def test_files_are_classified_by_the_champion(registered: Project, images: Path) -> None:
+def test_classify_uses_the_champion(registered: Project, images: Path) -> None:
     registered.run("promote", "1", "--force", code=1 if champion(registered) == "1" else 0)
     folder = registered.folder / "photos"
     folder.mkdir()
     (folder / "broken.png").write_bytes(b"no image")
     for color in ("red", "green", "blue"):
         (folder / f"{color}.png").write_bytes((images / color / "00.png").read_bytes())
-    said = registered.run("classify", "photos", "--output", "answers.csv", "--top_k", "2")
-    assert "photos/broken.png: This is not a picture" in said
+    output = registered.run("classify", "photos", "--output", "answers.csv", "--top_k", "2")
+    assert "photos/broken.png: This is not a picture" in output
     answers = pd.read_csv(registered.folder / "answers.csv").set_index("path")
     for color in ("red", "green", "blue"):
         assert answers.loc[f"photos/{color}.png", "label"] == color
 
 
-def test_of_a_served_version_the_trained_weights_are_evaluated_and_exported(registered: Project) -> None:
+def test_evaluate_and_export_use_the_trained_weights_of_a_version(registered: Project) -> None:
     version = registered.client.get_model_version("cifar10", "1")
     registered.client.set_registered_model_alias("cifar10", "tried", "1")
-    said = registered.run(
+    output = registered.run(
         "evaluate", "--model", "models:/cifar10@tried", "--dataset", "folder", "--threads", "1",
         "--data-dir", str(registered.images),
     )  # fmt: skip
-    assert f"models:/cifar10@tried is version 1, of run {version.run_id}: its weights are taken" in said
+    assert f"models:/cifar10@tried is version 1; loading the weights of its run {version.run_id}" in output
     evaluated, trained = registered.runs[0], registered.client.get_run(str(version.run_id))
     assert evaluated.data.tags["model_run_id"] == version.run_id
     for name, value in evaluated.data.metrics.items():
@@ -71,12 +71,12 @@ def test_of_a_served_version_the_trained_weights_are_evaluated_and_exported(regi
     assert load_model_file(registered.folder / "served.safetensors")[1].run_id == version.run_id
 
 
-def test_of_a_version_from_elsewhere_no_weights_are_exported(registered: Project) -> None:
+def test_export_refuses_a_version_that_register_did_not_make(registered: Project) -> None:
     mlflow.set_tracking_uri(registered.env["MLFLOW_TRACKING_URI"])
     run_id = registered.client.get_model_version("cifar10", "1").run_id
     mlflow.register_model(f"runs:/{run_id}/model", "elsewhere")
-    said = registered.run("export", "models:/elsewhere/1", code=2)
-    assert "models:/elsewhere/1 was not made by cifar-mlflow register" in said
+    output = registered.run("export", "models:/elsewhere/1", code=2)
+    assert "models:/elsewhere/1 was not made by cifar-mlflow register" in output
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_of_a_version_from_elsewhere_no_weights_are_exported(registered: Project
         (("train", "--register", "--target-accuracy", "2"), "target_accuracy"),
     ],
 )
-def test_a_wrong_request_is_an_error_in_words(
+def test_a_wrong_argument_is_reported_in_words(
     registered: Project, arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in registered.run(*arguments, code=2)

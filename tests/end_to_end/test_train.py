@@ -276,7 +276,7 @@ def test_mlflow_run_trains_in_the_run_it_made(
         assert project.client.get_model_version_by_alias("cifar10", "champion").run_id == run.info.run_id
         said = capfd.readouterr().out
         assert re.search(
-            r"models serve -m models:/cifar10@champion` says of cat.jpg: (red|green|blue) \d", said
+            r"models serve -m models:/cifar10@champion` classifies cat.jpg as: (red|green|blue) \d", said
         )
 
 

@@ -1,4 +1,4 @@
-"""A search from the outside: what is in MLflow after it, what it reads, and how it can be asked for."""
+"""A search as a user runs it: its results in MLflow, the data that it reads, and its options."""
 
 import resource
 import shutil
@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from cifar_mlflow.cli import main
 from tests.end_to_end.conftest import Project, open_project
 
-# Trials of a second: few epochs of a narrow network.
+# Trials that take a second: few epochs of a narrow network.
 FEW = ("--epochs", "3", "--pruner", "asha")
 
 
@@ -28,7 +28,7 @@ def parent_of(project: Project) -> Run:
 
 
 def trials_of(project: Project) -> list[Run]:
-    """The nested runs, by number of the trial."""
+    """Return the nested runs, in order of their trials."""
     parent = parent_of(project).info.run_id
     runs = [run for run in project.runs if run.data.tags.get("mlflow.parentRunId") == parent]
     return sorted(runs, key=lambda run: int(run.data.tags["optuna.trial"]))
@@ -40,7 +40,7 @@ def study_of(project: Project, name: str = "folder") -> optuna.Study:
 
 @pytest.fixture(scope="module")
 def untestable(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """Images whose test split cannot be read: whoever tries ends with an error."""
+    """Images whose test split is damaged: reading it is an error."""
     root = tmp_path_factory.mktemp("untestable")
     shutil.copytree(images, root / "train")
     for name in ("blue", "green", "red"):
@@ -53,7 +53,7 @@ def untestable(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 def searched(
     tmp_path_factory: pytest.TempPathFactory, untestable: Path, empty_store: Path, shared_cache: Path
 ) -> Iterator[tuple[Project, str]]:
-    """A finished search of 7 trials by two workers, on images whose test split cannot be read."""
+    """A finished search of 7 trials by two workers, on images with a damaged test split."""
     folder = tmp_path_factory.mktemp("searched")
     with open_project(folder, untestable, empty_store, shared_cache) as project:
         yield project, search(project, "--trials", "7", "--workers", "2", "--threads", "2")
@@ -64,7 +64,7 @@ def test_a_search_never_reads_the_test_split(searched: tuple[Project, str]) -> N
     project, _ = searched
     assert len(trials_of(project)) == 7
     assert not any(name.startswith("test/") for run in trials_of(project) for name in run.data.metrics)
-    output = project.train(code=1)  # the same data do not go unnoticed where the test split is read
+    output = project.train(code=1)  # a training reads the test split and so finds the damage
     assert "damaged.png" in output
 
 
@@ -93,7 +93,7 @@ def test_each_trial_is_a_run_below_the_study_with_what_a_training_has(searched: 
 
 
 @pytest.mark.slow
-def test_the_study_s_run_says_what_was_found(searched: tuple[Project, str]) -> None:
+def test_the_run_of_the_study_has_its_results(searched: tuple[Project, str]) -> None:
     project, output = searched
     parent, study = parent_of(project), study_of(project)
     best = study.best_trial
@@ -122,12 +122,12 @@ def test_the_first_trial_is_the_recipe(searched: tuple[Project, str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_the_same_command_again_finds_the_work_done_and_more_trials_go_on(
+def test_the_same_command_does_nothing_and_more_trials_continue_the_study(
     searched: tuple[Project, str],
 ) -> None:
     project, _ = searched
     before = [run.info.run_id for run in trials_of(project)]
-    assert "has 7 trials already" in search(project, "--trials", "7")
+    assert "already has 7 trials" in search(project, "--trials", "7")
     output = search(project, "--trials", "8", "--retrain-best", code=1)  # which reads the test split
     assert "damaged.png" in output
     after = [run.info.run_id for run in trials_of(project) if "retrained" not in run.data.tags]
@@ -137,7 +137,7 @@ def test_the_same_command_again_finds_the_work_done_and_more_trials_go_on(
 
 
 @pytest.mark.slow
-def test_a_study_is_not_mixed_with_other_settings(
+def test_a_study_is_not_continued_with_other_settings(
     searched: tuple[Project, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, _ = searched
@@ -146,14 +146,14 @@ def test_a_study_is_not_mixed_with_other_settings(
     for different in (("--epochs", "4"), ("--sampler", "random"), ("--crop-padding", "2")):
         result = CliRunner().invoke(main, ["tune", *project.quick, *FEW, *different])
         assert result.exit_code == 2
-        assert "was begun with other settings" in result.output
+        assert "has other settings" in result.output
         assert different[0][2:].replace("-", "_") in result.output
 
 
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_the_past_is_used_and_the_winner_trained_again(project: Project) -> None:
-    """Earlier runs count as trials, a run is tried first, a space narrows, and the best is tested once."""
+def test_warm_start_enqueue_space_and_retrain_best(project: Project) -> None:
+    """Prior runs count as trials, an enqueued run comes first, and the best trial is retrained and tested."""
     earlier = ("--label-smoothing", "0.1", "--dropout", "0.3", "--optimizer", "adamw", "--lr", "0.004")
     project.train(*earlier)
     project.train("--val-size", "0.2")  # another split: not comparable
@@ -171,10 +171,10 @@ def test_the_past_is_used_and_the_winner_trained_again(project: Project) -> None
     output = search(
         project,
         *("--space", "space.yaml", "--warm-start", "cifar10", "--enqueue", run.info.run_id),
-        *("--trials", "2", "--pruner", "none", "--sampler", "random", "--study", "with a past"),
+        *("--trials", "2", "--pruner", "none", "--sampler", "random", "--study", "warm"),
         *("--retrain-best", "--retrain-seeds", "2"),
     )
-    study = study_of(project, "with a past")
+    study = study_of(project, "warm")
     past, recipe, enqueued = study.trials
     assert past.user_attrs["run_id"] == run.info.run_id
     assert (past.user_attrs["origin"], past.value) == ("earlier run", run.data.metrics["val/accuracy"])
@@ -197,16 +197,16 @@ def test_the_past_is_used_and_the_winner_trained_again(project: Project) -> None
     assert parent.data.metrics["test/accuracy"] == pytest.approx(sum(accuracies) / 2)
     assert "test/accuracy_std" in parent.data.metrics
 
-    search(  # again: what is done is not done twice
+    search(  # the same again: nothing is done twice
         project,
         *("--space", "space.yaml", "--trials", "2", "--pruner", "none", "--sampler", "random"),
-        *("--study", "with a past", "--retrain-best", "--retrain-seeds", "2"),
+        *("--study", "warm", "--retrain-best", "--retrain-seeds", "2"),
     )
     assert len([run for run in project.runs if "retrained" in run.data.tags]) == 2
 
 
 @pytest.mark.slow
-def test_two_objectives_end_in_a_pareto_front(project: Project) -> None:
+def test_the_result_of_two_objectives_is_a_pareto_front(project: Project) -> None:
     output = search(
         project,
         *("--pruner", "none", "--second-objective", "latency", "--epochs-budget", "6", "--sampler", "qmc"),
@@ -220,11 +220,28 @@ def test_two_objectives_end_in_a_pareto_front(project: Project) -> None:
     assert "latency_ms" in output
 
 
+def grid_of_learning_rates(project: Project, values: str) -> tuple[str, ...]:
+    """Return arguments of a search with one trial per value, of which high ones diverge."""
+    project.folder.joinpath("space.yaml").write_text(f"lr: {values}\nreplace: true\n")
+    diverging = ("--momentum", "0.99", "--warmup", "0", "--schedule", "constant", "--epochs", "12")
+    return ("--sampler", "grid", "--space", "space.yaml", "--pruner", "none", *diverging)
+
+
 @pytest.mark.slow
-def test_a_loss_that_becomes_nan_fails_its_trial_and_no_other(project: Project) -> None:
-    project.folder.joinpath("space.yaml").write_text("lr: [0.05, 10.0]\nreplace: true\n")
-    diverging = ("--sampler", "grid", "--space", "space.yaml", "--momentum", "0.99", "--warmup", "0")
-    search(project, *diverging, "--schedule", "constant", "--pruner", "none", "--epochs", "12")
+def test_a_search_whose_trials_all_fail_fails_with_the_reason(project: Project) -> None:
+    output = search(project, *grid_of_learning_rates(project, "[9.0, 10.0]"), code=1)
+    (line,) = [line for line in output.splitlines() if line.startswith("Error: ")]
+    assert line.startswith("Error: all 2 trials failed; most frequent reason (")
+    parent = parent_of(project)
+    assert parent.info.status == "FAILED"
+    assert line.removeprefix("Error: ").startswith(parent.data.tags["error"].rstrip("…"))
+    assert parent.data.tags["trials.failed"] == "2"
+    assert line in search(project, *grid_of_learning_rates(project, "[9.0, 10.0]"), code=1)  # nothing left
+
+
+@pytest.mark.slow
+def test_a_loss_that_becomes_nan_fails_only_its_trial(project: Project) -> None:
+    search(project, *grid_of_learning_rates(project, "[0.05, 10.0]"))
     states = {trial.params["lr"]: trial.state.name for trial in study_of(project).trials}
     assert states == {0.05: "COMPLETE", 10.0: "FAIL"}
     (failed,) = [run for run in trials_of(project) if run.data.tags["optuna.state"] == "FAIL"]
@@ -235,7 +252,7 @@ def test_a_loss_that_becomes_nan_fails_its_trial_and_no_other(project: Project) 
 
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_a_network_that_does_not_fit_into_memory_fails_its_trial_and_no_other(project: Project) -> None:
+def test_a_network_too_large_for_the_memory_fails_only_its_trial(project: Project) -> None:
     project.folder.joinpath("space.yaml").write_text("model: cnn\nwidth: [0.25, 4.0]\nreplace: true\n")
     large = ("--image-size", "256", "--batch-size", "96", "--epochs", "1", "--threads", "1")
     images = ("--dataset", "folder", "--data-dir", str(project.images))
@@ -291,8 +308,8 @@ def test_a_wrong_search_is_refused_before_the_first_trial(
 def test_the_best_trial_of_a_search_is_promoted_if_it_is_better(
     project: Project, trained: Project, images: Path
 ) -> None:
-    said = search(project, "--trials", "2", "--promote", "--serve-precision", "fp32")
-    assert "Registered version 1 of cifar10" in said
+    output = search(project, "--trials", "2", "--promote", "--serve-precision", "fp32")
+    assert "Registered version 1 of cifar10" in output
     champion = project.client.get_model_version_by_alias("cifar10", "champion")
     assert champion.run_id == parent_of(project).data.tags["best.run_id"]
     assert champion.tags["precision"] == "fp32"

@@ -12,18 +12,32 @@ from PIL import Image
 
 from cifar_mlflow.evaluation import figures
 from cifar_mlflow.evaluation.calibration import reliability_table, softmax
+from cifar_mlflow.evaluation.labels import label
 from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# What folders may be called: a formula to matplotlib, and longer than a picture is wide.
+# Class folders can have such names: a formula for matplotlib, and one longer than the figure is wide.
 ODD = ("$\\frac$ 5_a", "defective part, scratched on its left side")
 MANY = tuple(f"kind number {i}" for i in range(100))
+# matplotlib's fonts lack the first two; the others change direction, have several lines, or are as long as a
+# file name can be.
+WORLD = (
+    "🐶 dog",
+    "猫",
+    "قطة",
+    "כלב\u202e",
+    "two\nlines",
+    "a\tb",
+    "👩\u200d🔬",
+    "x" * 255,
+    "w " * 127,
+)
 
 
 class Case:
-    """Predictions of a fairly good model, with the last class missing if there are many."""
+    """Predictions of a fairly good model; the last class has no images if there are many classes."""
 
     def __init__(self, classes: tuple[str, ...], n: int = 600, size: int = 32) -> None:
         rng = np.random.default_rng(0)
@@ -39,7 +53,7 @@ class Case:
         return evaluate_logits(self.logits, self.labels, self.classes)
 
 
-@pytest.fixture(params=[CIFAR, ODD, MANY], ids=["10", "2", "100"])
+@pytest.fixture(params=[CIFAR, ODD, MANY, WORLD], ids=["10", "2", "100", "world"])
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
@@ -63,13 +77,13 @@ def texts(figure: Figure) -> list[str]:
 
 
 def saved(figure: Figure, tmp_path: Path, words: tuple[str, ...] = ()) -> tuple[int, int]:
-    """Width and height of the PNG; each word is on it, and no text that has one reaches over the edge."""
+    """Save the figure and return width and height; check that each word is on it, inside its edges."""
     FigureCanvasAgg(figure).print_png(tmp_path / "figure.png")
-    said = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+    visible = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()]
     for word in words:
-        having = [text for text in said if word in text.get_text()]
-        assert having, f"{word} is not on the picture"
-        for text in having:
+        matching = [text for text in visible if word in text.get_text()]
+        assert matching, f"{word} is not in the figure"
+        for text in matching:
             box = text.get_window_extent()
             assert box.x0 >= 0, text
             assert box.y0 >= 0, text
@@ -81,7 +95,7 @@ def saved(figure: Figure, tmp_path: Path, words: tuple[str, ...] = ()) -> tuple[
 
 def test_confusion_matrix(case: Case, tmp_path: Path) -> None:
     figure = figures.confusion_matrix(case.evaluation.confusion, case.classes, "Confusion: test split")
-    assert saved(figure, tmp_path, (*case.classes, "Confusion: test split"))[0] == (
+    assert saved(figure, tmp_path, (*map(label, case.classes), "Confusion: test split"))[0] == (
         1600 if len(case.classes) == 100 else 900
     )
 
@@ -93,7 +107,9 @@ def test_confusion_matrix_states_counts_and_row_shares() -> None:
 
 def test_f1_by_class(case: Case, tmp_path: Path) -> None:
     figure = figures.f1_by_class(case.evaluation.per_class, "F1: val split")
-    assert saved(figure, tmp_path, (*case.classes, "F1: val split", "precision", "recall"))[0] == 900
+    assert (
+        saved(figure, tmp_path, (*map(label, case.classes), "F1: val split", "precision", "recall"))[0] == 900
+    )
 
 
 def test_f1_by_class_has_the_worst_at_the_top() -> None:
@@ -136,8 +152,8 @@ def test_reliability_diagram_with_empty_bins(tmp_path: Path) -> None:
     before = reliability_table(np.tile([0.9, 0.1], (100, 1)), labels)
     after = reliability_table(np.tile([0.6, 0.4], (100, 1)), labels)
     figure = figures.reliability_diagram(before, after, "Reliability: test split", temperature=5.419)
-    wanted = ("Reliability: test split", "ECE 0.3000", "T = 5.42: ECE 0.0000", "mean confidence")
-    assert saved(figure, tmp_path, wanted) == (900, 540)
+    expected = ("Reliability: test split", "ECE 0.3000", "T = 5.42: ECE 0.0000", "mean confidence")
+    assert saved(figure, tmp_path, expected) == (900, 540)
     heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]  # type: ignore[attr-defined]
     assert heights == [[0.6], [0.6], [100], [100]]
 
@@ -148,41 +164,46 @@ def test_most_confident_mistakes(case: Case, tmp_path: Path) -> None:
     )
     wrong = case.probabilities.argmax(1) != case.labels
     assert (
-        saved(figure, tmp_path, ("Mistakes: test split", f"{wrong.sum()} of 600 images are wrong", "said: "))[
-            0
-        ]
+        saved(
+            figure,
+            tmp_path,
+            ("Mistakes: test split", f"{wrong.sum()} of 600 images are wrong", "predicted: "),
+        )[0]
         == 900
     )
     ax = figure.axes[0]
     captions = [text.get_text() for text in ax.texts]
-    surest = case.probabilities.max(1)[wrong].max()
+    highest = case.probabilities.max(1)[wrong].max()
     assert len(captions) == len(ax.images) == 25
-    assert f"{surest:.1%}" in captions[0]
+    assert f"{highest:.1%}" in captions[0]
     first = np.flatnonzero(wrong)[case.probabilities.max(1)[wrong].argmax()]
-    truth, said = (case.classes[i] for i in (case.labels[first], case.probabilities[first].argmax()))
-    assert captions[0].replace("\n", " ") == f"true: {truth} said: {said}, {surest:.1%}"
+    true, predicted = (
+        label(case.classes[i]) for i in (case.labels[first], case.probabilities[first].argmax())
+    )
+    caption = f"true: {true} predicted: {predicted}, {highest:.1%}"
+    assert "".join(captions[0].split()) == "".join(caption.split())
     np.testing.assert_array_equal(ax.images[0].get_array(), case.images[first])
     assert ax.images[0].get_interpolation() == "nearest"
 
 
 @pytest.mark.parametrize("mistakes", [0, 1, 7])
-def test_fewer_mistakes_than_places(mistakes: int, tmp_path: Path) -> None:
+def test_fewer_mistakes_than_the_figure_has_room_for(mistakes: int, tmp_path: Path) -> None:
     images = np.zeros((40, 32, 32, 3), np.uint8)
     labels = np.zeros(40, int)
     probabilities = np.tile([0.9, 0.1], (40, 1))
     probabilities[:mistakes] = [0.2, 0.8]
     figure = figures.most_confident_mistakes(images, labels, probabilities, ["cat", "dog"], "test split")
-    assert sum("said: dog, 80.0%" in text for text in texts(figure)) == mistakes
+    assert sum("predicted: dog, 80.0%" in text for text in texts(figure)) == mistakes
     assert saved(figure, tmp_path, (f"{mistakes} of 40 images are wrong",))[0] == 900
 
 
 def test_sample_grid(case: Case, tmp_path: Path) -> None:
     figure = figures.sample_grid(case.images, case.labels, case.classes, "Images: training split")
-    assert saved(figure, tmp_path, (*case.classes, "Images: training split"))[0] == 900
+    assert saved(figure, tmp_path, (*map(label, case.classes), "Images: training split"))[0] == 900
     assert figure.axes[0].images[0].get_interpolation() == "nearest"
 
 
-def test_sample_grid_has_a_row_a_class_in_order() -> None:
+def test_sample_grid_has_one_row_per_class_in_order() -> None:
     images = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
     figure = figures.sample_grid(images, np.array([1, 0, 1, 1, 0, 1]), "abc", "train split", per_class=3)
     mosaic = figure.axes[0].images[0].get_array()
@@ -198,7 +219,7 @@ def test_large_images_are_thinned_out_for_the_grid() -> None:
     assert mosaic.shape[1] <= 10 * 66
 
 
-def test_figures_can_be_made_in_threads_and_leave_nothing_behind(tmp_path: Path) -> None:
+def test_figures_can_be_drawn_in_threads_and_leave_nothing_behind(tmp_path: Path) -> None:
     case = Case(CIFAR)
     confusion = case.evaluation.confusion
 

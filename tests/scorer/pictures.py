@@ -1,4 +1,4 @@
-"""Real files for the tests of the scorer, made on the spot."""
+"""Create image files for the tests of the scorer."""
 
 import io
 import struct
@@ -10,12 +10,12 @@ from PIL import Image
 
 
 def noise(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """uint8 (height, width, 3): every pixel differs from its neighbours."""
+    """Return uint8 (height, width, 3) of random pixels."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def scene(width: int, height: int) -> Image.Image:
-    """Like a photograph: large shapes, edges and some texture."""
+    """Return an image like a photograph: large shapes, edges and some texture."""
     y, x = np.mgrid[0:height, 0:width] / min(width, height)
     shapes = np.stack([np.sin(5 * x + y), np.cos(7 * y), np.sin(9 * x * y)], axis=-1) * 90 + 128
     edges = 40 * ((x * 6).astype(int) % 2)[..., None]
@@ -24,7 +24,7 @@ def scene(width: int, height: int) -> Image.Image:
 
 
 def encode(picture: Image.Image | np.ndarray, file_format: str, **options: Any) -> bytes:
-    """The bytes of the file that Pillow writes."""
+    """Return the bytes of the file that Pillow writes."""
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     buffer = io.BytesIO()
     image.save(buffer, file_format, **options)
@@ -38,19 +38,19 @@ def with_orientation(value: int) -> Image.Exif:
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG."""
+    """Return a chunk of a PNG."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def png(width: int, height: int, depth: int, colour_type: int, rows: bytes, *extra: bytes) -> bytes:
-    """A PNG of any kind, also those that Pillow cannot write; `rows` each begin with the filter, 0."""
+    """Return a PNG of any kind, even if Pillow cannot write it; each of `rows` begins with the filter, 0."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + chunk(b"IEND", b"")
 
 
 def bmp_8_bits(width: int, height: int, compression: int, pixels: bytes) -> bytes:
-    """A BMP with a gray palette; compression 0 is none, 1 is run lengths."""
+    """Return a BMP with a gray palette; compression 0 is none, 1 is run lengths."""
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, compression, len(pixels), 0, 0, 256, 0)
     palette = b"".join(bytes((i, i, i, 0)) for i in range(256))
     start = 14 + len(header) + len(palette)

@@ -1,4 +1,4 @@
-"""Whatever a stranger sends is a picture, or a BadImage that says why not: nothing else, and soon."""
+"""Untrusted bytes are decoded, or refused by a BadImage that says why, without long work."""
 
 import contextlib
 import pickle
@@ -39,7 +39,7 @@ FILES = {
 
 
 def refusal(data: bytes) -> str:
-    """The code with which `data` is refused."""
+    """Return the error code for `data`."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(BadImage) as caught:
@@ -48,7 +48,7 @@ def refusal(data: bytes) -> str:
     return caught.value.code
 
 
-# -- no picture --
+# -- not an image --
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def refusal(data: bytes) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_picture_of_the_five_formats_is_refused(data: bytes, code: str) -> None:
+def test_anything_but_the_five_formats_is_refused(data: bytes, code: str) -> None:
     assert refusal(data) == code
 
 
-def test_the_sentence_helps_and_repeats_nothing_of_the_input() -> None:
+def test_the_message_helps_and_repeats_nothing_of_the_input() -> None:
     with pytest.raises(BadImage, match=r"^TIFF is not supported; use a JPEG, PNG, WebP, BMP or GIF\.$"):
         decode_image(encode(PICTURE, "TIFF"), 32)
     broken = FILES["PNG"].replace(b"IDAT", b"<b>x")
@@ -87,7 +87,7 @@ def test_the_sentence_helps_and_repeats_nothing_of_the_input() -> None:
     assert "<b>" not in str(caught.value)
 
 
-def test_a_refusal_travels_between_processes() -> None:
+def test_a_bad_image_error_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(BadImage("empty_image", "The picture is empty.")))
     assert (error.code, str(error)) == ("empty_image", "The picture is empty.")
 
@@ -96,7 +96,7 @@ def test_a_refusal_travels_between_processes() -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_picture_cut_anywhere_is_refused_unless_no_pixel_is_lost(kind: str) -> None:
+def test_an_image_cut_anywhere_is_refused_unless_no_pixel_is_lost(kind: str) -> None:
     data = FILES[kind]
     whole = decode_image(data, 32)
     refused = 0
@@ -107,7 +107,7 @@ def test_a_picture_cut_anywhere_is_refused_unless_no_pixel_is_lost(kind: str) ->
             refused += 1
         else:
             np.testing.assert_array_equal(pixels, whole)
-    assert refused > len(data) / 4  # of an animation the other frames do not count
+    assert refused > len(data) / 4  # cutting the later frames of an animation loses nothing
 
 
 @pytest.mark.parametrize("size", [(1600, 1200), (100, 100)])
@@ -117,7 +117,7 @@ def test_a_photo_cut_short_is_not_filled_with_gray(size: tuple[int, int]) -> Non
 
 
 def checked(data: bytes) -> bytes:
-    """With the checksums of a PNG set right, so that what is inside of its chunks is read."""
+    """Return the PNG with correct checksums, so that the content of its chunks is read."""
     repaired, position = data[:8], 8
     while position + 12 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4])
@@ -136,7 +136,7 @@ def checked(data: bytes) -> bytes:
     removed=st.integers(0, 8),
 )
 @settings(max_examples=600)
-def test_a_damaged_picture_is_decoded_or_refused(
+def test_a_damaged_image_is_decoded_or_refused(
     kind: str, edits: list[tuple[int, str, bytes]], removed: int
 ) -> None:
     data = FILES[kind]
@@ -149,7 +149,7 @@ def test_a_damaged_picture_is_decoded_or_refused(
             assert (pixels.shape, pixels.dtype) == ((32, 32, 3), np.uint8)
 
 
-# -- bombs: each of these is small, and refused for what it declares, before a pixel is looked for --
+# -- bombs: each file is small and is refused for the size that it declares, before any decoding --
 
 
 def gif(width: int, height: int, frame_width: int, frame_height: int) -> bytes:
@@ -200,11 +200,11 @@ def jpeg(width: int, height: int) -> bytes:
     ],
     ids=lambda data: f"{data[:4]!r}-{len(data)}",
 )
-def test_what_declares_too_many_pixels_is_refused_before_decoding(data: bytes) -> None:
+def test_a_file_that_declares_too_many_pixels_is_refused_before_decoding(data: bytes) -> None:
     assert refusal(data) == "too_many_pixels"
 
 
-def test_the_largest_picture_that_is_allowed_is_decoded() -> None:
+def test_the_largest_allowed_image_is_decoded() -> None:
     pixels = decode_image(png(7_071, 7_071, 1, 0, bytes((1 + 884) * 7_071)), 32)
     assert (pixels == 0).all()
 
@@ -226,7 +226,7 @@ def test_a_text_or_profile_that_inflates_hugely_is_refused(content: bytes) -> No
 
 
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
-def test_many_that_inflate_a_little_are_refused(kind: bytes) -> None:
+def test_many_texts_that_inflate_a_little_are_refused(kind: bytes) -> None:
     content = (b"key\0\1\0\0\0" if kind == b"iTXt" else b"key\0\0") + zlib.compress(bytes(1_000_000), 9)
     assert refusal(png(1, 1, 8, 0, b"\0\0", *[chunk(kind, content)] * 200)) == "too_complex"
 
@@ -238,7 +238,7 @@ def with_more_scans(count: int, at_the_end: bytes = b"") -> bytes:
 
 
 def test_a_jpeg_of_hundreds_of_scans_is_refused() -> None:
-    """Each costs a pass over all pixels: 16 MB of them would keep a core busy for an hour."""
+    """Each scan costs a pass over all pixels: 16 MB of them would keep a core busy for an hour."""
     assert refusal(with_more_scans(300)) == "too_complex"
     assert decode_image(with_more_scans(20), 32).shape == (32, 32, 3)
 
@@ -248,8 +248,8 @@ def test_a_jpeg_of_very_many_segments_is_refused() -> None:
     assert refusal(data[:2] + b"\xff\xfe\0\2" * 1_000_000 + data[2:]) == "too_complex"
 
 
-def test_what_follows_or_is_hidden_in_a_jpeg_is_not_counted() -> None:
-    """Phones append a film to a photo, and put a thumbnail into it."""
+def test_scans_after_or_hidden_in_a_jpeg_are_not_counted() -> None:
+    """Phones append a video to a photo, and put a thumbnail into it."""
     plain = decode_image(with_more_scans(0), 32)
     np.testing.assert_array_equal(
         decode_image(with_more_scans(0, b"\0\2" + b"\xff\xda\0\2" * 500), 32), plain

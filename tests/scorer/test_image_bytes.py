@@ -1,4 +1,4 @@
-"""What a cell of a table may hold: bytes, base64, a data URL; and what it may not."""
+"""Cells of a table may hold bytes, base64 or a data URL; anything else is refused."""
 
 import base64
 import contextlib
@@ -45,11 +45,11 @@ def test_bytes_and_base64_are_read(value: object) -> None:
         (None, "missing_image", "missing"),
         (float("nan"), "missing_image", "missing"),
         (np.float64("nan"), "missing_image", "missing"),
-        (1.5, "wrong_type", "not as float"),
-        (7, "wrong_type", "not as int"),
-        ([1, 2, 3], "wrong_type", "not as list"),
-        ({"b64": TEXT}, "wrong_type", "not as dict"),
-        (np.zeros((2, 2)), "wrong_type", "not as ndarray"),
+        (1.5, "wrong_type", "not float"),
+        (7, "wrong_type", "not int"),
+        ([1, 2, 3], "wrong_type", "not list"),
+        ({"b64": TEXT}, "wrong_type", "not dict"),
+        (np.zeros((2, 2)), "wrong_type", "not ndarray"),
         ("cat.jpg", "not_base64", "not base64"),
         ("QUJD*", "not_base64", "not base64"),
         ("QUJDR", "not_base64", "not base64"),
@@ -70,16 +70,16 @@ def test_any_other_value_is_refused(value: object, code: str, sentence: str) -> 
     assert caught.value.code == code
 
 
-def test_the_largest_file_fits_into_base64() -> None:
+def test_the_largest_file_is_accepted_as_base64() -> None:
     assert len(image_bytes(base64.b64encode(bytes(MAX_BYTES)).decode())) == MAX_BYTES
 
 
-def test_an_empty_text_is_an_empty_picture() -> None:
+def test_an_empty_text_is_an_empty_image() -> None:
     with pytest.raises(BadImage, match="empty"):
         decode_image(image_bytes(""), 32)
 
 
 @given(st.text() | st.binary().map(lambda data: base64.b64encode(data).decode()))
-def test_any_text_is_decoded_or_refused(text: str) -> None:
+def test_any_text_is_decoded_or_raises_bad_image(text: str) -> None:
     with contextlib.suppress(BadImage):
         assert isinstance(image_bytes(text), bytes)

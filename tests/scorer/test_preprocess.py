@@ -1,9 +1,7 @@
-"""Every kind of picture becomes what a model is fed."""
+"""Every kind of image is decoded to the input of a network."""
 
 import io
 import struct
-import subprocess
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +35,7 @@ def two_halves(left: object, right: object, mode: str) -> Image.Image:
     ("file_format", "options"),
     [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True}), ("PNG", {"interlace": 1})],
 )
-def test_a_picture_of_the_right_size_keeps_its_pixels(file_format: str, options: dict) -> None:
+def test_an_image_of_the_right_size_keeps_its_pixels(file_format: str, options: dict) -> None:
     pixels = decode_image(encode(noise(32, 32), file_format, **options), 32)
     np.testing.assert_array_equal(pixels, noise(32, 32))
     assert pixels.dtype == np.uint8
@@ -71,7 +69,7 @@ def test_threads_do_not_disturb_each_other() -> None:
 # -- geometry --
 
 
-def test_the_middle_square_is_taken_or_all_of_it() -> None:
+def test_crop_uses_the_central_square_and_squash_the_whole_image() -> None:
     image = Image.new("RGB", (120, 60), RED)
     image.paste(BLUE, (30, 0, 90, 60))
     assert (decode_image(encode(image, "PNG"), 32) == BLUE).all()
@@ -84,7 +82,7 @@ def test_the_middle_square_is_taken_or_all_of_it() -> None:
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
-def test_a_tiny_or_narrow_picture_works(file_format: str, size: tuple[int, int], fit: Fit) -> None:
+def test_a_tiny_or_narrow_image_is_decoded(file_format: str, size: tuple[int, int], fit: Fit) -> None:
     pixels = decode_image(encode(Image.new("RGB", size, (90, 90, 90)), file_format), 32, fit)
     assert pixels.shape == (32, 32, 3)
     assert difference(pixels, (90, 90, 90)).max() <= 1
@@ -97,7 +95,7 @@ def test_resizing_is_antialiased() -> None:
 
 
 def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """What a camera stores, by what EXIF 2.3 says of the sides that row 0 and column 0 stand for."""
+    """Return the pixels as a camera stores them, by EXIF 2.3: which sides row 0 and column 0 are."""
     return {
         1: upright,
         2: upright[:, ::-1],
@@ -112,7 +110,7 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("size", [(45, 32), (32, 45)])
-def test_a_picture_is_turned_upright_to_the_very_pixel(orientation: int, size: tuple[int, int]) -> None:
+def test_an_image_is_turned_upright_without_changing_a_pixel(orientation: int, size: tuple[int, int]) -> None:
     upright = noise(*size)
     for file_format, options in (("PNG", {}), ("WEBP", {"lossless": True})):
         data = encode(
@@ -123,7 +121,7 @@ def test_a_picture_is_turned_upright_to_the_very_pixel(orientation: int, size: t
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_photo_is_turned_as_its_camera_was_held(orientation: int, order: str) -> None:
+def test_a_photo_is_turned_upright(orientation: int, order: str) -> None:
     upright = np.asarray(scene(401, 300))
     exif = with_orientation(orientation)
     exif.endian = order
@@ -146,7 +144,7 @@ def test_a_photo_is_turned_as_its_camera_was_held(orientation: int, order: str) 
         with_orientation(9).tobytes(),
     ],
 )
-def test_damaged_exif_is_no_reason_to_refuse_or_to_warn(exif: bytes) -> None:
+def test_damaged_exif_is_ignored_without_a_warning(exif: bytes) -> None:
     picture = two_halves(RED, BLUE, "RGB")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -172,15 +170,15 @@ def test_a_large_jpeg_decoded_at_reduced_scale_looks_the_same(
         square = whole.crop((left, top, left + side, top + side))
         expected = np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC))
     error = difference(decode_image(data, 32), expected)
-    assert 0 < error.mean() < 1.5  # 0: it was not decoded at reduced scale
+    assert 0 < error.mean() < 1.5  # 0 would mean that it was decoded at full scale
     assert error.max() < 25
 
 
-# -- every kind of picture --
+# -- every kind of image --
 
 
 def kinds() -> dict[str, tuple[bytes, tuple[int, ...], tuple[int, ...]]]:
-    """Name: a file of two halves, and the colours that they are seen in."""
+    """Return by name: a file of two halves, and the colours that each must have."""
     palette = two_halves(0, 1, "P")
     palette.putpalette([*RED, *BLUE])
     gray16 = np.full((32, 32), 0x8000, dtype=np.uint16)
@@ -255,7 +253,7 @@ def kinds() -> dict[str, tuple[bytes, tuple[int, ...], tuple[int, ...]]]:
 
 
 def ycck_jpeg(picture: Image.Image) -> bytes:
-    """As Photoshop writes it: YCbCr of the negative (where it is red is no cyan), and inverted black."""
+    """Encode as Photoshop does: YCbCr of the negative, and inverted black."""
     y, cb, cr = ImageOps.invert(picture).convert("YCbCr").split()
     planes = Image.merge("CMYK", (y, cb, cr, Image.new("L", picture.size, 255)))
     data = encode(ImageChops.invert(planes), "JPEG", quality=100)  # Pillow inverts CMYK when it writes
@@ -265,7 +263,7 @@ def ycck_jpeg(picture: Image.Image) -> bytes:
 
 
 @pytest.mark.parametrize("kind", kinds())
-def test_any_kind_of_picture_becomes_rgb_over_white(kind: str) -> None:
+def test_any_kind_of_image_becomes_rgb_over_white(kind: str) -> None:
     data, left, right = kinds()[kind]
     pixels = decode_image(data, 32)
     tolerance = 4 if "JPEG" in kind or kind == "WebP" else 0
@@ -274,14 +272,14 @@ def test_any_kind_of_picture_becomes_rgb_over_white(kind: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "L", "I;16", "CMYK"])
-def test_other_kinds_are_resized_like_any(mode: str) -> None:
+def test_every_mode_is_resized(mode: str) -> None:
     image = Image.new(mode, (90, 70), 0)
     image.paste(Image.new(mode, (45, 70), 1 if mode in ("1", "P") else 100), (45, 0))
     assert decode_image(encode(image, "JPEG" if mode == "CMYK" else "PNG"), 48).shape == (48, 48, 3)
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG"])
-def test_of_an_animation_the_first_frame_counts(file_format: str) -> None:
+def test_the_first_frame_of_an_animation_is_used(file_format: str) -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, BLUE, WHITE)]
     options = {"lossless": True} if file_format == "WEBP" else {}
     data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], duration=90, **options)
@@ -305,13 +303,3 @@ def test_colour_profiles_are_ignored(file_format: str) -> None:
         decode_image(encode(noise(32, 32), file_format, icc_profile=icc), 32) for icc in (None, profile)
     )
     np.testing.assert_array_equal(profiled, plain)
-
-
-def test_a_model_that_brings_the_preprocessing_needs_no_more_than_numpy_and_pillow() -> None:
-    program = (
-        "import sys; before = set(sys.modules); import cifar_mlflow.scorer.preprocess;"
-        "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
-        "print(*sorted(new - set(sys.stdlib_module_names)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["PIL", "numpy", "serving"]

@@ -1,4 +1,4 @@
-"""A scorer folder: only the registered files are loaded, and what it answers."""
+"""Scorer folders: only the registered files are loaded; scores and answers follow from the logits."""
 
 import io
 import json
@@ -47,23 +47,23 @@ def test_a_missing_file_is_named(folder: Path) -> None:
 
 
 def test_a_model_whose_digest_is_not_in_the_card_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has model\.onnx, of which its scorer\.json does not know"):
+    with pytest.raises(ValueError, match=r"has model\.onnx, unknown to its scorer\.json"):
         scorer_with(tmp_path / "scorer", files={})
 
 
 def test_a_file_beside_the_registered_ones_is_refused(folder: Path) -> None:
     (folder / "model.onnx.data").write_bytes(b"weights from elsewhere")
-    with pytest.raises(ValueError, match=r"has model\.onnx\.data, of which its scorer\.json does not know"):
+    with pytest.raises(ValueError, match=r"has model\.onnx\.data, unknown to its scorer\.json"):
         Scorer.load(folder)
 
 
-def test_a_folder_without_a_card_is_no_scorer_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is no scorer folder: it has no scorer\.json"):
+def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not a scorer folder: it has no scorer\.json"):
         Scorer.load(tmp_path)
 
 
 def test_a_folder_of_another_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is of format 2; this code reads 1"):
+    with pytest.raises(ValueError, match=r"has format 2; this code reads 1"):
         scorer_with(tmp_path / "scorer", format=2)
 
 
@@ -84,7 +84,7 @@ def test_large_logits_do_not_overflow(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores.ood, [-10], rtol=1e-5)
 
 
-def test_an_answer_of_little_confidence_is_uncertain(tmp_path: Path) -> None:
+def test_an_answer_below_the_confidence_threshold_is_uncertain(tmp_path: Path) -> None:
     scorer = scorer_with(tmp_path / "scorer", ood={"above": 1e9}, uncertain={"confidence_below": 0.5})
     assert scorer.score(plain(RED, GRAY)).uncertain.tolist() == [False, True]
 
@@ -94,7 +94,7 @@ def test_an_image_unlike_the_training_images_is_uncertain_whatever_the_confidenc
     assert scorer.score(plain(RED, BLACK)).uncertain.tolist() == [False, True]
 
 
-def test_an_answer_has_the_best_classes_in_order_and_is_plain_json(folder: Path) -> None:
+def test_an_answer_ranks_the_best_classes_and_is_json(folder: Path) -> None:
     scorer = Scorer.load(folder)
     answers = scorer.answers(scorer.score(plain((0, 100, 200), GREEN, GRAY)), top_k=2)
     first, second = softmax([0, 1000 / 255, 2000 / 255])[[2, 1]]
@@ -114,19 +114,19 @@ def test_an_answer_has_the_best_classes_in_order_and_is_plain_json(folder: Path)
     assert json.loads(json.dumps(answers)) == answers
 
 
-def test_of_equal_classes_the_first_is_the_answer(folder: Path) -> None:
+def test_of_equally_likely_classes_the_first_is_the_answer(folder: Path) -> None:
     scorer = Scorer.load(folder)
     (answer,) = scorer.answers(scorer.score(plain(GRAY)), top_k=3)
     assert [best["label"] for best in answer["top_k"]] == scorer.classes
 
 
-def test_no_images_have_no_answers(folder: Path) -> None:
+def test_no_images_give_no_answers(folder: Path) -> None:
     scorer = Scorer.load(folder)
     assert scorer.answers(scorer.score(plain()), top_k=1) == []
 
 
 @pytest.mark.parametrize(("fit", "label"), [("crop", "green"), ("squash", "red")])
-def test_a_picture_is_fitted_as_the_card_says(tmp_path: Path, fit: str, label: str) -> None:
+def test_an_image_is_cropped_or_squashed_as_the_card_says(tmp_path: Path, fit: str, label: str) -> None:
     picture = Image.new("RGB", (120, 40), RED)
     picture.paste(GREEN, (40, 0, 80, 40))
     png = io.BytesIO()

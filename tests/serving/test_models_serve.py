@@ -1,4 +1,4 @@
-"""A registered model under plain `mlflow models serve`: what every client gets, whatever it sends."""
+"""A registered model behind plain `mlflow models serve`: answers to good, bad and hostile requests."""
 
 import base64
 import io
@@ -37,7 +37,7 @@ Request = tuple[bytes | str, str | None]
 
 
 class Server:
-    """A process of `mlflow models serve` and its children."""
+    """An `mlflow models serve` process and its children."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         with socket.socket() as free:
@@ -56,7 +56,7 @@ class Server:
                 start_new_session=True,
             )
 
-    def wait(self) -> None:
+    def wait_until_ready(self) -> None:
         deadline = time.monotonic() + 180
         while True:
             try:
@@ -83,15 +83,15 @@ class Server:
         return answers
 
     def memory(self, kind: str) -> int:
-        """Bytes in use (VmRSS) or the most there ever were (VmHWM), of the process that has most."""
+        """Return the current (VmRSS) or peak (VmHWM) memory in bytes of the largest process."""
         sizes = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
-                of_ours = os.getpgid(int(process.name)) == self._process.pid
+                in_group = os.getpgid(int(process.name)) == self._process.pid
                 status = (process / "status").read_text()
             except (ProcessLookupError, FileNotFoundError):
                 continue
-            if of_ours and (found := re.search(rf"{kind}:\s+(\d+) kB", status)):
+            if in_group and (found := re.search(rf"{kind}:\s+(\d+) kB", status)):
                 sizes.append(int(found[1]) * 1024)
         return max(sizes)
 
@@ -102,7 +102,7 @@ def server(scorer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     save_model(scorer_folder, folder / "model")
     server = Server(folder / "model", folder)
     try:
-        server.wait()
+        server.wait_until_ready()
         yield server
     finally:
         server.stop()
@@ -128,15 +128,15 @@ RED, BLUE = text(image("red")), text(image("blue"))
 
 
 def split(*cells: Any, columns: Any = ("image",), **more: Any) -> dict[str, Any]:
-    """A request of one column."""
+    """Return a request with one column."""
     return {"dataframe_split": {"columns": columns, "data": [[cell] for cell in cells]}, **more}
 
 
-def assert_answers_a_good_request(server: Server) -> None:
+def assert_still_serving(server: Server) -> None:
     assert [answer["label"] for answer in server.predict(split(RED, BLUE))] == ["red", "blue"]
 
 
-# What is good.
+# Good requests.
 
 
 @pytest.mark.parametrize("content", [RED, f"data:image/png;base64,{RED}"], ids=["base64", "data URL"])
@@ -197,12 +197,12 @@ def test_csv_and_parquet_are_answered(server: Server, body: bytes | str, content
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp", "gif"])
-def test_every_kind_of_picture_is_answered(server: Server, kind: str) -> None:
+def test_every_image_format_is_answered(server: Server, kind: str) -> None:
     (answer,) = server.predict(split(text(image("blue", (90, 60), kind))))
     assert answer["label"] == "blue"
 
 
-def test_a_row_within_a_batch_has_the_answer_that_it_has_alone(server: Server) -> None:
+def test_a_row_gets_the_same_answer_alone_and_in_a_batch(server: Server) -> None:
     colours = [tuple(random.Random(i).choices(range(256), k=3)) for i in range(100)]
     cells = [text(image(colour)) for colour in colours]
     together = server.predict(split(*cells))
@@ -213,23 +213,23 @@ def test_a_row_within_a_batch_has_the_answer_that_it_has_alone(server: Server) -
         assert alone["confidence"] == pytest.approx(answer["confidence"], abs=1e-5)
 
 
-def test_as_many_rows_as_are_allowed_are_answered(server: Server) -> None:
+def test_a_request_may_have_a_thousand_rows(server: Server) -> None:
     assert len(server.predict(split(*[RED] * 1000))) == 1000
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_top_k_says_how_many_classes_are_named(server: Server, top_k: int) -> None:
+def test_top_k_is_the_number_of_listed_classes(server: Server, top_k: int) -> None:
     (answer,) = server.predict(split(BLUE, params={"top_k": top_k}))
     assert len(answer["top_k"]) == top_k
     assert answer["top_k"][0] == {"label": "blue", "confidence": answer["confidence"]}
 
 
-def test_a_picture_that_is_no_class_of_ours_is_uncertain(server: Server) -> None:
+def test_an_image_unlike_the_classes_is_uncertain(server: Server) -> None:
     answers = server.predict(split(RED, text(image("black")), text(image("gray"))))
     assert [answer["uncertain"] for answer in answers] == [False, True, True]
 
 
-def test_with_null_a_bad_row_has_an_error_and_the_others_their_answers(server: Server) -> None:
+def test_with_null_bad_rows_get_errors_and_good_rows_get_answers(server: Server) -> None:
     cells = [RED, None, BLUE, 5, "!", text(b"GIF89a")]
     answers = server.predict(split(*cells, params={"on_error": "null"}))
     assert [answer["label"] for answer in answers] == ["red", None, "blue", None, None, None]
@@ -259,7 +259,20 @@ def test_concurrent_clients_get_their_own_answers(server: Server) -> None:
                 assert labels == expected
 
 
-# What is bad, and reaches the model: the body or the cells, and the code of the answer.
+def test_a_model_of_an_older_release_is_served(tmp_path: Path) -> None:
+    fixture = ROOT / "tests/fixtures/registered_at_00676c6"
+    recorded = json.loads((fixture / "version.json").read_bytes())
+    server = Server(fixture / "scorer", tmp_path)
+    try:
+        server.wait_until_ready()
+        answers = server.predict(split(*recorded["images"]))
+    finally:
+        server.stop()
+    # The last recorded answer is for a photo that is not in the file.
+    assert [answer["label"] for answer in answers] == [answer["label"] for answer in recorded["answers"][:-1]]
+
+
+# Bad requests that reach the model, with the error code of the response.
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -268,13 +281,13 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_of(width: int, height: int, compressed: bytes = b"", more: bytes = b"") -> bytes:
-    """A PNG that declares a size, with whatever data, and more chunks before them."""
+    """Return a PNG that declares this size, with any data, and additional chunks before it."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + more + chunk(b"IDAT", compressed) + chunk(b"IEND", b"")
 
 
 def bomb() -> bytes:
-    """30,000 x 30,000 pixels, all of them there, in 3 MB."""
+    """Return 30,000 x 30,000 complete pixels in 3 MB."""
     compressor = zlib.compressobj(9)
     row = bytes(1 + 30_000 * 3)
     return png_of(
@@ -291,7 +304,7 @@ def zip_of(name: str) -> bytes:
 
 TEXT = chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(10**6)))
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
-SECRET = "c2VjcmV0LXNlY3JldC1zZWNyZXQ="  # what must not come back
+SECRET = "c2VjcmV0LXNlY3JldC1zZWNyZXQ="  # must not be in a response
 
 BAD_CELLS: dict[str, tuple[Any, str]] = {
     "null": (None, "missing_image"),
@@ -386,7 +399,7 @@ def assert_refused(response: requests.Response, code: str) -> None:
     assert answer["error"] == {"code": code, "message": answer["message"]}
     assert f"| `{code}` |" in PAGE
     assert len(body) < 500
-    for traitor in (
+    for leak in (
         "Traceback",
         "File ",
         str(ROOT),
@@ -397,24 +410,24 @@ def assert_refused(response: requests.Response, code: str) -> None:
         "4711",
         "passwd",
     ):
-        assert traitor not in body
+        assert leak not in body
 
 
 @pytest.mark.parametrize("name", BAD_CELLS)
-def test_a_bad_picture_is_refused_and_the_next_request_answered(server: Server, name: str) -> None:
+def test_a_bad_image_is_refused_and_the_server_keeps_serving(server: Server, name: str) -> None:
     cell, code = BAD_CELLS[name]
     assert_refused(server.post(json.dumps(split(cell))), code)
-    assert_answers_a_good_request(server)
+    assert_still_serving(server)
 
 
 @pytest.mark.parametrize("name", BAD_TABLES)
-def test_a_bad_table_is_refused_and_the_next_request_answered(server: Server, name: str) -> None:
+def test_a_bad_table_is_refused_and_the_server_keeps_serving(server: Server, name: str) -> None:
     request, code = BAD_TABLES[name]
     assert_refused(server.post(*request), code)
-    assert_answers_a_good_request(server)
+    assert_still_serving(server)
 
 
-def test_bad_pictures_among_good_ones_are_named_each_by_its_code(server: Server) -> None:
+def test_each_bad_image_among_good_ones_gets_its_own_code(server: Server) -> None:
     cells = [cell for bad, _ in BAD_CELLS.values() for cell in (bad, BLUE)]
     answers = server.predict(split(*cells, params={"on_error": "null"}))
     assert [answer["error"]["code"] for answer in answers[::2]] == [code for _, code in BAD_CELLS.values()]
@@ -422,24 +435,24 @@ def test_bad_pictures_among_good_ones_are_named_each_by_its_code(server: Server)
     assert SECRET not in json.dumps(answers)
 
 
-def test_memory_stays_bounded_whatever_is_sent(server: Server) -> None:
+def test_memory_stays_bounded(server: Server) -> None:
     bodies: list[Request] = [(json.dumps(split(cell)), JSON) for cell, _ in BAD_CELLS.values()]
     bodies += [request for request, _ in BAD_TABLES.values()]
     before = server.memory("VmRSS")
     for body in bodies:
         server.post(*body)
-    # The largest body has 24 MB, which MLflow holds as bytes, as text and parsed. The bomb would take 2.7 GB.
+    # MLflow holds the largest body (24 MB) as bytes, as text and parsed. The bomb would take 2.7 GB.
     assert server.memory("VmHWM") < before + 300 * 2**20
 
-    small = [body for body in bodies if len(body[0]) < 2**20]  # the allocator keeps some of what was large
+    small = [body for body in bodies if len(body[0]) < 2**20]  # the allocator keeps memory of large bodies
     before = server.memory("VmRSS")
     for body in small * 5:
         server.post(*body)
     assert server.memory("VmRSS") < before + 20 * 2**20
-    assert_answers_a_good_request(server)
+    assert_still_serving(server)
 
 
-# What MLflow answers itself, before it asks the model. The page says how; this holds it to that.
+# Requests that MLflow answers itself, as documented in serving-errors.md.
 
 BEFORE_THE_MODEL: dict[str, Request] = {
     "not JSON": (RED, JSON),
@@ -447,7 +460,7 @@ BEFORE_THE_MODEL: dict[str, Request] = {
     "a list": (json.dumps([RED]), JSON),
     "none of the four keys": (json.dumps({"image": RED}), JSON),
     "two of the four keys": (json.dumps({"inputs": [RED], "instances": [RED]}), JSON),
-    "`dataframe_records` is no list": (json.dumps({"dataframe_records": {"image": RED}}), JSON),
+    "`dataframe_records` is not a list": (json.dumps({"dataframe_records": {"image": RED}}), JSON),
     "`dataframe_split` has no `data`": (json.dumps({"dataframe_split": {"columns": ["image"]}}), JSON),
     "more cells than columns": (
         json.dumps({"dataframe_split": {"columns": ["image"], "data": [[RED, RED]]}}),
@@ -470,8 +483,8 @@ BEFORE_THE_MODEL: dict[str, Request] = {
         json.dumps(split(RED, params={"top_k": "three"})),
         JSON,
     ),
-    "`on_error` is no text": (json.dumps(split(RED, params={"on_error": 5})), JSON),
-    "`params` is no object": (json.dumps(split(RED, params=[1])), JSON),
+    "`on_error` is not text": (json.dumps(split(RED, params={"on_error": 5})), JSON),
+    "`params` is not an object": (json.dumps(split(RED, params=[1])), JSON),
     "CSV without a header": ("", CSV),
     "CSV with an open quote": (f'image\n"{RED}', CSV),
     "CSV that is not UTF-8": (f"image\n{RED}\n".encode() + b"\xff", CSV),
@@ -484,7 +497,7 @@ BEFORE_THE_MODEL: dict[str, Request] = {
 
 
 @pytest.mark.parametrize("name", BEFORE_THE_MODEL)
-def test_the_page_says_what_mlflow_itself_answers(server: Server, name: str) -> None:
+def test_responses_of_mlflow_itself_are_as_documented(server: Server, name: str) -> None:
     body, content_type = BEFORE_THE_MODEL[name]
     response = server.post(body, content_type)
     kind = "JSON" if response.headers["content-type"].startswith(JSON) else "text"
@@ -492,7 +505,7 @@ def test_the_page_says_what_mlflow_itself_answers(server: Server, name: str) -> 
     echo = "yes" if any(part in response.text for part in (RED[:12], "4711")) else "no"
     row = f"| {name} | {response.status_code} | {kind} | {trace} | {echo} |"
     assert row in PAGE
-    assert_answers_a_good_request(server)
+    assert_still_serving(server)
 
 
 @pytest.mark.parametrize("top_k", ["1.5", "NaN", "true", "[1]", "{}"])
@@ -508,7 +521,7 @@ def test_an_unknown_param_is_ignored_by_mlflow(server: Server) -> None:
     assert answer["label"] == "red"
 
 
-def test_the_log_of_the_server_has_nothing_of_the_pictures(server: Server) -> None:
+def test_images_are_not_in_the_log_of_the_server(server: Server) -> None:
     server.post(json.dumps(split(SECRET)))
     log = server.log.read_text(errors="replace")
     assert SECRET not in log

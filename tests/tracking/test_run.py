@@ -13,15 +13,17 @@ from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.tracking import run as tracking
+from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.metric_queue import MetricQueue
-from cifar_mlflow.tracking.run import TrackedRun, close_stale_runs, connect, tracked_run
+from cifar_mlflow.tracking.run import TrackedRun
+from cifar_mlflow.tracking.store import connect
 
 
 @pytest.fixture(autouse=True)
 def _experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
     connect("ends")
 
 
@@ -81,7 +83,7 @@ def test_a_run_that_cannot_be_started_is_not_kept_locked(tmp_path: Path) -> None
     assert directory.try_acquire()
 
 
-def test_closing_an_outbox_wakes_its_thread_every_time() -> None:
+def test_closing_the_queue_always_wakes_its_thread() -> None:
     for _ in range(200):
         assert MetricQueue(lambda _: None).close(patience=0.5) == []
 
@@ -109,7 +111,10 @@ def begin(uri: str, together: Barrier) -> None:
 
 
 @pytest.mark.slow
-def test_commands_that_begin_at_once_with_a_new_store_all_begin(tmp_path: Path) -> None:
+def test_commands_that_begin_at_once_with_a_new_store_all_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CIFAR_MLFLOW_PATIENCE")
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(3)
     commands = [

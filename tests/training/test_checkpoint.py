@@ -1,7 +1,10 @@
-"""Checkpoints: whole or not there at all, and never a pickle that runs code."""
+"""Checkpoints are complete or absent, private, and never a pickle that runs code."""
 
 import os
 import pickle
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,21 +19,41 @@ def checkpoint(tmp_path: Path) -> CheckpointFile:
     return CheckpointFile(tmp_path / "checkpoint.pt")
 
 
-def test_what_is_saved_comes_back(checkpoint: CheckpointFile) -> None:
+def test_a_saved_state_is_loaded_unchanged(checkpoint: CheckpointFile) -> None:
     checkpoint.save({"epoch": 3, "weights": {"a": torch.arange(4.0)}, "history": [{"loss": 0.5}]})
     state = checkpoint.load()
     assert (state["epoch"], state["history"]) == (3, [{"loss": 0.5}])
     assert torch.equal(state["weights"]["a"], torch.arange(4.0))
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
-def test_a_full_disk_is_one_clear_error_and_leaves_the_former_checkpoint(checkpoint: CheckpointFile) -> None:
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Let the kernel refuse to write files beyond `size` bytes, as on a full disk."""
+    previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, previous[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, previous)
+
+
+def test_a_failed_write_is_one_clear_error_and_keeps_the_previous_checkpoint(
+    checkpoint: CheckpointFile,
+) -> None:
     checkpoint.save({"epoch": 1})
-    checkpoint.path.with_suffix(".unfinished").symlink_to("/dev/full")
-    with pytest.raises(CifarError, match=r"could not be written.*No space left.*--cache-dir"):
+    with (
+        file_size_limit(50_000),
+        pytest.raises(CifarError, match=r"checkpoint\.pt could not be written.*--cache-dir"),
+    ):
         checkpoint.save({"epoch": 2, "weights": torch.zeros(100_000)})
     assert checkpoint.load()["epoch"] == 1
     assert [file.name for file in checkpoint.path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_only_the_user_can_read_a_checkpoint(checkpoint: CheckpointFile) -> None:
+    """Its settings contain the mirrors, whose addresses may contain passwords."""
+    checkpoint.save({"config": {"mirrors": ["http://alice:secret@host/archive"]}})
+    assert checkpoint.path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_damaged_checkpoint_is_named(checkpoint: CheckpointFile) -> None:
@@ -40,7 +63,7 @@ def test_a_damaged_checkpoint_is_named(checkpoint: CheckpointFile) -> None:
         checkpoint.load()
 
 
-def test_code_in_a_checkpoint_is_not_run(checkpoint: CheckpointFile, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_not_executed(checkpoint: CheckpointFile, tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.mkdir, (str(tmp_path / "attacked"),)
@@ -51,6 +74,6 @@ def test_code_in_a_checkpoint_is_not_run(checkpoint: CheckpointFile, tmp_path: P
     assert not (tmp_path / "attacked").exists()
 
 
-def test_a_missing_checkpoint_is_said_so(checkpoint: CheckpointFile) -> None:
+def test_a_missing_checkpoint_is_named(checkpoint: CheckpointFile) -> None:
     with pytest.raises(CifarError, match="there is no checkpoint"):
         checkpoint.load()

@@ -1,8 +1,8 @@
-"""What a search shows: tables, pictures, page and tags of its run, and the leaderboard of the terminal."""
+"""The tables, plots, HTML report and tags in the run of a search, and the leaderboard in the terminal."""
 
 import json
-import math
 import shlex
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,112 +15,42 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from mlflow.entities import Run
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import TrialState, create_trial
 from PIL import Image
 
 from cifar_mlflow.cli import main
 from cifar_mlflow.config import resolve_train_config
-from cifar_mlflow.tracking.run import connect, tracked_run
-from tuning.plots import history, intermediate_values
-from tuning.report import best_trials, leaderboard, log_study, reproduce_command, trials_table
-from tuning.results import importances
-
-EPOCHS = 9
-SPACE: dict[str, BaseDistribution] = {
-    "model": CategoricalDistribution(["cnn", "resnet18"]),
-    "width": FloatDistribution(0.5, 1.5, log=True),  # of cnn only
-    "lr.sgd": FloatDistribution(0.005, 0.5, log=True),
-    "cutout": IntDistribution(0, 16, step=4),
-    "mixup": FloatDistribution(0, 1),
-}
-ONE = ("val/accuracy",)
-TWO = ("val/accuracy", "latency_ms")
+from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.store import connect
+from tests.tuning.studies import ONE, RUNNING, TWO, WAITING, make_study, search, trial
+from tuning.report import leaderboard, log_study, reproduce_command, snapshot, trials_table
+from tuning.results import best_trials
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
 
 
 @pytest.fixture(autouse=True)
 def _one_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow takes seconds to make a new database."""
     monkeypatch.chdir(store)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")
 
 
-def make_study(trials: list[FrozenTrial], objectives: tuple[str, ...] = ONE) -> optuna.Study:
-    directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(objectives)]
-    study = optuna.create_study(study_name="made up", directions=directions)
-    study.set_user_attr("objectives", list(objectives))
-    study.add_trials(trials)
-    return study
-
-
-def trial(
-    state: TrialState = TrialState.COMPLETE,
-    values: tuple[float, ...] | None = None,
-    params: dict[str, Any] | None = None,
-    curve: tuple[float, ...] = (),
-    **attrs: Any,
-) -> FrozenTrial:
-    params = {"model": "resnet18", "lr.sgd": 0.05} if params is None else params
-    settings = {"dataset": "sample", "epochs": EPOCHS} | {
-        name.split(".")[0]: value for name, value in params.items()
-    }
-    return create_trial(
-        state=state,
-        values=values,
-        params=params,
-        distributions={name: SPACE[name] for name in params},
-        intermediate_values=dict(enumerate(curve, 1)),
-        user_attrs={"settings": settings, "origin": "sampler", **attrs},
-    )
-
-
-def search(count: int) -> list[FrozenTrial]:
-    """Accuracy depends on the learning rate alone; bad trials are pruned, and a high rate diverges."""
-    rng = np.random.default_rng(0)
-    trials = []
-    for number in range(count):
-        params: dict[str, Any] = {
-            "model": ["cnn", "resnet18"][rng.integers(2)],
-            "lr.sgd": float(10 ** rng.uniform(-2.3, -0.31)),
-            "cutout": int(4 * rng.integers(5)),
-            "mixup": float(rng.uniform()),
-        }
-        if params["model"] == "cnn":
-            params["width"] = float(rng.uniform(0.5, 1.5))
-        attrs: dict[str, Any] = {"run_id": f"{number:032x}", "seconds": 12.5}
-        accuracy = 0.9 - 0.3 * abs(math.log10(params["lr.sgd"] / 0.05))
-        curve = tuple(accuracy * (1 - 0.7**epoch) for epoch in range(1, EPOCHS + 1))
-        if params["lr.sgd"] > 0.4:
-            attrs["error"] = "the loss became <b>NaN</b>"
-            trials.append(trial(TrialState.FAIL, None, params, (0.1,), epochs=1, **attrs))
-        elif accuracy < 0.8:
-            trials.append(trial(TrialState.PRUNED, (curve[2],), params, curve[:3], epochs=3, **attrs))
-        else:
-            trials.append(trial(TrialState.COMPLETE, (accuracy,), params, curve, epochs=EPOCHS, **attrs))
-    return trials
-
-
-RUNNING = trial(TrialState.RUNNING, None, {"model": "cnn"}, run_id="f" * 32)
-WAITING = create_trial(state=TrialState.WAITING, user_attrs={"origin": "recipe cnn"})
-
-
 def logged(study: optuna.Study, folder: Path) -> tuple[Run, Path]:
-    """The MLflow run of a study after its end, and a folder with what is below `search/`."""
+    """Return the MLflow run of a study after its end, and a folder with its artifacts below `search/`."""
     connect("searches")
     with tracked_run(kind="search", name="made up", cache_dir=folder) as (run, _):
-        log_study(run, study)
+        log_study(run, snapshot(study))
     mlflow.artifacts.download_artifacts(run_id=run.run_id, artifact_path="search", dst_path=str(folder))
     return mlflow.MlflowClient().get_run(run.run_id), folder / "search"
 
 
 class Page(HTMLParser):
-    """What a page says, and what it would ask the network for."""
+    """The text of an HTML file, and the addresses that it would request."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -149,16 +79,16 @@ def files_of(folder: Path) -> set[str]:
 
 TABLES = {"trials.csv", "study.html"}
 ALWAYS = TABLES | {"best.json", "history.png"}
-PICTURES_OF_ONE = {f"{name}.png" for name in ("slices", "parallel_coordinates", "importances")}
+PLOTS_OF_ONE = {f"{name}.png" for name in ("slices", "parallel_coordinates", "importances")}
 
 
-def test_the_run_of_a_search_holds_its_tables_and_pictures(tmp_path: Path) -> None:
+def test_the_run_of_a_search_has_its_tables_and_plots(tmp_path: Path) -> None:
     study = make_study([*search(40), RUNNING, WAITING])
     run, folder = logged(study, tmp_path)
-    assert files_of(folder) == ALWAYS | PICTURES_OF_ONE | {"intermediate_values.png"}
+    assert files_of(folder) == ALWAYS | PLOTS_OF_ONE | {"intermediate_values.png"}
     for file in folder.glob("*.png"):
         picture = np.asarray(Image.open(file).convert("L"))
-        assert picture.shape[1] == 900
+        assert picture.shape[1] >= 900
         assert picture.std() > 10
 
     best = study.best_trial
@@ -193,7 +123,7 @@ def test_the_run_of_a_search_holds_its_tables_and_pictures(tmp_path: Path) -> No
     assert [metric.step for metric in history] == [40]
 
 
-def test_the_page_is_one_file_that_says_everything_and_asks_the_network_for_nothing(tmp_path: Path) -> None:
+def test_the_html_report_is_complete_and_makes_no_network_requests(tmp_path: Path) -> None:
     study = make_study([*search(40), RUNNING])
     _, folder = logged(study, tmp_path)
     page = Page(folder / "study.html")
@@ -233,7 +163,7 @@ NO_TRIAL = "needs a complete trial; there is none."
     ],
     ids=["empty", "just begun", "all failed", "one trial", "all equal"],
 )
-def test_what_needs_more_trials_is_left_out_and_the_page_says_so(
+def test_charts_that_need_more_trials_are_left_out_and_the_report_says_why(
     states: list[TrialState], expected: set[str], reason: str, objectives: tuple[str, ...], tmp_path: Path
 ) -> None:
     values = (0.5, 3.0)[: len(objectives)]
@@ -250,7 +180,7 @@ def test_what_needs_more_trials_is_left_out_and_the_page_says_so(
     assert f"{len(states)} trials" in leaderboard(study)
 
 
-def test_trials_that_noted_nothing_about_themselves_are_shown_as_well(tmp_path: Path) -> None:
+def test_trials_without_attributes_are_shown(tmp_path: Path) -> None:
     bare = create_trial(state=TrialState.FAIL)
     study = make_study([bare, trial(values=(0.5,)), create_trial(value=0.6)])
     run, folder = logged(study, tmp_path)
@@ -260,7 +190,7 @@ def test_trials_that_noted_nothing_about_themselves_are_shown_as_well(tmp_path: 
     assert leaderboard(study).count("cifar-mlflow train") == 1
 
 
-def test_of_two_objectives_the_pareto_front_is_the_result(tmp_path: Path) -> None:
+def test_with_two_objectives_the_pareto_front_is_the_result(tmp_path: Path) -> None:
     study = make_study(
         [
             trial(values=(0.6, 1.0), epochs=9, run_id="cheap"),
@@ -285,26 +215,13 @@ def test_of_two_objectives_the_pareto_front_is_the_result(tmp_path: Path) -> Non
     assert [each["run_id"] for each in facts["pareto_front"]] == front
 
 
-def test_only_complete_trials_can_be_the_best() -> None:
-    pruned = trial(TrialState.PRUNED, (0.99,), curve=(0.99,))
-    study = make_study(
-        [
-            pruned,
-            trial(values=(0.5,)),
-            trial(TrialState.FAIL),
-            trial(values=(0.7,)),
-            trial(values=(0.7,)),
-            RUNNING,
-        ]
-    )
-    assert [t.number for t in best_trials(study, 10)] == [3, 4, 1]
-    assert [t.number for t in best_trials(study, 1)] == [3]
-    table = trials_table(study)
-    assert table["val/accuracy"].idxmax() == 3
-    assert table.loc[0, "state"] == "pruned"
+def test_a_pruned_trial_has_no_value_in_the_table() -> None:
+    """Optuna's value of a pruned trial is its last report."""
+    study = make_study([trial(TrialState.PRUNED, (0.99,), curve=(0.99,)), trial(values=(0.5,))])
+    assert trials_table(study)["val/accuracy"].isna().tolist() == [True, False]
 
 
-def test_the_table_of_trials_keeps_whole_numbers_whole_where_a_parameter_is_missing(tmp_path: Path) -> None:
+def test_integers_in_the_table_stay_integers_although_some_trials_lack_them(tmp_path: Path) -> None:
     study = make_study(
         [
             trial(values=(0.5,), params={"cutout": 8}, epochs=3, seconds=1.5),
@@ -319,29 +236,7 @@ def test_the_table_of_trials_keeps_whole_numbers_whole_where_a_parameter_is_miss
     ]
 
 
-def test_importance_finds_what_matters_also_where_most_bad_trials_were_pruned() -> None:
-    study = make_study(search(60))
-    shares = importances(study)
-    assert next(iter(shares)) == "lr.sgd"
-    assert shares["lr.sgd"] > 0.5
-    assert sum(shares.values()) == pytest.approx(1)
-    assert "width" in shares
-    complete = [t for t in study.get_trials() if t.state == TrialState.COMPLETE]
-    assert importances(make_study(complete)).get("lr.sgd", 0) < shares["lr.sgd"]
-
-
-def test_importances_are_the_same_each_time() -> None:
-    study = make_study(search(60))
-    assert [*importances(study).items()] == [*importances(make_study(search(60))).items()]
-
-
-def test_a_parameter_that_few_trials_have_is_not_judged() -> None:
-    with_mixup = [trial(values=(0.9 + i / 100,), params={"cutout": 4, "mixup": 0.5}) for i in range(4)]
-    others = [trial(values=(i / 100,), params={"cutout": 8}) for i in range(20)]
-    assert [*importances(make_study(with_mixup + others))] == ["cutout"]
-
-
-def test_runs_from_before_the_study_are_shown_but_not_counted_as_its_work(tmp_path: Path) -> None:
+def test_prior_runs_are_shown_but_not_counted_as_trials(tmp_path: Path) -> None:
     earlier = trial(values=(0.9,), epochs=100, origin="earlier run", run_id="from before")
     study = make_study([earlier, trial(values=(0.5,), epochs=9), trial(values=(0.6,), epochs=9)])
     run, _ = logged(study, tmp_path)
@@ -351,66 +246,29 @@ def test_runs_from_before_the_study_are_shown_but_not_counted_as_its_work(tmp_pa
     assert "2 trials (2 complete), and 1 earlier runs" in leaderboard(study)
 
 
-def test_epochs_of_a_trial_that_was_interrupted_count(tmp_path: Path) -> None:
+def test_epochs_of_an_interrupted_trial_count(tmp_path: Path) -> None:
     study = make_study([trial(TrialState.RUNNING, curve=(0.1, 0.2)), trial(values=(0.5,), epochs=9)])
     assert logged(study, tmp_path)[0].data.metrics["epochs"] == 11
 
 
-def test_a_new_best_trial_leaves_nothing_of_the_former_one_in_the_tags(tmp_path: Path) -> None:
+def test_a_new_best_trial_replaces_all_tags_of_the_previous_one(tmp_path: Path) -> None:
     study = make_study([trial(values=(0.5,), params={"model": "cnn", "width": 1.25})])
     connect("searches")
     with tracked_run(kind="search", name="made up", cache_dir=tmp_path) as (run, _):
-        log_study(run, study)
+        log_study(run, snapshot(study))
         study.add_trial(trial(values=(0.6,), params={"model": "resnet18", "lr.sgd": 0.1}))
-        log_study(run, study)
+        log_study(run, snapshot(study))
     tags = mlflow.MlflowClient().get_run(run.run_id).data.tags
     assert (tags["best.model"], tags["best.width"], tags["best.lr.sgd"]) == ("resnet18", "not set", "0.1")
 
 
-def test_a_parameter_may_have_a_name_that_mlflow_does_not_allow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "width.model=cnn+fast,optimizer=sgd"
-    monkeypatch.setitem(SPACE, name, FloatDistribution(0.5, 1.5))
-    study = make_study([trial(values=(0.5,), params={name: 1.25})])
+def test_a_tag_replaces_characters_of_a_parameter_that_mlflow_does_not_allow(tmp_path: Path) -> None:
+    study = make_study([trial(values=(0.5,), params={"weight_decay.model=cnn+fast,optimizer=sgd": 1.25})])
     tags = logged(study, tmp_path)[0].data.tags
-    assert tags["best.width.model_cnn_fast_optimizer_sgd"] == "1.25"
+    assert tags["best.weight_decay.model_cnn_fast_optimizer_sgd"] == "1.25"
 
 
-def test_trials_that_learned_nothing_do_not_press_the_others_together() -> None:
-    accuracies = [0.1, 0.80, 0.81, 0.82, 0.83, 0.84]
-    axes = history(make_study([trial(values=(accuracy,)) for accuracy in accuracies])).axes[0]
-    low, high = axes.get_ylim()
-    assert high - low < 0.2
-    drawn = {
-        str(line.get_label()): np.asarray(line.get_xydata())
-        for line in axes.lines
-        if np.size(line.get_xydata())
-    }
-    assert drawn["complete"].tolist() == [[number, accuracies[number]] for number in range(1, 6)]
-    ((number, height),) = drawn["complete, lower than shown"]
-    assert number == 0
-    assert low < height < 0.8
-
-
-def test_a_picture_tells_apart_how_trials_ended() -> None:
-    study = make_study([*search(40), trial(TrialState.RUNNING, curve=(0.3, 0.4))])
-    table = trials_table(study)
-    for figure in (history(study), intermediate_values(study)):
-        assert "validation split" in figure.get_suptitle()
-    strip = history(study).axes[1]
-    counts = table["state"].value_counts()
-    labels = [label.get_text() for label in strip.get_yticklabels()]
-    assert labels == [f"{state} ({counts[state]})" for state in ("pruned", "failed", "running")]
-    endings = {
-        line.get_label(): (line.get_marker(), line.get_color())
-        for line in intermediate_values(study).axes[0].lines
-    }
-    assert endings[f"pruned ({counts['pruned']})"][0] == "x"
-    assert len({color for _, color in endings.values()}) == len(endings) == 5
-
-
-def test_the_leaderboard_ranks_trials_and_tells_how_to_do_each_again() -> None:
+def test_the_leaderboard_ranks_trials_and_has_the_command_of_each() -> None:
     study = make_study(search(40))
     lines = leaderboard(study, 3).splitlines()
     best = best_trials(study, 3)
@@ -434,7 +292,7 @@ def test_the_leaderboard_ranks_trials_and_tells_how_to_do_each_again() -> None:
     ],
     ids=["nothing", "floats", "texts", "switches and odd paths", "lists and nothing", "a trial"],
 )
-def test_the_command_to_reproduce_gives_exactly_the_same_settings(settings: dict[str, Any]) -> None:
+def test_the_command_of_a_trial_gives_exactly_its_settings(settings: dict[str, Any]) -> None:
     program, *arguments = shlex.split(reproduce_command(settings))
     result = CliRunner().invoke(main, [*arguments, "--print-config"])
     assert (program, result.exit_code) == ("cifar-mlflow", 0), result.output
@@ -443,7 +301,7 @@ def test_the_command_to_reproduce_gives_exactly_the_same_settings(settings: dict
     assert {name: printed[name] for name in expected} == expected
 
 
-def test_the_command_to_reproduce_does_not_depend_on_the_order_of_the_settings() -> None:
+def test_the_command_of_a_trial_does_not_depend_on_the_order_of_its_settings() -> None:
     settings = {"lr": 0.03, "deterministic": True, "batch_size": 64, "model": "cnn"}
     command = "cifar-mlflow train --model cnn --batch-size 64 --deterministic true --lr 0.03"
     assert reproduce_command(settings) == reproduce_command(dict(reversed(settings.items()))) == command

@@ -1,4 +1,4 @@
-"""The search space, by way of real Optuna studies and of files as people write them."""
+"""The search space: files as users write them, sampled by real Optuna studies."""
 
 import json
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.errors import UsageError
 from tuning.space import SEARCHABLE, Space
 
-# Of those searched together, one with every kind of entry: ranges of both kinds, with log and with steps,
-# choices, one value, and conditions on conditional settings.
+# Every kind of entry: integer and float ranges, with log and with steps, lists, one value, and conditions on
+# conditional settings.
 EVERY_KIND = """
 replace: true
 model: [vgg11, cnn, resnet34]
@@ -49,7 +49,7 @@ def _quiet() -> None:
 
 @pytest.fixture
 def read(tmp_path: Path) -> Any:
-    """Read a text as the file space.yaml."""
+    """Return a function that reads a text as the file space.yaml."""
 
     def read_text(text: str) -> Space:
         path = tmp_path / "space.yaml"
@@ -60,14 +60,14 @@ def read(tmp_path: Path) -> Any:
 
 
 def read_dict(space: Space, folder: Path) -> Space:
-    """The space as another process gets it: written by one, read by the other."""
+    """Return the space after writing it to a file and reading that, as a worker does."""
     path = folder / "written.yaml"
     path.write_text(yaml.safe_dump({**space.to_dict(), "replace": True}, sort_keys=False))
     return Space.read(path)
 
 
 def ask(space: Space, trials: int, sampler: BaseSampler | None = None) -> list[Any]:
-    """Settings and trial of a number of trials, told values in between."""
+    """Return settings and trial of a number of finished trials."""
     study = optuna.create_study(sampler=sampler or RandomSampler(seed=0))
     asked = []
     for i in range(trials):
@@ -81,7 +81,7 @@ def model_dump(chosen: dict[str, Any]) -> dict[str, Any]:
     return resolve_train_config(chosen).model_dump(mode="json")
 
 
-def test_what_can_be_searched_is_what_makes_a_model_and_its_training() -> None:
+def test_searchable_settings_are_those_of_model_and_optimization() -> None:
     assert {"model", "width", "flip", "mixup", "optimizer", "lr", "ema"} <= set(SEARCHABLE)
     assert not {"weights", "epochs", "seed", "precision", "val_size", "device", "tta"} & set(SEARCHABLE)
 
@@ -90,7 +90,7 @@ def test_what_can_be_searched_is_what_makes_a_model_and_its_training() -> None:
 
 
 @pytest.mark.parametrize("model", ["cnn", "fast", "resnet18", "vgg16"])
-def test_the_recipe_of_each_family_lies_in_the_default_space(model: str) -> None:
+def test_the_default_space_contains_the_recipe_of_each_family(model: str) -> None:
     space = Space.default()
     recipe = model_dump({"model": model})
 
@@ -110,7 +110,7 @@ def test_the_default_space_has_all_families_and_optimizers() -> None:
     }
 
 
-def test_the_default_space_is_as_a_file_would_have_it(tmp_path: Path) -> None:
+def test_the_default_space_can_be_written_and_read(tmp_path: Path) -> None:
     space = Space.default()
     assert read_dict(space, tmp_path) == space
     assert json.loads(json.dumps(space.to_dict())) == space.to_dict()
@@ -118,7 +118,7 @@ def test_the_default_space_is_as_a_file_would_have_it(tmp_path: Path) -> None:
 
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_whatever_is_suggested_can_be_trained_and_traced_back(seed: int) -> None:
+def test_suggested_settings_are_valid_and_lead_back_to_the_params(seed: int) -> None:
     space = Space.default()
     for chosen, trial in ask(space, 2, RandomSampler(seed=seed)):
         config = model_dump(chosen)
@@ -158,7 +158,7 @@ def test_every_kind_of_entry_gives_settings_that_lead_back_to_the_params(
 # When a setting applies
 
 
-def test_each_model_gets_the_settings_that_it_has() -> None:
+def test_each_model_gets_only_its_own_settings() -> None:
     active = {chosen["model"]: set(chosen) for chosen, _ in ask(Space.default(), 60)}
     assert {"width", "dropout"} <= active["cnn"]
     assert "width" in active["fast"]
@@ -168,7 +168,7 @@ def test_each_model_gets_the_settings_that_it_has() -> None:
     assert not {"width", "dropout"} & active["resnet18"]
 
 
-def test_each_optimizer_has_a_range_and_a_name_of_its_own(read: Any) -> None:
+def test_each_optimizer_has_its_own_range_and_param(read: Any) -> None:
     space = read(
         """
         lr:
@@ -185,13 +185,13 @@ def test_each_optimizer_has_a_range_and_a_name_of_its_own(read: Any) -> None:
             assert 0.01 <= chosen["lr"] <= 0.02
 
 
-def test_a_setting_without_an_entry_that_applies_stays_as_the_recipe_has_it(read: Any) -> None:
+def test_a_setting_without_an_applying_entry_is_left_to_the_recipe(read: Any) -> None:
     space = read("lr: {low: 0.5, high: 0.6, when: {optimizer: sgd}}")
     assert {"lr" in chosen for chosen, _ in ask(space, 20)} == {True, False}
     assert all(("lr" in chosen) == (chosen["optimizer"] == "sgd") for chosen, _ in ask(space, 20))
 
 
-def test_what_depends_on_a_setting_that_does_not_apply_does_not_apply_either(read: Any) -> None:
+def test_an_entry_does_not_apply_if_the_setting_it_depends_on_does_not(read: Any) -> None:
     space = read(EVERY_KIND)
     seen = [chosen for chosen, _ in ask(space, 60)]
     resnets = [chosen for chosen in seen if chosen["model"] == "resnet34"]
@@ -202,7 +202,7 @@ def test_what_depends_on_a_setting_that_does_not_apply_does_not_apply_either(rea
     assert {chosen.get("optimizer") for chosen in seen if "aux_lr" in chosen} == {"muon"}
 
 
-def test_the_order_of_a_file_makes_no_difference(read: Any) -> None:
+def test_the_order_of_a_file_does_not_matter(read: Any) -> None:
     space = read(EVERY_KIND)
     forms = yaml.safe_load(EVERY_KIND)
     for other_order in (
@@ -215,7 +215,7 @@ def test_the_order_of_a_file_makes_no_difference(read: Any) -> None:
             assert list(chosen.items()) == list(chosen_by_other.items())
 
 
-# Settings that the command line has fixed
+# Settings that are fixed on the command line
 
 
 def test_a_fixed_setting_is_not_searched_and_has_its_value_in_every_trial() -> None:
@@ -229,7 +229,7 @@ def test_a_fixed_setting_is_not_searched_and_has_its_value_in_every_trial() -> N
         assert space.params_of(model_dump(chosen)) == trial.params
 
 
-def test_a_fixed_model_takes_the_settings_along_that_it_does_not_have() -> None:
+def test_a_fixed_model_removes_the_settings_that_it_does_not_have() -> None:
     resnet = Space.default().fixed({"model": "resnet50"})
     assert resnet.models == ["resnet50"]
     assert not {"width", "dropout"} & {*resnet.distributions, *resnet.to_dict()}
@@ -239,7 +239,7 @@ def test_a_fixed_model_takes_the_settings_along_that_it_does_not_have() -> None:
     assert all({"width", "dropout"} <= set(chosen) for chosen, _ in ask(cnn, 5))
 
 
-def test_a_fixed_width_is_for_the_models_that_have_one() -> None:
+def test_a_fixed_width_applies_to_the_models_that_have_one() -> None:
     space = Space.default().fixed({"width": 0.75})
     asked = [chosen for chosen, _ in ask(space, 30)]
     assert {chosen.get("width") for chosen in asked if chosen["model"] in ("cnn", "fast")} == {0.75}
@@ -260,13 +260,13 @@ def test_a_space_with_fixed_settings_is_the_same_in_another_process(
     assert [list(chosen) for chosen, _ in ask(again, 5)] == [list(chosen) for chosen, _ in ask(space, 5)]
 
 
-def test_other_values_are_another_space() -> None:
+def test_different_fixed_values_are_different_spaces() -> None:
     space = Space.default()
     assert space.fixed({"batch_size": 64}) != space.fixed({"batch_size": 128})
     assert space.fixed({"batch_size": 64}).to_dict() != space.to_dict()
 
 
-def test_a_search_with_nothing_to_choose_is_refused(read: Any) -> None:
+def test_a_space_without_a_choice_is_refused(read: Any) -> None:
     space = read("{replace: true, model: [cnn, fast], lr: 0.1}")
     with pytest.raises(UsageError, match="nothing is left to search"):
         space.fixed({"model": "cnn"})
@@ -277,16 +277,16 @@ def test_a_search_with_nothing_to_choose_is_refused(read: Any) -> None:
 # From settings back to params
 
 
-def test_settings_outside_of_the_space_are_told_with_the_reason(read: Any) -> None:
+def test_settings_outside_of_the_space_have_a_reason(read: Any) -> None:
     space = read("{replace: true, model: [cnn, fast], lr: {low: 0.1, high: 0.2}, ema: 0.9}")
     good = model_dump({"model": "cnn", "lr": 0.1, "ema": 0.9})
     assert space.params_of(good) == {"model": "cnn", "lr": 0.1}
     assert space.misfit(good) is None
 
     for name, value, reason in [
-        ("model", "resnet18", "model is resnet18, and the space has cnn or fast"),
-        ("lr", 0.3, "lr is 0.3, and the space has 0.1 to 0.2"),
-        ("ema", 0.5, "ema is 0.5, and the space has 0.9"),
+        ("model", "resnet18", "model is resnet18, but the space has cnn or fast"),
+        ("lr", 0.3, "lr is 0.3, but the space has 0.1 to 0.2"),
+        ("ema", 0.5, "ema is 0.5, but the space has 0.9"),
     ]:
         assert space.params_of({**good, name: value}) is None
         assert space.misfit({**good, name: value}) == reason
@@ -334,7 +334,7 @@ def test_with_replace_nothing_else_is_searched(read: Any) -> None:
     assert space.models == [TrainConfig.model_fields["model"].default]
 
 
-def test_whole_numbers_stay_whole(read: Any) -> None:
+def test_integers_stay_integers(read: Any) -> None:
     space = read("{replace: true, batch_size: {low: 32, high: 1024, log: true}, cutout: [0, 8.0]}")
     for chosen, _ in ask(space, 10):
         assert type(chosen["batch_size"]) is int
@@ -350,14 +350,14 @@ def test_whole_numbers_stay_whole(read: Any) -> None:
         ("3: 0.1", "unknown setting 3: known: model, width"),
         ("epochs: [10, 20]", "epochs cannot be searched"),
         ("dataset: sample", "dataset cannot be searched"),
-        ("replace: maybe", "replace: true or false (got 'maybe')"),
+        ("replace: maybe", "replace: must be true or false (got 'maybe')"),
         # values
         ("lr: [0.1, 20]", "lr: Input should be less than or equal to 10 (got 20)"),
         ("model: [cnn, resnet]", "model: Input should be 'cnn', 'fast'"),
         ("model: [cnn, resnet]", "(got 'resnet')"),
         ("batch_size: [64, 0.5]", "batch_size: Input should be a valid integer"),
-        ("batch_size: true", "batch_size: a finite number is needed (got True)"),
-        ("grad_clip: [1, .inf]", "grad_clip: a finite number is needed (got inf)"),
+        ("batch_size: true", "batch_size: must be a finite number (got True)"),
+        ("grad_clip: [1, .inf]", "grad_clip: must be a finite number (got inf)"),
         ("lr: [fast]", "lr: Input should be a valid number"),
         ("lr: [0.1, {low: 0.2, high: 0.3}]", "lr: Input should be a valid number"),
         ("lr: []", "lr: the list of values is empty"),
@@ -369,8 +369,8 @@ def test_whole_numbers_stay_whole(read: Any) -> None:
         ("lr: {low: 0.1, high: 0.1}", "lr: low must be below high"),
         ("ema: {low: 0, high: 0.9, log: true}", "ema: with log, low must be above 0 (got 0.0)"),
         ("cutout: {low: 0, high: 8, log: true}", "cutout: with log, low must be above 0 (got 0)"),
-        ("lr: {low: 0.1, high: 0.5, log: sure}", "lr: log is true or false (got 'sure')"),
-        ("lr: {low: 0.1, high: 0.5, log: true, step: 0.1}", "lr: a range has either log or step"),
+        ("lr: {low: 0.1, high: 0.5, log: sure}", "lr: log must be true or false (got 'sure')"),
+        ("lr: {low: 0.1, high: 0.5, log: true, step: 0.1}", "lr: give either log or step"),
         ("cutout: {low: 0, high: 16, step: 3}", "cutout: step must divide the range from 0 to 16 (got 3)"),
         (
             "cutout: {low: 0, high: 16, step: 0.5}",
@@ -382,26 +382,29 @@ def test_whole_numbers_stay_whole(read: Any) -> None:
         ("lr: {low: 0.1}", "lr: high is missing"),
         ("lr: {low: 0.1, hihg: 0.5}", "lr: unknown key hihg: did you mean high?"),
         ("lr: {min: 0.1, max: 0.5}", "lr: unknown key min: known: low, high, log, step, values, when"),
-        ("lr: {values: [0.1, 0.2], low: 0.1}", "lr: either values or a range, not both"),
-        ("model: {low: 1, high: 2}", "model: it has no range"),
+        ("lr: {values: [0.1, 0.2], low: 0.1}", "lr: give either values or a range"),
+        ("model: {low: 1, high: 2}", "model: it cannot have a range"),
         # conditions
         ("lr: {low: 0.1, high: 0.5, when: {optimiser: sgd}}", "lr: when: unknown setting optimiser: did you"),
         ("lr: {low: 0.1, high: 0.5, when: {optimizer: lion}}", "lr: when: optimizer: Input should be 'sgd'"),
         ("lr: {low: 0.1, high: 0.5, when: {optimizer: []}}", "lr: when: optimizer: the list of values is"),
-        ("lr: {low: 0.1, high: 0.5, when: sgd}", "lr: when names settings and their values"),
-        ("lr: {low: 0.1, high: 0.5, when: {}}", "lr: when names settings and their values"),
-        ("lr: {low: 0.1, high: 0.5, when: {mixup: 0.2}}", "lr: it applies where mixup is 0.2, but the space"),
+        ("lr: {low: 0.1, high: 0.5, when: sgd}", "lr: when must map settings to values"),
+        ("lr: {low: 0.1, high: 0.5, when: {}}", "lr: when must map settings to values"),
+        ("lr: {low: 0.1, high: 0.5, when: {mixup: 0.2}}", "lr: it applies if mixup is 0.2, but the space"),
         ("lr: {low: 0.1, high: 0.5, when: {momentum: 0.9}}", "lr: it depends on momentum, which is a range"),
-        ("{replace: true, width: {low: 0.5, high: 1}}", "width: it applies where model is cnn or fast, but"),
+        ("{replace: true, width: {low: 0.5, high: 1}}", "width: it applies if model is cnn or fast, but"),
         ("optimizer: null", "but the space has no optimizer"),
         (
             "{model: [resnet18, vgg16], width: [0.5, 1]}",
-            "width: it applies where model is cnn or fast, which",
+            "width: its condition, model is cnn or fast, is never met in this space",
         ),
-        ("width: {values: [0.5, 1], when: {model: vgg16}}", "width: a setting of cnn, fast (got when: model"),
+        (
+            "width: {values: [0.5, 1], when: {model: vgg16}}",
+            "width: only cnn, fast have this setting (got when: model",
+        ),
         (
             "{optimizer: [sgd, adamw], lr: {values: [0.1, 0.2], when: {optimizer: muon}}}",
-            "lr: it applies where optimizer is muon, which never is in this space",
+            "lr: its condition, optimizer is muon, is never met in this space",
         ),
         ("lr: [{low: 0.1, high: 0.2}, {low: 0.3, high: 0.4}]", "lr: two entries apply to the same trial"),
         (
@@ -415,19 +418,22 @@ def test_whole_numbers_stay_whole(read: Any) -> None:
         (
             "{model: {values: [cnn, fast], when: {optimizer: sgd}}, "
             "optimizer: {values: [sgd, muon], when: {model: cnn}}}",
-            "conditions in a circle",
+            "its condition depends on itself",
         ),
-        ("optimizer: {values: [sgd, muon], when: {optimizer: sgd}}", "optimizer: conditions in a circle"),
+        (
+            "optimizer: {values: [sgd, muon], when: {optimizer: sgd}}",
+            "optimizer: its condition depends on itself",
+        ),
         # YAML
         ("lr: {low: 0.1, high: 0.5}\nlr: 0.1", "lr: given twice"),
         ("lr: {low: 0.1, low: 0.2, high: 0.5}", "low: given twice"),
-        ("", "does not map settings to values (got None)"),
-        ("- lr\n- width", "does not map settings to values (got ['lr', 'width'])"),
+        ("", "must map settings to values (got None)"),
+        ("- lr\n- width", "must map settings to values (got ['lr', 'width'])"),
         ("lr: {low: 0.1", "is not YAML"),
         ("lr: !!python/object:os.system x", "is not YAML"),
     ],
 )
-def test_a_mistake_in_a_file_is_told_in_one_line(text: str, complaint: str, read: Any) -> None:
+def test_a_mistake_in_a_file_is_reported_in_one_line(text: str, complaint: str, read: Any) -> None:
     with pytest.raises(UsageError) as raised:
         read(text)
     message = str(raised.value)
@@ -436,7 +442,7 @@ def test_a_mistake_in_a_file_is_told_in_one_line(text: str, complaint: str, read
     assert "\n" not in message
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.yaml: cannot be read: No such file"):
         Space.read(tmp_path / "none.yaml")
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
@@ -460,7 +466,7 @@ def some_of(values: list[Any]) -> st.SearchStrategy[list[Any]]:
 
 @st.composite
 def spaces(draw: st.DrawFn) -> dict[str, Any]:
-    """Spaces in which each entry by itself is right, but conditions need not go together."""
+    """Generate spaces of valid entries whose conditions may contradict each other."""
 
     def range_or_values() -> dict[str, Any]:
         numbers = draw(st.lists(st.sampled_from([0.25, 0.3, 0.55, 0.9]), min_size=2, max_size=2, unique=True))
@@ -487,7 +493,7 @@ def spaces(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=200)
 @given(forms=spaces())
-def test_conditions_either_make_a_space_or_are_refused(
+def test_conditions_make_a_valid_space_or_are_refused(
     forms: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
@@ -511,7 +517,7 @@ def test_conditions_either_make_a_space_or_are_refused(
 # The grid
 
 
-def test_a_grid_goes_through_all_combinations(read: Any) -> None:
+def test_a_grid_has_all_combinations(read: Any) -> None:
     space = read(
         """
         replace: true
@@ -539,12 +545,12 @@ def test_a_grid_goes_through_all_combinations(read: Any) -> None:
         assert set(trial.params) == set(grid)
 
 
-def test_a_grid_of_anything_else_is_refused_with_what_to_write(read: Any) -> None:
+def test_a_grid_of_ranges_or_conditions_is_refused_with_a_remedy(read: Any) -> None:
     with pytest.raises(UsageError) as raised:
         read("{replace: true, model: [cnn, vgg16], lr: {low: 0.1, high: 0.5}, width: [0.5, 1]}").grid()
     message = str(raised.value)
     assert "lr is any number from 0.1 to 0.5" in message
-    assert "width applies only where model is cnn" in message
+    assert "width applies only if model is cnn" in message
     assert "--space" in message
 
     with pytest.raises(UsageError, match="batch_size is any number from 32 to 512"):

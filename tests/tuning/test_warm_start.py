@@ -1,28 +1,28 @@
-"""What is tried before the sampler is asked."""
+"""The trials that come before the sampler's."""
 
 from pathlib import Path
 
 import pytest
 
 from tuning.space import Space
-from tuning.warm_start import first_tries
+from tuning.warm_start import first_trials
 
 
-def test_models_that_share_a_recipe_are_each_tried_first(tmp_path: Path) -> None:
+def test_models_that_share_a_recipe_have_a_trial_each(tmp_path: Path) -> None:
     file = tmp_path / "space.yaml"
     file.write_text("model: [resnet18, resnet34]\nlr: {low: 0.01, high: 0.5, log: true}\nreplace: true\n")
     space = Space.read(file)
-    tries = first_tries(space, space.models, {}, (), None)
-    assert [first["params"] for first in tries] == [
+    trials = first_trials(space, space.models, {}, (), None)
+    assert [first["params"] for first in trials] == [
         {"model": "resnet18", "lr": 0.1},
         {"model": "resnet34", "lr": 0.1},
     ]
-    assert len({first["origin"] for first in tries}) == 2  # by which those that were tried are known
+    assert len({first["origin"] for first in trials}) == 2  # by which a study knows which of them were run
 
 
-def test_other_optimizers_follow_with_their_own_settings_in_the_middle() -> None:
+def test_other_optimizers_follow_with_the_middle_of_their_ranges() -> None:
     space = Space.default().fixed({"model": "cnn"})
-    recipe, *others = first_tries(space, ["cnn"], {"model": "cnn"}, (), 20)
+    recipe, *others = first_trials(space, ["cnn"], {"model": "cnn"}, (), 20)
     assert recipe["params"]["optimizer"] == "sgd"
     assert [other["origin"] for other in others] == ["recipe of cnn with adamw", "recipe of cnn with muon"]
     muon = others[1]["params"]
@@ -33,13 +33,13 @@ def test_other_optimizers_follow_with_their_own_settings_in_the_middle() -> None
     assert {name: muon[name] for name in shared} == {name: recipe["params"][name] for name in shared}
 
 
-@pytest.mark.parametrize(("trials", "tries"), [(20, 10), (8, 4), (2, 4), (None, 12)])
-def test_half_of_the_trials_are_left_to_the_sampler(trials: int | None, tries: int) -> None:
-    """But each recipe is tried, however few trials there are."""
+@pytest.mark.parametrize(("trials", "first"), [(20, 10), (8, 4), (2, 4), (None, 12)])
+def test_half_of_the_trials_are_left_to_the_sampler(trials: int | None, first: int) -> None:
+    """Except that each recipe has a trial, however few there are."""
     space = Space.default()
-    assert len(first_tries(space, space.models, {}, (), trials)) == tries
+    assert len(first_trials(space, space.models, {}, (), trials)) == first
 
 
-def test_an_optimizer_that_is_given_is_the_only_one() -> None:
+def test_a_given_optimizer_is_the_only_one() -> None:
     space = Space.default().fixed({"model": "cnn", "optimizer": "sgd"})
-    assert len(first_tries(space, ["cnn"], {"model": "cnn", "optimizer": "sgd"}, (), None)) == 1
+    assert len(first_trials(space, ["cnn"], {"model": "cnn", "optimizer": "sgd"}, (), None)) == 1

@@ -1,4 +1,4 @@
-"""Files, folders and patterns in; an answer for each file out, whatever lies between them."""
+"""`classify`: the files that it finds, the answers, and the summary."""
 
 import io
 import logging
@@ -15,7 +15,8 @@ from PIL import Image
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.scorer.predictor import Scorer
-from serving.batch import Summary, classify, load_scorer, show
+from serving.batch import Summary, classify, load_scorer, print_summary
+from tests.scorer_folders import write_scorer_folder
 
 RED, GREEN, BLUE, BLACK = (200, 0, 0), (0, 200, 0), (0, 0, 200), (0, 0, 0)
 
@@ -31,7 +32,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def reads_all() -> bool:
-    """Whether permissions mean nothing to this process, as to root."""
+    """Return whether this process may read files without permission, as root may."""
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).chmod(0)
         return os.access(file.name, os.R_OK)
@@ -39,7 +40,7 @@ def reads_all() -> bool:
 
 @contextmanager
 def files_at_most(size: int) -> Iterator[None]:
-    """No file of this process can become longer, as if the disk were full."""
+    """Limit the size of files that this process writes, as if the disk were full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -56,23 +57,23 @@ def paint(path: str | Path, colour: tuple[int, int, int] = RED) -> Path:
 
 
 def labels(summary: Summary) -> dict[str, str | None]:
-    return {path: verdict.label for path, verdict in summary.verdicts.items()}
+    return {path: outcome.label for path, outcome in summary.outcomes.items()}
 
 
-def problems(summary: Summary) -> dict[str, str]:
-    return {problem.path: problem.code for problem in summary.problems}
+def errors(summary: Summary) -> dict[str, str]:
+    return {error.path: error.code for error in summary.errors}
 
 
 def printed(summary: Summary, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    show(summary)
+    print_summary(summary)
     return capsys.readouterr().out
 
 
-# What is looked at
+# Finding files
 
 
-def test_a_folder_stands_for_the_images_below_it_in_the_order_of_their_names(scorer: Scorer) -> None:
+def test_the_images_in_a_folder_are_sorted_by_name(scorer: Scorer) -> None:
     for name in ("b.png", "a.JPG", "z/1.webp", "c/2.bmp", "c/d/3.gif", "c/4.jpeg"):
         paint(Path("photos", name))
     paint("photos/notes.txt.png").rename("photos/notes.txt")
@@ -85,10 +86,10 @@ def test_a_folder_stands_for_the_images_below_it_in_the_order_of_their_names(sco
         "photos/c/d/3.gif",
         "photos/z/1.webp",
     ]
-    assert (summary.files, summary.broken, summary.exit_code) == (6, 0, 0)
+    assert (summary.files, summary.failed, summary.exit_code) == (6, 0, 0)
 
 
-def test_hidden_files_and_folders_are_passed_over_unless_they_are_named(scorer: Scorer) -> None:
+def test_hidden_files_and_folders_are_skipped_unless_named(scorer: Scorer) -> None:
     paint("photos/a.png")
     paint("photos/.b.png")
     paint("photos/.thumbnails/c.png")
@@ -99,12 +100,12 @@ def test_hidden_files_and_folders_are_passed_over_unless_they_are_named(scorer: 
     ]
 
 
-def test_a_file_that_is_named_counts_whatever_its_suffix(scorer: Scorer) -> None:
+def test_a_named_file_may_have_any_suffix(scorer: Scorer) -> None:
     paint("photo.png").rename("upload")
     assert labels(classify(["upload"], scorer)) == {"upload": "red"}
 
 
-def test_patterns_are_resolved_as_by_a_shell(scorer: Scorer) -> None:
+def test_patterns_are_expanded_like_in_a_shell(scorer: Scorer) -> None:
     for name in ("a.png", "b.jpg", "c/a.png", "c/d/a.png", "odd[1].png"):
         paint(Path("photos", name))
     assert list(labels(classify(["photos/*.png"], scorer))) == ["photos/a.png", "photos/odd[1].png"]
@@ -124,12 +125,12 @@ def test_a_tilde_in_quotes_is_the_home_folder(scorer: Scorer, monkeypatch: pytes
     assert classify(["~/photos/*.png"], scorer).files == 1
 
 
-def test_a_file_that_is_reached_twice_counts_once(scorer: Scorer) -> None:
+def test_a_file_that_is_reached_twice_is_classified_once(scorer: Scorer) -> None:
     photo = paint("photos/b.png")
     Path("photos/a.png").symlink_to("b.png")
     Path("link").symlink_to("photos")
     Path("copy").mkdir()
-    Path("copy/hard.png").hardlink_to(photo)  # another name, which is to be found in the results
+    Path("copy/hard.png").hardlink_to(photo)  # a hard link is a file of its own in the results
     summary = classify(
         ["photos/b.png", "photos", "link", str(photo.absolute()), "./photos/*", "copy"], scorer
     )
@@ -140,24 +141,24 @@ def test_links_to_folders_are_followed_and_loops_end(scorer: Scorer) -> None:
     paint("elsewhere/a.png")
     paint("photos/sub/b.png")
     Path("photos/more").symlink_to("../elsewhere")
-    for i in range(10):  # any two of them lead to more paths than can be walked
+    for i in range(10):  # two loops already give endlessly many paths
         Path(f"photos/sub/up{i}").symlink_to("..")
     Path("photos/self").symlink_to("self")
     assert list(labels(classify(["photos"], scorer))) == ["photos/more/a.png", "photos/sub/b.png"]
 
 
-def test_a_folder_that_cannot_be_looked_into_is_told_and_stops_nothing(
+def test_an_unreadable_folder_is_reported_and_the_rest_classified(
     scorer: Scorer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paint("photos/z.png")
     os.chdir("photos")
-    for _ in range(25):  # the path of the innermost is longer than the kernel takes
+    for _ in range(25):  # the path of the innermost folder exceeds the limit of the kernel
         Path("d" * 200).mkdir()
         os.chdir("d" * 200)
     os.chdir(tmp_path)
     summary = classify(["photos"], scorer)
     assert labels(summary) == {"photos/z.png": "red"}
-    assert [(problem.path.count("/"), problem.code) for problem in summary.problems] == [(21, "unreadable")]
+    assert [(error.path.count("/"), error.code) for error in summary.errors] == [(21, "unreadable")]
     assert "d: File name too long" in printed(summary, capsys)
 
 
@@ -170,7 +171,7 @@ def test_a_folder_that_cannot_be_looked_into_is_told_and_stops_nothing(
         (["texts", "empty"], CifarError, "no images in texts, empty"),
     ],
 )
-def test_paths_without_images_are_an_error_that_names_them(
+def test_paths_without_images_are_named_in_the_error(
     paths: list[str], error: type[CifarError], words: str, scorer: Scorer
 ) -> None:
     paint("photos/a.png")
@@ -182,12 +183,10 @@ def test_paths_without_images_are_an_error_that_names_them(
     assert not Path("out.csv").exists()
 
 
-# What comes out
+# Answers and summary
 
 
-def test_each_file_gets_the_label_that_the_scorer_gives_it(
-    scorer: Scorer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_file_is_listed_with_its_label(scorer: Scorer, capsys: pytest.CaptureFixture[str]) -> None:
     for name, colour in {"r": RED, "g": GREEN, "b": BLUE, "dark": BLACK}.items():
         paint(f"photos/{name}.png", colour)
     summary = classify(["photos"], scorer)
@@ -206,11 +205,11 @@ def test_each_file_gets_the_label_that_the_scorer_gives_it(
     ]
 
 
-def test_many_files_are_summed_up_by_class(scorer: Scorer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_files_are_counted_by_class(scorer: Scorer, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(60):
         paint(f"photos/{i}.png", RED if i < 40 else GREEN if i < 55 else BLACK)
     summary = classify(["photos"], scorer)
-    assert (summary.labels, summary.unsure.total()) == ({"red": 45, "green": 15}, 5)
+    assert (summary.labels, summary.uncertain.total()) == ({"red": 45, "green": 15}, 5)
     output = printed(summary, capsys)
     assert "photos/" not in output
     assert [line.split() for line in output.splitlines() if "%" in line] == [
@@ -220,7 +219,7 @@ def test_many_files_are_summed_up_by_class(scorer: Scorer, capsys: pytest.Captur
     ]
 
 
-def test_order_is_kept_over_batches_and_among_broken_files(scorer: Scorer) -> None:
+def test_rows_are_in_the_order_of_the_files_across_batches_and_bad_files(scorer: Scorer) -> None:
     colours = {"red": RED, "green": GREEN, "blue": BLUE}
     expected = {}
     for i in range(200):
@@ -236,7 +235,7 @@ def test_order_is_kept_over_batches_and_among_broken_files(scorer: Scorer) -> No
     assert dict(zip(table["path"], table["label"], strict=True)) == expected
 
 
-def test_broken_files_are_told_with_the_reason_and_stop_nothing(
+def test_bad_files_are_reported_with_the_reason_and_the_rest_classified(
     scorer: Scorer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paint("photos/good.png")
@@ -248,14 +247,14 @@ def test_broken_files_are_told_with_the_reason_and_stop_nothing(
     os.mkfifo("photos/pipe.png")
     summary = classify(["photos"], scorer)
     assert labels(summary) == {"photos/good.png": "red"}
-    assert problems(summary) == {
+    assert errors(summary) == {
         "photos/cut.png": "truncated_image",
         "photos/dangling.png": "unreadable",
         "photos/empty.jpg": "empty_image",
         "photos/pipe.png": "not_a_file",
         "photos/text.jpg": "not_an_image",
     }
-    assert (summary.files, summary.broken, summary.exit_code) == (6, 5, 0)
+    assert (summary.files, summary.failed, summary.exit_code) == (6, 5, 0)
     output = printed(summary, capsys)
     assert "5 could not be classified" in output
     assert "photos/dangling.png: It cannot be read: No such file or directory." in output
@@ -270,7 +269,7 @@ def test_without_a_single_answer_the_exit_code_is_1(
     assert "[red]bad.png: This is not a picture" in printed(summary, capsys)
 
 
-def test_of_many_broken_files_the_first_are_listed(
+def test_only_the_first_hundred_bad_files_are_listed(
     scorer: Scorer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bad").mkdir()
@@ -283,14 +282,14 @@ def test_of_many_broken_files_the_first_are_listed(
 
 
 @pytest.mark.skipif(reads_all(), reason="root may read everything")
-def test_files_and_folders_without_permission_are_told(scorer: Scorer) -> None:
+def test_files_and_folders_without_permission_are_reported(scorer: Scorer) -> None:
     paint("photos/a.png")
     paint("photos/secret.png").chmod(0)
     paint("photos/private/b.png")
     Path("photos/private").chmod(0)
     summary = classify(["photos"], scorer)
     Path("photos/private").chmod(0o700)
-    assert problems(summary) == {"photos/private": "unreadable", "photos/secret.png": "unreadable"}
+    assert errors(summary) == {"photos/private": "unreadable", "photos/secret.png": "unreadable"}
     assert labels(summary) == {"photos/a.png": "red"}
 
 
@@ -305,7 +304,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_any_name_stands_in_one_line_and_does_nothing_to_the_terminal(
+def test_any_file_name_is_printed_in_one_line_without_control_characters(
     name: str, scorer: Scorer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paint(name)
@@ -317,25 +316,29 @@ def test_any_name_stands_in_one_line_and_does_nothing_to_the_terminal(
     assert not set("\x1b\r") & set(output)
 
 
-def test_a_name_that_is_no_unicode_is_written_with_escapes(scorer: Scorer) -> None:
+def test_a_file_name_that_is_not_utf8_is_written_with_escapes(scorer: Scorer) -> None:
     path = os.fsdecode(b"caf\xe9.png")
     paint(path)
     assert labels(classify([path], scorer)) == {"caf\\xe9.png": "red"}
 
 
-def test_top_k_is_limited_by_the_classes_and_at_least_1(scorer: Scorer) -> None:
+@pytest.mark.parametrize("top_k", [0, 4, 99])
+def test_a_top_k_without_that_many_classes_is_refused(top_k: int, scorer: Scorer) -> None:
     paint("a.png")
-    for _ in range(2):
-        classify(["a.png"], scorer, output=Path("out.jsonl"), top_k=50)
+    with pytest.raises(UsageError, match=rf"--top-k must be from 1 to 3, .* \(got {top_k}\)"):
+        classify(["a.png"], scorer, output=Path("out.jsonl"), top_k=top_k)
+    assert not Path("out.jsonl").exists()
+
+
+def test_by_default_a_model_with_two_classes_lists_both(tmp_path: Path) -> None:
+    scorer = load_scorer(str(write_scorer_folder(tmp_path / "two", classes=["red", "green"])))
+    paint("a.png")
+    classify(["a.png"], scorer, output=Path("out.jsonl"))
     (ranking,) = pd.read_json("out.jsonl", lines=True)["top_k"]
-    assert [entry["label"] for entry in ranking] == ["red", "green", "blue"]
-    with pytest.raises(UsageError, match=r"top-k must be at least 1 \(got 0\)"):
-        classify(["a.png"], scorer, top_k=0)
+    assert [entry["label"] for entry in ranking] == ["red", "green"]
 
 
-def test_without_a_terminal_a_log_line_tells_now_and_then_how_far_it_is(
-    scorer: Scorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_terminal_the_progress_is_logged(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.batch.progress.SECONDS_BETWEEN_LOG_LINES", 0)
     for i in range(100):
         paint(f"photos/{i}.png")
@@ -346,6 +349,6 @@ def test_without_a_terminal_a_log_line_tells_now_and_then_how_far_it_is(
     logger.setLevel(logging.INFO)
     classify(["photos"], scorer)
     assert [line.rpartition(", ")[0] for line in written.getvalue().splitlines()] == [
-        "classified 64 of 100 files",
-        "classified 100 of 100 files",
+        "Classified 64 of 100 files",
+        "Classified 100 of 100 files",
     ]

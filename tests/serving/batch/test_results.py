@@ -1,4 +1,4 @@
-"""The file of results: nothing in it is lost, doubled or mixed, whatever ends the process that writes it."""
+"""The results file: rows are complete, unique and of one model, however the writing process ends."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ COLUMNS = [
 
 @pytest.fixture
 def scorer(scorer_folder: Path) -> Scorer:
-    """One of its own for each test, whose engine counts the images."""
+    """Return a scorer for one test only, because its engine counts the images."""
     return load_scorer(str(scorer_folder))
 
 
@@ -53,7 +53,7 @@ def labels(output: Path) -> dict[str, str]:
     return dict(zip(table["path"], table["label"].fillna(""), strict=True))
 
 
-def test_pandas_reads_all_that_is_known_of_each_file(scorer: Scorer, output: Path) -> None:
+def test_pandas_reads_every_column_of_every_format(scorer: Scorer, output: Path) -> None:
     photos = {"a.png": GREEN, "b\nü.png": BLACK, "c, d.png": BLUE}
     for name, colour in photos.items():
         paint(f"photos/{name}", colour)
@@ -78,7 +78,7 @@ def test_pandas_reads_all_that_is_known_of_each_file(scorer: Scorer, output: Pat
     assert list(Path("results").iterdir()) == [output]
 
 
-def test_a_second_run_adds_what_is_new_and_looks_at_nothing_twice(scorer: Scorer, output: Path) -> None:
+def test_a_second_run_classifies_only_new_files(scorer: Scorer, output: Path) -> None:
     for i in range(5):
         paint(f"photos/{i}.png", RED)
     paint("photos/bad.png").write_bytes(b"bad")
@@ -88,14 +88,14 @@ def test_a_second_run_adds_what_is_new_and_looks_at_nothing_twice(scorer: Scorer
     assert scorer.engine.images == 5
     assert output.read_bytes() == before
     assert list(Path("results").iterdir()) == [output]
-    assert (again.known, again.labels, again.broken, again.exit_code) == (6, {"red": 5}, 1, 0)
-    assert [problem.code for problem in again.problems] == ["not_an_image"]
+    assert (again.earlier, again.labels, again.failed, again.exit_code) == (6, {"red": 5}, 1, 0)
+    assert [error.code for error in again.errors] == ["not_an_image"]
 
     paint("photos/a.png", BLUE)
     paint("more/b.png", GREEN)
     added = classify(["photos", "more"], scorer, output=output)
     assert scorer.engine.images == 7
-    assert (added.files, added.known) == (8, 6)
+    assert (added.files, added.earlier) == (8, 6)
     assert labels(output) == {
         **{f"photos/{i}.png": "red" for i in range(5)},
         "photos/bad.png": "",
@@ -104,24 +104,22 @@ def test_a_second_run_adds_what_is_new_and_looks_at_nothing_twice(scorer: Scorer
     }
 
 
-def test_a_file_that_has_changed_gets_a_new_answer_in_place_of_the_old_one(
-    scorer: Scorer, output: Path
-) -> None:
+def test_the_row_of_a_changed_file_is_replaced(scorer: Scorer, output: Path) -> None:
     for name in ("a", "b", "c"):
         paint(f"photos/{name}.png", RED)
     classify(["photos"], scorer, output=output)
     paint("photos/a.png", BLUE)
     date = Path("photos/b.png").stat()
     Path("photos/b.png").write_bytes(Path("photos/b.png").read_bytes() + b"\0")
-    os.utime("photos/b.png", ns=(date.st_atime_ns, date.st_mtime_ns))  # only its size has changed
+    os.utime("photos/b.png", ns=(date.st_atime_ns, date.st_mtime_ns))  # only its size differs
     summary = classify(["photos"], scorer, output=output)
-    assert summary.known == 1
+    assert summary.earlier == 1
     assert labels(output) == {"photos/c.png": "red", "photos/a.png": "blue", "photos/b.png": "red"}
     assert list(Path("results").iterdir()) == [output]
 
 
 @pytest.mark.skipif(reads_all(), reason="root may read everything")
-def test_a_file_that_could_not_be_read_is_tried_again(scorer: Scorer, output: Path) -> None:
+def test_an_unreadable_file_is_tried_again(scorer: Scorer, output: Path) -> None:
     paint("photos/a.png")
     paint("photos/b.png").chmod(0)
     classify(["photos"], scorer, output=output)
@@ -132,21 +130,21 @@ def test_a_file_that_could_not_be_read_is_tried_again(scorer: Scorer, output: Pa
 
 
 @pytest.mark.parametrize("output", ["csv", "jsonl"], indirect=True)
-def test_a_file_that_ends_anywhere_is_completed(scorer: Scorer, output: Path) -> None:
+def test_a_results_file_truncated_anywhere_is_completed(scorer: Scorer, output: Path) -> None:
     paint("photos/a\nü,\n.png", RED)
     paint("photos/b.png", BLUE)
     paint("photos/c\n.png").write_bytes(b"bad")
     classify(["photos"], scorer, output=output)
     whole = output.read_bytes()
-    line_ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]  # of names too
+    line_ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]  # also within file names
     for length in {*range(0, len(whole), 5), *line_ends}:
         output.write_bytes(whole[:length])
         classify(["photos"], scorer, output=output)
         assert output.read_bytes() == whole, length
 
 
-def test_rows_that_are_there_twice_become_one(scorer: Scorer, output: Path) -> None:
-    """As after a process that was killed while it completed the file."""
+def test_duplicate_rows_are_removed(scorer: Scorer, output: Path) -> None:
+    """They are left by a process that was killed while it finished the file."""
     paint("a.png")
     paint("b.png", BLUE)
     classify(["a.png", "b.png"], scorer, output=output)
@@ -160,20 +158,18 @@ def test_rows_that_are_there_twice_become_one(scorer: Scorer, output: Path) -> N
     assert labels(output) == {"a.png": "red", "b.png": "blue"}
 
 
-def test_a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_room(
-    scorer: Scorer, output: Path
-) -> None:
+def test_a_full_disk_is_reported_and_a_later_run_continues(scorer: Scorer, output: Path) -> None:
     for i in range(60):
         paint(f"photos/{i}.png")
     with files_at_most(10_000), pytest.raises(CifarError, match=r"cannot be written \(File too large\)"):
         classify(["photos"], scorer, output=output)
     summary = classify(["photos"], scorer, output=output)
-    assert 0 < summary.known < 60
+    assert 0 < summary.earlier < 60
     assert labels(output) == {f"photos/{i}.png": "red" for i in range(60)}
     assert list(Path("results").iterdir()) == [output]
 
 
-def test_answers_of_two_models_are_never_mixed(scorer: Scorer, output: Path, tmp_path: Path) -> None:
+def test_rows_of_two_models_are_never_mixed(scorer: Scorer, output: Path, tmp_path: Path) -> None:
     paint("a.png")
     classify(["a.png"], scorer, output=output)
     before = output.read_bytes()
@@ -181,7 +177,7 @@ def test_answers_of_two_models_are_never_mixed(scorer: Scorer, output: Path, tmp
     paint("b.png")
     with pytest.raises(UsageError, match=r"answers of another model .*choose another --output"):
         classify(["a.png", "b.png"], other, output=output)
-    with pytest.raises(UsageError, match=r"3 classes for each file, not 1: .*--top-k 3"):
+    with pytest.raises(UsageError, match=r"3 classes per file, not 1: .*--top-k 3"):
         classify(["a.png", "b.png"], scorer, output=output, top_k=1)
     assert output.read_bytes() == before
 
@@ -198,18 +194,18 @@ def test_answers_of_two_models_are_never_mixed(scorer: Scorer, output: Path, tmp
         pd.DataFrame({"path": ["a.png"]}).to_parquet(),
     ],
 )
-def test_a_file_of_something_else_is_left_alone(content: bytes, scorer: Scorer, output: Path) -> None:
+def test_a_file_with_other_content_is_not_changed(content: bytes, scorer: Scorer, output: Path) -> None:
     paint("a.png")
     output.parent.mkdir()
     output.write_bytes(content)
-    with pytest.raises(UsageError, match="is there already, and cannot be added to"):
+    with pytest.raises(UsageError, match="exists and cannot be continued"):
         classify(["a.png"], scorer, output=output)
     assert output.read_bytes() == content
 
 
 @pytest.mark.parametrize("output", ["csv", "jsonl"], indirect=True)
 @pytest.mark.parametrize("damage", [b'"x"\n', b'"a"b\n', b"\0\n"])
-def test_a_damaged_file_is_not_repaired_by_leaving_out_answers(
+def test_a_results_file_with_a_damaged_row_is_not_changed(
     damage: bytes, scorer: Scorer, output: Path
 ) -> None:
     for i in range(3):
@@ -223,7 +219,7 @@ def test_a_damaged_file_is_not_repaired_by_leaving_out_answers(
     assert output.read_bytes() == damaged
 
 
-def test_other_suffixes_are_refused_before_anything_is_done(scorer: Scorer) -> None:
+def test_other_suffixes_are_refused_at_once(scorer: Scorer) -> None:
     paint("a.png")
     for name in ("out.txt", "out", "out.csv.gz"):
         with pytest.raises(UsageError, match=r"out.*must end in \.csv, \.jsonl or \.parquet"):
@@ -231,14 +227,14 @@ def test_other_suffixes_are_refused_before_anything_is_done(scorer: Scorer) -> N
     assert list(Path().iterdir()) == [Path("a.png")]
 
 
-def test_a_place_that_cannot_be_written_is_named(scorer: Scorer, output: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(scorer: Scorer, output: Path) -> None:
     paint("a.png")
     Path("results").write_text("a file")
     with pytest.raises(CifarError, match=r"results/out\.\w+: cannot be"):
         classify(["a.png"], scorer, output=output)
 
 
-# In a process of its own, which something happens to
+# In a process of its own, which is interrupted or killed
 
 DRIVER = """
 import sys
@@ -253,11 +249,11 @@ try:
 except Interrupted as interruption:
     sys.exit(128 + interruption.signum)
 """
-FILES = 800  # 13 batches, 0.1 s each
+FILES = 800  # 13 batches of 0.1 s
 
 
 class Job:
-    """A run over 800 pictures with a slow network, in the background."""
+    """A background process that classifies 800 images with a slow network."""
 
     def __init__(self, output: Path) -> None:
         self._text = Path(f"{output}.part.jsonl") if output.suffix == ".parquet" else output
@@ -267,8 +263,8 @@ class Job:
                 [sys.executable, "-c", DRIVER, str(output)], stdout=log, stderr=log
             )
 
-    def wait_until_it_writes(self) -> None:
-        """Until there is a batch more than at the start."""
+    def wait_for_a_batch(self) -> None:
+        """Wait until the file has one batch more than at the start."""
         size = self._text.stat().st_size if self._text.exists() else 0
         deadline = time.monotonic() + 120
         while not (self._text.exists() and self._text.stat().st_size > size + 5_000):
@@ -287,7 +283,7 @@ class Job:
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Scorer:
-    """A scorer whose folder is `slow`, and FILES pictures in `photos`."""
+    """Return a slow scorer in the folder `slow`, and write FILES images to `photos`."""
     folder = write_scorer_folder(tmp_path / "slow")
     model = colour_network(folder / "model.onnx", slow=True)
     card = json.loads((folder / "scorer.json").read_text())
@@ -300,12 +296,12 @@ def slow(tmp_path: Path) -> Scorer:
 
 
 def complete(scorer: Scorer, output: Path) -> int:
-    """Go on to the end in this process; returns how many files were there before."""
+    """Finish the job in this process; return the number of files that had a row before."""
     summary = classify(["photos"], scorer, output=output)
-    assert scorer.engine.images == FILES - summary.known
+    assert scorer.engine.images == FILES - summary.earlier
     assert labels(output) == {f"photos/{i:04}.png": "red" for i in range(FILES)}
     assert list(Path("results").iterdir()) == [output]
-    return summary.known
+    return summary.earlier
 
 
 @pytest.mark.slow
@@ -314,25 +310,25 @@ def complete(scorer: Scorer, output: Path) -> int:
     [("csv", signal.SIGINT), ("jsonl", signal.SIGINT), ("parquet", signal.SIGTERM)],
     indirect=["output"],
 )
-def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(
+def test_after_a_signal_finished_work_is_kept_and_the_log_says_how_to_continue(
     signum: signal.Signals, slow: Scorer, output: Path
 ) -> None:
     job = Job(output)
-    job.wait_until_it_writes()
+    job.wait_for_a_batch()
     with pytest.raises(CifarError, match="is being written by another process"):
         classify(["photos"], slow, output=output)
     assert job.stop(signum) == 128 + signum
     assert f"Stopped by {signum.name} after " in job.log
-    assert "of 800 files; they are kept, and the same command goes on from there" in job.log
+    assert "of 800 files; they are in the output, and the same command continues from there" in job.log
     assert "Traceback" not in job.log
     assert 64 <= complete(slow, output) < FILES
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["csv", "parquet"], indirect=True)
-def test_what_is_done_survives_being_killed_again_and_again(slow: Scorer, output: Path) -> None:
+def test_finished_work_survives_two_kills(slow: Scorer, output: Path) -> None:
     for _ in range(2):
         job = Job(output)
-        job.wait_until_it_writes()
+        job.wait_for_a_batch()
         job.stop(signal.SIGKILL)
     assert 128 <= complete(slow, output) < FILES

@@ -1,4 +1,4 @@
-"""Copies sorted by class: whatever is there stays, and nothing is copied twice."""
+"""Copies sorted by class: nothing is overwritten and nothing is copied twice."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def files(folder: str) -> dict[str, bytes]:
-    """What is below a folder, hidden files too."""
+    """Return the content of all files below a folder, hidden ones included."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(Path(folder).rglob("*"))
@@ -32,7 +32,7 @@ def files(folder: str) -> dict[str, bytes]:
     }
 
 
-def test_copies_go_to_a_folder_a_class_and_unsure_ones_to_not_sure(scorer: Scorer) -> None:
+def test_copies_go_to_one_folder_per_class_or_to_not_sure(scorer: Scorer) -> None:
     originals = [
         paint("photos/a.png", RED),
         paint("photos/b.jpg", GREEN),
@@ -53,7 +53,7 @@ def test_copies_go_to_a_folder_a_class_and_unsure_ones_to_not_sure(scorer: Score
     assert files("photos") == before
 
 
-def test_another_file_of_a_name_that_is_taken_gets_a_number(scorer: Scorer) -> None:
+def test_a_copy_whose_name_is_taken_gets_a_number(scorer: Scorer) -> None:
     for i in range(1, 4):
         paint(f"photos/{i}/a.png", (200, i, 0))
     paint("photos/4/a.png", (200, 1, 0))  # the content of the first
@@ -71,7 +71,7 @@ def test_another_file_of_a_name_that_is_taken_gets_a_number(scorer: Scorer) -> N
     assert Path("sorted/red/a-3.png").is_symlink()
 
 
-def test_the_same_size_and_date_do_not_make_two_files_one(scorer: Scorer) -> None:
+def test_files_with_equal_size_and_date_are_both_copied(scorer: Scorer) -> None:
     for i in range(2):
         path = Path(f"photos/{i}/a.bmp")
         paint(path, (200, i, 0))
@@ -80,7 +80,7 @@ def test_the_same_size_and_date_do_not_make_two_files_one(scorer: Scorer) -> Non
     assert list(files("sorted")) == ["red/a-2.bmp", "red/a.bmp"]
 
 
-def test_sorting_goes_on_where_results_are_there_already(scorer: Scorer) -> None:
+def test_files_with_earlier_results_are_sorted_as_well(scorer: Scorer) -> None:
     paint("photos/a.png", RED)
     paint("photos/dark.png", BLACK)
     classify(["photos"], scorer, output=Path("out.csv"))
@@ -88,12 +88,12 @@ def test_sorting_goes_on_where_results_are_there_already(scorer: Scorer) -> None
     assert list(files("sorted")) == ["not_sure/dark.png", "red/a.png"]
 
 
-def test_a_folder_of_copies_among_the_images_is_left_out_of_the_search(scorer: Scorer) -> None:
+def test_a_folder_of_copies_among_the_images_is_excluded(scorer: Scorer) -> None:
     paint("photos/a.png")
     paint("photos/sorted.png")
     for paths in (["photos"], ["photos"], ["photos/**"]):
         summary = classify(paths, scorer, sort_into=Path("photos/sorted"))
-        assert list(summary.verdicts) == ["photos/a.png", "photos/sorted.png"]
+        assert list(summary.outcomes) == ["photos/a.png", "photos/sorted.png"]
     Path("photos/link").symlink_to("sorted/red")
     assert classify(["photos"], scorer, sort_into=Path("photos/sorted")).files == 2
 
@@ -121,14 +121,12 @@ def test_images_in_the_folder_of_copies_are_refused(path: str, scorer: Scorer) -
         ["a\\b", "a:b", 'a"b'],
     ],
 )
-def test_whatever_a_class_is_called_its_copies_go_to_one_folder_of_their_own(
-    classes: list[str], tmp_path: Path
-) -> None:
+def test_any_class_name_gives_one_valid_folder(classes: list[str], tmp_path: Path) -> None:
     scorer = load_scorer(str(write_scorer_folder(tmp_path / "model", classes=classes)))
     for name, colour in {"0": RED, "1": GREEN, "2": BLUE, "dark": BLACK}.items():
         paint(f"photos/{name}.png", colour)
     summary = classify(["photos"], scorer, sort_into=Path("root/a/sorted"))
-    assert [verdict.label for verdict in summary.verdicts.values()][:3] == classes
+    assert [outcome.label for outcome in summary.outcomes.values()][:3] == classes
     copies = [Path(name) for name in files("root")]
     assert len({path.parent for path in copies}) == len(copies) == 4
     for path in copies:
@@ -139,7 +137,7 @@ def test_whatever_a_class_is_called_its_copies_go_to_one_folder_of_their_own(
         assert (path.parts[2] == "not_sure") == (path.name == "dark.png")
 
 
-def test_plain_names_of_classes_are_kept(tmp_path: Path) -> None:
+def test_valid_class_names_are_folder_names(tmp_path: Path) -> None:
     classes = ["cat", "Polar bear", "pêche (fruit)"]
     scorer = load_scorer(str(write_scorer_folder(tmp_path / "model", classes=classes)))
     for name, colour in {"0": RED, "1": GREEN, "2": BLUE}.items():
@@ -148,20 +146,20 @@ def test_plain_names_of_classes_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in Path("sorted").iterdir()) == sorted(classes)
 
 
-def test_a_copy_that_cannot_be_written_is_told_and_leaves_nothing_half_made(scorer: Scorer) -> None:
+def test_a_copy_that_fails_is_reported_and_leaves_no_file(scorer: Scorer) -> None:
     paint("photos/a.png")
     Path("sorted").mkdir()
     Path("sorted/red").write_text("a file")
     with pytest.raises(CifarError, match=r"photos/a\.png cannot be copied to sorted/red"):
         classify(["photos"], scorer, output=Path("out.csv"), sort_into=Path("sorted"))
     assert files("sorted") == {"red": b"a file"}
-    # What was not copied does not count as done.
+    # The file is not finished, so a second run copies it.
     Path("sorted/red").unlink()
     classify(["photos"], scorer, output=Path("out.csv"), sort_into=Path("sorted"))
     assert list(files("sorted")) == ["red/a.png"]
 
 
-def test_a_full_disk_leaves_no_part_of_a_copy(scorer: Scorer) -> None:
+def test_a_full_disk_leaves_no_partial_copy(scorer: Scorer) -> None:
     Image.new("RGB", (300, 300), RED).save("a.bmp")
     with files_at_most(100_000), pytest.raises(CifarError, match=r"a\.bmp cannot be copied .*File too large"):
         classify(["a.bmp"], scorer, sort_into=Path("sorted"))

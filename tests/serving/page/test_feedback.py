@@ -1,24 +1,22 @@
-"""Right or wrong: what people say of an answer gets into the request log."""
+"""Feedback on predictions is written to the request log."""
 
 import time
-from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.serving.page.conftest import CAT, Pictures, Server
+from serving.monitoring.database import Database
+from tests.serving.page.conftest import Photos, Server
 
 pytestmark = pytest.mark.slow
 
-read_log = pytest.importorskip("serving.monitoring.read_log").read_log
 
-
-def noted(server: Server, request_id: str) -> tuple[bool, str | None]:
-    """What the log has of an answer: whether it was right, and what it should have been."""
+def logged_feedback(server: Server, request_id: str) -> tuple[bool, str | None]:
+    """Return whether the prediction was right, and the correct class."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        _, told = read_log(server.request_log, 0, time.time() + 1)
-        rows = told[told["request_id"] == request_id]
+        _, feedback = Database(server.request_log).read(0, time.time() + 1)
+        rows = feedback[feedback["request_id"] == request_id]
         if len(rows):
             row = rows.iloc[0]
             label = row["feedback_label"]
@@ -27,58 +25,56 @@ def noted(server: Server, request_id: str) -> tuple[bool, str | None]:
     raise AssertionError("the log has no feedback")
 
 
-def ask(page: Page, pictures: Pictures) -> str:
-    """The request id of an answer that the page now shows."""
+def classify(page: Page, photos: Photos) -> str:
+    """Have the page show a prediction, and return its request id."""
     with page.expect_response("**/predict*") as answer:
-        page.set_input_files("#files", pictures.sure)
-    expect(page.get_by_text(f"Is “{pictures.sure_label}” right?")).to_be_visible()
+        page.set_input_files("#files", photos.sure)
+    expect(page.get_by_text(f"Is “{photos.sure_label}” right?")).to_be_visible()
     return str(answer.value.headers["x-request-id"])
 
 
-def test_an_answer_that_is_right_is_noted_as_right(page: Page, server: Server, pictures: Pictures) -> None:
-    request_id = ask(page, pictures)
+def test_a_right_prediction_is_logged(page: Page, server: Server, photos: Photos) -> None:
+    request_id = classify(page, photos)
     page.get_by_role("button", name="Right").click()
 
-    thanks = page.get_by_text(f"Thank you. Noted: {pictures.sure_label}.")
+    thanks = page.get_by_text(f"Thank you. Noted: {photos.sure_label}.")
     expect(thanks).to_be_focused()
-    assert noted(server, request_id) == (True, pictures.sure_label)
+    assert logged_feedback(server, request_id) == (True, photos.sure_label)
 
 
-def test_an_answer_that_is_wrong_is_noted_with_the_class_that_was_chosen(
-    page: Page, server: Server, pictures: Pictures
+def test_a_wrong_prediction_is_logged_with_the_chosen_class(
+    page: Page, server: Server, photos: Photos
 ) -> None:
-    request_id = ask(page, pictures)
+    request_id = classify(page, photos)
     choice = page.get_by_role("group", name="What is it?")
     expect(choice).to_be_hidden()
     page.get_by_role("button", name="Wrong").click()
-    others = [name for name in pictures.classes if name != pictures.sure_label]
+    others = [name for name in photos.classes if name != photos.sure_label]
     assert choice.get_by_role("button").all_inner_texts() == [*others, "something else"]
     choice.get_by_role("button", name=others[0]).click()
 
     expect(page.get_by_text(f"Noted: {others[0]}.")).to_be_visible()
-    assert noted(server, request_id) == (False, others[0])
+    assert logged_feedback(server, request_id) == (False, others[0])
 
 
-def test_what_is_none_of_the_classes_is_noted_as_wrong(
-    page: Page, server: Server, pictures: Pictures
+def test_something_else_is_logged_as_wrong_without_a_class(
+    page: Page, server: Server, photos: Photos
 ) -> None:
-    request_id = ask(page, pictures)
+    request_id = classify(page, photos)
     page.get_by_role("button", name="Wrong").click()
     page.get_by_role("button", name="something else").click()
 
     expect(page.get_by_text("Noted: something else.")).to_be_visible()
-    assert noted(server, request_id) == (False, None)
+    assert logged_feedback(server, request_id) == (False, None)
 
 
-def test_feedback_that_cannot_be_sent_can_be_tried_again(
-    start: Callable[..., Server], open_page: Callable[..., Page], pictures: Pictures
-) -> None:
-    server = start()
-    page = open_page(server.url)
-    page.set_input_files("#files", CAT)
-    expect(page.get_by_role("button", name="Wrong")).to_be_visible()
-    server.stop()
+def test_feedback_can_be_sent_again_after_a_failure(page: Page, server: Server, photos: Photos) -> None:
+    request_id = classify(page, photos)
+    page.context.set_offline(True)
     page.get_by_role("button", name="Right").click()
-
     expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
-    expect(page.get_by_role("button", name="Right")).to_be_visible()
+
+    page.context.set_offline(False)
+    page.get_by_role("button", name="Right").click()
+    expect(page.get_by_text(f"Thank you. Noted: {photos.sure_label}.")).to_be_visible()
+    assert logged_feedback(server, request_id) == (True, photos.sure_label)

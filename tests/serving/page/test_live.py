@@ -1,23 +1,25 @@
-"""The live view: quick where the server is, and never a queue where it is not."""
+"""The live view classifies the camera's picture continuously and never builds up a queue."""
 
+import itertools
 import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Page, Request, expect
+import requests
+from playwright.sync_api import Page, Request, Route, expect
 
-from tests.serving.page.conftest import Server
+from tests.serving.page.conftest import Photos, Server
 
 pytestmark = pytest.mark.slow
 
-FRAMES = 30  # enough for what piles up to be seen
+FRAMES = 10  # enough to see a queue build up
 
 
 class Traffic:
-    """The requests of the live view, as the browser counts them."""
+    """The requests for predictions, as the browser counts them."""
 
     def __init__(self, page: Page) -> None:
-        self.sent = self.under_way = self.most = 0
+        self.in_flight = self.max_in_flight = 0
         self.requests: list[Request] = []
         page.on("request", self._begin)
         page.on("requestfinished", self._end)
@@ -25,85 +27,150 @@ class Traffic:
 
     def _begin(self, request: Request) -> None:
         if "/predict" in request.url:
-            self.sent += 1
-            self.under_way += 1
-            self.most = max(self.most, self.under_way)
             self.requests.append(request)
+            self.in_flight += 1
+            self.max_in_flight = max(self.max_in_flight, self.in_flight)
 
     def _end(self, request: Request) -> None:
-        self.under_way -= "/predict" in request.url
+        self.in_flight -= "/predict" in request.url
+
+    def wait_for_more(self, page: Page, requests: int = FRAMES) -> None:
+        enough = len(self.requests) + requests
+        while len(self.requests) < enough:
+            with page.expect_request("**/predict*"):
+                pass
 
 
-def look(page: Page) -> None:
+class HeldRequests:
+    """Requests for predictions that the browser keeps back until the test lets them go."""
+
+    def __init__(self, page: Page) -> None:
+        self.routes: list[Route] = []
+        self._released = False
+        page.route("**/predict*", self._handle)
+
+    def _handle(self, route: Route) -> None:
+        if self._released:
+            route.continue_()
+        else:
+            self.routes.append(route)
+
+    def release(self) -> None:
+        self._released = True
+        for route in self.routes:
+            route.continue_()
+
+
+def start_live_view(page: Page) -> None:
     page.get_by_role("button", name="Live view").click()
     expect(page.locator("#live-reading .verdict")).not_to_have_text(re.compile("^…?$"))
 
 
-def test_it_classifies_ten_times_a_second_and_shows_the_rate(page: Page) -> None:
-    look(page)
+def watch_frames(page: Page, number: int) -> None:
+    """Wait until the camera has shown a number of further frames."""
+    page.evaluate(
+        """(number) => new Promise((resolve) => {
+            const video = document.getElementById("video");
+            const count = () => (number-- ? video.requestVideoFrameCallback(count) : resolve());
+            count();
+        })""",
+        number,
+    )
 
-    expect(page.locator("#rate")).to_have_text(re.compile(r"^[1-9]\d pictures a second, \d+ ms each$"))
-    expect(page.locator("#live-reading").get_by_role("listitem")).to_have_count(10)
-    # The picture of the fake camera turns, and so do the probabilities.
-    shares = page.locator("#live-reading .bars")
-    before = shares.inner_text()
-    expect(shares).not_to_have_text(before)
+
+def test_it_shows_probabilities_that_follow_the_picture_and_its_rate(page: Page) -> None:
+    start_live_view(page)
+
+    expect(page.locator("#rate")).to_have_text(re.compile(r"^\d+ images per second, \d+ ms each$"))
+    bars = page.locator("#live-reading .bars")
+    expect(bars.get_by_role("listitem")).to_have_count(10)
+    # The picture of the fake camera rotates, so the probabilities change.
+    expect(bars).not_to_have_text(bars.inner_text())
 
 
-def test_the_bars_keep_their_places(page: Page) -> None:
-    look(page)
+def test_the_bars_stay_in_the_order_of_the_classes(page: Page) -> None:
+    start_live_view(page)
     names = page.locator("#live-reading .name")
     expect(names).to_have_count(10)
     assert names.all_inner_texts() == sorted(names.all_inner_texts())
 
 
-def test_frames_are_small_and_at_most_two_are_on_their_way(page: Page) -> None:
+def test_frames_are_small_and_at_most_two_are_in_flight(page: Page) -> None:
     traffic = Traffic(page)
-    look(page)
-    while traffic.sent < FRAMES:
-        page.wait_for_timeout(100)
+    start_live_view(page)
+    traffic.wait_for_more(page)
 
-    assert traffic.most <= 2
-    sizes = [int(request.all_headers()["content-length"]) for request in traffic.requests[:FRAMES]]
+    assert traffic.max_in_flight <= 2
+    sizes = [int(request.all_headers()["content-length"]) for request in traffic.requests]
     assert 0 < max(sizes) < 16_000
 
 
-def test_a_slow_way_to_the_server_makes_no_queue(page: Page) -> None:
-    """With half a second each way, two at a time are four a second: the other frames are dropped."""
-    slow = {"offline": False, "latency": 500, "downloadThroughput": -1, "uploadThroughput": -1}
-    page.context.new_cdp_session(page).send("Network.emulateNetworkConditions", slow)
+def test_frames_are_dropped_while_two_requests_have_no_response(page: Page) -> None:
+    start_live_view(page)
+    held = HeldRequests(page)
+    with page.expect_request("**/predict*"):
+        pass
+    watch_frames(page, 4 * FRAMES)
+    assert len(held.routes) == 2
+
     traffic = Traffic(page)
-    look(page)
-    while traffic.sent < FRAMES // 3:
-        page.wait_for_timeout(100)
-
-    assert traffic.most <= 2
-    expect(page.locator("#rate")).to_have_text(re.compile(r"^\d pictures a second, \d{3,} ms each$"))
+    held.release()
+    traffic.wait_for_more(page)
 
 
-def test_a_server_that_stands_still_gets_no_more_than_two(page: Page, server: Server) -> None:
-    look(page)
-    traffic = Traffic(page)
-    with server.frozen():
-        page.wait_for_timeout(2000)
-        stuck = traffic.sent
-        page.wait_for_timeout(1000)
-        assert traffic.sent == stuck
+def test_an_older_answer_does_not_replace_a_newer_one(page: Page) -> None:
+    start_live_view(page)
+    held = HeldRequests(page)
+    watch_frames(page, 2 * FRAMES)
+    older, newer = held.routes
+    answer = newer.fetch()
+    body = answer.json()
+    shown = page.locator("#live-reading .bars li.best .name")
+    for route, label in ((newer, "newer"), (older, "older")):
+        top_k = [{"label": label, "confidence": 1.0}]
+        body["predictions"][0] |= {"label": label, "uncertain": False, "top_k": top_k}
+        with page.expect_request("**/predict*"):  # sent when the answer has been handled
+            route.fulfill(response=answer, json=body)
+        expect(shown).to_have_text("newer")
 
-    expect(page.locator("#rate")).to_have_text(re.compile(r"^[1-9]\d pictures a second"))
+
+def test_a_screen_reader_hears_only_predictions_that_stay(page: Page, server: Server, photos: Photos) -> None:
+    model = requests.get(f"{server.url}/model", timeout=60).json()
+    first, second, steady = photos.classes[:3]
+    labels = itertools.chain([first, second] * FRAMES, itertools.repeat(steady))
+
+    def respond(route: Route) -> None:
+        label = next(labels)
+        scores = {"label": label, "confidence": 0.9}
+        prediction = scores | {"uncertain": False, "top_k": [scores], "input": ""}
+        route.fulfill(json={"request_id": "1", "model": model, "predictions": [prediction], "timings_ms": {}})
+
+    page.route("**/predict*", respond)
+    page.evaluate(
+        """() => {
+            window.announced = [];
+            const status = document.getElementById("say");
+            const note = () => window.announced.push(status.textContent);
+            new MutationObserver(note).observe(status, { childList: true });
+        }"""
+    )
+    page.get_by_role("button", name="Live view").click()
+    expect(page.get_by_role("status")).to_have_text(f"{steady}, 90%.")
+    watch_frames(page, 2 * FRAMES)
+    assert page.evaluate("announced") == [f"{steady}, 90%."]
 
 
-def test_it_is_switched_off_and_on_and_closed(page: Page) -> None:
-    look(page)
+def test_it_can_be_switched_off_and_on_and_closed(page: Page) -> None:
+    start_live_view(page)
     toggle = page.get_by_role("button", name="Live", exact=True)
     expect(toggle).to_have_attribute("aria-pressed", "true")
     toggle.click()
     expect(toggle).to_have_attribute("aria-pressed", "false")
     traffic = Traffic(page)
-    page.wait_for_timeout(500)
-    assert traffic.sent == 0
+    watch_frames(page, FRAMES)
+    assert not traffic.requests
     toggle.click()
-    expect(page.locator("#rate")).to_contain_text("a second")
+    expect(page.locator("#rate")).to_contain_text("per second")
 
     page.get_by_role("button", name="Close").click()
     video = page.locator("#video")
@@ -111,29 +178,27 @@ def test_it_is_switched_off_and_on_and_closed(page: Page) -> None:
     expect(page.get_by_role("button", name="Take a photo")).to_be_focused()
 
 
-def test_another_picture_ends_it(page: Page) -> None:
-    look(page)
+def test_choosing_a_photo_ends_it(page: Page) -> None:
+    start_live_view(page)
     page.get_by_role("button", name="Example: dog").click()
 
     expect(page.get_by_role("heading", name="dog.png")).to_be_visible()
     expect(page.locator("#video")).to_have_js_property("srcObject", None)
 
 
-def test_a_rate_limit_is_told_and_kept(start: Callable[..., Server], open_page: Callable[..., Page]) -> None:
-    page = open_page(start("--rate-limit", "600").url)
+def test_it_pauses_when_the_rate_limit_is_reached(
+    strict_server: Server, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(strict_server.url)
     page.get_by_role("button", name="Live view").click()
 
-    expect(page.get_by_role("alert")).to_contain_text("600 requests a minute")
+    expect(page.get_by_role("alert")).to_contain_text("120 requests")
     expect(page.locator("#live-reading .verdict")).not_to_have_text(re.compile("^…?$"))
 
 
-def test_a_server_that_is_gone_stops_it_with_words(
-    start: Callable[..., Server], open_page: Callable[..., Page]
-) -> None:
-    server = start()
-    page = open_page(server.url)
-    look(page)
-    server.stop()
+def test_it_stops_with_a_message_when_the_server_cannot_be_reached(page: Page) -> None:
+    start_live_view(page)
+    page.context.set_offline(True)
 
     expect(page.get_by_role("alert")).to_contain_text("does not answer")
     expect(page.get_by_role("button", name="Live", exact=True)).to_have_attribute("aria-pressed", "false")

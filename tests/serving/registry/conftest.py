@@ -1,7 +1,6 @@
-"""Finished trainings in a store of MLflow, to be registered and promoted; each test has a copy of it."""
+"""An MLflow store with finished training runs; every test gets a copy of it."""
 
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from PIL import Image
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import RegisterConfig, TrainConfig, validate
-from serving.registry import promotion as registered_models
+from serving.registry import mlflow_server, promotion
 from serving.registry.register import RegisteredVersion
 from serving.registry.register import register as register_run
 
@@ -28,21 +27,22 @@ def register(run_id: str, **settings: Any) -> RegisteredVersion:
     return register_run(run_id, validate(RegisterConfig, settings))
 
 
-def promote(
-    which: str | None = None, name: str = NAME, *, force: bool = False
-) -> registered_models.Promotion:
-    return registered_models.promote(which, name, force=force)
+def promote(which: str | None = None, name: str = NAME, *, force: bool = False) -> promotion.Promotion:
+    return promotion.promote(which, name, force=force)
 
 
-def rollback(name: str = NAME) -> registered_models.Promotion:
-    return registered_models.rollback(name)
+def rollback(name: str = NAME) -> promotion.Promotion:
+    return promotion.rollback(name)
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A store, the folder of images, and runs: with images held out, on all of them, and an easy one.
+    """A store, a folder of images, and the ids of three runs.
 
-    The easy one is right by a margin that int8 cannot use up, on whatever machine.
+    Attributes:
+        run_id: trained with validation images.
+        on_all_images: trained without.
+        easy: trained on images that int8 classifies correctly as well, on any machine.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Trained:
 
 @contextmanager
 def working_in(folder: Path, cache: Path) -> Iterator[None]:
-    """MLflow's store in this folder, and the artifacts beside it: MLflow puts them into the current one."""
+    """Use an MLflow store in this folder, with the artifacts beside it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
@@ -68,7 +68,7 @@ def working_in(folder: Path, cache: Path) -> Iterator[None]:
 
 
 def paint(root: Path, strength: tuple[int, int] = (0, 60)) -> Path:
-    """Images of three colours, of a strength between these two: the weakest are hard to tell."""
+    """Write images of three colours; the weaker the colour, the harder they are to classify."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(CLASSES):
         (root / name).mkdir(parents=True)
@@ -97,7 +97,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Tra
 
 @pytest.fixture(scope="session")
 def registered(trained: Trained, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the run is version 1 of cifar10, in fp32, and the one on all images version 2."""
+    """Return a store with two versions of cifar10 in fp32: 1 is `run_id`, 2 is `on_all_images`."""
     folder = tmp_path_factory.mktemp("registered")
     shutil.copy(trained.store, folder)
     with working_in(folder, shared_cache):
@@ -108,21 +108,21 @@ def registered(trained: Trained, shared_cache: Path, tmp_path_factory: pytest.Te
 
 @pytest.fixture
 def client(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
-    """With the trainings, and nothing registered."""
+    """Return a client of a store with the runs and no registered model."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(trained.store, tmp_path)
     return mlflow.MlflowClient()
 
 
 class Registry:
-    """What is registered, and how more gets there than a test has time to train."""
+    """A store with registered versions, and a fast way to add more."""
 
     def __init__(self) -> None:
         self.client = mlflow.MlflowClient()
         self.original = self.client.get_model_version("cifar10", "1")
 
     def add(self, without: str | None = None, **tags: Any) -> str:
-        """One more version with the files of the first, and these tags besides; its number."""
+        """Add a version with the files of version 1 and these tags, and return its number."""
         known = {key: value for key, value in self.original.tags.items() if key != without}
         return str(
             self.client.create_model_version(
@@ -146,9 +146,7 @@ class Registry:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return mlflow_server.free_port()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""From what a user types for a model to its scorer, with a real store of MLflow."""
+"""The addresses of models, and the checks of their files, with a real MLflow store."""
 
 import hashlib
 import shutil
@@ -18,7 +18,7 @@ from tests.serving.batch.test_classify import paint
 
 
 class Registered(NamedTuple):
-    """A store with one registered model `colours`, version 1 of which is the champion."""
+    """A store with the registered model `colours`; its version 1 is the champion."""
 
     store: Path
     run_id: str
@@ -33,7 +33,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, scorer_folder: Path) ->
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         client = mlflow.MlflowClient()
         experiment = client.create_experiment("colours", str(folder / "artifacts"))
-        # MLflow puts a model into the experiment that is chosen, whatever that of its run.
+        # MLflow logs a model to the active experiment, not to that of its run.
         patch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
         run_id = client.create_run(experiment).info.run_id
         model = log_model(scorer_folder, run_id)
@@ -44,7 +44,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory, scorer_folder: Path) ->
 
 @pytest.fixture
 def store(registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registered:
-    """The registered model, with an empty cache."""
+    """Use the store, with an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered.store}")
     monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "cache"))
@@ -62,13 +62,13 @@ def store(registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "{0.run_id}",
     ],
 )
-def test_a_model_is_found_by_its_name_its_id_and_its_run(uri: str, store: Registered) -> None:
+def test_a_model_is_found_by_name_id_and_run(uri: str, store: Registered) -> None:
     paint("photo.png")
     scorer = load_scorer(uri.format(store))
     assert classify(["photo.png"], scorer).labels.total() == 1
 
 
-def test_a_folder_of_a_scorer_or_of_an_mlflow_model_is_taken_as_it_is(
+def test_scorer_folders_and_mlflow_models_are_loaded_from_disk(
     scorer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -79,7 +79,7 @@ def test_a_folder_of_a_scorer_or_of_an_mlflow_model_is_taken_as_it_is(
         assert load_scorer(uri).classes == ["red", "green", "blue"]
 
 
-def test_the_code_in_a_model_is_not_executed(
+def test_the_code_of_a_model_is_not_executed(
     scorer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -90,7 +90,7 @@ def test_the_code_in_a_model_is_not_executed(
     assert not Path("executed").exists()
 
 
-def test_a_model_is_downloaded_once_and_a_damaged_copy_again(store: Registered, tmp_path: Path) -> None:
+def test_a_model_is_downloaded_once_unless_the_copy_is_damaged(store: Registered, tmp_path: Path) -> None:
     load_scorer("models:/colours@champion")
     (copy,) = (tmp_path / "cache/scorers").iterdir()
     moment = (copy / "model.onnx").stat().st_mtime_ns
@@ -102,7 +102,7 @@ def test_a_model_is_downloaded_once_and_a_damaged_copy_again(store: Registered, 
     assert (copy / "model.onnx").stat().st_size > 100
 
 
-def test_an_alias_that_has_moved_brings_the_other_model(store: Registered, tmp_path: Path) -> None:
+def test_a_moved_alias_loads_the_other_model(store: Registered, tmp_path: Path) -> None:
     client = mlflow.MlflowClient()
     other = log_model(write_scorer_folder(tmp_path / "other", classes=["x", "y", "z"]), store.run_id, "other")
     version = mlflow.register_model(other.model_uri, "colours")
@@ -112,7 +112,7 @@ def test_an_alias_that_has_moved_brings_the_other_model(store: Registered, tmp_p
     assert load_scorer("models:/colours@moving").classes == ["x", "y", "z"]
 
 
-def test_a_model_whose_files_are_not_those_of_its_card_is_refused(store: Registered, tmp_path: Path) -> None:
+def test_a_model_whose_files_do_not_match_its_card_is_refused(store: Registered, tmp_path: Path) -> None:
     model = log_model(write_scorer_folder(tmp_path / "good", data="other"), store.run_id, "changed")
     location = mlflow.MlflowClient().get_logged_model(model.model_id).artifact_location
     with Path(location, "artifacts/scorer/model.onnx").open("ab") as file:
@@ -122,8 +122,8 @@ def test_a_model_whose_files_are_not_those_of_its_card_is_refused(store: Registe
             load_scorer(uri)
 
 
-def test_a_card_that_is_not_the_registered_one_is_refused(store: Registered, tmp_path: Path) -> None:
-    """Whoever changes files and card alike is found out by the registry."""
+def test_a_card_that_differs_from_the_registered_one_is_refused(store: Registered, tmp_path: Path) -> None:
+    """The tag of the version reveals that the files and the card were both replaced."""
     folder = write_scorer_folder(tmp_path / "good", data="good")
     digest = hashlib.sha256((folder / "scorer.json").read_bytes()).hexdigest()
     model = log_model(folder, store.run_id, "exchanged")
@@ -134,7 +134,7 @@ def test_a_card_that_is_not_the_registered_one_is_refused(store: Registered, tmp
     location = mlflow.MlflowClient().get_logged_model(model.model_id).artifact_location
     shutil.copytree(other, Path(location, "artifacts/scorer"), dirs_exist_ok=True)
     with pytest.raises(
-        CifarError, match=r"cannot be used: its scorer\.json is not the one that was registered"
+        CifarError, match=r"cannot be used: its scorer\.json differs from the one that was registered"
     ):
         load_scorer(f"models:/colours/{version}")
 
@@ -151,34 +151,50 @@ def test_a_card_that_is_not_the_registered_one_is_refused(store: Registered, tmp
         ("f" * 32, "f{{32}} not found"),
     ],
 )
-def test_a_model_that_is_not_there_is_named_with_the_store(uri: str, words: str, store: Registered) -> None:
+def test_an_unknown_model_is_reported_with_the_store(uri: str, words: str, store: Registered) -> None:
     uri = uri.format(store)
-    with pytest.raises(UsageError, match=words.format()) as told:
+    with pytest.raises(UsageError, match=words.format()) as raised:
         load_scorer(uri)
-    assert uri in str(told.value)
-    assert str(store.store) in str(told.value)
-    assert len(str(told.value).splitlines()) == 1
+    assert uri in str(raised.value)
+    assert str(store.store) in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
 
 
-def test_what_is_no_model_at_all_is_told_with_examples(tmp_path: Path) -> None:
+def test_a_moved_artifact_folder_is_named(
+    store: Registered, scorer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow.MlflowClient()
+    old = tmp_path / "old place"
+    experiment = client.create_experiment("moved", (old / "artifacts").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    run_id = client.create_run(experiment).info.run_id
+    model = log_model(scorer_folder, run_id)
+    version = mlflow.register_model(model.model_uri, "colours").version
+    old.rename(tmp_path / "new place")
+    for uri in (run_id, model.model_uri, f"models:/colours/{version}"):
+        with pytest.raises(UsageError, match=rf"should be in {old}/artifacts.*ln -s NEW_PLACE {old}\)"):
+            load_scorer(uri)
+
+
+def test_an_address_of_another_kind_is_reported_with_examples(tmp_path: Path) -> None:
     for uri in ("nowhere", str(tmp_path), "cifar10@champion", ""):
         with pytest.raises(UsageError, match=r"neither a model in MLflow .models:/cifar10@champion"):
             load_scorer(uri)
 
 
-def test_no_store_is_made_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_store_is_reported_and_not_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     for uri in ("models:/cifar10@champion", "f" * 32):
-        with pytest.raises(UsageError, match=r"there is no MLflow store at mlflow\.db.*MLFLOW_TRACKING_URI"):
+        with pytest.raises(UsageError, match=r"no MLflow store at /.*/mlflow\.db.*MLFLOW_TRACKING_URI"):
             load_scorer(uri)
     assert not Path("mlflow.db").exists()
 
 
-def test_a_server_that_is_away_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:  # bound, but not listening
         taken.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        with pytest.raises(CifarError, match=f"MLflow at {address} does not answer"):
+        address = f"@127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://alice:S3cret{address}")
+        with pytest.raises(CifarError, match=rf"MLflow at http://alice:\*\*\*{address} does not answer"):
             load_scorer("models:/cifar10@champion")

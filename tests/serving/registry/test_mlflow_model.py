@@ -1,4 +1,4 @@
-"""A scorer folder as an MLflow model, as Python code uses it."""
+"""A scorer folder packaged as an MLflow model, used from Python."""
 
 import base64
 import io
@@ -51,12 +51,12 @@ def model(saved: Path) -> PyFuncModel:
 
 @pytest.mark.parametrize("damage", ["change", "add", "remove"])
 @pytest.mark.parametrize("file", ["artifacts/code/preprocess.py", "pyfunc.py", "MLmodel", "requirements.txt"])
-def test_the_digest_of_the_code_tells_whether_a_file_is_another(
+def test_the_code_digest_changes_with_any_file_of_the_code(
     saved: Path, tmp_path: Path, file: str, damage: str
 ) -> None:
     copy = shutil.copytree(saved, tmp_path / "copy")
     (copy / "registered_model_meta").write_text("model_name: cifar10")  # as MLflow's download adds it
-    (copy / "artifacts/scorer/model.onnx").write_bytes(b"of which the card has a digest")
+    (copy / "artifacts/scorer/model.onnx").write_bytes(b"covered by the digest in the card")
     assert code_digest(copy) == code_digest(saved)
     if damage == "change":
         (copy / file).write_text("import os")
@@ -67,7 +67,7 @@ def test_the_digest_of_the_code_tells_whether_a_file_is_another(
     assert code_digest(copy) != code_digest(saved)
 
 
-def test_bytes_base64_and_data_urls_are_answered_alike(model: PyFuncModel) -> None:
+def test_bytes_base64_and_data_urls_give_the_same_answer(model: PyFuncModel) -> None:
     red = png("red")
     table = pd.DataFrame({"image": [red, bytearray(red), text(red), f"data:image/png;base64,{text(red)}"]})
     first, *others = model.predict(table)
@@ -96,22 +96,22 @@ def test_a_csv_file_is_answered(model: PyFuncModel, tmp_path: Path) -> None:
     assert labels(model.predict(pd.read_csv(tmp_path / "images.csv"))) == ["blue", "red"]
 
 
-def test_the_example_of_the_model_is_answered(model: PyFuncModel) -> None:
+def test_the_input_example_is_answered(model: PyFuncModel) -> None:
     assert labels(model.predict(model.input_example)) == ["blue"]
 
 
-def test_a_table_of_this_process_may_have_any_length(model: PyFuncModel) -> None:
+def test_a_table_may_have_any_length_outside_of_the_scoring_server(model: PyFuncModel) -> None:
     colours = ["red", "lime", "blue", "red"] * 500
     expected = ["green" if colour == "lime" else colour for colour in colours]
     assert labels(model.predict(pd.DataFrame({"image": [png(colour) for colour in colours]}))) == expected
 
 
-def test_a_bad_row_raises_unless_told_otherwise(model: PyFuncModel) -> None:
+def test_a_bad_row_raises_by_default(model: PyFuncModel) -> None:
     with pytest.raises(MlflowException, match=r"^row 1: This is not a picture"):
         model.predict(pd.DataFrame({"image": [png("red"), b"no picture"]}))
 
 
-def test_with_null_a_bad_row_has_an_error_and_its_neighbours_their_answers(model: PyFuncModel) -> None:
+def test_with_null_bad_rows_get_errors_and_good_rows_get_answers(model: PyFuncModel) -> None:
     table = pd.DataFrame({"image": [b"", png("red"), None, png("blue")]})
     answers = model.predict(table, params={"on_error": "null", "top_k": 1})
     good = model.predict(pd.DataFrame({"image": [png("red"), png("blue")]}), params={"top_k": 1})
@@ -130,13 +130,13 @@ def test_with_null_a_bad_row_has_an_error_and_its_neighbours_their_answers(model
         assert error.keys() == {"code", "message"}
 
 
-def test_with_null_there_may_be_no_good_row_at_all(model: PyFuncModel) -> None:
+def test_with_null_all_rows_may_be_bad(model: PyFuncModel) -> None:
     (answer,) = model.predict(pd.DataFrame({"image": ["?"]}), params={"on_error": "null"})
     assert answer["error"]["code"] == "not_base64"
 
 
-def test_fewer_classes_than_three_are_all_in_the_answer_by_default(tmp_path: Path) -> None:
-    # Its network has three outputs still; what counts here is the default of top_k.
+def test_by_default_two_classes_are_both_in_the_answer(tmp_path: Path) -> None:
+    # The network still has three outputs; the default of top_k comes from the card.
     folder = write_scorer_folder(tmp_path / "two", classes=["red", "green"])
     save_model(folder, tmp_path / "model")
     model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
@@ -144,7 +144,7 @@ def test_fewer_classes_than_three_are_all_in_the_answer_by_default(tmp_path: Pat
     assert [best["label"] for best in answer["top_k"]] == ["red", "green"]
 
 
-def test_a_fault_of_ours_is_no_fault_of_the_request_and_told_only_to_the_log(
+def test_an_internal_error_is_logged_and_answered_without_details(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_model(write_scorer_folder(tmp_path / "scorer", classes=["red", "green"]), tmp_path / "model")
@@ -153,7 +153,7 @@ def test_a_fault_of_ours_is_no_fault_of_the_request_and_told_only_to_the_log(
     )  # its network has a third output, without a name
     with pytest.raises(MlflowException) as raised:
         model.predict(pd.DataFrame({"image": [png("blue")]}))
-    raised.value.message = "what MLflow's server makes of it, with the input"
+    raised.value.message = "the message that MLflow's server sets, which repeats the input"
     assert raised.value.get_http_status_code() == 500
     message = "The model failed; the server's log says why."
     assert json.loads(raised.value.serialize_as_json()) == {
@@ -173,11 +173,11 @@ def test_a_model_whose_files_were_changed_is_not_loaded(saved: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("newest_first", [False, True])
-def test_versions_of_different_code_answer_side_by_side_each_with_its_own(
+def test_versions_with_different_code_run_side_by_side(
     saved: Path, tmp_path: Path, newest_first: bool
 ) -> None:
     older = shutil.copytree(saved, tmp_path / "older")
-    code = older / "artifacts/code/scorer.py"
+    code = older / "artifacts/code/predictor.py"
     label = '"label": ranked[0]["label"]'
     assert label in code.read_text()
     code.write_text(code.read_text().replace(label, f"{label}.upper()"))
@@ -207,7 +207,7 @@ def image_bytes(value):
 
 
 @pytest.mark.slow
-def test_a_model_needs_nothing_of_ours_and_no_torch(saved: Path, tmp_path: Path) -> None:
+def test_a_model_runs_without_our_packages_and_without_torch(saved: Path, tmp_path: Path) -> None:
     program = (
         "import sys, mlflow\n"
         f"model = mlflow.pyfunc.load_model({str(saved)!r})\n"
@@ -218,7 +218,7 @@ def test_a_model_needs_nothing_of_ours_and_no_torch(saved: Path, tmp_path: Path)
     assert done.stdout.split("\n")[:2] == ["blue", "[]"], done.stderr
 
 
-def test_in_mlflows_server_the_collector_of_garbage_leaves_the_libraries_alone(saved: Path) -> None:
+def test_in_the_scoring_server_the_garbage_collector_skips_the_libraries(saved: Path) -> None:
     code = """
 import gc, os, sys
 import mlflow
@@ -229,14 +229,14 @@ os.environ[scoring_server._SERVER_MODEL_PATH] = sys.argv[1]
 mlflow.pyfunc.load_model(sys.argv[1])
 print(before, gc.get_freeze_count())
 """
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert said[0] == "0", "a process of somebody else is left as it is"
-    assert int(said[1]) > 100_000
+    assert output[0] == "0"
+    assert int(output[1]) > 100_000
 
 
-def test_nothing_is_pickled_and_nothing_there_twice(saved: Path) -> None:
+def test_a_model_contains_no_pickle_and_no_duplicates(saved: Path) -> None:
     suffixes = {
         path.suffix for path in saved.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     }
@@ -244,7 +244,7 @@ def test_nothing_is_pickled_and_nothing_there_twice(saved: Path) -> None:
     assert suffixes == {"", ".json", ".onnx", ".py", ".txt", ".yaml"}
 
 
-def test_the_requirements_are_few_and_within_the_ranges_of_the_project(saved: Path) -> None:
+def test_the_requirements_are_five_with_the_ranges_of_the_project(saved: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert set(REQUIREMENTS) < set(project)
     names = [line.split("<")[0].split(">")[0] for line in (saved / "requirements.txt").read_text().split()]

@@ -1,4 +1,4 @@
-"""Champion and previous: who becomes it, who does not, and the way back."""
+"""The promotion rule, rollback, and what happens if a promotion is interrupted or meets another one."""
 
 import json
 import subprocess
@@ -14,7 +14,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, TEMPORARILY_UNAVAILABLE
 
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.tracking import retry
 from serving.registry.promotion import NotPromotedError
 from tests.serving.registry.conftest import Registry, Trained, promote, rollback
 
@@ -23,13 +22,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def ladder(registry: Registry) -> dict[str, str]:
-    """Versions by their validation accuracy in percent; that of 70 is the champion."""
+    """Return versions by validation accuracy in percent; the one with 70 is the champion."""
     numbers = {f"{percent}": registry.add(val_accuracy=percent / 100) for percent in (60, 70, 80, 90)}
     promote(numbers["70"])
     return numbers
 
 
-def test_the_first_version_becomes_champion_without_a_comparison(registry: Registry) -> None:
+def test_the_first_version_becomes_champion_without_comparison(registry: Registry) -> None:
     done = promote("1")
     assert (done.name, done.champion, done.previous) == ("cifar10", "1", None)
     assert registry.aliases == {"champion": "1"}
@@ -37,7 +36,7 @@ def test_the_first_version_becomes_champion_without_a_comparison(registry: Regis
     assert done.message.endswith(") is now the champion of cifar10")
 
 
-def test_a_better_version_takes_the_place_and_says_so(registry: Registry, ladder: dict[str, str]) -> None:
+def test_a_better_version_becomes_champion_and_is_tagged(registry: Registry, ladder: dict[str, str]) -> None:
     done = promote(ladder["80"])
     assert (done.champion, done.previous) == (ladder["80"], ladder["70"])
     assert registry.aliases == {"champion": ladder["80"], "previous": ladder["70"]}
@@ -50,13 +49,13 @@ def test_a_better_version_takes_the_place_and_says_so(registry: Registry, ladder
     assert abs((datetime.fromisoformat(tags["promoted_at"]) - datetime.now(UTC)).total_seconds()) < 60
 
 
-def test_an_equally_good_one_may_take_the_place_when_it_is_named(
+def test_an_equally_good_version_becomes_champion_if_it_is_named(
     registry: Registry, ladder: dict[str, str]
 ) -> None:
     assert promote(registry.add(val_accuracy=0.7, precision="int8")).previous == ladder["70"]
 
 
-def test_a_worse_one_is_refused_and_nothing_is_changed(registry: Registry, ladder: dict[str, str]) -> None:
+def test_a_worse_version_is_refused_and_nothing_changes(registry: Registry, ladder: dict[str, str]) -> None:
     with pytest.raises(
         NotPromotedError, match=rf"version {ladder['60']} .*0\.6000.* is worse than the champion, .*0\.7000"
     ):
@@ -68,15 +67,15 @@ def test_a_worse_one_is_refused_and_nothing_is_changed(registry: Registry, ladde
 @pytest.mark.parametrize(
     ("tags", "reason"),
     [
-        ({"classes": json.dumps(["blue", "green", "rot"])}, r"other classes \(blue, green, rot; blue, gr"),
-        ({"classes": json.dumps(["green", "blue", "red"])}, "other classes"),
-        ({"data_digest": "f" * 64, "data": "else"}, "trained on other data .else, ffffffffffff; images, "),
-        ({"val_size": "0.25"}, r"other validation images \(val_size 0\.25, split_seed 7; val_size 0\.5"),
-        ({"split_seed": "8"}, "other validation images"),
+        ({"classes": json.dumps(["blue", "green", "rot"])}, r"different classes \(blue, green, rot; blue, g"),
+        ({"classes": json.dumps(["green", "blue", "red"])}, "different classes"),
+        ({"data_digest": "f" * 64, "data": "else"}, "trained on different data .else, ffffffffffff; images"),
+        ({"val_size": "0.25"}, r"different validation images \(val_size 0\.25, split_seed 7; val_size 0\.5"),
+        ({"split_seed": "8"}, "different validation images"),
         ({"without": "val_accuracy"}, "no images were held out for validation"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compared_is_refused_unless_forced(
+def test_a_version_that_is_not_comparable_is_refused_unless_forced(
     registry: Registry, ladder: dict[str, str], tags: dict[str, Any], reason: str
 ) -> None:
     number = registry.add(**({} if "without" in tags else {"val_accuracy": 0.99}) | tags)
@@ -88,12 +87,12 @@ def test_what_cannot_be_compared_is_refused_unless_forced(
     assert "It was forced: it cannot be compared" in done.message
 
 
-def test_a_worse_one_can_be_forced(registry: Registry, ladder: dict[str, str]) -> None:
+def test_a_worse_version_can_be_forced(registry: Registry, ladder: dict[str, str]) -> None:
     assert "It was forced: it is worse" in promote(ladder["60"], force=True).message
     assert registry.aliases == {"champion": ladder["60"], "previous": ladder["70"]}
 
 
-def test_the_champion_is_not_promoted_again_and_keeps_the_way_back(
+def test_the_champion_is_not_promoted_again_and_previous_stays(
     registry: Registry, ladder: dict[str, str]
 ) -> None:
     promote(ladder["80"])
@@ -106,7 +105,7 @@ def test_the_champion_is_not_promoted_again_and_keeps_the_way_back(
 
 
 @pytest.mark.parametrize("missing", ["agreement", "val_size", "classes", "run_id"])
-def test_what_register_did_not_make_is_refused_even_by_force(
+def test_a_version_that_register_did_not_make_is_refused_even_by_force(
     registry: Registry, ladder: dict[str, str], missing: str
 ) -> None:
     number = registry.add(without=missing)
@@ -117,7 +116,7 @@ def test_what_register_did_not_make_is_refused_even_by_force(
     assert registry.aliases == {"champion": ladder["70"]}
 
 
-def test_a_champion_from_elsewhere_is_replaced_by_force_only(registry: Registry) -> None:
+def test_a_champion_that_register_did_not_make_is_replaced_by_force_only(registry: Registry) -> None:
     stranger = str(registry.client.create_model_version("cifar10", "s3://somewhere/model").version)
     registry.client.set_registered_model_alias("cifar10", "champion", stranger)
     with pytest.raises(NotPromotedError, match="the champion was not made by cifar-mlflow register"):
@@ -128,30 +127,30 @@ def test_a_champion_from_elsewhere_is_replaced_by_force_only(registry: Registry)
     assert registry.aliases == {"champion": "1", "previous": stranger}
 
 
-def test_of_itself_it_takes_the_best_that_can_be_compared(registry: Registry, ladder: dict[str, str]) -> None:
+def test_by_default_the_best_version_is_promoted(registry: Registry, ladder: dict[str, str]) -> None:
     best = registry.add(val_accuracy=0.998)
     registry.add(val_accuracy=0.999, split_seed=1)
     registry.client.create_model_version("cifar10", "s3://somewhere/model")
     assert promote().champion == best
-    with pytest.raises(NotPromotedError, match="already, and none that can be compared with it is better"):
+    with pytest.raises(NotPromotedError, match="already, and no comparable version is better"):
         promote()
     registry.add(val_accuracy=0.998)
     with pytest.raises(NotPromotedError, match="already"):
         promote()
 
 
-def test_of_itself_it_compares_with_the_newest_as_long_as_there_is_no_champion(registry: Registry) -> None:
+def test_by_default_versions_are_compared_with_the_newest_without_a_champion(registry: Registry) -> None:
     registry.add(val_accuracy=0.999, split_seed=1)
     best = registry.add(val_accuracy=0.998)
     registry.add(val_accuracy=0.6)
     assert promote().champion == best
 
 
-def test_of_itself_it_takes_the_newest_where_there_is_nothing_to_compare(registry: Registry) -> None:
+def test_by_default_the_newest_version_is_promoted_if_none_is_comparable(registry: Registry) -> None:
     assert promote().champion == "2"  # of the run on all images
 
 
-def test_a_run_stands_for_its_newest_version(registry: Registry, trained: Trained) -> None:
+def test_a_run_id_selects_its_newest_version(registry: Registry, trained: Trained) -> None:
     registry.add(val_accuracy=0.5)
     newest = registry.add(val_accuracy=0.6)
     registry.add(val_accuracy=0.7, run_id="e" * 32)
@@ -184,7 +183,7 @@ def test_a_model_that_does_not_exist_is_named(registry: Registry) -> None:
     ("tag", "file"),
     [
         ("sha256.model.onnx", "model.onnx"), ("sha256.scorer.json", "scorer.json"), ("sha256.more", "more"),
-        ("code_digest", "the code that comes with it"),
+        ("code_digest", "the code of the model"),
     ],
 )  # fmt: skip
 def test_a_version_with_damaged_files_is_refused_even_by_force(
@@ -198,7 +197,19 @@ def test_a_version_with_damaged_files_is_refused_even_by_force(
     assert registry.aliases == {"champion": ladder["70"]}
 
 
-def test_a_version_that_was_used_where_it_lies_can_be_promoted(
+def test_a_version_whose_artifact_folder_was_moved_is_not_promoted(
+    registry: Registry, ladder: dict[str, str], tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    version = registry.client.create_model_version(
+        "cifar10", gone.as_uri(), tags=registry.original.tags | {"val_accuracy": "0.99"}
+    )
+    with pytest.raises(UsageError, match=f"version {version.version} of cifar10 should be in {gone}, "):
+        promote(str(version.version))
+    assert registry.aliases == {"champion": ladder["70"]}
+
+
+def test_a_version_that_was_used_in_place_can_be_promoted(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
@@ -208,11 +219,11 @@ def test_a_version_that_was_used_where_it_lies_can_be_promoted(
     assert promote("1").champion == "1"
 
 
-def test_a_version_of_which_no_code_was_noted_can_be_promoted(registry: Registry) -> None:
+def test_a_version_without_a_code_digest_can_be_promoted(registry: Registry) -> None:
     assert promote(number := registry.add(without="code_digest")).champion == number
 
 
-def test_rollback_goes_back_and_a_second_one_undoes_it(registry: Registry, ladder: dict[str, str]) -> None:
+def test_a_second_rollback_undoes_the_first(registry: Registry, ladder: dict[str, str]) -> None:
     promote(ladder["80"])
     done = rollback()
     assert (done.champion, done.previous) == (ladder["70"], ladder["80"])
@@ -235,9 +246,7 @@ def test_rollback_without_a_previous_champion_is_an_error(registry: Registry, la
     assert registry.aliases == {"champion": ladder["80"]}
 
 
-def test_where_the_champion_was_deleted_the_way_back_stays(
-    registry: Registry, ladder: dict[str, str]
-) -> None:
+def test_rollback_works_after_the_champion_was_deleted(registry: Registry, ladder: dict[str, str]) -> None:
     promote(ladder["80"])
     registry.client.delete_model_version("cifar10", ladder["80"])
     with pytest.raises(NotPromotedError, match="is worse than the champion"):
@@ -247,7 +256,7 @@ def test_where_the_champion_was_deleted_the_way_back_stays(
     assert registry.aliases == {"champion": ladder["70"]}
 
 
-def test_the_one_before_a_deleted_champion_can_be_promoted(
+def test_the_previous_champion_can_be_promoted_after_the_champion_was_deleted(
     registry: Registry, ladder: dict[str, str]
 ) -> None:
     promote(ladder["80"])
@@ -259,7 +268,7 @@ def test_the_one_before_a_deleted_champion_can_be_promoted(
 @pytest.mark.parametrize(
     "tags", [{"val_accuracy": "nan"}, {"val_accuracy": "7"}, {"classes": "5"}, {"classes": "null"}]
 )
-def test_a_version_whose_tags_make_no_sense_is_refused_and_in_nobodys_way(
+def test_a_version_with_invalid_tags_is_refused_and_ignored(
     registry: Registry, ladder: dict[str, str], tags: dict[str, str]
 ) -> None:
     odd = registry.add(**tags)
@@ -268,12 +277,12 @@ def test_a_version_whose_tags_make_no_sense_is_refused_and_in_nobodys_way(
     assert promote().champion == ladder["90"]
 
 
-class Crash(Exception):  # noqa: N818 - it stands for a process that is killed
+class Killed(Exception):  # noqa: N818 - stands for a killed process
     pass
 
 
 @pytest.mark.parametrize("act", ["promote", "rollback"])
-def test_killed_half_way_one_champion_is_served_and_it_can_be_done_again(
+def test_after_a_kill_halfway_the_champion_is_served_and_a_retry_works(
     registry: Registry, ladder: dict[str, str], act: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     promote(ladder["80"])
@@ -283,7 +292,7 @@ def test_killed_half_way_one_champion_is_served_and_it_can_be_done_again(
 
         def once(self: mlflow.MlflowClient, name: str, alias: str, version: str) -> None:
             if calls:
-                raise Crash
+                raise Killed
             calls.append(alias)
             set_alias(self, name, alias, version)
 
@@ -297,28 +306,28 @@ def test_killed_half_way_one_champion_is_served_and_it_can_be_done_again(
 
 
 @pytest.mark.parametrize("moment", ["before", "after", "in an outage"])
-def test_another_machine_that_promotes_at_the_same_moment_is_noticed(
+def test_a_promotion_by_another_machine_at_the_same_time_is_detected(
     registry: Registry, ladder: dict[str, str], moment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_alias = mlflow.MlflowClient.set_registered_model_alias
     download = mlflow.artifacts.download_artifacts
 
-    def other_machine() -> None:
+    def promote_elsewhere() -> None:
         set_alias(registry.client, "cifar10", "champion", ladder["90"])
 
     def overtaken(self: mlflow.MlflowClient, name: str, alias: str, version: str) -> None:
         set_alias(self, name, alias, version)
-        other_machine()
+        promote_elsewhere()
 
     def late(self: mlflow.MlflowClient, name: str, alias: str, version: str) -> None:
         if alias != "champion" or registry.aliases["champion"] == ladder["90"]:
             set_alias(self, name, alias, version)
             return
-        other_machine()
+        promote_elsewhere()
         raise MlflowException("the database is away", TEMPORARILY_UNAVAILABLE)
 
     def slow(*arguments: Any, **options: Any) -> Any:
-        other_machine()
+        promote_elsewhere()
         return download(*arguments, **options)
 
     if moment == "before":
@@ -327,7 +336,7 @@ def test_another_machine_that_promotes_at_the_same_moment_is_noticed(
         monkeypatch.setattr(
             mlflow.MlflowClient, "set_registered_model_alias", overtaken if moment == "after" else late
         )
-    with pytest.raises(CifarError, match=f"somebody else has just made version {ladder['90']} the champion"):
+    with pytest.raises(CifarError, match=f"another client has just made version {ladder['90']} the champion"):
         promote(ladder["80"])
     assert registry.aliases["champion"] == ladder["90"]
 
@@ -348,7 +357,7 @@ for number in numbers:
 """
 
 
-def test_two_processes_that_promote_at_once_leave_one_line_of_champions(
+def test_two_processes_that_promote_at_once_leave_one_chain_of_champions(
     registry: Registry, ladder: dict[str, str], tmp_path: Path
 ) -> None:
     numbers = [registry.add(val_accuracy=0.91 + i / 1000) for i in range(10)]
@@ -374,18 +383,18 @@ def test_two_processes_that_promote_at_once_leave_one_line_of_champions(
         if "promoted_over" in (tags := registry.version(number).tags)
     }
     assert registry.aliases == {"champion": best, "previous": over[best]}
-    # From the last champion back to the first, each of them the successor of one.
-    line = [best]
-    while line[-1] in over:
-        line.append(over[line[-1]])
-    assert sorted(line, key=int) == sorted({*over, ladder["70"]}, key=int)
-    assert line[-1] == ladder["70"]
+    # The tags lead from the last champion back to the first one through every champion.
+    chain = [best]
+    while chain[-1] in over:
+        chain.append(over[chain[-1]])
+    assert sorted(chain, key=int) == sorted({*over, ladder["70"]}, key=int)
+    assert chain[-1] == ladder["70"]
 
 
-def test_the_way_back_is_noted_before_a_champion_is_made(
+def test_the_tag_for_rollback_is_written_before_the_alias(
     registry: Registry, ladder: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
     lost = {"promoted", "promoted_at"}
 
     def tag(
@@ -407,7 +416,7 @@ def test_the_way_back_is_noted_before_a_champion_is_made(
 
 
 @pytest.mark.parametrize("number", ["4000000000", "9" * 19, "9" * 5000])
-def test_a_number_that_no_version_has_is_no_outage(registry: Registry, number: str) -> None:
+def test_a_number_too_large_for_a_database_is_reported_as_unknown(registry: Registry, number: str) -> None:
     with pytest.raises(UsageError, match="cifar10 has no version"):
         promote(number)
 
@@ -423,10 +432,10 @@ def test_a_store_that_cannot_be_opened_is_reported(
                 act()
 
 
-def test_a_registry_that_is_away_or_refuses_is_reported(
+def test_a_registry_that_is_unreachable_or_refuses_is_reported(
     registry: Registry, free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
 
     def refuse(*_: object) -> None:
         raise MlflowException("not for you", error_code=PERMISSION_DENIED)
@@ -435,7 +444,9 @@ def test_a_registry_that_is_away_or_refuses_is_reported(
         patch.setattr(mlflow.MlflowClient, "set_registered_model_alias", refuse)
         with pytest.raises(CifarError, match=r"MLflow at sqlite:.* refuses: not for you"):
             promote("1")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://alice:S3cret@127.0.0.1:{free_port}")
     for act in (promote, rollback):
-        with pytest.raises(CifarError, match=f"MLflow at http://127.0.0.1:{free_port} does not answer"):
+        with pytest.raises(
+            CifarError, match=rf"MLflow at http://alice:\*\*\*@127.0.0.1:{free_port} does not answer"
+        ):
             act()

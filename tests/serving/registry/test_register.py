@@ -1,4 +1,4 @@
-"""From a finished run to a registered version, and what is checked on the way."""
+"""`register`: what a new version contains, and the checks before it is created."""
 
 import hashlib
 import json
@@ -22,7 +22,6 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.export.reference import load_classifier
-from cifar_mlflow.tracking import retry
 from serving.registry.loader import load_scorer
 from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, register
 
@@ -40,7 +39,7 @@ def versions(client: mlflow.MlflowClient) -> list[Any]:
     return list(client.search_model_versions("name = 'cifar10'"))
 
 
-def test_the_version_answers_like_the_trained_network(
+def test_the_version_gives_the_answers_of_the_trained_network(
     registry: Registry, trained: Trained, shared_cache: Path
 ) -> None:
     data = validation(trained, shared_cache)
@@ -63,28 +62,28 @@ def test_the_version_answers_like_the_trained_network(
     assert scorer.card["metrics"]["serve/val_ece"] == pytest.approx(expected.calibrated.ece, abs=1e-3)
 
 
-def test_what_its_card_says_of_the_certain_answers_is_so(
+def test_coverage_and_accuracy_in_the_card_are_those_of_the_certain_answers(
     registry: Registry, trained: Trained, shared_cache: Path
 ) -> None:
     data = validation(trained, shared_cache)
     scorer = load_scorer("models:/cifar10/1")
     scores = scorer.score(data.images)
-    promise = scorer.card["uncertain"]
-    assert 0 < promise["coverage"] < 1
-    assert (~scores.uncertain).mean() == promise["coverage"]
+    uncertain = scorer.card["uncertain"]
+    assert 0 < uncertain["coverage"] < 1
+    assert (~scores.uncertain).mean() == uncertain["coverage"]
     right = scores.probabilities.argmax(1) == data.labels
-    assert right[~scores.uncertain].mean() == pytest.approx(promise["accuracy"])
-    assert promise["accuracy"] >= promise["target_accuracy"] == 0.95
+    assert right[~scores.uncertain].mean() == pytest.approx(uncertain["accuracy"])
+    assert uncertain["accuracy"] >= uncertain["target_accuracy"] == 0.95
     assert (scores.ood > scorer.card["ood"]["above"]).mean() == pytest.approx(0.025, abs=0.01)
     assert scorer.card["ood"]["auroc"].keys() == {"digits", "photographs", "noise", "flat"}
 
 
-def test_its_tags_and_its_text_say_what_it_is(registry: Registry, trained: Trained, tmp_path: Path) -> None:
+def test_tags_and_description_of_a_version(registry: Registry, trained: Trained, tmp_path: Path) -> None:
     version, card = registry.original, load_classifier(trained.run_id)[1]
     expected = {
         "run_id": trained.run_id, "model": "cnn", "precision": "fp32", "data": "images", "agreement": "1.0",
         "data_digest": card.data_digest, "val_size": "0.5", "split_seed": "7",
-        "decision": "fp32, as asked for", "judged_by": "108 validation images",
+        "decision": "fp32, as requested", "judged_by": "108 validation images",
         "test_accuracy": repr(card.metrics["test/accuracy"]),
     }  # fmt: skip
     assert version.tags.items() >= expected.items()
@@ -102,7 +101,7 @@ def test_its_tags_and_its_text_say_what_it_is(registry: Registry, trained: Train
         assert text in version.description
 
 
-def test_the_run_gets_the_figures_and_stays_as_it_was(registry: Registry, trained: Trained) -> None:
+def test_the_run_gets_new_metrics_and_does_not_change_otherwise(registry: Registry, trained: Trained) -> None:
     run = registry.client.get_run(trained.run_id)
     before = mlflow.MlflowClient(f"sqlite:///{trained.store}").get_run(trained.run_id)
     assert run.info == before.info
@@ -118,12 +117,12 @@ def test_the_run_gets_the_figures_and_stays_as_it_was(registry: Registry, traine
     assert run.data.metrics["serve/fp32/val_accuracy"] == before.data.metrics["val/accuracy"]
 
 
-def test_int8_is_registered_with_the_figures_of_both_forms(
+def test_int8_is_registered_with_the_metrics_of_both_candidates(
     client: mlflow.MlflowClient, trained: Trained, shared_cache: Path
 ) -> None:
     made = register(trained.easy, serve_precision="int8")
     assert (made.name, made.number, made.precision) == ("cifar10", "1", "int8")
-    assert "cnn as int8, as asked for (accuracy 1.0000 as int8, 1.0000 as fp32; " in made.message
+    assert "cnn as int8, as requested (accuracy 1.0000 as int8, 1.0000 as fp32; loss 0.00 " in made.message
     scorer = load_scorer("models:/cifar10/1")
     assert scorer.card["precision"] == "int8"
     config = DataConfig(
@@ -138,12 +137,12 @@ def test_int8_is_registered_with_the_figures_of_both_forms(
     assert metrics["serve/int8/ms_batch_16"] > 0
 
 
-def test_a_run_on_all_images_is_judged_by_those_and_promises_nothing(
+def test_a_run_without_validation_images_has_no_coverage_and_no_accuracy(
     registry: Registry, trained: Trained
 ) -> None:
     version = registry.version("2")
     assert "val_accuracy" not in version.tags
-    assert version.tags["judged_by"] == "216 of the images that it was trained on, as none were held out"
+    assert version.tags["judged_by"] == "216 training images, as no images were held out"
     assert "validation" not in version.description
     card = load_scorer("models:/cifar10/2").card
     assert card["uncertain"] == {
@@ -157,14 +156,14 @@ def test_a_run_on_all_images_is_judged_by_those_and_promises_nothing(
     assert not [name for name in metrics if "val" in name]
 
 
-def test_auto_leaves_a_run_on_all_images_in_fp32(client: mlflow.MlflowClient, trained: Trained) -> None:
+def test_auto_takes_fp32_without_validation_images(client: mlflow.MlflowClient, trained: Trained) -> None:
     made = register(trained.on_all_images)
     assert made.precision == "fp32"
     assert "no images were held out" in made.message
     assert not [name for name in client.get_run(trained.on_all_images).data.metrics if "int8" in name]
 
 
-def test_images_that_moved_are_found_where_they_are_now(
+def test_images_that_moved_are_found_by_data_dir(
     client: mlflow.MlflowClient, trained: Trained, tmp_path: Path
 ) -> None:
     moved = shutil.copytree(trained.images, tmp_path / "images")
@@ -175,7 +174,7 @@ def test_images_that_moved_are_found_where_they_are_now(
 
 
 def elsewhere(client: mlflow.MlflowClient, trained: Trained, data_dir: Path) -> str:
-    """The run as it is in the store of a machine that had the images in another place."""
+    """Change the run as if its images had been in another folder, and return its id."""
     with sqlite3.connect(client.tracking_uri.removeprefix("sqlite:///")) as database:
         database.execute(
             "UPDATE params SET value = ? WHERE key = 'data_dir' AND run_uuid = ?",
@@ -184,7 +183,7 @@ def elsewhere(client: mlflow.MlflowClient, trained: Trained, data_dir: Path) -> 
     return trained.run_id
 
 
-def test_other_images_than_those_of_the_training_are_refused(
+def test_images_other_than_the_training_data_are_refused(
     client: mlflow.MlflowClient, trained: Trained, tmp_path: Path
 ) -> None:
     other = paint(tmp_path / "other")
@@ -194,13 +193,13 @@ def test_other_images_than_those_of_the_training_are_refused(
     assert versions(client) == []
 
 
-def test_a_logged_model_that_answers_otherwise_does_not_become_a_version(
+def test_a_logged_model_with_different_answers_does_not_become_a_version(
     client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = mlflow.pyfunc.load_model
 
-    class Turned:
-        """What a preprocessing that turns pictures upside down would make of it, or confuses colours."""
+    class Defective:
+        """A model that gives the answers in the wrong order."""
 
         def __init__(self, uri: str) -> None:
             self.model = load(uri)
@@ -208,8 +207,8 @@ def test_a_logged_model_that_answers_otherwise_does_not_become_a_version(
         def predict(self, table: pd.DataFrame) -> list[dict[str, Any]]:
             return list(self.model.predict(table))[::-1]
 
-    monkeypatch.setattr(mlflow.pyfunc, "load_model", Turned)
-    with pytest.raises(CifarError, match="the logged model takes a picture for"):
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", Defective)
+    with pytest.raises(CifarError, match="the logged model classifies an image as"):
         register(trained.run_id, serve_precision="fp32")
     assert versions(client) == []
 
@@ -242,7 +241,7 @@ def test_arguments_are_checked_first(
         register(**{"run_id": trained.run_id, **arguments})
 
 
-def test_an_unknown_run_and_one_without_weights_are_refused(
+def test_an_unknown_run_and_a_run_without_weights_are_refused(
     client: mlflow.MlflowClient, trained: Trained, shared_cache: Path
 ) -> None:
     with pytest.raises(UsageError, match=f"there is no run {'f' * 32} in sqlite"):
@@ -256,9 +255,7 @@ def test_an_unknown_run_and_one_without_weights_are_refused(
         register(evaluated.run_id)
 
 
-def test_a_run_that_is_not_finished_or_deleted_is_refused(
-    client: mlflow.MlflowClient, trained: Trained
-) -> None:
+def test_an_unfinished_or_deleted_run_is_refused(client: mlflow.MlflowClient, trained: Trained) -> None:
     client.update_run(trained.run_id, status="RUNNING")
     with pytest.raises(UsageError, match="is not finished"):
         register(trained.run_id)
@@ -268,20 +265,20 @@ def test_a_run_that_is_not_finished_or_deleted_is_refused(
         register(trained.run_id)
 
 
-def test_a_server_that_is_away_is_reported(
+def test_an_unreachable_server_is_reported(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, free_port: int
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
-    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
-    for ask in (register, load_classifier):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://alice:S3cret@127.0.0.1:{free_port}")
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
+    for call in (register, load_classifier):
         with pytest.raises(
-            CifarError, match=rf"MLflow at http://127.0.0.1:{free_port} does not answer"
+            CifarError, match=rf"MLflow at http://alice:\*\*\*@127.0.0.1:{free_port} does not answer"
         ) as found:
-            ask(trained.run_id)
-        assert not isinstance(found.value, UsageError), "which would say that it was asked for wrongly"
+            call(trained.run_id)
+        assert not isinstance(found.value, UsageError), "which would say that it was requested wrongly"
 
 
-def test_an_answer_that_is_lost_makes_no_second_version(
+def test_a_lost_response_does_not_create_a_second_version(
     client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([MlflowException("the connection broke", TEMPORARILY_UNAVAILABLE), None])

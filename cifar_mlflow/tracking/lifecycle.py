@@ -1,0 +1,165 @@
+"""The start and the end of a run: it ends FINISHED, FAILED or KILLED, and never stays RUNNING."""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from cifar_mlflow.config import patience_seconds
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.retry import first_line, retry_on_outage
+from cifar_mlflow.tracking.run import TrackedRun, TrackingLostError
+from cifar_mlflow.tracking.store import store_uri
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def tracked_run(
+    *,
+    kind: str,
+    name: str,
+    cache_dir: Path,
+    resume: str | None = None,
+    study: str | None = None,
+    tags: dict[str, str] | None = None,
+) -> Iterator[tuple[TrackedRun, RunDirectory]]:
+    """Start a run, and end it as FINISHED, FAILED (with the error as a tag) or KILLED after the block.
+
+    Its local directory is kept, with the checkpoint, unless the run is FINISHED.
+
+    Args:
+        kind: value of the tag `kind`.
+        resume: id of the run to continue; its directory is in `cache_dir`.
+        study: name of the study that the run belongs to; `tune` continues its stopped runs.
+        tags: tags that the run has from its creation on.
+
+    Raises:
+        CifarError: another process is working on the run to resume, which is left alone.
+    """
+    # `mlflow run` has created a run. Pass its id on each attempt: MLflow deletes the variable when it first
+    # reads it, and would start another run after an outage.
+    if run_id := resume or os.environ.get("MLFLOW_RUN_ID"):
+        directory = RunDirectory.of(cache_dir, run_id)
+        directory.acquire()  # before anything else: a run that another process writes must not be touched
+        try:
+            active = _start(run_id=run_id, run_name=None if resume else name, tags=tags)
+        except BaseException:
+            directory.release()
+            raise
+    else:
+        active = _start(run_name=name, tags=tags)
+        directory = RunDirectory.of(cache_dir, active.info.run_id)
+    run = TrackedRun(active.info.run_id, active.info.run_name)
+    status = "FAILED"
+    try:
+        if not run_id:
+            directory.acquire()
+        directory.write_owner(store_uri(), study)
+        if resume:
+            run.clear_error()
+        run.set_tags({"kind": kind})
+        yield run, directory
+        run.flush()
+        status = "FINISHED"
+    except KeyboardInterrupt as interruption:  # includes Interrupted
+        status = "KILLED"
+        reason = str(interruption) or "Ctrl-C"
+        logger.warning("Stopped by %s%s", reason, directory.resume_hint)
+        _log_reason(run, f"stopped by {reason}")
+        raise
+    except TrackingLostError as error:
+        if not directory.checkpoint.path.exists():
+            raise
+        raise CifarError(f"{error}.\nNothing is lost{directory.resume_hint} when MLflow is back") from error
+    except Exception as error:
+        _log_reason(run, first_line(error))
+        raise
+    finally:
+        ended = _end(run.run_id, status)
+        # A later training finds a run that could not be marked by its directory, and closes it.
+        if ended and (status == "FINISHED" or not directory.checkpoint.path.exists()):
+            directory.remove()
+        else:
+            directory.release()
+
+
+def close_stale_runs(cache_dir: Path, resume: str | None = None) -> None:
+    """Mark runs as KILLED whose process on this machine died without notice (`kill -9`, power failure).
+
+    A run qualifies if its directory is here and its lock is free. Runs of other machines, and the run to
+    `resume`, are left alone.
+    """
+    client, store = mlflow.MlflowClient(), store_uri()
+    for directory in RunDirectory.all(cache_dir):
+        run_id = directory.path.name
+        if run_id == resume or not directory.belongs_to(store) or not directory.try_acquire():
+            continue
+        try:
+            info = client.get_run(run_id).info
+            if info.status == "RUNNING":
+                client.set_tag(run_id, "error", "its process was killed")
+                client.set_terminated(run_id, "KILLED")
+                logger.warning("Run %s (%s) was killed%s", info.run_name, run_id, directory.resume_hint)
+        except MlflowException as error:
+            logger.warning("Run %s cannot be looked up: %s", run_id, first_line(error))
+        finally:
+            directory.release()
+
+
+def tag_project_run(error: str) -> None:
+    """Tag the run that `mlflow run` created for this process with the error that ended it."""
+    if run_id := os.environ.get("MLFLOW_RUN_ID"):
+        with suppress(MlflowException):  # the terminal shows the error anyway
+            mlflow.MlflowClient().set_tag(run_id, "error", error)
+
+
+def _log_reason(run: TrackedRun, reason: str) -> None:
+    """Tag a run that ends early and send its metrics; only log a failure to do so."""
+    try:
+        run.set_tags({"error": reason})
+        run.flush()
+    except CifarError as error:
+        logger.error("%s", error)
+
+
+def _start(tags: dict[str, str] | None = None, **arguments: Any) -> mlflow.ActiveRun:
+    owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
+    started_at = int(time.time() * 1000)
+    attempts = 0
+
+    def start() -> mlflow.ActiveRun:
+        nonlocal attempts
+        attempts += 1
+        if attempts > 1 and "run_id" not in arguments:  # if only the response was lost, the run exists
+            conditions = [f"tags.{key} = '{value}'" for key, value in owner.items()]
+            query = " and ".join([*conditions, f"attributes.start_time >= {started_at}"])
+            if existing := mlflow.search_runs(filter_string=query, output_format="list"):
+                return mlflow.start_run(run_id=existing[0].info.run_id)
+        return mlflow.start_run(**arguments, tags={**(tags or {}), **owner})
+
+    try:
+        return retry_on_outage(start, patience_seconds())
+    except MlflowException as error:
+        raise CifarError(f"MLflow cannot start the run: {first_line(error)}") from error
+
+
+def _end(run_id: str, status: str) -> bool:
+    """Mark the run as ended; return whether that succeeded."""
+    ended = True
+    try:
+        retry_on_outage(lambda: mlflow.MlflowClient().set_terminated(run_id, status), patience_seconds())
+    except Exception as error:
+        logger.error("Run %s could not be marked as %s: %s", run_id, status, first_line(error))
+        ended = False
+    with suppress(MlflowException):  # the run is marked; this tells the fluent API that no run is active
+        mlflow.end_run(status)
+    return ended

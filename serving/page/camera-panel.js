@@ -1,0 +1,134 @@
+// @ts-check
+/** The camera panel: take a photo, or classify the camera's picture continuously. */
+
+import { predict } from "./api.js";
+import { Camera, cameraAllowed } from "./camera.js";
+import { announce, byId, showNotice, showPanel } from "./dom.js";
+import { LiveLoop } from "./live-loop.js";
+import { currentModel, modelOf } from "./model.js";
+import { PredictionView, spokenAnswer } from "./prediction-view.js";
+
+const FRAME_SIDE = 128; // pixels: a few kB, and still several times the network's input
+const STEADY_MS = 1000;
+
+/** @type {HTMLVideoElement} */
+const video = byId("video");
+const toggle = byId("live");
+const view = new PredictionView(byId("live-reading"));
+const camera = new Camera(video);
+const loop = new LiveLoop(video, { classify, onAnswer, onBusy, onFailure });
+
+/** @param {AbortSignal} signal */
+async function classify(signal) {
+  const { classes, fit, image_size } = await currentModel();
+  const frame = await camera.frame(Math.max(FRAME_SIDE, image_size), fit);
+  return predict(frame, classes.length, { signal, tries: 1 });
+}
+
+/**
+ * @param {import("./api.js").Answer} answer
+ * @param {number} rate
+ */
+async function onAnswer(answer, rate) {
+  const model = await modelOf(answer);
+  if (!loop.running) return;
+  showNotice(null);
+  view.show(answer.prediction, model, { steady: true });
+  byId("rate").textContent = `${Math.round(rate)} images per second, ${Math.round(answer.roundTripMs)} ms each`;
+  announceWhenSteady(answer.prediction);
+}
+
+let candidate = "";
+let candidateSince = 0;
+let announced = "";
+
+/**
+ * Announce a prediction once, and only after it has been the same for a while: a screen reader cannot read out
+ * ten predictions per second.
+ * @param {import("./api.js").Prediction} prediction
+ */
+function announceWhenSteady(prediction) {
+  const verdict = prediction.uncertain ? "Not sure" : prediction.label;
+  const now = performance.now();
+  if (verdict !== candidate) [candidate, candidateSince] = [verdict, now];
+  if (verdict === announced || now - candidateSince < STEADY_MS) return;
+  announced = verdict;
+  announce(spokenAnswer(prediction));
+}
+
+/**
+ * @param {string} message
+ * @param {number} seconds
+ */
+function onBusy(message, seconds) {
+  showNotice(message);
+  byId("rate").textContent = `Continues in ${seconds} s`;
+}
+
+/** @param {string} message */
+function onFailure(message) {
+  setLive(false);
+  showNotice(message);
+}
+
+/** @param {boolean} on */
+function setLive(on) {
+  if (on) loop.start();
+  else loop.stop();
+  toggle.setAttribute("aria-pressed", String(on));
+  byId("camera").classList.toggle("is-live", on);
+  byId("live-side").hidden = !on;
+  byId("rate").textContent = "";
+  announced = "";
+  view.clear("…");
+}
+
+export function closeCamera() {
+  setLive(false);
+  camera.close();
+}
+
+/**
+ * @param {boolean} live Start the live view at once.
+ * @param {() => void} cancelWork Cancels the requests of the panel that the camera replaces.
+ */
+async function openCamera(live, cancelWork) {
+  if (!cameraAllowed) {
+    if (live) showNotice("Browsers allow the camera only on pages loaded over https or from this computer.");
+    else byId("capture").click(); // a phone's own camera app needs no permission
+    return;
+  }
+  cancelWork();
+  closeCamera();
+  showNotice(null);
+  showPanel("camera");
+  byId("camera-title").focus({ preventScroll: true });
+  try {
+    const { fit } = await currentModel();
+    video.classList.toggle("squash", fit === "squash");
+    if (!(await camera.open())) return;
+    byId("turn").hidden = !(await camera.hasOther());
+    setLive(live);
+  } catch (error) {
+    showPanel("welcome");
+    showNotice(/** @type {Error} */ (error).message);
+    byId("open-camera").focus();
+  }
+}
+
+/**
+ * @param {(files: File[]) => void} onFiles Called with each photo that is taken.
+ * @param {() => void} cancelWork Called when the camera replaces another panel.
+ */
+export function setUpCameraPanel(onFiles, cancelWork) {
+  byId("open-camera").addEventListener("click", () => openCamera(false, cancelWork));
+  byId("open-live").addEventListener("click", () => openCamera(true, cancelWork));
+  byId("shoot").addEventListener("click", async () => onFiles([await camera.photo()]));
+  toggle.addEventListener("click", () => setLive(!loop.running));
+  byId("turn").addEventListener("click", () => camera.turn().catch((error) => onFailure(error.message)));
+  byId("close-camera").addEventListener("click", () => {
+    closeCamera();
+    showPanel("welcome");
+    byId("open-camera").focus();
+  });
+}

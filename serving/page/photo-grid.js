@@ -1,0 +1,130 @@
+// @ts-check
+/** The panel of several photos: a grid that fills as the answers arrive, and a CSV file of them. */
+
+import { predict } from "./api.js";
+import { download, toCsv } from "./csv.js";
+import { announce, byId, element } from "./dom.js";
+import { percent } from "./format.js";
+
+/** @typedef {import("./api.js").Answer} Answer */
+/** @typedef {import("./api.js").Model} Model */
+/** @typedef {{file: File, answer?: Answer, error?: string}} Row */
+
+const MAX_IN_FLIGHT = 4; // enough to fill a batch of the network, and few enough to leave room for other users
+const THUMBNAIL_SIDE = 320; // pixels
+
+const title = byId("several-title");
+const grid = byId("grid");
+/** @type {HTMLProgressElement} */
+const progress = byId("several-progress");
+/** @type {HTMLButtonElement} */
+const csv = byId("csv");
+
+/** @type {Row[]} */
+let rows = [];
+/** @type {string[]} */
+let classes = [];
+csv.addEventListener("click", () => download("answers.csv", toCsv(rows, classes)));
+
+/**
+ * Classify the photos and show each answer as it arrives.
+ * @param {File[]} files
+ * @param {Model} model
+ * @param {AbortSignal} signal
+ * @param {(row: Row, card: HTMLElement) => void} onOpen Called when the user opens one of the photos.
+ */
+export async function showPhotoGrid(files, model, signal, onOpen) {
+  rows = files.map((file) => ({ file }));
+  classes = model.classes;
+  csv.disabled = true;
+  progress.hidden = false;
+  progress.max = rows.length;
+  grid.replaceChildren();
+  showProgress(0);
+  const cards = rows.map((row) => {
+    const card = element("button", { type: "button", className: "card", disabled: true });
+    card.append(element("span", { className: "thumb" }), element("span", { className: "name" }, row.file.name));
+    card.addEventListener("click", () => onOpen(row, card));
+    grid.append(element("li", {}, card));
+    return card;
+  });
+
+  let next = 0;
+  let done = 0;
+  async function worker() {
+    while (next < rows.length) {
+      const index = next++;
+      await Promise.all([drawThumbnail(rows[index].file, cards[index]), classify(rows[index], model, signal)]);
+      if (signal.aborted) return;
+      showResult(cards[index], rows[index]);
+      showProgress(++done);
+    }
+  }
+  await Promise.all(Array.from({ length: MAX_IN_FLIGHT }, worker));
+  if (signal.aborted) return;
+  progress.hidden = true;
+  csv.disabled = false;
+  const failed = rows.filter((row) => row.error).length;
+  announce(`${rows.length} photos classified${failed ? `, ${failed} of them without an answer` : ""}.`);
+}
+
+/**
+ * Store the answer or the error in the row.
+ * @param {Row} row
+ * @param {Model} model
+ * @param {AbortSignal} signal
+ */
+async function classify(row, model, signal) {
+  try {
+    row.answer = await predict(row.file, model.classes.length, { signal });
+  } catch (error) {
+    row.error = /** @type {Error} */ (error).message;
+  }
+}
+
+/** @param {number} done */
+function showProgress(done) {
+  progress.value = done;
+  title.textContent = done < rows.length ? `${done} of ${rows.length} photos` : `${rows.length} photos`;
+}
+
+/**
+ * @param {HTMLButtonElement} card
+ * @param {Row} row
+ */
+function showResult(card, { answer, error }) {
+  card.disabled = false;
+  if (answer) {
+    const { label, confidence, uncertain } = answer.prediction;
+    card.classList.toggle("unsure", uncertain);
+    card.append(
+      element("strong", {}, uncertain ? "Not sure" : label),
+      element("span", { className: "quiet" }, `${uncertain ? `${label}, ` : ""}${percent(confidence)}`),
+    );
+  } else {
+    card.classList.add("failed");
+    card.append(element("strong", {}, "No answer"), element("span", { className: "quiet" }, error ?? ""));
+  }
+}
+
+/**
+ * Draw a small copy of the photo: a hundred photos at full size would fill the memory of a phone.
+ * @param {File} file
+ * @param {HTMLElement} card
+ */
+async function drawThumbnail(file, card) {
+  try {
+    const bitmap = await createImageBitmap(file);
+    const scale = Math.min(1, THUMBNAIL_SIDE / Math.min(bitmap.width, bitmap.height));
+    const canvas = element("canvas", {
+      width: Math.round(bitmap.width * scale),
+      height: Math.round(bitmap.height * scale),
+      className: bitmap.width < THUMBNAIL_SIDE / 4 ? "pixels" : "",
+    });
+    canvas.getContext("2d")?.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    bitmap.close();
+    card.querySelector(".thumb")?.append(canvas);
+  } catch {
+    card.querySelector(".thumb")?.append("no preview"); // not an image, or a format that the browser cannot show
+  }
+}

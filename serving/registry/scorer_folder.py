@@ -1,0 +1,105 @@
+"""The scorer folder of a new version: the ONNX file, and `scorer.json` with everything measured about it."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from cifar_mlflow.evaluation.calibration import expected_calibration_error, softmax
+from cifar_mlflow.models.card import AbstentionInfo, ModelCard, OodInfo, ServedCard
+from cifar_mlflow.scorer.engine import Engine
+from cifar_mlflow.scorer.predictor import CARD_FILE, FORMAT, MODEL_FILE
+from serving.monitoring.drift import reference_of
+from serving.registry.abstention import Thresholds, energy, fit_thresholds, ood_auroc, ood_images
+from serving.registry.candidates import Candidate, EvalSet
+
+logger = logging.getLogger("cifar_mlflow.register")
+
+OOD_AUROC_METRIC = "serve/ood_auroc_"  # followed by the kind of image
+# Below, the model hardly separates this kind of image from those it knows; 0.5 is chance.
+USEFUL_AUROC = 0.7
+
+
+def describe(
+    chosen: Candidate,
+    candidates: list[Candidate],
+    card: ModelCard,
+    eval_set: EvalSet,
+    target_accuracy: float,
+) -> ServedCard:
+    """Fit the thresholds of the chosen candidate, measure it, and return its card.
+
+    The metrics of the card are those of the training run and new ones, which start with `serve/`. A warning
+    is logged for each kind of foreign image that the model does not recognize as such.
+    """
+    labels = eval_set.images.labels
+    probabilities = softmax(chosen.logits, card.temperature)
+    thresholds = fit_thresholds(
+        chosen.logits, labels if eval_set.held_out else None, card.temperature, target_accuracy
+    )
+    auroc = _ood_auroc(chosen, card)
+    metrics = {
+        "serve/agreement": chosen.agreement,
+        f"serve/{eval_set.split}_ece": expected_calibration_error(probabilities, labels),
+        **_threshold_metrics(thresholds),
+        **{f"{OOD_AUROC_METRIC}{kind}": value for kind, value in auroc.items()},
+    }
+    for candidate in candidates:
+        metrics |= candidate.metrics(eval_set.split)
+    return ServedCard(
+        **card.model_dump(include={*ServedCard.model_fields} - {"metrics"}),
+        format=FORMAT,
+        precision=chosen.precision,
+        fit="crop",  # as for the images of a folder in training
+        uncertain=AbstentionInfo(
+            confidence_below=thresholds.confidence_below,
+            target_accuracy=target_accuracy,
+            coverage=thresholds.coverage,
+            accuracy=thresholds.accuracy,
+        ),
+        ood=OodInfo(above=thresholds.energy_above, auroc=auroc),
+        metrics=card.metrics | metrics,
+        reference=reference_of(eval_set.images.images, probabilities, card.classes, eval_set.split),
+        files={MODEL_FILE: sha256(chosen.model)},
+    )
+
+
+def write_scorer_folder(folder: Path, model: Path, card: ServedCard) -> dict[str, str]:
+    """Create the folder and return the sha256 of each of its files by name."""
+    folder.mkdir()
+    shutil.copy(model, folder / MODEL_FILE)
+    content = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (folder / CARD_FILE).write_text(content)
+    return {path.name: sha256(path) for path in folder.iterdir()}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _ood_auroc(chosen: Candidate, card: ModelCard) -> dict[str, float]:
+    """Return the AUROC of the energy score by kind of foreign image."""
+    in_distribution = energy(chosen.logits, card.temperature)
+    engine = Engine(chosen.model)
+    auroc = {
+        kind: ood_auroc(in_distribution, energy(engine.run(images), card.temperature))
+        for kind, images in ood_images(card.image_size).items()
+    }
+    engine.close()
+    missed = [f"{kind} (AUROC {value:.2f})" for kind, value in auroc.items() if value < USEFUL_AUROC]
+    if missed:
+        logger.warning(
+            "The model does not recognize some foreign images, and may give certain answers to them: %s",
+            ", ".join(missed),
+        )
+    return auroc
+
+
+def _threshold_metrics(thresholds: Thresholds) -> dict[str, float]:
+    if thresholds.coverage is None or thresholds.accuracy is None:
+        return {}
+    return {
+        "serve/val_coverage": thresholds.coverage,
+        "serve/val_certain_accuracy": thresholds.accuracy,
+    }

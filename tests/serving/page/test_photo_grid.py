@@ -1,0 +1,107 @@
+"""Several photos at once: the grid, one photo of it in full, and the CSV file."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import requests
+from playwright.sync_api import Page, expect
+
+from tests.serving.page.conftest import CAT, HEIC, Photos, Server, upload
+
+pytestmark = pytest.mark.slow
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def choose_six(page: Page, photos: Photos) -> None:
+    photo = CAT.read_bytes()
+    names = ["cat, at home.jpg", '=HYPERLINK("x").jpg', "straße.jpg"]
+    page.set_input_files(
+        "#files",
+        [
+            upload("sure.png", photos.sure.read_bytes(), "image/png"),
+            upload("unsure.png", photos.unsure.read_bytes(), "image/png"),
+            *(upload(name, photo, "image/jpeg") for name in names),
+            upload("photo.heic", HEIC, "image/heic"),
+        ],
+    )
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
+
+
+def test_each_card_has_a_thumbnail_and_a_prediction_or_an_error(page: Page, photos: Photos) -> None:
+    choose_six(page, photos)
+
+    expect(page.get_by_role("heading", name="6 photos", exact=True)).to_be_visible()
+    cards = page.locator("#grid").get_by_role("button")
+    expect(cards).to_have_count(6)
+    expect(cards.nth(0)).to_have_text(re.compile(rf"sure\.png\s*{photos.sure_label}\s*>?\d+%"))
+    expect(cards.nth(1)).to_have_text(re.compile(rf"Not sure\s*{photos.unsure_label}, \d+%"))
+    expect(cards.nth(5)).to_have_text(re.compile("photo.heic.*No answer.*HEIC"))
+    expect(cards.locator("canvas")).to_have_count(5)
+    expect(page.get_by_role("status")).to_have_text("6 photos classified, 1 of them without an answer.")
+    expect(page.get_by_role("progressbar")).to_be_hidden()
+
+
+def test_the_csv_file_has_every_probability_and_no_formula(
+    page: Page, server: Server, photos: Photos, tmp_path: Path
+) -> None:
+    choose_six(page, photos)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as CSV").click()
+    assert download.value.suggested_filename == "answers.csv"
+    download.value.save_as(tmp_path / "answers.csv")
+
+    rows = rows_of(tmp_path / "answers.csv")
+    assert [row["file"] for row in rows] == [
+        "sure.png", "unsure.png", "cat, at home.jpg", "'=HYPERLINK(\"x\").jpg", "straße.jpg", "photo.heic",
+    ]  # fmt: skip
+    sure, unsure, *_, heic = rows
+    assert (sure["label"], sure["uncertain"], sure["error"]) == (photos.sure_label, "false", "")
+    assert (unsure["label"], unsure["uncertain"]) == (photos.unsure_label, "true")
+    shares = [float(sure[name]) for name in photos.classes]
+    assert sum(shares) == pytest.approx(1, abs=1e-4)
+    assert float(sure["confidence"]) == max(shares)
+    model = requests.get(f"{server.url}/model", timeout=60).json()
+    assert sure["model"] == f"{model['name']}/{model['version']}"
+    assert len(sure["request_id"]) == 32
+    assert "HEIC" in heic["error"]
+    assert heic["label"] == ""
+
+
+def test_a_photo_can_be_opened_in_full_and_closed(page: Page, photos: Photos) -> None:
+    choose_six(page, photos)
+    card = page.locator("#grid").get_by_role("button").first
+    card.click()
+
+    expect(page.get_by_role("heading", name="sure.png")).to_be_focused()
+    expect(page.locator("#reading .verdict")).to_have_text(photos.sure_label)
+    expect(page.get_by_role("button", name="Wrong")).to_be_visible()
+    page.get_by_role("button", name="Back to all photos").click()
+    expect(card).to_be_focused()
+    expect(page.get_by_role("heading", name="6 photos", exact=True)).to_be_visible()
+
+
+def test_at_most_four_photos_are_in_flight(page: Page, photos: Photos) -> None:
+    in_flight, max_in_flight = 0, 0
+
+    def begin() -> None:
+        nonlocal in_flight, max_in_flight
+        in_flight += 1
+        max_in_flight = max(max_in_flight, in_flight)
+
+    def end() -> None:
+        nonlocal in_flight
+        in_flight -= 1
+
+    page.on("request", lambda request: begin() if "/predict" in request.url else None)
+    page.on("requestfinished", lambda request: end() if "/predict" in request.url else None)
+    page.set_input_files("#files", [photos.sure, photos.unsure] * 30)
+
+    expect(page.get_by_role("heading", name="60 photos", exact=True)).to_be_visible()
+    expect(page.get_by_text("No answer")).to_have_count(0)
+    assert 2 <= max_in_flight <= 4

@@ -1,0 +1,223 @@
+"""One photo: the ways to add it, and its prediction."""
+
+import base64
+import io
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, Route, expect
+
+from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, upload
+
+pytestmark = pytest.mark.slow
+
+ANSWERED = re.compile(r"Answered in \d+ ms")
+
+
+def expect_answer(page: Page) -> None:
+    expect(page.locator("#timing")).to_have_text(ANSWERED)
+
+
+def test_a_chosen_photo_gets_a_class_bars_and_a_time(page: Page, photos: Photos) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose photos").click()
+    chooser.value.set_files(photos.sure)
+
+    expect_answer(page)
+    expect(page.locator("#reading .verdict")).to_have_text(photos.sure_label)
+    expect(page.locator("#reading .detail")).to_have_text(re.compile(r"^>?\d+% sure$"))
+    expect(page.get_by_role("status")).to_contain_text(photos.sure_label)
+    expect(page.get_by_alt_text("Your picture, sure.png")).to_be_visible()
+
+    bars = page.get_by_role("list", name="Probability of each class").get_by_role("listitem")
+    expect(bars).to_have_count(10)
+    assert sorted(bars.locator(".name").all_inner_texts()) == sorted(photos.classes)
+    shares = [float(bar.evaluate("bar => bar.style.getPropertyValue('--share')")) for bar in bars.all()]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1, abs=1e-4)
+    track = bars.first.locator(".track")
+    drawn = track.evaluate("track => new DOMMatrix(getComputedStyle(track, '::before').transform).e")
+    width = track.evaluate("track => track.clientWidth")
+    assert 1 + drawn / width == pytest.approx(shares[0], abs=0.2)  # the bar may still be growing
+
+
+def test_the_input_of_the_network_is_shown(page: Page, photos: Photos) -> None:
+    page.set_input_files("#files", photos.sure)
+
+    seen = page.get_by_alt_text("The same in 32 by 32 pixels, as the network sees it")
+    expect(seen).to_be_visible()
+    data = (seen.get_attribute("src") or "").removeprefix("data:image/png;base64,")
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+    np.testing.assert_array_equal(pixels, photos.sure_pixels)
+    assert seen.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+
+
+def test_an_uncertain_prediction_is_shown_as_not_sure_with_the_reason(page: Page, photos: Photos) -> None:
+    page.set_input_files("#files", photos.unsure)
+
+    expect(page.locator("#reading .verdict")).to_have_text("Not sure")
+    expect(page.locator("#reading .detail")).to_have_text(
+        re.compile(rf"^The closest is {photos.unsure_label}, \d+%\. Below \d+% it is mistaken too often\.$")
+    )
+    expect(page.get_by_role("status")).to_contain_text(f"Not sure. Perhaps {photos.unsure_label}")
+
+
+def test_a_photo_can_be_dropped_anywhere_on_the_page(page: Page) -> None:
+    data = base64.b64encode(CAT.read_bytes()).decode()
+    transfer = page.evaluate_handle(
+        """data => {
+            const transfer = new DataTransfer();
+            const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+            transfer.items.add(new File([bytes], "dropped.jpg", { type: "image/jpeg" }));
+            return transfer;
+        }""",
+        data,
+    )
+    page.dispatch_event("footer", "dragover", {"dataTransfer": transfer})
+    expect(page.locator("#drop")).to_have_class(re.compile("over"))
+    page.dispatch_event("footer", "drop", {"dataTransfer": transfer})
+
+    expect_answer(page)
+    expect(page.get_by_role("heading", name="dropped.jpg")).to_be_visible()
+    expect(page.locator("#drop")).not_to_have_class(re.compile("over"))
+
+
+def test_a_dropped_link_is_refused_with_a_message(page: Page) -> None:
+    transfer = page.evaluate_handle(
+        """() => {
+            const transfer = new DataTransfer();
+            transfer.setData("text/uri-list", "http://example.org/cat.jpg");
+            return transfer;
+        }"""
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
+
+    expect(page.get_by_role("alert")).to_contain_text("not a file")
+
+
+def test_an_image_can_be_pasted(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """async () => {
+            const canvas = Object.assign(document.createElement("canvas"), { width: 60, height: 40 });
+            canvas.getContext("2d").fillRect(10, 10, 20, 20);
+            const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+            await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+        }"""
+    )
+    page.keyboard.press("Control+V")
+
+    expect_answer(page)
+
+
+def test_a_photo_can_be_taken_with_the_camera(page: Page) -> None:
+    page.get_by_role("button", name="Take a photo").click()
+    video = page.get_by_label("Camera picture")
+    expect(video).to_have_js_property("paused", False)
+    page.get_by_role("button", name="Take photo").click()
+
+    expect_answer(page)
+    expect(video).to_have_js_property("srcObject", None)  # the camera is off
+    photo = page.get_by_alt_text("Your picture, photo.jpg")
+    assert photo.evaluate("image => image.naturalWidth") >= 640
+    expect(page.get_by_role("heading", name="photo.jpg")).to_be_focused()  # the focused button is hidden now
+
+
+def test_a_missing_camera_is_reported(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const none = () => Promise.reject(new DOMException("", "NotFoundError"));
+            navigator.mediaDevices.getUserMedia = none;
+        }"""
+    )
+    page.get_by_role("button", name="Take a photo").click()
+
+    expect(page.get_by_role("alert")).to_have_text("There is no camera.")
+    expect(page.get_by_role("button", name="Take a photo")).to_be_focused()
+
+
+def test_an_example_can_be_clicked(page: Page) -> None:
+    examples = page.get_by_role("list", name="Or try one of these").get_by_role("button")
+    expect(examples).to_have_count(10)
+    page.get_by_role("button", name="Example: frog").click()
+
+    expect_answer(page)
+    expect(page.get_by_role("heading", name="frog.png")).to_be_visible()
+
+
+def test_a_photo_of_twelve_megapixels_is_sent_unchanged(page: Page) -> None:
+    large = noise(4000, 3000, quality=70)
+    assert len(large) > 5 * 2**20
+    page.set_input_files("#files", upload("large.jpg", large, "image/jpeg"))
+
+    expect_answer(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "words"),
+    [
+        ("photo.heic", HEIC, "image/heic", "HEIC"),
+        ("notes.pdf", b"%PDF-1.7" + bytes(200), "application/pdf", "PDF"),
+        ("song.mp3", b"no picture at all", "audio/mpeg", "not a picture"),
+        ("cut.jpg", CAT.read_bytes()[:9000], "image/jpeg", "cut short, damaged"),
+        ("empty.png", b"", "image/png", "empty"),
+    ],
+)
+def test_a_file_that_cannot_be_classified_gets_the_error_of_the_server(
+    page: Page, name: str, content: bytes, kind: str, words: str
+) -> None:
+    page.set_input_files("#files", upload(name, content, kind))
+
+    expect(page.locator("#reading .verdict")).to_have_text("No answer")
+    expect(page.locator("#reading .detail")).to_contain_text(words)
+    expect(page.get_by_role("status")).to_contain_text(words)
+    expect(page.get_by_role("button", name="Wrong")).to_have_count(0)
+
+
+def test_a_file_that_is_too_large_gets_the_error_of_the_server(
+    strict_server: Server, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(strict_server.url)
+    page.set_input_files("#files", upload("huge.png", noise(1000, 700, "PNG"), "image/png"))
+
+    expect(page.locator("#reading .detail")).to_contain_text("larger than 1 MB")
+
+
+def test_a_server_that_is_gone_is_reported(page: Page, photos: Photos) -> None:
+    page.context.set_offline(True)
+    page.set_input_files("#files", photos.sure)
+
+    expect(page.locator("#reading .detail")).to_contain_text("The service does not answer")
+
+
+def test_the_last_of_two_quick_choices_wins(page: Page, server: Server, photos: Photos) -> None:
+    with server.frozen():
+        page.set_input_files("#files", photos.unsure)
+        expect(page.get_by_role("heading", name="unsure.png")).to_be_visible()
+        page.set_input_files("#files", photos.sure)
+        expect(page.get_by_role("heading", name="sure.png", exact=True)).to_be_visible()
+
+    expect_answer(page)
+    expect(page.locator("#reading .verdict")).to_have_text(photos.sure_label)
+
+
+def test_requests_that_a_busy_server_refuses_are_sent_again(page: Page, photos: Photos) -> None:
+    refused: list[Route] = []
+
+    def respond(route: Route) -> None:
+        if len(refused) == 3:
+            route.continue_()
+            return
+        refused.append(route)
+        error = {"code": "too_many_requests", "message": "Try again."}
+        route.fulfill(status=429, headers={"Retry-After": "1"}, json={"error": error})
+
+    page.route("**/predict*", respond)
+    page.set_input_files("#files", [photos.sure] * 6)
+
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
+    assert len(refused) == 3
+    expect(page.locator(".card").get_by_text(photos.sure_label)).to_have_count(6)

@@ -1,0 +1,87 @@
+"""The charts of a study: readable, and drawn without side effects."""
+
+import warnings
+
+import matplotlib as mpl
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from optuna.trial import TrialState, create_trial
+
+from tests.tuning.studies import SPACE, TWO, make_study, search, trial
+from tuning.plots import CHARTS, html_figure, missing_charts, png_figure
+from tuning.report import snapshot
+
+LONG_NAME = "weight_decay.model=cnn+fast,optimizer=sgd"
+
+
+def test_charts_are_drawn_without_warnings_or_traces_in_global_state() -> None:
+    study = snapshot(make_study([*search(40), trial(TrialState.RUNNING, curve=(0.3, 0.4))]))
+    png_figure(study, "history")
+    style = dict(mpl.rcParams)  # after the first chart, which selects the backend
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in CHARTS.keys() - missing_charts(study).keys():
+            FigureCanvasAgg(png_figure(study, name)).draw()
+            html_figure(study, name)
+    assert dict(mpl.rcParams) == style
+    assert plt.get_fignums() == []
+
+
+def test_every_chart_names_the_split() -> None:
+    study = snapshot(make_study(search(40)))
+    for name in CHARTS.keys() - missing_charts(study).keys():
+        assert "validation split" in png_figure(study, name).get_suptitle()
+
+
+@pytest.mark.parametrize("name", ["slices", "parallel_coordinates"])
+def test_long_names_of_parameters_fit_into_the_figure(name: str) -> None:
+    params = {**dict.fromkeys(("mixup", LONG_NAME), 0.5), "cutout": 4, "lr.sgd": 0.1, "model": "cnn"}
+    values = [trial(values=(0.5 + i / 10,), params={**params, "mixup": i / 5}) for i in range(3)]
+    figure = png_figure(snapshot(make_study(values)), name)
+    FigureCanvasAgg(figure).draw()
+    texts = [text for ax in figure.axes for text in (ax.xaxis.label, *ax.get_xticklabels())]
+    shown, *_ = [text for text in texts if text.get_text().replace("\n", "") == LONG_NAME]
+    box, limits = shown.get_window_extent(), figure.bbox
+    assert limits.x0 <= box.x0 < box.x1 <= limits.x1
+    assert limits.y0 <= box.y0 < box.y1 <= limits.y1
+
+
+def test_the_labels_of_parallel_coordinates_are_those_of_the_values() -> None:
+    """Optuna's own are truncated."""
+    trials = [
+        trial(values=(0.5, 3.0), params={LONG_NAME: 1.25, "cutout": 8}),
+        *[trial(values=(0.4, 2.0))] * 2,
+    ]
+    figure = html_figure(snapshot(make_study(trials, TWO)), "parallel_coordinates")
+    labels = [label.replace("<br>", "") for label in figure.layout.xaxis.ticktext]
+    (line,) = [line for line in figure.data if line.customdata is not None and line.customdata[0][1] == "0.5"]
+    values = dict(zip(labels, [value for _, value in line.customdata], strict=True))
+    assert (values["latency_ms"], values["cutout"], values[LONG_NAME]) == ("3", "8", "1.25")
+
+
+def test_the_charts_of_many_parameters_form_a_grid() -> None:
+    params = {"mixup": 0.5, "cutout": 4, "lr.sgd": 0.1, "width": 1.0, "model": "cnn", LONG_NAME: 1.0}
+    study = make_study([trial(values=(0.5 + i / 10,), params=params) for i in range(2)])
+    figure = png_figure(snapshot(study), "slices")
+    FigureCanvasAgg(figure).draw()
+    charts = [ax for ax in figure.axes if ax.get_xlabel()]
+    assert len(charts) == len(SPACE) == 6
+    assert len({round(ax.get_position().y0, 2) for ax in charts}) == 2
+    boxes = [ax.get_window_extent() for ax in charts]
+    assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
+
+
+def test_charts_of_parameters_need_two_complete_trials_and_say_so() -> None:
+    reasons = missing_charts(make_study([trial(values=(0.5,)), create_trial(state=TrialState.FAIL)]))
+    assert reasons["slices"] == "needs two complete trials; there is one"
+    assert reasons["pareto_front"] == "needs two objectives"
+    assert reasons["intermediate_values"] == "needs a trial that has reported an epoch; there is none"
+    assert "history" not in reasons
+
+
+def test_a_pareto_front_replaces_the_accuracies_by_epoch() -> None:
+    study = make_study([trial(values=(0.5 + i / 10, 3.0 - i)) for i in range(3)], TWO)
+    reasons = missing_charts(study)
+    assert reasons["intermediate_values"] == "needs a single objective; see the run of each trial"
+    assert "pareto_front" not in reasons
