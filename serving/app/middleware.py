@@ -24,6 +24,10 @@ PAGE_POLICY = (
     b"frame-ancestors 'none'",
 )
 CLIENT_GONE = 499  # only in logs and metrics, as in those of nginx
+# The HTTP server ignores the upgrade but does not parse the body: it would be taken for the next request.
+UPGRADE_WITH_BODY = Refusal(
+    400, "upgrade_with_body", "A request with an Upgrade header has no body.", {"Connection": "close"}
+)
 OVERLOADED = error_response(overloaded())
 
 log = structlog.get_logger()
@@ -61,6 +65,8 @@ class RequestMiddleware:
             scope = {**scope, "method": "GET"}
         scope["context"] = context
         try:
+            if b"upgrade" in headers and body.is_pending:
+                raise UPGRADE_WITH_BODY
             self._state.access.check(path, client, headers)
             await self._app(scope, body, response)
         except ClientGoneError:
