@@ -75,9 +75,8 @@ def create_worker_app() -> ASGIApp:
 def _serve_in_this_process(config: ServeConfig, listener: socket.socket) -> None:
     app = create_app(AppState(config))
     _listen(listener, config)
-    with _signal_handler(
-        lambda *_: None
-    ):  # uvicorn handles signals, and raises them again when it has stopped
+    # Uvicorn handles signals, and raises them again after it has stopped.
+    with _signal_handler(lambda *_: None):
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
             signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         uvicorn.Server(uvicorn.Config(app, **_uvicorn_settings(config))).run([listener])

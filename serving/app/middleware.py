@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.app.admission import Slot
 from serving.app.errors import Refusal, error_response, overloaded
 from serving.app.request_body import ClientGoneError, RequestBody
-from serving.app.request_context import LOGGED_ROUTES, RequestContext, parse_client_id
+from serving.app.request_context import LOGGED_ROUTES, RequestContext, new_request_id, parse_client_id
 from serving.app.state import AppState
 
 SECURITY_HEADERS = [
@@ -24,6 +24,10 @@ PAGE_POLICY = (
     b"frame-ancestors 'none'",
 )
 CLIENT_GONE = 499  # only in logs and metrics, as in those of nginx
+# The HTTP server ignores the upgrade but does not parse the body: it would be taken for the next request.
+UPGRADE_WITH_BODY = Refusal(
+    400, "upgrade_with_body", "A request with an Upgrade header has no body.", {"Connection": "close"}
+)
 OVERLOADED = error_response(overloaded())
 
 log = structlog.get_logger()
@@ -46,7 +50,8 @@ class RequestMiddleware:
             return
         path, headers = scope["path"].removeprefix(scope.get("root_path", "")), dict(scope["headers"])
         client = scope["client"][0] if scope["client"] else ""
-        context = RequestContext(path, client, parse_client_id(headers.get(b"x-request-id")))
+        client_id = parse_client_id(headers.get(b"x-request-id"))
+        context = RequestContext(new_request_id(), path, client, client_id)
         body = RequestBody(receive, headers, self._state.body_limits)
         admission = self._state.admission
         if admission.is_full(path, body.is_pending):
@@ -60,6 +65,8 @@ class RequestMiddleware:
             scope = {**scope, "method": "GET"}
         scope["context"] = context
         try:
+            if b"upgrade" in headers and body.is_pending:
+                raise UPGRADE_WITH_BODY
             self._state.access.check(path, client, headers)
             await self._app(scope, body, response)
         except ClientGoneError:

@@ -14,7 +14,7 @@ EncodedImage = Annotated[
 
 
 class ErrorDetail(BaseModel):
-    code: str = Field(description="For programs; docs/serving-errors.md lists the codes.")
+    code: str = Field(description="For programs; docs/service.md lists the codes.")
     message: str = Field(description="A sentence for people.")
 
 

@@ -189,7 +189,7 @@ GOOD: dict[str, tuple[Any, str]] = {
     ),
     "another parameter": (split(R, params={"temperature": 1}), "application/json"),
     "empty params": ({"inputs": [R], "params": None}, "application/json"),
-    "csv with a missing image": (f"image,n\n{R},1\n{B},2\n", CSV),
+    "csv with another column": (f"image,n\n{R},1\n{B},2\n", CSV),
     "parquet with other columns": (parquet(n=[1.5, 2.5], image=[RED, BLUE], text=["a", "b"]), PARQUET),
     "1000 rows": (split(*[R] * 1000), "application/json"),
 }

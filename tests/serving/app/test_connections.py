@@ -69,6 +69,12 @@ def test_an_invalid_chunk_is_refused(server: Server, chunk: bytes) -> None:
     assert statuses(answer) == [400]
 
 
+@pytest.mark.parametrize("path", [b"/predict", b"/nothing", b"/ping"])
+def test_the_body_of_an_upgrade_is_not_taken_for_a_request(server: Server, path: bytes) -> None:
+    upgrade = b"Connection: upgrade\r\nUpgrade: x\r\nContent-Length: %d\r\n\r\n" % len(VERSION)
+    assert statuses(server.send(POST.replace(b"/predict", path) + upgrade, VERSION)) == [400]
+
+
 def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     answer = server.send(ONE + VERSION + ONE.replace(b"Host", b"Connection: close\r\nHost"))
     assert statuses(answer) == [200, 200, 200]
