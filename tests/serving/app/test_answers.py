@@ -53,7 +53,7 @@ def test_the_file_name_of_a_form_comes_back_without_folders(
 
 
 def test_a_form_with_a_large_file_is_answered(server: Server) -> None:
-    photo = image("blue", (3000, 3000), "bmp")
+    photo = image("blue", (2000, 2000), "bmp")
     assert len(photo) > 8 * 2**20
     response = requests.post(
         f"{server.url}/predict",

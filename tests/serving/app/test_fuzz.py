@@ -1,4 +1,4 @@
-"""Anything at all, sent to a real server: no answer of 5xx, no crash, no growth of memory."""
+"""Random input to a real server: no response with 5xx, no crash, no growth of memory."""
 
 import base64
 import random
@@ -17,28 +17,28 @@ from tests.serving.app.conftest import RED, Server, Store, image
 pytestmark = pytest.mark.slow
 
 FILES = 20_000
-A_REQUEST = 100
+IMAGES_PER_REQUEST = 100
 
 
-def test_the_service_keeps_to_its_document(server: Server) -> None:
+def test_the_service_conforms_to_its_openapi_document(server: Server) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     assert len(operations) >= 9
     for operation in operations:
         if operation.path in ("/ping", "/health", "/version"):
-            continue  # as MLflow's they call JSON what is none
+            continue  # like MLflow's server, they declare JSON for a body that is not JSON
 
         @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy())
-        def keeps_to_it(case: schemathesis.Case) -> None:
-            # That a text may be any and an image may not is more than a schema can say.
+        def conforms(case: schemathesis.Case) -> None:
+            # A schema cannot say which bytes are an image, so valid requests may be refused.
             case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
-        keeps_to_it()
+        conforms()
 
 
 def mutated(seeds: list[bytes], chance: random.Random) -> bytes:
-    """A picture with bytes changed, cut out, repeated or put in from another."""
+    """Return an image with bytes changed, removed, repeated or inserted from another one."""
     data = bytearray(chance.choice(seeds))
     for _ in range(chance.choice((1, 1, 2, 4, 16))):
         at = chance.randrange(len(data) + 1)
@@ -64,7 +64,7 @@ def resident_mb(server: Server) -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
-def test_mutated_pictures_are_answered_or_refused(server: Server, shared_store: Store) -> None:
+def test_mutated_images_are_answered_or_refused(server: Server, shared_store: Store) -> None:
     chance = random.Random(0)
     kinds = ("png", "jpeg", "webp", "gif", "bmp")
     seeds = [image((200, 90, 30), size, kind) for kind in kinds for size in ((32, 32), (61, 47))]
@@ -72,11 +72,11 @@ def test_mutated_pictures_are_answered_or_refused(server: Server, shared_store: 
 
     def batches(count: int) -> Iterator[list[str]]:
         for _ in range(count):
-            yield [base64.b64encode(mutated(seeds, chance)).decode() for _ in range(A_REQUEST)]
+            yield [base64.b64encode(mutated(seeds, chance)).decode() for _ in range(IMAGES_PER_REQUEST)]
 
     codes: dict[str, int] = {}
     with requests.Session() as session:
-        for images in batches(FILES // A_REQUEST):
+        for images in batches(FILES // IMAGES_PER_REQUEST):
             answer = session.post(f"{server.url}/predict", json={"images": images}, timeout=120)
             assert answer.status_code in (200, 400), answer.text[:300]
             for prediction in answer.json().get("predictions", []):
@@ -86,5 +86,5 @@ def test_mutated_pictures_are_answered_or_refused(server: Server, shared_store: 
     assert codes["ok"] > FILES / 20
     assert {"not_an_image", "truncated_image"} <= codes.keys()
     assert "internal_error" not in codes
-    assert resident_mb(server) < 650  # it came to 450 within 20,000 pictures, and stayed there to 50,000
+    assert resident_mb(server) < 650  # it grew to 450 within 20,000 images, and stayed there until 50,000
     assert server.predict(RED).ok
