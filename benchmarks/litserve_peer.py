@@ -1,6 +1,8 @@
-"""The peer of the service: the network behind LitServe, as its documentation shows a model in batches.
+"""Peers of the service: LitServe around the network in PyTorch, or around our scorer.
 
-`python -m benchmarks.litserve_peer --model FILE --port PORT`; FILE is a module that `torch.save` wrote.
+The batching is that of LitServe's documentation.
+`python -m benchmarks.litserve_peer (--classifier FILE | --model-uri URI) --port PORT`; FILE is a module that
+`torch.save` wrote.
 """
 
 import base64
@@ -14,25 +16,34 @@ import numpy as np
 import torch
 from PIL import Image
 
+from serving.registry.loader import load_scorer
 
-class Classify(litserve.LitAPI):
-    def __init__(self, model: Path) -> None:
+
+class Base64Api(litserve.LitAPI):
+    """Receives an image in base64, and scores images in batches."""
+
+    def __init__(self) -> None:
         super().__init__(max_batch_size=16, batch_timeout=0.005)
-        self._file = model
+
+
+class TorchApi(Base64Api):
+    def __init__(self, classifier: Path) -> None:
+        super().__init__()
+        self._file = classifier
 
     def setup(self, device: str) -> None:
-        self._model = torch.load(self._file, map_location=device, weights_only=False).eval()
+        self._classifier = torch.load(self._file, map_location=device, weights_only=False).eval()
 
     def decode_request(self, request: dict[str, Any]) -> torch.Tensor:
-        picture = Image.open(io.BytesIO(base64.b64decode(request["image"]))).convert("RGB")
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+        image = Image.open(io.BytesIO(base64.b64decode(request["image"]))).convert("RGB")
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
     def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
         return torch.stack(inputs)
 
     @torch.inference_mode()
     def predict(self, batch: torch.Tensor) -> torch.Tensor:
-        return self._model(batch).softmax(dim=1)
+        return self._classifier(batch).softmax(dim=1)
 
     def unbatch(self, output: torch.Tensor) -> list[torch.Tensor]:
         return list(output)
@@ -42,11 +53,42 @@ class Classify(litserve.LitAPI):
         return {"class_index": int(index), "confidence": float(confidence)}
 
 
+class ScorerApi(Base64Api):
+    def __init__(self, model_uri: str) -> None:
+        super().__init__()
+        self._model_uri = model_uri
+
+    def setup(self, device: str) -> None:
+        self._scorer = load_scorer(self._model_uri)
+
+    def decode_request(self, request: dict[str, Any]) -> np.ndarray:
+        return self._scorer.decode(base64.b64decode(request["image"]))
+
+    def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
+        return np.stack(inputs)
+
+    def predict(self, batch: np.ndarray) -> list[dict[str, Any]]:
+        return self._scorer.answers(self._scorer.score(batch), top_k=3)
+
+    def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return output
+
+    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
+        return output
+
+
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), required=True)
+@click.option("--classifier", type=click.Path(path_type=Path))
+@click.option("--model-uri")
 @click.option("--port", type=int, required=True)
-def main(model: Path, port: int) -> None:
-    server = litserve.LitServer(Classify(model), accelerator="cpu")
+def main(classifier: Path | None, model_uri: str | None, port: int) -> None:
+    if classifier is not None:
+        api: Base64Api = TorchApi(classifier)
+    elif model_uri is not None:
+        api = ScorerApi(model_uri)
+    else:
+        raise click.UsageError("give --classifier or --model-uri")
+    server = litserve.LitServer(api, accelerator="cpu")
     server.run(
         host="127.0.0.1", port=port, num_api_servers=1, generate_client_file=False, log_level="warning"
     )

@@ -1,19 +1,25 @@
-"""Our service, beside `mlflow.pytorch` behind `mlflow models serve`, and the same network behind LitServe.
+"""Our service beside other ways to serve the same trained network over HTTP.
 
-Behind MLServer with MLflow's runtime too, where `make .venv-mlserver` has installed it: it wants older
-libraries than ours, so it has an environment of its own.
+Peers that run the network in PyTorch:
+- `mlflow.pytorch` behind `mlflow models serve`
+- LitServe
+- MLServer with MLflow's runtime, if `make .venv-mlserver` has installed it (it needs older libraries)
 
-The same trained network everywhere, one process with the network each (LitServe and MLServer add one that
-receives requests, as they always do), the same machine for servers and load (wrk, one thread, keep-alive). A
-request has one image of 32x32 pixels: as a PNG for ours, which logs and counts it as ever; as a PNG in base64
-for LitServe; as 3,072 floats for the others. The servers take turns; figures are medians over the rounds.
+Peers that use our own scorer, so that only the HTTP side differs:
+- LitServe
+- a plain FastAPI app without limits, log and metrics
 
-Too much load aims at ten times the requests a second that the service answers: of three times as many
-connections as it lets wait, each asks again after a pause, sooner than the answer 503 tells it to. Fewer get
-through on the same cores; the row says how many. wrk takes a fifth of a core, which the service lacks.
+All sides run on the same machine with one process that holds the network (LitServe and MLServer add one that
+receives requests). The load comes from wrk with one thread and keep-alive connections. A request has one
+image of 32x32 pixels: as a PNG for our service and FastAPI, as a PNG in base64 for LitServe, as 3,072 floats
+for the others. The servers take turns; each is warmed up with the number of connections that is measured next;
+figures are medians over the rounds.
 
-Log and metrics are all that the observer does: lines of the process's log, request log, Prometheus, drift.
-Two servers, one with and one without it, take turns of a few seconds.
+Overload: three times as many connections as requests may wait in the service. Each that is refused pauses so
+that, in total, ten times as many requests are sent as the service can answer. wrk takes a fifth of a core.
+
+Telemetry (access log, request log, Prometheus, drift): two servers, with and without it, take turns of a few
+seconds.
 """
 
 import base64
@@ -21,7 +27,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +40,16 @@ from serving.registry.mlflow_model import download
 from serving.registry.mlflow_server import Server, free_port, mlflow_server
 
 OURS, MLFLOW, LITSERVE, MLSERVER = "ours", "mlflow.pytorch", "LitServe", "MLServer"
-AT_LEAST = {MLFLOW: 10, LITSERVE: 4}
+LITSERVE_SCORER, FASTAPI_SCORER = "LitServe with our scorer", "FastAPI with our scorer"
+# Targets: our rate divided by the peer's with TARGET_CONNECTIONS, and our p99 divided by the peer's.
+RATE_AT_LEAST = {MLFLOW: 10, LITSERVE: 4, LITSERVE_SCORER: 1.3, FASTAPI_SCORER: 1.0}
+P99_AT_MOST = {MLFLOW: 0.25, LITSERVE: 0.25, FASTAPI_SCORER: 0.5}
+TARGET_CONNECTIONS = 16
 MLSERVER_COMMAND = Path(__file__).parents[1] / ".venv-mlserver/bin/mlserver"
-WAIT = 256  # pictures, by default
+QUEUE_LIMIT = 256  # the default of the service
+WARM_UP_SECONDS = 2
 TURN_SECONDS = 2
-BUSY = 64  # connections with which the service does what it can
+BUSY = 64  # connections that keep the service fully busy
 
 
 def measure(
@@ -46,68 +57,91 @@ def measure(
     rounds: int = 3,
     seconds: int = 8,
     turns: int = 20,
+    peers: tuple[str, ...] = (MLFLOW, LITSERVE, LITSERVE_SCORER, FASTAPI_SCORER, MLSERVER),
     **settings: Any,
 ) -> list[Row]:
-    """Rates and latencies, overload, and what log and metrics cost. `settings` are those of the training."""
+    """Measure rates and latencies, overload, and the cost of telemetry; `settings` are for the training."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         trained = train(folder, **settings)
-        sent = requests_for(trained, folder)
-        if MLSERVER_COMMAND.exists():
-            prepare_mlserver(trained, folder)
-            sent[MLSERVER] = Sending(folder / "tensor.json")
-        classifier, _ = load_classifier(trained.run_id)
-        torch.save(classifier, folder / "classifier.pt")
-        measured: dict[str, list[dict[int, Load]]] = {side: [] for side in sent}
+        sending = prepare(trained, folder, peers)
+        measured: dict[str, list[dict[int, Load]]] = {side: [] for side in sending}
         for _ in range(rounds):
-            for side, sending in sent.items():
+            for side in sending:
                 with server_of(side, trained, folder) as (server, path):
                     url = server.address + path
-                    post(url, sending)
-                    wrk(url, sending, connections[-1], 2)  # warms up
-                    measured[side].append({count: wrk(url, sending, count, seconds) for count in connections})
-                progress(f"  {side}: {measured[side][-1]}")
+                    post(url, sending[side])
+                    loads_of_round = {
+                        count: warm_wrk(url, sending[side], count, seconds) for count in connections
+                    }
+                measured[side].append(loads_of_round)
+                progress(f"  {side}: {loads_of_round}")
         loads = {
-            side: {count: median(each[count] for each in found) for count in connections}
-            for side, found in measured.items()
+            side: {count: median(each[count] for each in rounds_of_side) for count in connections}
+            for side, rounds_of_side in measured.items()
         }
         with server_of(OURS, trained, folder) as (server, path):
-            overload = overload_rows(server.address + path, sent[OURS], seconds)
-        cost = cost_row(trained, folder, sent[OURS], turns)
+            overload = overload_rows(server.address + path, sending[OURS], seconds)
+        cost = telemetry_row(trained, folder, sending[OURS], turns)
     rows = [row for count in connections for row in load_rows(count, loads, trained)]
     return [*rows, *overload, cost]
 
 
+def warm_wrk(url: str, sending: Sending, connections: int, seconds: int) -> Load:
+    wrk(url, sending, connections, WARM_UP_SECONDS)
+    return wrk(url, sending, connections, seconds)
+
+
+def prepare(trained: Trained, folder: Path, peers: tuple[str, ...]) -> dict[str, Sending]:
+    """Write the files that the peers need; return the request for each side."""
+    sending = requests_for(trained, folder)
+    if MLSERVER_COMMAND.exists() and MLSERVER in peers:
+        prepare_mlserver(trained, folder)
+        sending[MLSERVER] = Sending(folder / "tensor.json")
+    classifier, _ = load_classifier(trained.run_id)
+    torch.save(classifier, folder / "classifier.pt")
+    return {side: sending[side] for side in (OURS, *peers) if side in sending}
+
+
 def requests_for(trained: Trained, folder: Path) -> dict[str, Sending]:
-    picture = png(trained.image)
-    bodies = {
-        OURS: Sending(folder / "image.png", "image/png"),
-        MLFLOW: Sending(folder / "floats.json"),
-        LITSERVE: Sending(folder / "image.json"),
+    image, base64_image, floats = folder / "image.png", folder / "image.json", folder / "floats.json"
+    image.write_bytes(png(trained.image))
+    base64_image.write_text(json.dumps({"image": base64.b64encode(image.read_bytes()).decode()}))
+    floats.write_text(as_json(trained.floats))
+    return {
+        OURS: Sending(image, "image/png"),
+        MLFLOW: Sending(floats),
+        LITSERVE: Sending(base64_image),
+        LITSERVE_SCORER: Sending(base64_image),
+        FASTAPI_SCORER: Sending(image, "image/png"),
     }
-    bodies[OURS].body.write_bytes(picture)
-    bodies[MLFLOW].body.write_text(as_json(trained.floats))
-    bodies[LITSERVE].body.write_text(json.dumps({"image": base64.b64encode(picture).decode()}))
-    return bodies
 
 
 @contextmanager
 def server_of(side: str, trained: Trained, folder: Path) -> Iterator[tuple[Server, str]]:
-    """The server of a side, and the path that it answers at."""
-    with ExitStack() as stack:
-        if side == MLFLOW:
-            yield stack.enter_context(mlflow_server(trained.usual)), "/invocations"
-        elif side == LITSERVE:
-            command = ("benchmarks.litserve_peer", "--model", str(folder / "classifier.pt"))
-            yield stack.enter_context(running(*command, health="/health")), "/predict"
-        elif side == MLSERVER:
-            yield stack.enter_context(mlserver(folder)), "/v2/models/usual/infer"
-        else:
-            yield stack.enter_context(service("cifar_mlflow", trained, folder)), "/predict"
+    """Start the server of a side; yield it and the path of its route."""
+    if side == MLSERVER:
+        with mlserver(folder) as server:
+            yield server, "/v2/models/usual/infer"
+    elif side == MLFLOW:
+        with mlflow_server(trained.usual) as server:
+            yield server, "/invocations"
+    elif side == OURS:
+        with service("cifar_mlflow", trained, folder) as server:
+            yield server, "/predict"
+    else:
+        commands = {
+            LITSERVE: ("litserve_peer", "--classifier", str(folder / "classifier.pt")),
+            LITSERVE_SCORER: ("litserve_peer", "--model-uri", trained.ours),
+            FASTAPI_SCORER: ("fastapi_peer", "--model-uri", trained.ours),
+        }
+        module, *options = commands[side]
+        with running(f"benchmarks.{module}", *options, health="/health") as server:
+            yield server, "/predict"
 
 
 def prepare_mlserver(trained: Trained, folder: Path) -> None:
-    """Its settings, of which only the batches are not the default, and a request of the V2 protocol."""
+    """Write the settings of MLServer (the defaults, but with batching) and a request of the V2 protocol."""
     home = folder / "mlserver"
     home.mkdir()
     settings = {
@@ -155,37 +189,37 @@ def load_rows(count: int, loads: dict[str, dict[int, Load]], trained: Trained) -
             f"{peer.rate:.0f} requests/s, p50 {peer.p50:.0f} ms ({side})",
             ours.rate / peer.rate,
             "x",
-            at_least=AT_LEAST.get(side) if count == 16 else None,
+            at_least=RATE_AT_LEAST.get(side) if count == TARGET_CONNECTIONS else None,
         )
         yield Row(
-            f"the same, the slowest of a hundred (p99), {count} connections",
+            f"the same, p99, {count} connections",
             f"{ours.p99:.0f} ms",
             f"{peer.p99:.0f} ms ({side})",
             ours.p99 / peer.p99,
             "of its time",
-            at_most=0.25 if side in AT_LEAST else None,
+            at_most=P99_AT_MOST.get(side),
         )
 
 
 def overload_rows(url: str, sending: Sending, seconds: int) -> list[Row]:
     busy = wrk(url, sending, BUSY, seconds)
-    clients = 3 * WAIT
-    # Of those that are turned away; the others wait for their answer.
-    pause = (clients - WAIT) / (9 * busy.rate)
+    clients = 3 * QUEUE_LIMIT
+    # QUEUE_LIMIT clients wait for an answer; the others are refused nine times as often as one is answered.
+    pause = (clients - QUEUE_LIMIT) / (9 * busy.rate)
     load = wrk(url, sending, clients, seconds, may_refuse=True, pause=pause)
     refused = load.refused / seconds
     offered = load.rate + refused
     progress(f"  overload: {load}")
     return [
         Row(
-            f"{offered / busy.rate:.1f} times the load that it can answer: what is still answered",
-            f"{load.rate:.0f} requests/s, and {refused:.0f} times 503 a second, to {clients} clients",
+            f"rate of answers at {offered / busy.rate:.1f} times the load that the service can answer",
+            f"{load.rate:.0f} requests/s, and {refused:.0f} refusals (503) per second, to {clients} clients",
             f"{busy.rate:.0f} requests/s ({BUSY} connections)",
             load.rate / busy.rate,
             "of its rate",
         ),
         Row(
-            f"the same: median of all answers, {100 * refused / offered:.0f} % of which are 503",
+            f"the same, median latency of all answers, {100 * refused / offered:.0f} % of them refusals",
             f"{load.p50:.0f} ms",
             f"{busy.p50:.0f} ms (an answer, {BUSY} connections)",
             load.p50,
@@ -194,7 +228,7 @@ def overload_rows(url: str, sending: Sending, seconds: int) -> list[Row]:
     ]
 
 
-def cost_row(trained: Trained, folder: Path, sending: Sending, turns: int) -> Row:
+def telemetry_row(trained: Trained, folder: Path, sending: Sending, turns: int) -> Row:
     rates: dict[str, list[float]] = {"with": [], "without": []}
     with (
         service("cifar_mlflow", trained, folder) as usual,
@@ -203,12 +237,12 @@ def cost_row(trained: Trained, folder: Path, sending: Sending, turns: int) -> Ro
         for number in range(turns + 1):
             for side, server in (("with", usual), ("without", bare)):
                 rate = wrk(f"{server.address}/predict", sending, 16, TURN_SECONDS).rate
-                if number:  # the first turn warms up
+                if number:  # the first turn is a warm-up
                     rates[side].append(rate)
     loaded, free = statistics.median(rates["with"]), statistics.median(rates["without"])
-    progress(f"  log and metrics: {rates}")
+    progress(f"  telemetry: {rates}")
     return Row(
-        "throughput that log and metrics cost, 16 connections",
+        "throughput lost to telemetry, 16 connections",
         f"{loaded:.0f} requests/s (with)",
         f"{free:.0f} requests/s (without)",
         100 * (1 - loaded / free),

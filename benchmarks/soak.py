@@ -1,7 +1,7 @@
-"""Our service under as much load as it answers, for ten minutes: memory, errors, and the slowest answers.
+"""The service at full load for ten minutes: errors, growth of memory, and the stability of p99.
 
-wrk keeps 64 connections busy, half a minute at a time; then the memory of the process is read. The first
-slice warms up. The request log is written as ever. Stable means that no slice is far from the usual one.
+wrk keeps 64 connections busy for half a minute at a time; after each slice the memory of the process is read.
+The first slice is a warm-up. The request log is written as usual.
 """
 
 import statistics
@@ -15,7 +15,7 @@ from benchmarks.service import BUSY, OURS, requests_for, server_of
 
 
 def measure(slices: int = 20, seconds: int = 30, **settings: Any) -> list[Row]:
-    """What became of it. `settings` are those of the training."""
+    """Run the slices; `settings` are for the training."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         trained = train(folder, **settings)
@@ -51,7 +51,7 @@ def measure(slices: int = 20, seconds: int = 30, **settings: Any) -> list[Row]:
         Row(
             f"p99 of the worst {seconds} s",
             f"{worst:.0f} ms",
-            f"{usual:.0f} ms (of the usual {seconds} s)",
+            f"{usual:.0f} ms (median of all slices of {seconds} s)",
             worst / usual,
             "x",
             at_most=1.5,

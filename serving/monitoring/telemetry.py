@@ -15,10 +15,10 @@ from typing import NamedTuple, TextIO, cast
 import structlog
 from structlog.typing import Processor
 
-from serving.app.champion import Champion, Served
+from serving.app.champion import Champion, ServedModel
 from serving.app.errors import Refusal
-from serving.app.params import Feedback
 from serving.app.request_context import RequestContext
+from serving.app.schemas import Feedback
 from serving.config import ServeConfig
 from serving.monitoring.drift import DriftWindow
 from serving.monitoring.metrics import Metrics
@@ -77,7 +77,7 @@ class Telemetry:
         CifarError: the request log cannot be opened.
     """
 
-    def __init__(self, config: ServeConfig, served: Served) -> None:
+    def __init__(self, config: ServeConfig, served: ServedModel) -> None:
         self._log: RequestLog | None = None
         if config.request_log != "none":
             self._log = RequestLog(
@@ -92,7 +92,7 @@ class Telemetry:
         self._ended: list[_Ended] = []
         self.serving(served)
 
-    def serving(self, served: Served) -> None:
+    def serving(self, served: ServedModel) -> None:
         """This is the model from now on."""
         card = served.scorer.card
         self._model = str(served)

@@ -1,4 +1,4 @@
-"""What good requests are answered, by /predict as documented, and by /invocations as MLflow does."""
+"""Answers to valid requests: /predict as documented, /invocations as MLflow's scoring server gives them."""
 
 import base64
 import json
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 R, B = text(RED), text(BLUE)
 
 
-def test_many_files_of_a_form_are_answered_in_their_order(server: Server) -> None:
+def test_files_of_a_form_are_answered_in_order(server: Server) -> None:
     files = [("file", (name, data)) for name, data in [("a.png", RED), ("x/b.png", LIME), ("c", BLUE)]]
     response = requests.post(f"{server.url}/predict?top_k=2", files=files, timeout=60)
     answer = response.json()
@@ -34,6 +35,36 @@ def test_many_files_of_a_form_are_answered_in_their_order(server: Server) -> Non
 
 
 @pytest.mark.parametrize(
+    ("disposition", "filename"),
+    [
+        ('form-data; name="file"; filename="C:\\\\pictures\\\\cat.png"', "cat.png"),
+        ('form-data; name="file"; filename="Zürich 猫.png"', "Zürich 猫.png"),
+        (f'form-data; name="file"; filename="{"x" * 300}"', "x" * 255),
+        ('form-data; name="file"; filename=""', None),
+        ('form-data; name="file"', None),
+    ],
+)
+def test_the_file_name_of_a_form_comes_back_without_folders(
+    server: Server, disposition: str, filename: str | None
+) -> None:
+    body = f"--b\r\nContent-Disposition: {disposition}\r\n\r\n".encode() + RED + b"\r\n--b--\r\n"
+    (answer,) = server.post("/predict", body, "multipart/form-data; boundary=b").json()["predictions"]
+    assert (answer["label"], answer["filename"]) == ("red", filename)
+
+
+def test_a_form_with_a_large_file_is_answered(server: Server) -> None:
+    photo = image("blue", (3000, 3000), "bmp")
+    assert len(photo) > 8 * 2**20
+    response = requests.post(
+        f"{server.url}/predict",
+        files={"file": ("large.bmp", photo)},
+        data={"note": "not an image"},
+        timeout=60,
+    )
+    assert [each["label"] for each in response.json()["predictions"]] == ["blue"]
+
+
+@pytest.mark.parametrize(
     ("body", "kind"),
     [
         (RED, "image/png"),
@@ -42,7 +73,7 @@ def test_many_files_of_a_form_are_answered_in_their_order(server: Server) -> Non
         (json.dumps({"images": [f"data:image/png;base64,{R}"]}), "application/json"),
     ],
 )
-def test_each_way_to_send_a_picture_is_answered(server: Server, body: Any, kind: str) -> None:
+def test_an_image_can_be_sent_as_bytes_or_in_json(server: Server, body: Any, kind: str) -> None:
     (answer,) = server.post("/predict", body, kind).json()["predictions"]
     assert answer["label"] == "red"
     assert answer["confidence"] == pytest.approx(0.9999, abs=1e-4)
@@ -50,39 +81,41 @@ def test_each_way_to_send_a_picture_is_answered(server: Server, body: Any, kind:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp", "gif"])
-def test_each_kind_and_size_of_picture_is_answered(server: Server, kind: str) -> None:
+def test_every_supported_image_format_is_answered(server: Server, kind: str) -> None:
     (answer,) = server.predict(image("blue", (900, 600), kind)).json()["predictions"]
     assert answer["label"] == "blue"
 
 
-def test_a_bad_picture_among_good_ones_has_its_own_error(server: Server) -> None:
+def test_a_bad_image_among_good_ones_has_its_own_error(server: Server) -> None:
     answers = server.post("/predict", {"images": [R, "!", B, 5]}).json()["predictions"]
     assert [each["label"] for each in answers] == ["red", None, "blue", None]
     codes = [each["error"] and each["error"]["code"] for each in answers]
     assert codes == [None, "not_base64", None, "wrong_type"]
 
 
-def test_what_the_network_saw_comes_back_if_asked_for(server: Server) -> None:
+def test_input_true_returns_the_image_that_the_network_saw(server: Server) -> None:
     (answer,) = server.predict(RED, params={"input": "true"}).json()["predictions"]
     kind, _, content = answer["input"].partition(",")
     assert kind == "data:image/png;base64"
     assert base64.b64decode(content)[:4] == b"\x89PNG"
 
 
-def test_a_client_may_name_its_request(server: Server) -> None:
-    assert server.predict(headers={"X-Request-ID": "mine-7"}).json()["request_id"] == "mine-7"
-    odd = server.predict(headers={"X-Request-ID": "no<good>"}).headers["X-Request-ID"]
-    assert re.fullmatch(r"[0-9a-f]{32}", odd)
+def test_the_request_id_of_a_client_comes_back_in_the_header(server: Server) -> None:
+    response = server.predict(headers={"X-Request-ID": "mine-7"})
+    assert response.headers["X-Request-ID"] == "mine-7"
+    assert re.fullmatch(r"[0-9a-f]{32}", response.json()["request_id"])  # feedback needs one nobody can guess
+    invalid = server.predict(headers={"X-Request-ID": "no<good>"}).headers["X-Request-ID"]
+    assert re.fullmatch(r"[0-9a-f]{32}", invalid)
 
 
-def test_the_model_and_the_state_can_be_asked_for(server: Server) -> None:
+def test_model_and_ready_describe_the_served_version(server: Server) -> None:
     model = requests.get(f"{server.url}/model", timeout=60).json()
     assert model["name"] == NAME
     assert (model["alias"], model["classes"]) == ("champion", ["red", "green", "blue"])
     assert server.ready() == {"ready": True, "model": {"name": NAME, "version": "1"}, "problems": []}
 
 
-def test_feedback_is_taken_for_an_answer_and_for_nothing_else(server: Server) -> None:
+def test_feedback_is_accepted_for_an_existing_answer_only(server: Server) -> None:
     request_id = server.predict().json()["request_id"]
     good = {"request_id": request_id, "item": 0, "correct": False, "label": "green"}
     assert server.post("/feedback", good).status_code == 204
@@ -90,7 +123,7 @@ def test_feedback_is_taken_for_an_answer_and_for_nothing_else(server: Server) ->
     assert server.post("/feedback", {**good, "label": "zebra"}).json()["error"]["code"] == "unknown_label"
 
 
-def test_the_metrics_count_what_was_answered(server: Server) -> None:
+def test_the_metrics_count_answers(server: Server) -> None:
     server.predict(BLUE)
     text = requests.get(f"{server.url}/metrics", timeout=60).text
     assert re.search(r'cifar_requests_total\{route="/predict",status="200"\} [1-9]', text)
@@ -99,11 +132,9 @@ def test_the_metrics_count_what_was_answered(server: Server) -> None:
     assert re.search(r"cifar_batch_size_count [1-9]", text)
 
 
-def test_the_examples_of_the_documentation_work(server: Server, tmp_path: Path) -> None:
+def test_the_examples_of_the_docs_page_work(server: Server, tmp_path: Path) -> None:
     shutil.copy(ROOT / "serving/examples/cat.jpg", tmp_path)
     page = requests.get(f"{server.url}/docs", timeout=60).text
-    from html import unescape
-
     examples = [unescape(each) for each in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)]
     assert len(examples) >= 6
     for example in examples:
@@ -114,7 +145,7 @@ def test_the_examples_of_the_documentation_work(server: Server, tmp_path: Path) 
         assert code == ("unknown_answer" if "/feedback" in example else None), (example, done.stdout)
 
 
-# The same requests to MLflow's own server.
+# The same requests to MLflow's own scoring server.
 
 
 @pytest.fixture(scope="module")
@@ -151,23 +182,32 @@ GOOD: dict[str, tuple[Any, str]] = {
     "csv of data URLs": (f'n,image\n1,"data:image/png;base64,{R}"\n2,{B}\n', CSV),
     "parquet of bytes": (parquet(image=[RED, BLUE]), PARQUET),
     "parquet of text": (parquet(image=[R, B]), PARQUET),
+    "inputs of one image by column": ({"inputs": {"image": R}}, "application/json"),
+    "records without an image": (
+        {"dataframe_records": [{"image": R}, {"n": 1}], "params": {"on_error": "null"}},
+        "application/json",
+    ),
+    "another parameter": (split(R, params={"temperature": 1}), "application/json"),
+    "empty params": ({"inputs": [R], "params": None}, "application/json"),
+    "csv with a missing image": (f"image,n\n{R},1\n{B},2\n", CSV),
+    "parquet with other columns": (parquet(n=[1.5, 2.5], image=[RED, BLUE], text=["a", "b"]), PARQUET),
     "1000 rows": (split(*[R] * 1000), "application/json"),
 }
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_invocations_answers_as_mlflow_does(server: Server, peer: str, name: str) -> None:
+def test_invocations_answers_as_mlflows_server_does(server: Server, peer: str, name: str) -> None:
     body, kind = GOOD[name]
     data = body if isinstance(body, bytes | str) else json.dumps(body)
     theirs = requests.post(f"{peer}/invocations", data=data, headers={"Content-Type": kind}, timeout=120)
     ours = server.post("/invocations", data, kind)
     assert (ours.status_code, theirs.status_code) == (200, 200), (ours.text[:300], theirs.text[:300])
     assert ours.headers["Content-Type"] == theirs.headers["Content-Type"]
-    assert ours.text == theirs.text
+    assert ours.json() == theirs.json()
 
 
 @pytest.mark.parametrize("path", ["/ping", "/health", "/version"])
-def test_the_other_routes_are_mlflows_too(server: Server, peer: str, path: str) -> None:
+def test_the_other_routes_answer_as_mlflows_server_does(server: Server, peer: str, path: str) -> None:
     ours, theirs = (requests.get(f"{url}{path}", timeout=60) for url in (server.url, peer))
     assert (ours.status_code, ours.content) == (theirs.status_code, theirs.content)
     assert ours.headers["Content-Type"] == theirs.headers["Content-Type"]

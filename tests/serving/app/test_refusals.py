@@ -1,4 +1,4 @@
-"""Wrong requests get a status of 4xx, a code, a sentence; no trace, no path, nothing of theirs."""
+"""Errors of clients: a status, a code, a sentence; no traceback, no path and no echo of the request."""
 
 import io
 import json
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.slow
 
 JSON = "application/json"
 FORM = "multipart/form-data; boundary=b"
-THEIRS = "zebra-4711"  # of the request: must not come back
+ECHO = "zebra-4711"  # part of the requests; must not come back
 R = text(RED)
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A header that says so, and next to nothing after it."""
+    """A PNG whose header has this size, with hardly any data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -60,28 +60,28 @@ def parquet_with(**metadata: str) -> bytes:
     return file.getvalue()
 
 
-def often(value: bytes, kind: pa.DataType) -> pa.Array:
-    """A column that has the value in each of 300 rows, and in a file once."""
+def repeated(value: bytes, kind: pa.DataType) -> pa.Array:
+    """A column with the value in each of 300 rows, which a Parquet file has once."""
     return pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([value], kind))
 
 
 PREDICT: dict[str, tuple[Any, str, int, str]] = {
-    "not JSON": (f'{{"image": {THEIRS}', JSON, 400, "not_json"),
+    "not JSON": (f'{{"image": {ECHO}', JSON, 400, "not_json"),
     "not UTF-8": (b'{"image": "\xff"}', JSON, 400, "not_json"),
     "nested deeply": ("[" * 100_000, JSON, 400, "not_json"),
     "a number of 5,000 digits": ('{"image": ' + "1" * 5000 + "}", JSON, 400, "not_json"),
     "a list": ([R], JSON, 400, "no_pictures"),
-    "another key": ({THEIRS: R}, JSON, 400, "no_pictures"),
+    "another key": ({ECHO: R}, JSON, 400, "no_pictures"),
     "no pictures": ({"images": []}, JSON, 400, "no_pictures"),
     "too many pictures": ({"images": ["x"] * 1001}, JSON, 413, "too_many_pictures"),
     "too many values": ('{"images": [' + "{}," * 400_000 + "{}]}", JSON, 413, "too_many_values"),
     "a number for a picture": ({"image": 5}, JSON, 400, "wrong_type"),
-    "not base64": ({"image": f"{THEIRS}!"}, JSON, 400, "not_base64"),
+    "not base64": ({"image": f"{ECHO}!"}, JSON, 400, "not_base64"),
     "null": ({"image": None}, JSON, 400, "missing_image"),
-    "text": (THEIRS, "text/plain", 415, "unsupported_media_type"),
+    "text": (ECHO, "text/plain", 415, "unsupported_media_type"),
     "no content type": (RED, "", 415, "unsupported_media_type"),
     "an empty body": (b"", "image/png", 400, "empty_image"),
-    "no picture": (THEIRS, "image/png", 400, "not_an_image"),
+    "no picture": (ECHO, "image/png", 400, "not_an_image"),
     "a TIFF": (tiff(), "image/tiff", 415, "unsupported_format"),
     "cut short": (image(size=(300, 300), kind="jpeg")[:-200], "image/jpeg", 400, "truncated_image"),
     "a bomb": (png_of(60_000, 60_000), "image/png", 413, "too_many_pixels"),
@@ -94,49 +94,71 @@ PREDICT: dict[str, tuple[Any, str, int, str]] = {
         "bad_form",
     ),
     "a form cut short": (part("file", RED), FORM, 400, "bad_form"),
-    "a form without file": (part(THEIRS, RED) + b"--b--\r\n", FORM, 400, "no_pictures"),
+    "a form without file": (part(ECHO, RED) + b"--b--\r\n", FORM, 400, "no_pictures"),
     "a form with too many": (part("file", b"") * 1001 + b"--b--\r\n", FORM, 413, "too_many_pictures"),
+    "a form of other files": (
+        b'--b\r\nContent-Disposition: form-data; name="x"; filename="x"\r\n\r\n\r\n' * 2000 + b"--b--\r\n",
+        FORM,
+        413,
+        "too_many_pictures",
+    ),
+    "a form part without a name": (
+        b"--b\r\nContent-Disposition: form-data\r\n\r\n\r\n--b--\r\n",
+        FORM,
+        400,
+        "bad_form",
+    ),
     "a form of other fields": (part("x", b"") * 2000 + b"--b--\r\n", FORM, 413, "too_many_pictures"),
 }
 
 INVOCATIONS: dict[str, tuple[Any, str, int, str]] = {
-    "not JSON": (f'{{"inputs": ["{THEIRS}"', JSON, 400, "not_json"),
+    "not JSON": (f'{{"inputs": ["{ECHO}"', JSON, 400, "not_json"),
     "an empty body": (b"", JSON, 400, "not_json"),
     "too many values": ('{"inputs": [' + "[]," * 400_000 + "[]]}", JSON, 413, "too_many_values"),
     "a list": ([R], JSON, 400, "bad_table"),
-    "none of the four keys": ({THEIRS: [R]}, JSON, 400, "bad_table"),
+    "none of the four keys": ({ECHO: [R]}, JSON, 400, "bad_table"),
     "two of the four keys": ({"inputs": [R], "instances": [R]}, JSON, 400, "bad_table"),
     "more cells than columns": (
-        {"dataframe_split": {"columns": ["image"], "data": [[R, THEIRS]]}},
+        {"dataframe_split": {"columns": ["image"], "data": [[R, ECHO]]}},
         JSON,
         400,
         "bad_table",
     ),
     "a column whose name is an object": (
-        {"dataframe_split": {"columns": [{THEIRS: 1}], "data": [[R]]}},
+        {"dataframe_split": {"columns": [{ECHO: 1}], "data": [[R]]}},
         JSON,
         400,
         "bad_table",
     ),
-    "no column image": ({"dataframe_records": [{THEIRS: R}]}, JSON, 400, "no_image_column"),
+    "flat rows": ({"dataframe_split": {"columns": ["image"], "data": [R]}}, JSON, 400, "bad_table"),
+    "two columns of one name": (
+        {"dataframe_split": {"columns": ["image", "image"], "data": [[R, R]]}}, JSON, 400, "bad_table"
+    ),
+    "records that are an object": ({"dataframe_records": {"image": R}}, JSON, 400, "bad_table"),
+    "inputs that are text": ({"inputs": R}, JSON, 400, "bad_table"),
+    "inputs without the column": ({"inputs": {ECHO: [R]}}, JSON, 400, "no_image_column"),
+    "params that are a list": ({"inputs": [R], "params": [1]}, JSON, 400, "bad_param"),
+    "top_k that is text": (split(R, params={"top_k": ECHO}), JSON, 400, "bad_param"),
+    "nested deeply": ("[" * 100_000, JSON, 400, "not_json"),
+    "no column image": ({"dataframe_records": [{ECHO: R}]}, JSON, 400, "no_image_column"),
     "no rows": (split(), JSON, 400, "no_rows"),
     "too many rows": (split(*[R] * 1001), JSON, 413, "too_many_rows"),
-    "a bad row": (split(R, f"{THEIRS}!"), JSON, 400, "not_base64"),
+    "a bad row": (split(R, f"{ECHO}!"), JSON, 400, "not_base64"),
     "top_k of 0": (split(R, params={"top_k": 0}), JSON, 400, "bad_param"),
     "top_k of 9": (split(R, params={"top_k": 9}), JSON, 400, "bad_param"),
-    "another on_error": (split(R, params={"on_error": THEIRS}), JSON, 400, "bad_param"),
-    "another type": (THEIRS, "application/xml", 415, "unsupported_media_type"),
+    "another on_error": (split(R, params={"on_error": ECHO}), JSON, 400, "bad_param"),
+    "another type": (ECHO, "application/xml", 415, "unsupported_media_type"),
     "another charset": (json.dumps(split(R)), f"{JSON}; charset=utf-16", 415, "unsupported_media_type"),
     "no content type": (json.dumps(split(R)), "", 415, "unsupported_media_type"),
-    "CSV without the column": (f"{THEIRS}\n{R}\n", CSV, 400, "no_image_column"),
+    "CSV without the column": (f"{ECHO}\n{R}\n", CSV, 400, "no_image_column"),
     "CSV of zeros": (bytes(1000), CSV, 400, "no_image_column"),
-    "no Parquet": (THEIRS, PARQUET, 400, "bad_table"),
+    "no Parquet": (ECHO, PARQUET, 400, "bad_table"),
     "Parquet cut short": (parquet(image=[RED])[:-20], PARQUET, 400, "bad_table"),
     "Parquet of one large value in many rows": (
-        parquet_of(image=often(bytes(2**20), pa.binary())), PARQUET, 413, "too_many_rows"
+        parquet_of(image=repeated(bytes(2**20), pa.binary())), PARQUET, 413, "too_many_rows"
     ),
     "Parquet of one large value of a fixed length": (
-        parquet_of(image=often(bytes(2**20), pa.binary(2**20))), PARQUET, 413, "too_many_rows"
+        parquet_of(image=repeated(bytes(2**20), pa.binary(2**20))), PARQUET, 413, "too_many_rows"
     ),
     "Parquet with a column of lists": (
         parquet_of(image=[RED], other=[[0] * 2**20]), PARQUET, 400, "bad_table"
@@ -160,7 +182,7 @@ def check(response: requests.Response, status: int, code: str) -> None:
     assert response.json()["error"].keys() == {"code", "message"}
     assert response.json()["error"]["message"].endswith(".")
     assert response.headers["Content-Type"] == JSON
-    for secret in ("Traceback", ".py", "/site-packages", "/home", "/tmp", THEIRS):
+    for secret in ("Traceback", ".py", "/site-packages", "/home", "/tmp", ECHO):
         assert secret not in response.text
 
 
@@ -177,9 +199,9 @@ def test_invocations_refuses(server: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "params", [{"top_k": 0}, {"top_k": 4}, {"top_k": THEIRS}, {"top_k": "٣"}, {"input": THEIRS}]
+    "params", [{"top_k": 0}, {"top_k": 4}, {"top_k": ECHO}, {"top_k": "٣"}, {"input": ECHO}]
 )
-def test_predict_refuses_params_out_of_their_bounds(server: Server, params: dict[str, Any]) -> None:
+def test_predict_refuses_invalid_query_parameters(server: Server, params: dict[str, Any]) -> None:
     check(server.predict(params=params), 400, "bad_param")
 
 
@@ -189,11 +211,11 @@ def test_predict_refuses_params_out_of_their_bounds(server: Server, params: dict
         ({"request_id": "a", "correct": True}, "text/plain", 415, "unsupported_media_type"),
         ({"request_id": "a", "correct": True}, JSON, 404, "unknown_answer"),
         ({"request_id": "a"}, JSON, 400, "bad_feedback"),
-        ({"request_id": THEIRS * 20, "correct": True}, JSON, 400, "bad_feedback"),
+        ({"request_id": ECHO * 20, "correct": True}, JSON, 400, "bad_feedback"),
         ({"request_id": "a", "correct": "yes"}, JSON, 400, "bad_feedback"),
         ({"request_id": "a", "item": -1, "correct": True}, JSON, 400, "bad_feedback"),
-        ({"request_id": "a", "correct": True, THEIRS: 1}, JSON, 400, "bad_feedback"),
-        ([THEIRS], JSON, 400, "bad_feedback"),
+        ({"request_id": "a", "correct": True, ECHO: 1}, JSON, 400, "bad_feedback"),
+        ([ECHO], JSON, 400, "bad_feedback"),
         ([[]] * 30_000, JSON, 413, "too_large"),
         ('{"request_id": "a", ', JSON, 400, "not_json"),
     ],
@@ -202,11 +224,11 @@ def test_feedback_refuses(server: Server, body: Any, kind: str, status: int, cod
     check(server.post("/feedback", body, kind), status, code)
 
 
-def test_another_way_to_ask_and_another_address_are_refused(server: Server) -> None:
+def test_other_methods_and_paths_are_refused(server: Server) -> None:
     check(requests.get(f"{server.url}/predict", timeout=60), 405, "wrong_method")
     check(requests.delete(f"{server.url}/model", timeout=60), 405, "wrong_method")
-    check(requests.get(f"{server.url}/{THEIRS}", timeout=60), 404, "not_found")
-    check(requests.post(f"{server.url}/{THEIRS}", data=RED, timeout=60), 404, "not_found")
+    check(requests.get(f"{server.url}/{ECHO}", timeout=60), 404, "not_found")
+    check(requests.post(f"{server.url}/{ECHO}", data=RED, timeout=60), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -226,14 +248,14 @@ def test_another_way_to_ask_and_another_address_are_refused(server: Server) -> N
         "/page/examples",
     ],
 )
-def test_no_path_leads_out_of_the_page(server: Server, path: str) -> None:
+def test_no_path_leads_out_of_the_folder_of_the_page(server: Server, path: str) -> None:
     answer = server.send(b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.split(b" ")[1] in (b"404", b"400", b"405"), answer[:300]
     assert json.loads(body)["error"]["code"]
 
 
-def test_every_answer_tells_browsers_to_be_strict(server: Server) -> None:
+def test_every_response_has_the_security_headers(server: Server) -> None:
     for path in ("/", "/predict", "/model", "/nothing", "/page/main.js", "/docs"):
         headers = requests.get(f"{server.url}{path}", timeout=60).headers
         assert headers["X-Content-Type-Options"] == "nosniff"
