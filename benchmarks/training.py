@@ -26,8 +26,8 @@ from benchmarks.harness import Row, progress
 from cifar_mlflow.config import ModelName, TrainConfig, resolve_train_config
 from cifar_mlflow.data import Split, load_dataset
 from cifar_mlflow.data.summary import mean_std
-from cifar_mlflow.models import build_network
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.training.device import Hardware, set_up_hardware
 from cifar_mlflow.training.loop import Training
 

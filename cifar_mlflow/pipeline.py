@@ -18,9 +18,10 @@ from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report, log_pictures, log_report, log_tables, report_on
 from cifar_mlflow.export.reference import load_classifier, load_model
 from cifar_mlflow.interrupt import StopRequest
-from cifar_mlflow.models import build_network
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.fast import Fast
+from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.models.pretrained import load_weights
 from cifar_mlflow.tracking.artifacts import (
     description,

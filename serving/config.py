@@ -1,4 +1,4 @@
-"""The settings of classifying, serving and monitoring."""
+"""Settings of `classify`, `serve` and `monitor`."""
 
 import os
 import re
@@ -12,74 +12,77 @@ from cifar_mlflow.config import Settings, TrackingConfig, setting
 
 
 class ClassifyConfig(Settings):
-    """Classification: files and folders of images through a served model."""
+    """Classification: label image files and folders with a registered model."""
 
     model_uri: str = setting(
         "models:/cifar10@champion",
-        "models:/<name>@<alias>, models:/<name>/<version>, a run id, or a folder with a model.",
+        "Model: models:/<name>@<alias>, models:/<name>/<version>, a run id, or a folder.",
     )
     output: Path | None = setting(
-        None, "File for the answers: .csv, .jsonl or .parquet. What it holds already is not done again."
+        None, "Result file: .csv, .jsonl or .parquet. Images that it contains already are skipped."
     )
-    sort_into: Path | None = setting(None, "Folder for copies of the images, in one folder a class.")
-    top_k: int = setting(3, "How many of the likeliest classes the file has for each image.", ge=1)
+    sort_into: Path | None = setting(None, "Copy the images to this folder, into one sub-folder per class.")
+    top_k: int = setting(3, "Number of likeliest classes per image in the result file.", ge=1)
 
 
 class ServeConfig(Settings):
-    """AppState: the model over HTTP, and what protects it."""
+    """Service: serve the model over HTTP, with limits and access control."""
 
     model_uri: str = setting(
         "models:/cifar10@champion",
-        "models:/<name>@<alias>, which is followed; or models:/<name>/<version>, a run id, or a folder.",
+        "Model: models:/<name>@<alias> (new champions replace it), models:/<name>/<version>, a run id, or a "
+        "folder.",
     )
-    host: str = setting("127.0.0.1", "Address to listen on; 0.0.0.0 is all of this machine's.", min_length=1)
-    port: int = setting(8000, "Port to listen on; 0 takes a free one.", ge=0, le=65_535)
-    workers: int = setting(1, "Processes, each with the model.", ge=1, le=64)
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; 0.0.0.0 means every address of this machine.", min_length=1
+    )
+    port: int = setting(8000, "Port to listen on; 0 selects a free one.", ge=0, le=65_535)
+    workers: int = setting(1, "Worker processes; each loads the model.", ge=1, le=64)
     threads: int = setting(
-        0, "Threads of the network in each process; 0 divides the cores by the workers.", ge=0, le=1024
+        0, "Inference threads per worker; 0 means the number of cores divided by the workers.", ge=0, le=1024
     )
     api_key: SecretStr | None = setting(
-        None, "Key that clients must send; better given as $CIFAR_MLFLOW_API_KEY, which others cannot see."
+        None, "Key that clients must send. Prefer $CIFAR_MLFLOW_API_KEY: other users can see command lines."
     )
     allowed_hosts: tuple[str, ...] = setting(
         (),
-        "Names by which clients may call the server (comma-separated, *.example.org too). Default: this "
-        "machine's own on a loopback address, else any.",
+        "Accepted Host headers (comma-separated; *.example.org matches sub-domains). Default: the names of "
+        "this machine if it listens on a loopback address, otherwise any.",
     )
     rate_limit: int = setting(
-        0, "Requests a minute of one client (by address, in each process); 0 is off.", ge=0
+        0, "Requests per minute per client address, in each worker; 0 means no limit.", ge=0
     )
-    max_body_mb: int = setting(16, "Largest request, in MB.", ge=1, le=1024)
-    max_pictures: int = setting(1000, "Most pictures in a request.", ge=1, le=10_000)
+    max_body_mb: int = setting(16, "Maximum size of a request body, in MB.", ge=1, le=1024)
+    max_pictures: int = setting(1000, "Maximum number of images per request.", ge=1, le=10_000)
     queue_limit: int = setting(
         256,
-        "Pictures, and requests, that may wait in each process; above, the answer is 503 at once.",
+        "Maximum number of images, and of requests, that wait in each worker; further ones get a 503.",
         ge=1,
         le=100_000,
     )
     request_timeout: float = setting(
         30.0,
-        "Seconds for the work on a request, and for its body to come (a large one gets more).",
+        "Seconds to process a request (then 504), and to receive its body (then 408; more for large ones).",
         gt=0,
         le=3600,
     )
     follow_seconds: float = setting(
-        5.0, "How often the registry is asked for a new champion; 0 never.", ge=0, le=86_400
+        5.0, "Seconds between two checks of the registry for a new champion; 0 means never.", ge=0, le=86_400
     )
     request_log: str = setting(
         "sqlite:///requests.db",
-        "Where each answer is noted: SQLAlchemy's address of a SQLite or PostgreSQL database, or none. One "
-        "with a password is better given as $CIFAR_MLFLOW_REQUEST_LOG.",
+        "SQLAlchemy URL of the SQLite or PostgreSQL database that records requests, or none. Prefer "
+        "$CIFAR_MLFLOW_REQUEST_LOG for a URL with a password.",
     )
-    images_dir: Path | None = setting(None, "Keep the pictures of the requests in this folder.")
+    images_dir: Path | None = setting(None, "Keep the images of requests in this folder.")
     retention_days: float = setting(
-        30.0, "Delete rows of the request log, and kept pictures, after this many days.", gt=0
+        30.0, "Delete rows of the request log, and kept images, after this many days.", gt=0
     )
     retention_rows: int | None = setting(
         None, "Keep at most this many rows in the request log. Default: 2,000 per MB of --retention-mb.", ge=1
     )
     retention_mb: float = setting(
-        1024.0, "Keep at most this many MB of pictures, and 2,000 rows of the request log per MB.", gt=0
+        1024.0, "Keep at most this many MB of images, and 2,000 rows of the request log per MB.", gt=0
     )
 
     @model_validator(mode="before")
@@ -101,31 +104,32 @@ _SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 class MonitorConfig(TrackingConfig):
-    """Monitoring: a report on what was served."""
+    """Monitoring: report on the requests served."""
 
     request_log: str = setting(
         lambda: os.environ.get("CIFAR_MLFLOW_REQUEST_LOG") or "sqlite:///requests.db",
-        "The request log of `serve`. One with a password is better given as $CIFAR_MLFLOW_REQUEST_LOG.",
+        "Request log of `serve`. Prefer $CIFAR_MLFLOW_REQUEST_LOG for a URL with a password.",
     )
     since: str = setting(
-        "7d", "How far back: 90m, 12h, 7d, 2w; or a date or time such as 2026-11-24 or 2026-11-24T18:00Z."
+        "7d",
+        "Start of the report: an age (90m, 12h, 7d, 2w), or a date or time (2026-11-24, 2026-11-24T18:00Z).",
     )
     model_uri: str | None = setting(
-        None, "Compare all pictures with the reference of this model. Default: each with that of its own."
+        None, "Compare all images with the reference data of this model. Default: each with its own model's."
     )
 
     @field_validator("since")
     @classmethod
-    def _understood(cls, since: str) -> str:
+    def _is_valid(cls, since: str) -> str:
         begin_of_window(since, 0)
         return since
 
 
 def begin_of_window(since: str, now: float) -> float:
-    """Unix seconds of what `MonitorConfig.since` says; a time without a zone is this machine's.
+    """Return `MonitorConfig.since` in Unix seconds; a time without a zone is local time.
 
     Raises:
-        ValueError: it says nothing that is understood.
+        ValueError: it is neither an age nor a date or time.
     """
     try:
         if span := re.fullmatch(r"([0-9]{1,6})([mhdw])", since.strip()):
@@ -134,7 +138,7 @@ def begin_of_window(since: str, now: float) -> float:
             begin = datetime.fromisoformat(since.strip()).timestamp()
         datetime.fromtimestamp(begin, UTC)
         return begin
-    except (ValueError, OverflowError, OSError):  # no time, or one that has no date
+    except (ValueError, OverflowError, OSError):  # invalid, or outside the range of dates
         raise ValueError(
             "give a span such as 90m, 12h, 7d or 2w, or a time such as 2026-11-24 or 2026-11-24T18:00Z"
         ) from None

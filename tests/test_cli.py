@@ -16,8 +16,9 @@ from PIL import Image
 from cifar_mlflow.cli import Group, main
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.export.weights import save_weights
-from cifar_mlflow.models import build_network
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.tracking.local_state import RunDirectory
 
 SAMPLE = ("--dataset", "sample")
@@ -175,7 +176,7 @@ def test_a_model_that_is_not_there_is_named(reference: str, words: list[str]) ->
 @pytest.fixture
 def model_file(tmp_path: Path) -> str:
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    card = ModelCard("cnn", ("cat", "dog"), 32, mean, std, width=0.25)
+    card = ModelCard(model="cnn", classes=("cat", "dog"), image_size=32, mean=mean, std=std, width=0.25)
     classifier = ImageClassifier(build_network("cnn", 2, width=0.25), mean, std)
     save_weights(tmp_path / "given.safetensors", classifier, card)
     return "given.safetensors"

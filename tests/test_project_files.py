@@ -20,7 +20,7 @@ from cifar_mlflow.config import (
     TrainAndRegisterConfig,
     resolve_train_config,
 )
-from cifar_mlflow.models import BUILDERS
+from cifar_mlflow.models.networks import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 from tests.test_cli import VERBS, command_of

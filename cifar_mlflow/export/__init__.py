@@ -7,7 +7,8 @@ from typing import NamedTuple
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.export.hdf5 import load_hdf5, save_hdf5
 from cifar_mlflow.export.weights import load_weights_file, save_weights
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
 
 
 class Format(NamedTuple):

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.models import BUILDERS, build_network
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import BUILDERS, build_network
 
 # Raised when a reader of the version before would misread what is written now.
 FORMAT_VERSION = 1

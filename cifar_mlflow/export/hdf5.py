@@ -28,7 +28,8 @@ from cifar_mlflow.export.files import (
     tensors_of,
 )
 from cifar_mlflow.files import atomic_write
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
 
 
 def save_hdf5(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
@@ -37,7 +38,7 @@ def save_hdf5(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
     Raises:
         CifarError: the file cannot be written.
     """
-    about = card.to_dict()
+    about = card.model_dump(mode="json")
     metrics = about.pop("metrics")
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["cifar_mlflow_format"] = FORMAT_VERSION
@@ -74,7 +75,7 @@ def _read_card(file: h5py.File) -> ModelCard:
     about = {name: _plain(value) for name, value in file.attrs.items()}
     del about["cifar_mlflow_format"], about["num_classes"]
     metrics = {name: float(value) for name, value in file["metrics"].attrs.items()}
-    return ModelCard.from_dict({**about, "metrics": metrics})
+    return ModelCard.model_validate({**about, "metrics": metrics})
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from cifar_mlflow.export.files import FORMAT_VERSION
 from cifar_mlflow.files import atomic_write
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
 
 # The first in which the activation of `fast` is one operator; ONNX Runtime has it since 1.17.
 OPSET = 20
@@ -45,7 +46,7 @@ def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
     # It notes for each node the lines of code that it comes from, with the paths of this machine.
     ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props.update(
-        {"cifar_mlflow_format": str(FORMAT_VERSION), "card": json.dumps(card.to_dict())}
+        {"cifar_mlflow_format": str(FORMAT_VERSION), "card": json.dumps(card.model_dump(mode="json"))}
     )
     with atomic_write(path) as temporary:
         program.save(temporary)

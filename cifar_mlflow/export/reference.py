@@ -13,7 +13,8 @@ from torch import nn
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export import load_model_file
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.retry import call_mlflow, first_line, is_outage
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
             # Only the form that we write: MLflow would unpickle others, and with them run what they say.
             if CARD_KEY not in metadata or not Path(folder, PT2_FILE).is_file():
                 raise UsageError(f"{reference} is not a model that cifar_mlflow logged")
-            return mlflow.pytorch.load_model(folder), ModelCard.from_dict(metadata[CARD_KEY])
+            return mlflow.pytorch.load_model(folder), ModelCard.model_validate(metadata[CARD_KEY])
     except (MlflowException, OSError) as error:
         raise _cannot_be_had(
             error, f"{reference} cannot be loaded from {mlflow.get_tracking_uri()}"

@@ -19,7 +19,8 @@ from cifar_mlflow.export.files import (
     tensors_of,
 )
 from cifar_mlflow.files import atomic_write
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
 
 
 def save_weights(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
@@ -31,7 +32,7 @@ def save_weights(path: Path, classifier: ImageClassifier, card: ModelCard) -> No
     metadata = {
         "format": "pt",
         "cifar_mlflow_format": str(FORMAT_VERSION),
-        "card": json.dumps(card.to_dict()),
+        "card": json.dumps(card.model_dump(mode="json")),
     }
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(tensors_of(classifier), metadata))
@@ -50,7 +51,7 @@ def load_weights_file(path: Path) -> tuple[ImageClassifier, ModelCard]:
             if "cifar_mlflow_format" not in metadata:
                 raise not_ours(path)
             check_version(path, int(metadata["cifar_mlflow_format"]))
-            card = ModelCard.from_dict(json.loads(metadata["card"]))
+            card = ModelCard.model_validate(json.loads(metadata["card"]))
             # Cloned, or the weights would change under us when somebody writes into the mapped file.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
         return rebuild(path, card, tensors), card

@@ -1,43 +1,7 @@
-"""The network together with what it needs to be used: normalization, class names, and how it was made."""
-
-from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+"""A network together with its input normalization."""
 
 import torch
 from torch import Tensor, nn
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a saved model says about itself; every export format carries it as JSON.
-
-    `mean` and `std` are by channel (R, G, B) for pixels in 0..1; `temperature` divides the logits before the
-    softmax; `val_size` and `split_seed` tell which training images were held out; `metrics` are named as in
-    the MLflow run (`test/accuracy`, a share in 0..1).
-    """
-
-    model: str
-    classes: tuple[str, ...]
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    width: float = 1.0
-    dropout: float = 0.0
-    temperature: float = 1.0
-    data: str = ""
-    data_digest: str = ""
-    val_size: float = 0.0
-    split_seed: int = 0
-    run_id: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        tuples = {name: tuple(values[name]) for name in ("classes", "mean", "std")}
-        return cls(**{**values, **tuples})
 
 
 class ImageClassifier(nn.Module):

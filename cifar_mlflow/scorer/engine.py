@@ -1,9 +1,10 @@
-"""The network at work: one ONNX Runtime session that serves concurrent callers in batches.
+"""Run the network in one ONNX Runtime session and batch the images of concurrent callers.
 
-Whatever has queued up while one batch ran is the next batch. There is no timer: a caller that is alone never
-waits for others to come.
+Everything that queued up during one batch forms the next batch. There is no timer, so a single caller never
+waits for others.
 """
 
+import logging
 import os
 import threading
 import weakref
@@ -16,37 +17,38 @@ import numpy as np
 import onnxruntime
 
 MAX_BATCH = 64
-# An engine that nobody uses is garbage only when its thread has ended.
+# An unused engine can only be garbage-collected after its thread has ended.
 IDLE_SECONDS = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 class _Job:
-    """Images of one caller, at most a batch, and the logits it waits for."""
+    """Images of one caller, at most one batch, and the future for their logits."""
 
     def __init__(self, images: np.ndarray) -> None:
         self.images = images
         self.logits: Future[np.ndarray] = Future()
-        self.logits.set_running_or_notify_cancel()  # a caller that gave up must not get into our way
 
 
 class Engine:
-    """Runs `model.onnx`: uint8 (N, S, S, 3) in, float32 logits (N, classes) out. Threads may share it.
+    """Run `model.onnx`: uint8 (N, S, S, 3) in, float32 logits (N, classes) out. Thread-safe.
 
-    One thread, started by a call and ended when none has come for a while, owns the session. What waits for
-    it is bounded by who calls: each has at most one batch in the queue, and waits until that is done;
-    how many may call at once is up to the server. After a fork the child opens a session of its own.
+    One thread owns the session. A call starts it, and it ends when no call has come for IDLE_SECONDS. The
+    queue is bounded by the callers: each has at most one batch in it and waits for the result; the server
+    limits how many callers there are. After a fork, the child opens a session of its own.
 
     Args:
-        model: the ONNX file.
-        threads: threads a batch is computed with; None takes one a core.
-        share: the next batch is one in so many of the waiting callers. Where each of few callers is a thread
-            that has work to do before its next call, a batch of all of them makes them wait for each other,
-            and then the network for them.
+        model: The ONNX file.
+        threads: Threads that compute a batch; None means one per core.
+        share: Batch 1/`share` of the waiting callers at a time. If the callers are few threads that have
+            other work to do between calls, a batch of all of them would make them wait for one another, and
+            then make the network wait for them.
 
     Attributes:
-        batches: how many the network was run on so far.
-        images: how many were in them.
-        on_batch: is told how many images each batch had.
+        batches: Number of batches computed so far.
+        images: Number of images in those batches.
+        on_batch: Called with the number of images in each computed batch.
     """
 
     def __init__(self, model: Path, threads: int | None = None, share: int = 1) -> None:
@@ -62,33 +64,45 @@ class Engine:
         self._queue: deque[_Job] = deque()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._crashed = False
         self.batches = 0
         self.images = 0
         self.on_batch: Callable[[int], None] | None = None
         _engines.add(self)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine answers calls: it is not closed, and its thread has not crashed.
+
+        An idle engine is alive: the next call starts its thread.
+        """
+        return not self._closed and not self._crashed
+
     def run(self, images: np.ndarray) -> np.ndarray:
-        """Logits of the images.
+        """Return the logits of the images.
 
         Raises:
-            ValueError: they are not uint8 of the shape the network takes.
-            RuntimeError: the engine was closed.
+            ValueError: The images are not uint8, or their shape is not the network's.
+            RuntimeError: The engine is closed or has crashed.
         """
         if not len(images):
             self._check(images)
             return np.empty((0, self._classes), np.float32)
-        # One piece at a time, so that the many images of one caller do not keep the others from their turn.
+        # One batch at a time, so that a caller with many images does not block the others.
         pieces = [
-            self.submit(images[at : at + MAX_BATCH]).result() for at in range(0, len(images), MAX_BATCH)
+            self.submit(images[start : start + MAX_BATCH]).result()
+            for start in range(0, len(images), MAX_BATCH)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def submit(self, images: np.ndarray) -> Future[np.ndarray]:
-        """Ask for the logits of 1 to MAX_BATCH images without waiting for them.
+        """Return a future for the logits of 1 to MAX_BATCH images.
+
+        A future that is cancelled before its batch starts is dropped: its images are not computed.
 
         Raises:
-            ValueError: they are not uint8 of the shape the network takes, or too many.
-            RuntimeError: the engine was closed.
+            ValueError: The images are not uint8, too many, or their shape is not the network's.
+            RuntimeError: The engine is closed or has crashed.
         """
         self._check(images)
         if not 0 < len(images) <= MAX_BATCH:
@@ -97,6 +111,8 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")
+            if self._crashed:
+                raise RuntimeError("the engine has crashed")
             if self._thread is None:
                 thread = threading.Thread(target=self._work, name="engine", daemon=True)
                 thread.start()
@@ -106,7 +122,7 @@ class Engine:
         return job.logits
 
     def close(self) -> None:
-        """Finish what has been asked for, then end the thread. Further calls raise."""
+        """Compute everything that was submitted, then end the thread. Later calls raise."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -122,22 +138,47 @@ class Engine:
             )
 
     def _work(self) -> None:
-        while jobs := self._next_batch():
-            self._answer(jobs)
+        jobs: list[_Job] = []
+        try:
+            while jobs := self._next_batch():
+                self._answer(jobs)
+        except BaseException:
+            logger.critical("The engine's thread crashed", exc_info=True)
+            self._crash(jobs)
+
+    def _crash(self, jobs: list[_Job]) -> None:
+        """Fail the jobs of the current batch and of the queue, so that no caller waits forever."""
+        with self._changed:
+            self._crashed = True
+            self._thread = None
+            unanswered = [job for job in jobs if not job.logits.done()]
+            unanswered += [job for job in self._queue if job.logits.set_running_or_notify_cancel()]
+            self._queue.clear()
+        for job in unanswered:
+            job.logits.set_exception(RuntimeError("the engine has crashed"))
 
     def _next_batch(self) -> list[_Job]:
-        """The jobs that waited longest and fit into a batch; waits for one. Empty: the thread is to end."""
+        """Wait for jobs and return those of the next batch; an empty list tells the thread to end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed, IDLE_SECONDS)
-            if not self._queue:
-                self._thread = None
-            jobs: list[_Job] = []
-            size = 0
-            most = max(1, len(self._queue) // self._share)
-            while self._queue and len(jobs) < most and size + len(self._queue[0].images) <= MAX_BATCH:
-                jobs.append(self._queue.popleft())
-                size += len(jobs[-1].images)
-            return jobs
+            while True:
+                self._changed.wait_for(lambda: self._queue or self._closed, IDLE_SECONDS)
+                if not self._queue:
+                    self._thread = None
+                    return []
+                if jobs := self._take_jobs():
+                    return jobs
+
+    def _take_jobs(self) -> list[_Job]:
+        """Remove the oldest jobs that fit into a batch from the queue; drop cancelled ones."""
+        jobs: list[_Job] = []
+        size = 0
+        limit = max(1, len(self._queue) // self._share)
+        while self._queue and len(jobs) < limit and size + len(self._queue[0].images) <= MAX_BATCH:
+            job = self._queue.popleft()
+            if job.logits.set_running_or_notify_cancel():
+                jobs.append(job)
+                size += len(job.images)
+        return jobs
 
     def _answer(self, jobs: list[_Job]) -> None:
         try:
@@ -146,7 +187,7 @@ class Engine:
             if len(jobs) == 1:
                 jobs[0].logits.set_exception(error)
                 return
-            for job in jobs:  # one by one: the error is for the caller it belongs to
+            for job in jobs:  # one by one, so that the error reaches only the caller whose images caused it
                 self._answer([job])
             return
         start = 0
@@ -168,14 +209,14 @@ class Engine:
     def _open(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
-        # Threads that spin while they wait take the core from the threads that decode the next images.
+        # Threads that spin while they wait would take cores from the threads that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         return onnxruntime.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
 
     def _after_fork(self) -> None:
-        # Threads stay in the parent, and one of them may have held the lock. The session has threads too: its
-        # destructor would wait for them forever, so it is kept.
+        # Threads exist only in the parent, and one of them may have held the lock. The session has threads
+        # too, and its destructor would wait for them forever, so the session is kept.
         _sessions_of_parents.append(self._session)
         self._session = None
         self._changed = threading.Condition()
@@ -192,5 +233,5 @@ def _after_fork() -> None:
         engine._after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_after_fork)

@@ -16,7 +16,8 @@ from cifar_mlflow.evaluation import figures
 from cifar_mlflow.export.hdf5 import save_hdf5
 from cifar_mlflow.export.reference import CARD_KEY
 from cifar_mlflow.export.weights import save_weights
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.training.device import Hardware
 
@@ -98,7 +99,7 @@ def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, e
             inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 3, size, size))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(card.classes)))]),
         ),
-        metadata={CARD_KEY: card.to_dict()},
+        metadata={CARD_KEY: card.model_dump(mode="json")},
         pip_requirements=[
             f"{name}=={library_versions()[name].split('+')[0]}" for name in ("mlflow", "torch", "numpy")
         ],

@@ -1,1 +1,1 @@
-"""The HTTP service: start the server, the routes, and what every request passes through."""
+"""The HTTP service: server start-up, routes, and the middleware that every request passes through."""

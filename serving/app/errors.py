@@ -1,20 +1,23 @@
-"""What a client is told when something is wrong: a code for programs, a sentence for people, no more."""
+"""Errors as clients see them: a status, a code for programs and a sentence for people."""
 
 import json
 from collections.abc import Mapping
 
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
-# Of the codes of a bad picture, those that have a status of their own; the others are 400.
-_STATUS = {
+# Statuses of the error codes of an image; every other code has 400.
+_IMAGE_STATUS = {
     "too_many_bytes": 413,
     "too_many_pixels": 413,
     "unsupported_format": 415,
 }
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, and no failure
-    """A request that is not answered as asked. `message` has nothing of the request, and no path of ours."""
+class Refusal(Exception):  # noqa: N818 - it becomes a response, not a failure of the server
+    """A request that is refused. `message` repeats nothing of the request and names no path of the server."""
 
     def __init__(
         self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
@@ -24,9 +27,9 @@ class Refusal(Exception):  # noqa: N818 - an answer, and no failure
         self.headers = dict(headers or {})
 
 
-def status_of(picture_code: str) -> int:
-    """The status of a request whose picture is refused with this code."""
-    return _STATUS.get(picture_code, 400)
+def image_status(code: str) -> int:
+    """Return the status of a request that is refused because of the error code of its image."""
+    return _IMAGE_STATUS.get(code, 400)
 
 
 def overloaded(message: str = "The server has too much to do.") -> Refusal:
@@ -37,9 +40,27 @@ def too_slow() -> Refusal:
     return Refusal(504, "timeout", "The server was too slow for this request.")
 
 
-def body_of(refusal: Refusal) -> bytes:
-    return json.dumps({"error": {"code": refusal.code, "message": refusal.message}}).encode()
-
-
 def error_response(refusal: Refusal) -> Response:
-    return Response(body_of(refusal), refusal.status, refusal.headers, "application/json")
+    content = json.dumps({"error": {"code": refusal.code, "message": refusal.message}})
+    return Response(content, refusal.status, refusal.headers, "application/json")
+
+
+async def refused(request: Request, refusal: Refusal) -> Response:
+    """Exception handler: respond with a refusal, and note its code for the logs."""
+    request.scope["context"].error_code = refusal.code
+    return error_response(refusal)
+
+
+async def http_error(request: Request, error: HTTPException) -> Response:
+    """Exception handler: respond to an unknown path or method."""
+    if error.status_code == 405:
+        message = "This path does not support this method; /docs lists both."
+        return await refused(request, Refusal(405, "wrong_method", message, error.headers))
+    return await refused(request, Refusal(404, "not_found", "There is nothing at this path; see /docs."))
+
+
+async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
+    """Exception handler: respond to a query parameter that FastAPI rejects."""
+    first = error.errors()[0]
+    message = f"{first['loc'][-1]}: {first['msg']}."
+    return await refused(request, Refusal(400, "bad_param", message))

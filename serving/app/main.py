@@ -1,143 +1,192 @@
-"""`cifar-mlflow serve`: a socket, one or more processes that answer on it, and an end in good order."""
+"""`cifar-mlflow serve`: listen, start uvicorn with one or more worker processes, and stop in an orderly way.
 
-import functools
+Uvicorn limits neither the size of headers nor the time they take: the reverse proxy in front does (see
+deploy/nginx.conf). Limits on requests and their bodies are in `middleware.py`, `request_body.py` and
+`admission.py`.
+"""
+
+import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.config import STARTUP_FAILURE
 
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import UsageError
 from serving.app.app import create_app
-from serving.app.protocol import BoundedProtocol
 from serving.app.state import AppState
-from serving.app.supervisor import Supervisor
 from serving.config import ServeConfig
 from serving.monitoring.logging import log, set_up_logging
 
-SHORTEST_KEY = 16
+MIN_KEY_LENGTH = 16
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 30
-# After which a worker that could not begin tries again.
-AGAIN_SECONDS = 5
+# A worker that has not answered uvicorn's supervisor for this long is replaced. A busy machine may take many
+# seconds to start one, and the supervisor handles no signals while it waits.
+WORKER_HEALTH_SECONDS = 30
+RETRY_SECONDS = 5
+# Each connection takes a file descriptor; many systems allow 1024 by default but more on request.
+OPEN_FILES = 65_536
+_CONFIG_VARIABLE = "CIFAR_MLFLOW_WORKER_CONFIG"
 
 
 def serve(config: ServeConfig) -> None:
-    """Answer until SIGTERM or SIGINT; what was accepted until then is answered.
+    """Serve until SIGTERM, SIGINT or SIGHUP; requests accepted before that are answered.
+
+    Several workers are run by uvicorn's supervisor, which replaces a worker that dies. On SIGHUP it replaces
+    all of them, one after the other.
 
     Raises:
-        UsageError: the port is taken, the address is not ours, the key is short, or there is no such model.
+        UsageError: the port is taken, the host is not an address of this machine, the API key is too short,
+            or the model does not exist.
         CifarError: the model cannot be served, or MLflow does not answer.
     """
-    if config.api_key is not None and len(config.api_key.get_secret_value()) < SHORTEST_KEY:
-        raise UsageError(f"the API key is too short to be safe: it needs {SHORTEST_KEY} characters or more")
-    listener = _listen(config.host, config.port)
+    if config.api_key is not None and len(config.api_key.get_secret_value()) < MIN_KEY_LENGTH:
+        raise UsageError(f"the API key is too short to be safe: it needs {MIN_KEY_LENGTH} characters or more")
     set_up_logging()
-    with listener:
-        address = f"http://{_as_in_url(config.host)}:{listener.getsockname()[1]}"
-        if config.workers > 1:
-            AppState(config).close()  # says what is wrong once, and not in each worker
-            listener.listen(BACKLOG)
-            log.info("listening", address=address, workers=config.workers)
-            with _ended_by_signals(), tempfile.TemporaryDirectory(dir=_memory()) as figures:
-                os.environ["PROMETHEUS_MULTIPROC_DIR"] = figures
-                workers = Supervisor(_uvicorn(functools.partial(_application, config), config), [listener])
-                workers.run()
-            if any(each.exitcode == STARTUP_FAILURE for each in workers.processes):
-                raise CifarError("the workers do not start; the log lines above say why")
+    _allow_open_files()
+    with _bind(config.host, config.port) as listener:
+        if config.workers == 1:
+            _serve_in_this_process(config, listener)
         else:
-            app = create_app(AppState(config))
-            listener.listen(BACKLOG)
-            log.info("listening", address=address, workers=1)
-            with _ended_by_signals():
-                if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # by nohup
-                    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-                uvicorn.Server(_uvicorn(lambda: app, config)).run([listener])
+            _serve_in_workers(config, listener)
 
 
-def _memory() -> Path | None:
-    """Where the workers' figures are: they are mapped, and a full disk would kill whoever writes to them."""
-    memory = Path("/dev/shm")
-    return memory if os.access(memory, os.W_OK) else None
+def create_worker_app() -> ASGIApp:
+    """Return the app of a worker process; the environment has its settings."""
+    set_up_logging()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # sent to all processes of a terminal that is closed
+    threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
+    config = ServeConfig.model_validate_json(os.environ[_CONFIG_VARIABLE])
+    with _signal_handler(signal.SIG_DFL):  # until the worker serves, there is nothing to finish
+        return create_app(_open_state(config))
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _serve_in_this_process(config: ServeConfig, listener: socket.socket) -> None:
+    app = create_app(AppState(config))
+    _listen(listener, config)
+    with _signal_handler(
+        lambda *_: None
+    ):  # uvicorn handles signals, and raises them again when it has stopped
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # ignored under nohup
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+        uvicorn.Server(uvicorn.Config(app, **_uvicorn_settings(config))).run([listener])
+
+
+def _serve_in_workers(config: ServeConfig, listener: socket.socket) -> None:
+    AppState(config).close()  # reports errors once, not in each worker
+    _listen(listener, config)
+    # Secrets travel in variables of their own, which `ServeConfig` reads anyway.
+    if config.api_key is not None:
+        os.environ["CIFAR_MLFLOW_API_KEY"] = config.api_key.get_secret_value()
+    os.environ["CIFAR_MLFLOW_REQUEST_LOG"] = config.request_log
+    os.environ[_CONFIG_VARIABLE] = config.model_dump_json(exclude={"api_key", "request_log"})
+    with tempfile.TemporaryDirectory(dir=_shared_memory()) as metrics:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+        logging.getLogger("uvicorn.error").setLevel(logging.INFO)  # reports each worker that dies
+        uvicorn.run(
+            f"{__name__}:{create_worker_app.__name__}",
+            factory=True,
+            fd=listener.fileno(),
+            workers=config.workers,
+            timeout_worker_healthcheck=WORKER_HEALTH_SECONDS,
+            **_uvicorn_settings(config),
+        )
+
+
+def _uvicorn_settings(config: ServeConfig) -> dict[str, Any]:
+    return {
+        "loop": "uvloop",
+        "http": "httptools",
+        "ws": "none",
+        "lifespan": "on",
+        "log_config": None,
+        "access_log": False,
+        # Without the variable, uvicorn would trust the header of any process on this machine, and the rate
+        # limit goes by the client's address.
+        "proxy_headers": "FORWARDED_ALLOW_IPS" in os.environ,
+        "server_header": False,
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_graceful_shutdown": int(config.request_timeout) + 5,
+    }
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket that has the address but does not listen yet: clients are refused until it does.
+
+    A host name may have several addresses. An IPv4 address is preferred, so that `localhost` and `127.0.0.1`
+    are the same: a second server on the port would otherwise not notice the first one.
+    """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = min(found, key=lambda each: each[0] != socket.AF_INET)
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind(address)  # who calls is refused until the model is there
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
         except OSError:
             listener.close()
             raise
     except OSError as error:
-        where = f"{host}:{port}"
-        raise UsageError(
-            f"cannot listen on {where}: {error.strerror or error}; --port chooses another, 0 a free one"
-        ) from error
-    listener.set_inheritable(True)
+        raise _cannot_listen(host, port, error) from error
     return listener
 
 
-def _uvicorn(factory: Callable[[], ASGIApp], config: ServeConfig) -> uvicorn.Config:
-    return uvicorn.Config(
-        factory,
-        factory=True,
-        loop="uvloop",
-        http=BoundedProtocol,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        # Else anybody on this machine could choose the address that the rate limit goes by.
-        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
-        server_header=False,
-        workers=config.workers,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(config.request_timeout) + 5,
+def _listen(listener: socket.socket, config: ServeConfig) -> None:
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:  # another server that was started at the same time has been faster
+        raise _cannot_listen(config.host, config.port, error) from error
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    log.info("listening", address=f"http://{host}:{listener.getsockname()[1]}", workers=config.workers)
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
+    reason = error.strerror or str(error)
+    return UsageError(
+        f"cannot listen on {host}:{port}: {reason}; --port selects another port, 0 any free one"
     )
 
 
-def _application(config: ServeConfig) -> ASGIApp:
-    """The app of a worker process."""
-    set_up_logging()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a terminal that is closed; the parent ends us
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
-    try:
-        with _ended_at_once_by_signals():
-            return create_app(_opened(config))
-    except Exception:
-        log.exception("not started")
-        sys.exit(STARTUP_FAILURE)
+def _allow_open_files() -> None:
+    allowed, maximum = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if maximum == resource.RLIM_INFINITY else min(OPEN_FILES, maximum)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, maximum))
 
 
-def _opened(config: ServeConfig) -> AppState:
-    """The service, as soon as it can be had: the parent could, so what fails now is only away or full.
+def _shared_memory() -> Path | None:
+    """Return a folder for the workers' metrics, which are memory-mapped: a full disk would crash a worker."""
+    folder = Path("/dev/shm")
+    return folder if os.access(folder, os.W_OK) else None
 
-    One worker that replaces another must not end those that answer.
+
+def _open_state(config: ServeConfig) -> AppState:
+    """Return the state of a worker; try again for as long as that fails.
+
+    The parent has succeeded with the same settings, so the registry is away or a disk is full. Uvicorn's
+    supervisor would stop all workers if one of them gave up.
     """
     while True:
         try:
             return AppState(config)
-        except (CifarError, OSError, MemoryError) as error:
-            log.error("not started", reason=str(error), again_in_seconds=AGAIN_SECONDS)
-            time.sleep(AGAIN_SECONDS)
+        except Exception as error:
+            log.error("not started", reason=str(error), again_in_seconds=RETRY_SECONDS)
+            time.sleep(RETRY_SECONDS)
 
 
-def _end_with_parent() -> None:
-    """A worker whose parent was killed would hold the port for ever."""
+def _stop_with_parent() -> None:
+    """Stop this worker when its parent was killed: it would keep the port."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -145,24 +194,10 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _signals(handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
-    former = {each: signal.signal(each, handler) for each in (signal.SIGINT, signal.SIGTERM)}
+def _signal_handler(handler: Callable[..., Any] | signal.Handlers) -> Iterator[None]:
+    previous = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for each, before in former.items():
-            signal.signal(each, before)
-
-
-def _ended_by_signals() -> AbstractContextManager[None]:
-    """Uvicorn stops at a signal, and at last sends it again, to end the process by it: here it ends well."""
-    return _signals(lambda *_: None)
-
-
-def _ended_at_once_by_signals() -> AbstractContextManager[None]:
-    """For a worker that does not answer yet and so has nothing to finish."""
-    return _signals(signal.SIG_DFL)
-
-
-def _as_in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+        for signum, before in previous.items():
+            signal.signal(signum, before)

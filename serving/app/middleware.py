@@ -1,120 +1,122 @@
-"""Every request goes in and out here: its id, the checks, what is noted of it, the headers of its answer."""
+"""What every request passes through: its ids, limits, access control, telemetry, and the common headers."""
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.app.auth import HEADERS, PAGE_POLICY, Security
-from serving.app.body import Bodies, ClientGoneError
+from serving.app.admission import Slot
 from serving.app.errors import Refusal, error_response, overloaded
-from serving.app.request_context import RequestContext, request_id
-from serving.monitoring.telemetry import Telemetry
+from serving.app.request_body import ClientGoneError, RequestBody
+from serving.app.request_context import LOGGED_ROUTES, RequestContext, parse_client_id
+from serving.app.state import AppState
 
-POLICY = (b"content-security-policy", PAGE_POLICY.encode())
-CLIENT_GONE = 499  # of the log alone, as nginx has it
-
-Endpoint = Callable[[Request], Awaitable[Response]]
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"permissions-policy", b"camera=(self)"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+PAGE_POLICY = (
+    b"content-security-policy",
+    b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    b"connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; "
+    b"frame-ancestors 'none'",
+)
+CLIENT_GONE = 499  # only in logs and metrics, as in those of nginx
+OVERLOADED = error_response(overloaded())
 
 log = structlog.get_logger()
 
 
 class RequestMiddleware:
-    """ASGI middleware, the outermost one.
+    """ASGI middleware around all routes.
 
-    Args:
-        direct: endpoints by method and path that are called without the app's layers, which take as long as
-            the rest of a small request.
-        most: requests that may be here at a time; above, the answer is 503.
-
-    Attributes:
-        inside: how many are here now.
+    Routes find their `RequestContext` in `scope["context"]`. Receiving a body raises `Refusal` or
+    `ClientGoneError`, see `RequestBody`.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        direct: Mapping[tuple[str, str], Endpoint],
-        security: Security,
-        observer: Telemetry,
-        bodies: Bodies,
-        most: int,
-    ) -> None:
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
-        self._direct = direct
-        self._security = security
-        self._observer = observer
-        self._bodies = bodies
-        self._most = most
-        self.inside = 0
+        self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":  # uvicorn leaves out the body
-            scope = {**scope, "method": "GET"}
-        headers = dict(scope["headers"])
+        path, headers = scope["path"].removeprefix(scope.get("root_path", "")), dict(scope["headers"])
         client = scope["client"][0] if scope["client"] else ""
-        exchange = RequestContext(request_id(headers.get(b"x-request-id")), scope["path"], client)
-        scope["exchange"] = exchange
-        status = 0
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                has_policy = any(name == POLICY[0] for name, _ in message["headers"])
-                message["headers"] = [
-                    *message["headers"],
-                    *HEADERS,
-                    *([] if has_policy else [POLICY]),
-                    (b"x-request-id", exchange.request_id.encode()),
-                ]
-            await send(message)
-
-        self.inside += 1
+        context = RequestContext(path, client, parse_client_id(headers.get(b"x-request-id")))
+        body = RequestBody(receive, headers, self._state.body_limits)
+        admission = self._state.admission
+        if admission.is_full(path, body.is_pending):
+            self._state.telemetry.turned_away(path)
+            await OVERLOADED(scope, body, _Response(send, body, context, None))
+            return
+        slot = admission.enter(path, body.is_pending)
+        body.on_arrival = slot.body_has_arrived
+        response = _Response(send, body, context, slot)
+        if scope["method"] == "HEAD":  # the HTTP server leaves out the body
+            scope = {**scope, "method": "GET"}
+        scope["context"] = context
         try:
-            await self._answer(scope, receive, send_with_headers, headers, exchange)
+            self._state.access.check(path, client, headers)
+            await self._app(scope, body, response)
         except ClientGoneError:
-            status = CLIENT_GONE
-        except Exception:
-            log.exception("failed", request_id=exchange.request_id)
-            if status:  # too late for another answer: the connection is cut
-                raise
-            exchange.error_code = "internal_error"
-            failure = Refusal(500, "internal_error", "The server failed; its log says why.")
-            await error_response(failure)(scope, receive, send_with_headers)
-        finally:
-            if (cycle := scope.get("cycle")) and cycle.disconnected:
-                status = CLIENT_GONE
-            self.inside -= 1
-            self._bodies.held -= exchange.body_bytes
-            self._observer.request_ended(exchange, status, time.perf_counter() - exchange.began)
-
-    async def _answer(
-        self,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-        headers: dict[bytes, bytes],
-        exchange: RequestContext,
-    ) -> None:
-        response: Response | None = None
-        try:
-            self._security.check(exchange.path, exchange.client, headers)
-            if self.inside > self._most:
-                raise overloaded()
-            endpoint = self._direct.get((scope["method"], exchange.path))
-            if endpoint is not None:
-                response = await endpoint(Request(scope, receive))
+            response.status = CLIENT_GONE
         except Refusal as refusal:
-            exchange.error_code = refusal.code
-            response = error_response(refusal)
-        if response is not None:
-            await response(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            context.error_code = refusal.code
+            await error_response(refusal)(scope, body, response)
+        except Exception:
+            log.exception("failed", request_id=context.request_id)
+            if response.status:  # too late for another answer: the HTTP server closes the connection
+                raise
+            context.error_code = "internal_error"
+            failure = Refusal(500, "internal_error", "The server failed; its log says why.")
+            await error_response(failure)(scope, body, response)
+        finally:
+            body.release()
+            slot.leave()
+            seconds = time.perf_counter() - context.started
+            self._state.telemetry.request_ended(context, response.status, seconds)
+
+
+class _Response:
+    """The ASGI `send` of one request: adds headers, and makes sure that an early answer reaches the client.
+
+    Attributes:
+        status: of the answer, 0 before there is one.
+    """
+
+    def __init__(self, send: Send, body: RequestBody, context: RequestContext, slot: Slot | None) -> None:
+        self._send = send
+        self._body = body
+        self._context = context
+        self._slot = slot
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            is_gone = self._body.poll()
+            self.status = CLIENT_GONE if is_gone else message["status"]
+            message["headers"] = [*message.get("headers", ()), *self._headers(message)]
+        elif self._body.is_pending and not message.get("more_body", False):
+            # The client has all of the answer before the rest of its body is read. The connection may only be
+            # closed after that, which the HTTP server does when it is told that the answer is complete.
+            await self._send({**message, "more_body": True})
+            if self._slot is not None:
+                self._slot.leave()
+            await self._body.discard()
+            message = {"type": "http.response.body"}
+        await self._send(message)
+
+    def _headers(self, start: Message) -> list[tuple[bytes, bytes]]:
+        context = self._context
+        headers = [*SECURITY_HEADERS, (b"x-request-id", (context.client_id or context.request_id).encode())]
+        if context.client_id is not None and context.path in LOGGED_ROUTES:
+            headers.append((b"x-feedback-id", context.request_id.encode()))
+        if not any(name == PAGE_POLICY[0] for name, _ in start.get("headers", ())):
+            headers.append(PAGE_POLICY)
+        if self._body.is_pending:
+            headers.append((b"connection", b"close"))
+        return headers

@@ -1,163 +1,154 @@
-"""Tables in the forms that only MLflow's scoring server knows, read by its own parser and schema.
-
-That makes arrays of what it reads, so what would not fit into memory is refused before.
-"""
+"""The tables that MLflow's scoring server accepts at /invocations: JSON in four formats, CSV and Parquet."""
 
 import io
-import logging
-import math
-from collections.abc import Callable
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
-import pyarrow.compute
 import pyarrow.parquet
-from mlflow.models import Model
-from mlflow.pyfunc import PyFuncModel, scoring_server
+from mlflow.pyfunc.scoring_server import parse_csv_input
+from mlflow.types import ColSpec, DataType, Schema
+from pydantic import ValidationError
 
 from serving.app.errors import Refusal
-from serving.registry.mlflow_model import signature
+from serving.app.schemas import DataframeSplit, InvocationsBody, InvocationsParams
+from serving.app.uploads import check_json_size
 
+JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.parquet"
+COLUMN = "image"
+SCHEMA = Schema([ColSpec(DataType.string, COLUMN, required=False)])
 MAX_ROWS = 1_000
-# Lines and cells of a CSV; base64 may be wrapped into lines of 76 characters.
-MAX_CSV_PARTS = 300_000
-MAX_COLUMNS = 100
-MAX_PARQUET_FOOTER = 2**20
-MODEST_CODECS = {"UNCOMPRESSED", "SNAPPY"}
+# Lines and cells of a CSV: pandas needs far more memory than the text for many small ones. Base64 may be
+# wrapped into lines of 76 characters.
+MAX_CSV_CELLS = 300_000
 MAX_TABLE_BYTES = 256 * 2**20
-BYTES_A_CHARACTER = 4
+# The footer of a Parquet file, its metadata, becomes objects of many times its size.
+MAX_PARQUET_FOOTER = 2**20
+MAX_COLUMNS = 100
+# Other codecs turn 100 kB into gigabytes, whatever the metadata says about the size.
+PARQUET_CODECS = {"UNCOMPRESSED", "SNAPPY"}
 
-# It warns there of each unknown name in a request, and repeats it.
-for _name in ("mlflow.models.utils", "mlflow.pyfunc", "mlflow.pyfunc.scoring_server"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
-Cells = list[Any] | None
-
-
-def json_table(content: dict[str, Any], classes: int) -> tuple[Cells, dict[str, Any]]:
-    """The cells of the column `image`, None without one, and the params.
-
-    Raises:
-        Refusal: the content is no table that the model takes (400), or too large a one (413).
-    """
-    for key in ("dataframe_split", "dataframe_records", "inputs", "instances"):
-        value = content.get(key)
-        for part in [value, *(value.values() if isinstance(value, dict) else [])]:
-            _check_extent(part)
-
-    def read(model: PyFuncModel) -> Any:
-        parsed = scoring_server._parse_json_data(content, model.metadata, model.metadata.get_input_schema())
-        return model.predict(parsed.data, params=parsed.params)
-
-    cells, params = _guarded(read, classes)
-    return cells, params
+BAD_JSON = (
+    "The table must be one of dataframe_split ({columns, data}), dataframe_records (a list of objects), "
+    "inputs or instances (a list of images, a list of objects, or an object of columns)."
+)
 
 
-def csv_table(body: bytearray, classes: int) -> Cells:
-    """The cells of the column `image`; raises as `json_table` does."""
-    if sum(map(body.count, (b"\n", b"\r", b","))) > MAX_CSV_PARTS:
-        raise _too_many_rows()
+class Table(NamedTuple):
+    """The cells of the column `image`, and the parameters of the model."""
 
-    def read(model: PyFuncModel) -> Any:
-        text = io.StringIO(body.decode())
-        return model.predict(scoring_server.parse_csv_input(text, model.metadata.get_input_schema()))
-
-    cells: Cells = _guarded(read, classes)[0]
-    return cells
+    cells: list[Any]
+    params: InvocationsParams
 
 
-def parquet_table(body: bytearray, classes: int) -> Cells:
-    """The cells of the column `image`; raises as `json_table` does."""
-
-    def check(model: PyFuncModel) -> bool:
-        return _parquet_extent(io.BytesIO(body)) <= MAX_TABLE_BYTES
-
-    def read(model: PyFuncModel) -> Any:
-        return model.predict(scoring_server.parse_parquet_input(io.BytesIO(body)))
-
-    if not _guarded(check, classes):
-        raise _too_many_rows()
-    cells: Cells = _guarded(read, classes)[0]
-    return cells
-
-
-def _parquet_extent(file: io.BytesIO) -> float:
-    """Bytes that the table will take, infinite for too many rows or columns.
-
-    A value may be in the file once and in every row of the table.
+def media_type(content_type: str) -> str:
+    """Return the type without its parameters.
 
     Raises:
-        ValueError: a column has lists, whose length is bounded by nothing; or it is compressed with something
-            else than Snappy, by which 100 kB may become gigabytes, whatever the file says of its size.
+        Refusal: 415, it is not one of the three, or its charset is not UTF-8.
     """
-    length, magic = file.getbuffer()[-8:-4], file.getbuffer()[-4:]
-    if magic != b"PAR1":
-        raise ValueError("no Parquet")
-    if int.from_bytes(length, "little") > MAX_PARQUET_FOOTER:
-        return math.inf
-    metadata = pyarrow.parquet.ParquetFile(file, thrift_container_size_limit=10_000).metadata
-    columns = [metadata.schema.column(i) for i in range(metadata.num_columns)]
-    sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-    if metadata.num_rows > MAX_ROWS or len(columns) > MAX_COLUMNS or sum(sizes) > MAX_TABLE_BYTES:
-        return math.inf
-    if any(column.max_repetition_level for column in columns):
-        raise ValueError("a column of lists")
-    codecs = {
-        metadata.row_group(i).column(j).compression
-        for i in range(metadata.num_row_groups)
-        for j in range(metadata.num_columns)
-    }
-    if not codecs <= MODEST_CODECS:
-        raise ValueError(f"compressed with {codecs}")
-    of_one_length = sum(
-        column.length * metadata.num_rows
-        for column in columns
-        if column.physical_type == "FIXED_LEN_BYTE_ARRAY"
-    )
-    texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
-    table = pyarrow.parquet.read_table(file, columns=texts, read_dictionary=texts)
-    of_any_length = sum(
-        pyarrow.compute.sum(
-            pyarrow.compute.binary_length(piece.dictionary).take(piece.indices)
-            if pyarrow.types.is_dictionary(piece.type)
-            else pyarrow.compute.binary_length(piece)
-        ).as_py()
-        or 0
-        for column in table.columns
-        for piece in column.chunks
-    )
-    return of_one_length + BYTES_A_CHARACTER * of_any_length
+    kind, *parameters = [part.strip().lower() for part in content_type.split(";")]
+    if kind not in (JSON, CSV, PARQUET) or any(each != "charset=utf-8" for each in parameters):
+        raise Refusal(415, "unsupported_media_type", f"Send {JSON}, {CSV} or {PARQUET}, in UTF-8.")
+    return kind
 
 
-class _Reader:
-    """In place of a model: hands out what MLflow hands to one."""
+def read_table(kind: str, body: bytes) -> Table:
+    """Return the table in a body of the given media type.
 
-    def predict(self, data: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        columns = dict(data.items())
-        return columns["image"].tolist() if "image" in columns else None, params or {}
+    Raises:
+        Refusal: 413 if it has too many rows or would need too much memory, 400 if it is not a table with
+            images.
+    """
+    params = InvocationsParams()
+    if kind == JSON:
+        cells, params = _read_json(body)
+    else:
+        cells = _read_csv(body) if kind == CSV else _read_parquet(body)
+    if cells is None:
+        raise Refusal(400, "no_image_column", f"The table needs a column '{COLUMN}'.")
+    if not cells:
+        raise Refusal(400, "no_rows", "The table has no rows.")
+    if len(cells) > MAX_ROWS:
+        raise _too_many_rows()
+    return Table(cells, params)
 
 
-@cache
-def _reader(classes: int) -> PyFuncModel:
-    flavors = {"python_function": {"loader_module": "mlflow.pyfunc.model"}}
-    return PyFuncModel(Model(signature=signature(classes), flavors=flavors), _Reader())
-
-
-def _guarded(read: Callable[[PyFuncModel], Any], classes: int) -> Any:
+def _read_json(body: bytes) -> tuple[list[Any] | None, InvocationsParams]:
+    check_json_size(body)
     try:
-        return read(_reader(classes))
-    except Exception:  # of MLflow, pandas and pyarrow; they repeat the input, and some have a trace
-        raise Refusal(400, "bad_table", "The body is not a table that the model takes.") from None
+        content = InvocationsBody.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        if first["type"] == "json_invalid":
+            raise Refusal(400, "not_json", "The body is not JSON.") from None
+        if first["loc"][:1] == ("params",):
+            message = "params may have top_k, a whole number from 1, and on_error, 'raise' or 'null'."
+            raise Refusal(400, "bad_param", message) from None
+        raise Refusal(400, "bad_table", BAD_JSON) from None
+    tables = (content.dataframe_split, content.dataframe_records, content.inputs, content.instances)
+    present = [table for table in tables if table is not None]
+    if len(present) != 1:
+        raise Refusal(400, "bad_table", BAD_JSON)
+    return _cells(present[0]), content.params or InvocationsParams()
 
 
-def _check_extent(values: Any) -> None:
-    if not isinstance(values, list):
-        return
-    longest = max((len(value) for value in values if isinstance(value, str)), default=0)
-    if len(values) > MAX_ROWS or len(values) * longest * BYTES_A_CHARACTER > MAX_TABLE_BYTES:
+def _cells(table: DataframeSplit | list[Any] | dict[str, Any]) -> list[Any] | None:
+    """Return the cells of the column `image`, or None if there is no such column."""
+    if isinstance(table, DataframeSplit):
+        return table.column(COLUMN)
+    if isinstance(table, dict):
+        column = table.get(COLUMN)
+        return column if isinstance(column, list) or column is None else [column]
+    if table and all(isinstance(row, dict) for row in table):
+        has_column = any(COLUMN in row for row in table)
+        return [row.get(COLUMN) for row in table] if has_column else None
+    return table
+
+
+def _read_csv(body: bytes) -> list[Any] | None:
+    if sum(map(body.count, (b"\n", b"\r", b","))) > MAX_CSV_CELLS:
         raise _too_many_rows()
+    try:
+        table = parse_csv_input(io.StringIO(body.decode()), SCHEMA)
+    except Exception:  # MLflow's exceptions repeat the input and have a traceback
+        raise Refusal(400, "bad_table", "The body is not a CSV file in UTF-8.") from None
+    return table[COLUMN].tolist() if COLUMN in table else None
+
+
+def _read_parquet(body: bytes) -> list[Any] | None:
+    """Read row by row, because a value that the file has once may be in many rows."""
+    cells: list[Any] = []
+    size = 0
+    try:
+        if body.endswith(b"PAR1") and int.from_bytes(body[-8:-4], "little") > MAX_PARQUET_FOOTER:
+            raise _too_many_rows()
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(body), thrift_container_size_limit=10 * MAX_ROWS)
+        if file.metadata.num_columns > MAX_COLUMNS:
+            raise _too_many_rows()
+        if COLUMN not in file.schema_arrow.names:
+            return None
+        _check_parquet(file)
+        for batch in file.iter_batches(batch_size=1, columns=[COLUMN], use_threads=False):
+            size += batch.nbytes
+            if len(cells) == MAX_ROWS or size > MAX_TABLE_BYTES:
+                raise _too_many_rows()
+            cells += batch.column(COLUMN).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError):
+        message = "The body is not a Parquet file with plain columns, uncompressed or compressed with Snappy."
+        raise Refusal(400, "bad_table", message) from None
+    return cells
+
+
+def _check_parquet(file: pyarrow.parquet.ParquetFile) -> None:
+    """Raise ValueError for what makes a single row huge: a list, or a codec that expands without bound."""
+    metadata = file.metadata
+    if any(metadata.schema.column(i).max_repetition_level for i in range(metadata.num_columns)):
+        raise ValueError("a column of lists")
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            if metadata.row_group(group).column(column).compression not in PARQUET_CODECS:
+                raise ValueError("an unsupported codec")
 
 
 def _too_many_rows() -> Refusal:
-    return Refusal(413, "too_many_rows", f"A request may have {MAX_ROWS} rows, and a table of limited size.")
+    message = f"A request may have {MAX_ROWS:,} rows, and a table of limited size."
+    return Refusal(413, "too_many_rows", message)

@@ -1,7 +1,7 @@
-"""What is found out about a request on its way, to be noted when it is answered."""
+"""The context of one request: its ids, and everything the request log records about it."""
 
-import random
 import re
+import secrets
 from dataclasses import dataclass, field
 from time import perf_counter
 from time import time as now
@@ -9,40 +9,46 @@ from typing import Any
 
 from serving.monitoring.records import Record
 
-ROUTES_WITH_RECORDS = ("/predict", "/invocations")
-_random = random.Random()  # nothing depends on that nobody can guess an id
-_USABLE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+LOGGED_ROUTES = frozenset({"/predict", "/invocations"})
+_VALID_CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """A request and its answer.
+    """A request and its answer. Routes find it in `scope["context"]`.
 
     Attributes:
-        body_bytes: of its body, as long as it is in memory.
-        pictures: of each, the fields of its `Record` that are known of it alone.
-        files: the bytes of each; of one that cannot be classified there are none.
+        request_id: our own id, the key of the request log. `/feedback` accepts feedback by this id, so only
+            the client that received the answer may know it.
+        client_id: the client's X-Request-ID, None if it sent none or one that cannot be logged.
+        client: address of the client.
+        time: Unix time of arrival, in seconds.
+        started: `perf_counter()` at arrival.
+        error_code: code of the error that the whole request was answered with.
+        model_version: such as "cifar10/3".
+        pictures: for each picture, the fields of its `Record` that only the route knows.
+        files: the bytes of each picture; empty for one that could not be decoded.
     """
 
-    request_id: str
     path: str
     client: str
+    client_id: str | None = None
+    request_id: str = field(default_factory=lambda: new_request_id())
     time: float = field(default_factory=now)
-    began: float = field(default_factory=perf_counter)
-    body_bytes: int = 0
+    started: float = field(default_factory=perf_counter)
     error_code: str | None = None
     model_version: str | None = None
     pictures: list[dict[str, Any]] = field(default_factory=list)
     files: list[bytes] = field(default_factory=list)
 
     def timings(self, decode_ms: float, score_ms: float) -> dict[str, float]:
-        """Milliseconds, for the answer."""
-        total = 1000 * (perf_counter() - self.began)
+        """Return the field `timings_ms` of an answer, in milliseconds."""
+        total = 1000 * (perf_counter() - self.started)
         return {"decode": round(decode_ms, 2), "score": round(score_ms, 2), "total": round(total, 2)}
 
     def records(self, status: int, seconds: float) -> list[Record]:
-        """What is to be kept of it, now that it is answered."""
-        if self.path not in ROUTES_WITH_RECORDS:
+        """Return the rows of the request log: one per picture, or one for a request refused as a whole."""
+        if self.path not in LOGGED_ROUTES:
             return []
         return [
             Record(
@@ -59,12 +65,15 @@ class RequestContext:
         ]
 
 
-def request_id(given: bytes | None) -> str:
-    """The client's own id if it can be written anywhere, else a new one of 32 hex digits.
+def new_request_id() -> str:
+    """Return 32 hex digits: the time in milliseconds, then 80 random bits that nobody can guess.
 
-    It begins with the time in milliseconds, as a UUID of version 7 (RFC 9562): new rows of the request log
-    are then neighbours in its index, whose other pages can stay on the disk.
+    The layout is that of a UUID of version 7 (RFC 9562): because ids grow with time, new rows are neighbours
+    in the index of the request log, and its other pages can stay on disk.
     """
-    if given and _USABLE_ID.fullmatch(given):
-        return given.decode()
-    return f"{int(1000 * now()):012x}{_random.getrandbits(80):020x}"
+    return f"{int(1000 * now()):012x}{secrets.token_hex(10)}"
+
+
+def parse_client_id(header: bytes | None) -> str | None:
+    """Return the value of an X-Request-ID header if it can be logged and sent back as it is."""
+    return header.decode() if header and _VALID_CLIENT_ID.fullmatch(header) else None

@@ -1,74 +1,184 @@
-"""The answers of /predict and /invocations, made of what the pictures turned out to be."""
+"""The JSON of the HTTP API: request bodies and responses, as pydantic models that OpenAPI is made from."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from serving.app.champion import Served
-from serving.app.errors import Refusal, status_of
-from serving.app.inference import Scored
-from serving.app.pictures import Picture, data_url
-from serving.app.request_context import RequestContext
-from serving.app.uploads import Upload
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-NO_ANSWER: dict[str, Any] = {
-    "label": None, "class_index": None, "confidence": None, "top_k": [], "uncertain": None
-}  # fmt: skip
+from cifar_mlflow.models.card import AbstentionInfo, OodInfo
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+# Any value is accepted here: a wrong one becomes the error of its image, not of the request.
+EncodedImage = Annotated[
+    Any, WithJsonSchema({"type": "string", "description": "An image as base64 text or as a data URL."})
+]
 
 
-def answers(served: Served, scored: Scored, top_k: int, exchange: RequestContext) -> list[dict[str, Any]]:
-    """One answer a picture, as the model gives them, with its `error`; and the records of the exchange."""
-    good = served.scorer.answers(scored.scores, top_k) if scored.scores is not None else []
-    energies = scored.scores.ood.tolist() if scored.scores is not None else []
-    remaining = iter(zip(good, energies, strict=True))
-    found = []
-    for picture in scored.pictures:
-        known = picture.known
-        if picture.error is not None:
-            error = {"code": picture.error.code, "message": picture.error.message}
-            found.append({**NO_ANSWER, "error": error})
-        else:
-            answer, energy = next(remaining)
-            known |= {key: answer[key] for key in ("label", "confidence", "uncertain")}
-            known["ood"] = energy
-            found.append({**answer, "error": None})
-        exchange.pictures.append(known)
-        exchange.files.append(picture.data)
-    return found
+class ErrorDetail(BaseModel):
+    code: str = Field(description="For programs; docs/serving-errors.md lists the codes.")
+    message: str = Field(description="A sentence for people.")
 
 
-def predictions(
-    uploads: Sequence[Upload],
-    pictures: Sequence[Picture],
-    answers: Sequence[dict[str, Any]],
-    with_input: bool,
-) -> list[dict[str, Any]]:
-    """What /predict says of each picture.
+class ErrorResponse(BaseModel):
+    """The body of every response with a status of 400 or above."""
 
-    Raises:
-        Refusal: none of them is one.
-    """
-    errors = [picture.error for picture in pictures if picture.error is not None]
-    if len(errors) == len(pictures):
-        statuses = {status_of(error.code) for error in errors}
-        raise Refusal(statuses.pop() if len(statuses) == 1 else 400, errors[0].code, errors[0].message)
-    said = [{"filename": upload.filename, **answer} for upload, answer in zip(uploads, answers, strict=True)]
-    if with_input:
-        for prediction, picture in zip(said, pictures, strict=True):
-            prediction["input"] = None if picture.pixels is None else data_url(picture.pixels)
-    return said
+    error: ErrorDetail
 
 
-def rows(
-    pictures: Sequence[Picture], answers: Sequence[dict[str, Any]], on_error: str
-) -> list[dict[str, Any]]:
-    """What /invocations says of each row.
+class ModelName(BaseModel):
+    name: str = Field(description="Name of the registered model.")
+    version: str = Field(description="Version in the registry; a run id if the model is not registered.")
 
-    Raises:
-        Refusal: a row is no picture, and the request wants all or none.
-    """
-    if on_error == "null":
-        return list(answers)
-    for row, picture in enumerate(pictures):
-        if picture.error is not None:
-            raise Refusal(400, picture.error.code, f"row {row}: {picture.error.message}")
-    return [{key: value for key, value in answer.items() if key != "error"} for answer in answers]
+
+class RankedClass(BaseModel):
+    label: str = Field(description="Name of the class.")
+    confidence: Probability = Field(description="Calibrated probability of the class.")
+
+
+class Answer(BaseModel):
+    """The answer for one image; every field is null (`top_k` is empty) if the image has an error."""
+
+    label: str | None = Field(description="Name of the likeliest class.")
+    class_index: Annotated[int, Field(ge=0)] | None = Field(description="Index of that class, from 0.")
+    confidence: Probability | None = Field(description="Calibrated probability of that class.")
+    top_k: list[RankedClass] = Field(description="The likeliest classes, the most likely first.")
+    uncertain: bool | None = Field(description="Whether the model is too unsure to be relied on.")
+
+
+class Prediction(Answer):
+    filename: str | None = Field(description="Name of the uploaded file, without folders.")
+    error: ErrorDetail | None = Field(description="Why this image has no answer.")
+    input: str | None = Field(
+        None, description="With `input=true`: the image that the network saw, as a data URL of a PNG."
+    )
+
+
+class Timings(BaseModel):
+    """Milliseconds spent on the request."""
+
+    decode: float = Field(description="Decoding of the images.")
+    score: float = Field(description="Waiting for the network, and inference.")
+    total: float = Field(description="From the first byte of the request to the response.")
+
+
+class PredictResponse(BaseModel):
+    request_id: str = Field(description="Also in the header X-Request-ID; /feedback refers to it.")
+    model: ModelName
+    predictions: list[Prediction] = Field(description="One per image, in the order of the request.")
+    timings_ms: Timings
+
+
+class InvocationsRow(Answer):
+    error: ErrorDetail | None = Field(
+        None, description='With `on_error` "null" only: why this row has no answer.'
+    )
+
+
+class InvocationsResponse(BaseModel):
+    predictions: list[InvocationsRow] = Field(description="One per row, in the order of the table.")
+
+
+class ReadyResponse(BaseModel):
+    ready: Literal[True]
+    model: ModelName
+    problems: list[str] = Field(description="What an operator should look at although the service works.")
+
+
+class TrainingData(BaseModel):
+    data: str = Field(description="Name of the data set.")
+    data_digest: str = Field(description="sha256 of the data set.")
+    val_size: float | None = Field(description="Held out for validation: a share or a number of images.")
+    split_seed: int | None = Field(description="Seed of that split.")
+
+
+class ModelResponse(BaseModel):
+    """The served model: its `ServedCard`, and what the registry knows about it."""
+
+    name: str = Field(description="Name of the registered model.")
+    version: str = Field(description="Version in the registry; a run id if the model is not registered.")
+    alias: str | None = Field(description="Alias that the server follows.")
+    run_id: str = Field(description="MLflow run that trained the model.")
+    model: str | None = Field(description="Name of the architecture.")
+    classes: list[str] = Field(description="Names of the classes; their order is that of `class_index`.")
+    precision: str = Field(description="fp32 or int8.")
+    image_size: int = Field(description="Side in pixels of the images that the network takes.")
+    fit: str = Field(description="How an image that is not square is prepared: crop or squash.")
+    temperature: float = Field(description="Divides the logits before the softmax (calibration).")
+    uncertain: AbstentionInfo = Field(description="The confidence below which an answer is uncertain.")
+    ood: OodInfo = Field(description="The threshold above which an image is unlike the training images.")
+    metrics: dict[str, float] = Field(description="Named as in the MLflow run; accuracies are from 0 to 1.")
+    trained_on: TrainingData
+    decision: str | None = Field(description="Why this version was promoted.")
+    promoted_at: str | None = Field(description="When it was promoted, in ISO 8601.")
+
+
+class Feedback(BaseModel):
+    """What a person says about an answer."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    request_id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Of the response to /predict.")
+    item: int = Field(0, ge=0, lt=10_000, description="Which image of the request, from 0.")
+    correct: bool | None = Field(None, description="Whether the label was right.")
+    label: str | None = Field(None, description="The right label, one of the model's classes.")
+
+
+class SingleImage(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    image: EncodedImage
+
+
+class ImageList(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[EncodedImage] = Field(min_length=1)
+
+
+class DataframeSplit(BaseModel):
+    """A table as `DataFrame.to_dict(orient="split")` gives it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    columns: list[str | int] = Field(description="Names of the columns; one of them is `image`.")
+    data: list[list[EncodedImage]] = Field(description="The rows, each with one cell per column.")
+    index: list[Any] | None = Field(None, description="Ignored.")
+
+    @model_validator(mode="after")
+    def _rows_fit_columns(self) -> "DataframeSplit":
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("two columns have the same name")
+        if any(len(row) != len(self.columns) for row in self.data):
+            raise ValueError("a row has not one cell per column")
+        return self
+
+    def column(self, name: str) -> list[Any] | None:
+        if name not in self.columns:
+            return None
+        position = self.columns.index(name)
+        return [row[position] for row in self.data]
+
+
+class InvocationsParams(BaseModel):
+    """The parameters of the model's signature; others are ignored, as MLflow does."""
+
+    model_config = ConfigDict(strict=True)
+
+    top_k: int | None = Field(None, ge=1, description="How many of the likeliest classes to return.")
+    on_error: Literal["raise", "null"] = Field(
+        "raise", description="Whether one bad image fails the request or only its row."
+    )
+
+
+Columns = dict[str, list[EncodedImage] | EncodedImage]
+
+
+class InvocationsBody(BaseModel):
+    """A table in one of MLflow's four JSON formats: exactly one of them must be there."""
+
+    dataframe_split: DataframeSplit | None = None
+    dataframe_records: list[dict[str, EncodedImage]] | None = Field(None, description="Rows as objects.")
+    inputs: list[EncodedImage] | Columns | None = Field(
+        None, description="Images, rows as objects, or an object of columns."
+    )
+    instances: list[EncodedImage] | Columns | None = Field(None, description="As `inputs`.")
+    params: InvocationsParams | None = None

@@ -1,53 +1,61 @@
-"""All that a process of the service holds: the model, the threads, the bounds, and what is noted."""
+"""Everything that a process of the service holds: the model, its threads, the limits, and telemetry."""
 
 import gc
 import os
 import sys
 
-from serving.app.auth import Security
-from serving.app.body import Bodies
+from serving.app.admission import AdmissionControl
+from serving.app.auth import AccessControl
 from serving.app.champion import Champion
-from serving.app.inference import Work
+from serving.app.inference import Inference
+from serving.app.request_body import BodyLimits
 from serving.config import ServeConfig
 from serving.monitoring.telemetry import Telemetry
 
-# Bodies that may be in memory at a time, in the largest ones.
-BODIES_HELD = 16
+# The bodies in memory at a time may take as much as this many of the largest size.
+LARGEST_BODIES = 16
 
 
 class AppState:
-    """Opened with the settings, closed when the last request is answered.
+    """Opened before the first request and closed after the last one.
 
     Raises:
-        UsageError: there is no such model.
-        CifarError: it cannot be served, or MLflow does not answer.
+        UsageError: the model does not exist.
+        CifarError: the model cannot be served, or MLflow does not answer.
     """
 
     def __init__(self, config: ServeConfig) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        share = max(1, cores // config.workers)
+        cores_per_worker = max(1, cores // config.workers)
+        max_bytes = config.max_body_mb * 2**20
         self.config = config
-        self.champion = Champion(config.model_uri, config.threads or share)
-        self.work = Work(share, config.queue_limit, config.request_timeout)
-        largest = config.max_body_mb * 2**20
-        self.bodies = Bodies(largest, config.request_timeout, BODIES_HELD * largest)
-        self.security = Security(config)
-        self.observer = Telemetry(config, self.champion.current)
-        self.champion.on_change = self.observer.serving
+        self.access = AccessControl(config)
+        self.admission = AdmissionControl(config.queue_limit)
+        self.body_limits = BodyLimits(max_bytes, config.request_timeout, LARGEST_BODIES * max_bytes)
+        self.champion = Champion(config.model_uri, config.threads or cores_per_worker)
+        self.inference = Inference(cores_per_worker, config.queue_limit, config.request_timeout)
+        self.telemetry = Telemetry(config, self.champion.current)
+        self.champion.on_change = self.telemetry.serving
 
     def start(self) -> None:
-        """Follow the champion; with several workers, in each of them."""
-        # A full collection looks through all objects of the libraries: a fifth of a second without answers.
+        """Begin to follow the champion; each worker does so by itself."""
+        # A full garbage collection visits all objects of the libraries: a fifth of a second without answers.
         gc.freeze()
-        # Of Python's 5 ms: as long the network waits for the interpreter between two batches, if it is busy.
+        # The engine waits for the interpreter between two batches: up to this long, by default 5 ms.
         sys.setswitchinterval(0.0005)
         self.champion.follow(self.config.follow_seconds)
 
+    def failure(self) -> str | None:
+        """Return why pictures cannot be answered at present, None if they can; anybody may read it."""
+        if not self.champion.current.scorer.engine.is_alive:
+            return "The network is not running any more; the log says why. Restart the server."
+        return self.inference.failure()
+
     def problems(self) -> list[str]:
-        """What an operator has to look after, though the service answers."""
-        return self.champion.problems() + self.observer.problems()
+        """Return what an operator should look after although pictures are answered; anybody may read it."""
+        return self.champion.problems() + self.telemetry.problems()
 
     def close(self) -> None:
         self.champion.close()
-        self.work.close()
-        self.observer.close()
+        self.inference.close()
+        self.telemetry.close()

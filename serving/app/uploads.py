@@ -1,156 +1,124 @@
-"""The pictures of a request to /predict: a form with files, the bytes of one picture, or JSON."""
+"""The images of a request to /predict: files of a form, the bytes of one image, or JSON."""
 
-import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+import sys
+from typing import Any, NamedTuple
 
-from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from pydantic import TypeAdapter, ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
 
 from serving.app.errors import Refusal
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
+from serving.app.schemas import ImageList, SingleImage
 
 FIELD = "file"
 MAX_FILENAME = 255
 MAX_JSON_VALUES = 300_000
 MAX_OTHER_FIELDS = 100
 
+_JSON_BODY: TypeAdapter[SingleImage | ImageList] = TypeAdapter(SingleImage | ImageList)
+
 
 class Upload(NamedTuple):
-    """A picture as it came: bytes, or what `image_bytes` makes bytes of."""
+    """An image as it was sent: bytes, or a JSON value that `image_bytes` decodes."""
 
     content: Any
     filename: str | None = None
 
 
-def uploads(content_type: str, body: bytearray, most: int) -> list[Upload]:
-    """The pictures of a body.
+async def read_uploads(request: Request, limit: int) -> list[Upload]:
+    """Return the images of the request, at least one.
 
     Raises:
-        Refusal: 415 for another content type, 413 for more than `most` pictures, 400 for what is malformed.
+        Refusal: 415 for another content type, 413 for more than `limit` images, 400 for a malformed body.
     """
-    media_type, options = parse_options_header(content_type)
-    kind = media_type.decode("latin-1")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        found = _of_form(body, options.get(b"boundary", b""), most)
-    elif kind == "application/json":
-        found = _of_json(body, most)
-    elif kind == "application/octet-stream" or kind.startswith("image/"):
-        found = [Upload(bytes(body))]
-    else:
-        raise Refusal(
-            415,
-            "unsupported_media_type",
-            "Send multipart/form-data with files, the bytes of a picture as image/*, or application/json.",
-        )
-    return found
+        return await _read_form(request, limit)
+    if kind == "application/json":
+        return _read_json(await request.body(), limit)
+    if kind == "application/octet-stream" or kind.startswith("image/"):
+        return [Upload(await request.body())]
+    raise Refusal(
+        415,
+        "unsupported_media_type",
+        "Send multipart/form-data with files, the bytes of an image as image/*, or application/json.",
+    )
 
 
-def parsed_json(body: bytearray) -> Any:
-    """What the body says in JSON.
-
-    Raises:
-        Refusal: it is none, or has so many values that they would take many times the memory of the body.
-    """
+def check_json_size(body: bytes) -> None:
+    """Raise Refusal (413) for JSON of so many small values that parsing takes many times its size."""
     if body.count(b",") > MAX_JSON_VALUES:  # base64 has no comma
         raise Refusal(413, "too_many_values", f"The JSON of a request may have {MAX_JSON_VALUES:,} values.")
+
+
+def _read_json(body: bytes, limit: int) -> list[Upload]:
+    check_json_size(body)
     try:
-        return json.loads(bytes(body))
-    except (ValueError, RecursionError):  # not UTF-8, not JSON, a number of 5,000 digits; nested too deeply
-        raise Refusal(400, "not_json", "The body is not JSON.") from None
+        content = _JSON_BODY.validate_json(body)
+    except ValidationError as error:
+        if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
+            raise Refusal(400, "not_json", "The body is not JSON.") from None
+        raise _no_images('Send {"image": "<base64>"} or {"images": ["<base64>", …]}.') from None
+    if isinstance(content, SingleImage):
+        return [Upload(content.image)]
+    if len(content.images) > limit:
+        raise _too_many_images(limit)
+    return [Upload(value) for value in content.images]
 
 
-def _of_json(body: bytearray, most: int) -> list[Upload]:
-    content = parsed_json(body)
-    if isinstance(content, dict) and content.keys() == {"image"}:
-        return [Upload(content["image"])]
-    if isinstance(content, dict) and content.keys() == {"images"} and isinstance(content["images"], list):
-        if len(content["images"]) > most:
-            raise _too_many(most)
-        if content["images"]:
-            return [Upload(value) for value in content["images"]]
-        raise _no_pictures("The list of images is empty.")
-    raise _no_pictures('Send {"image": "<base64>"} or {"images": ["<base64>", …]}.')
-
-
-def _of_form(body: bytearray, boundary: bytes, most: int) -> list[Upload]:
-    form = _Form(most)
+async def _read_form(request: Request, limit: int) -> list[Upload]:
+    parser = _FormParser(
+        # A part called `file` without a file name counts as text; Latin-1 keeps its bytes.
+        Headers({"content-type": f"{request.headers['content-type']}; charset=latin-1"}),
+        request.stream(),
+        max_files=limit,
+        max_fields=limit + MAX_OTHER_FIELDS,
+        max_part_size=sys.maxsize,
+    )
     try:
-        parser = MultipartParser(boundary, form.callbacks())
-        parser.write(bytes(body))
-        parser.finalize()
-    except (MultipartParseError, ValueError):
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many"):
+            raise _too_many_images(limit) from None
         raise Refusal(400, "bad_form", "The multipart/form-data is malformed.") from None
-    if not form.ended:
+    if not parser.complete:
         raise Refusal(400, "bad_form", "The multipart/form-data is cut short.")
-    if not form.files:
-        raise _no_pictures(f"The form has no field called {FIELD}.")
-    return form.files
+    values = form.getlist(FIELD)
+    if not values:
+        raise _no_images(f"The form has no field called {FIELD}.")
+    if len(values) > limit:
+        raise _too_many_images(limit)
+    uploads = [await _upload(value) for value in values]
+    await form.close()
+    return uploads
 
 
-class _Form:
-    """Gathers the parts called `file` while the parser goes through a body."""
+class _FormParser(MultiPartParser):
+    """Keeps files in memory: the middleware bounds the bodies, and the disk may be read-only."""
 
-    def __init__(self, most: int) -> None:
-        self.files: list[Upload] = []
-        self.ended = False
-        self._parts = 0
-        self._most = most
+    spool_max_size = sys.maxsize
+    complete = False
 
-    def callbacks(self) -> "MultipartCallbacks":
-        return {
-            "on_part_begin": self._part_begin,
-            "on_header_field": self._header_field,
-            "on_header_value": self._header_value,
-            "on_header_end": self._header_end,
-            "on_part_data": self._part_data,
-            "on_part_end": self._part_end,
-            "on_end": self._end,
-        }
-
-    def _part_begin(self) -> None:
-        self._parts += 1
-        if self._parts > self._most + MAX_OTHER_FIELDS:
-            raise _too_many(self._most)
-        self._disposition, self._name, self._value = b"", b"", b""
-        self._content = bytearray()
-
-    def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_end(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._disposition = self._value
-        self._name, self._value = b"", b""
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._content += data[start:end]
-
-    def _part_end(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        if options.get(b"name") != FIELD.encode():
-            return
-        if len(self.files) >= self._most:
-            raise _too_many(self._most)
-        name = options.get(b"filename")
-        self.files.append(Upload(bytes(self._content), _base_name(name) if name else None))
-
-    def _end(self) -> None:
-        self.ended = True
+    def on_end(self) -> None:
+        self.complete = True
 
 
-def _base_name(name: bytes) -> str:
-    """Without folders, as some clients send them."""
-    return name.decode("utf-8", "replace").replace("\\", "/").rpartition("/")[2][:MAX_FILENAME]
+async def _upload(value: UploadFile | str) -> Upload:
+    if isinstance(value, str):
+        return Upload(value.encode("latin-1"))
+    return Upload(await value.read(), _base_name(value.filename) if value.filename else None)
 
 
-def _no_pictures(message: str) -> Refusal:
+def _base_name(name: str) -> str:
+    """Return the name without the folders that some clients send."""
+    name = name.encode("latin-1").decode("utf-8", "replace")
+    return name.replace("\\", "/").rpartition("/")[2][:MAX_FILENAME]
+
+
+def _no_images(message: str) -> Refusal:
     return Refusal(400, "no_pictures", message)
 
 
-def _too_many(most: int) -> Refusal:
-    return Refusal(413, "too_many_pictures", f"A request may have {most} pictures.")
+def _too_many_images(limit: int) -> Refusal:
+    return Refusal(413, "too_many_pictures", f"A request may have {limit:,} images.")

@@ -7,10 +7,10 @@ next, the same code takes three times as long, because the caches of the CPU hol
 import asyncio
 from typing import NamedTuple
 
-from serving.app.champion import Champion, Served
+from serving.app.champion import Champion, ServedModel
 from serving.app.errors import Refusal
-from serving.app.params import Feedback
 from serving.app.request_context import RequestContext
+from serving.app.schemas import Feedback
 from serving.config import ServeConfig
 from serving.monitoring.drift import DriftWindow
 from serving.monitoring.images import ImageFolder
@@ -47,7 +47,7 @@ class Telemetry:
         CifarError: the request log or the folder for images cannot be opened.
     """
 
-    def __init__(self, config: ServeConfig, served: Served) -> None:
+    def __init__(self, config: ServeConfig, served: ServedModel) -> None:
         self._images: ImageFolder | None = None
         self._log: RequestLog | None = None
         days, mb = config.retention_days, config.retention_mb
@@ -61,7 +61,7 @@ class Telemetry:
         self._finished: list[_Finished] = []
         self.serving(served)
 
-    def serving(self, served: Served) -> None:
+    def serving(self, served: ServedModel) -> None:
         """Attribute answers to this model from now on."""
         card = served.scorer.card
         self._model = str(served)
@@ -185,6 +185,7 @@ def _log_access(finished: _Finished) -> None:
     log.info(
         "request",
         request_id=context.request_id,
+        client_id=context.client_id,
         route=route,
         status=status,
         ms=round(1000 * seconds, 2),

@@ -14,7 +14,8 @@ from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.onnx import save_onnx
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.engine import Engine
 from serving.registry.quantize import quantize
 

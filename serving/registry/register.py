@@ -30,7 +30,7 @@ from cifar_mlflow.data import Split, load_dataset
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.calibration import expected_calibration_error, softmax
 from cifar_mlflow.export.reference import load_classifier
-from cifar_mlflow.models.classifier import ModelCard
+from cifar_mlflow.models.card import AbstentionInfo, ModelCard, OodInfo, ServedCard
 from cifar_mlflow.pipeline import divide
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.scorer.predictor import CARD_FILE, FORMAT, MODEL_FILE
@@ -198,37 +198,25 @@ def _write_scorer_folder(
 ) -> None:
     folder.mkdir()
     shutil.copy(form.model, folder / MODEL_FILE)
-    content = {
-        "format": FORMAT,
-        "model": card.model,
-        "classes": card.classes,
-        "image_size": card.image_size,
-        "fit": "crop",  # as the images of a folder are, when it is trained on
-        "precision": form.precision,
-        "temperature": card.temperature,
-        "uncertain": {
-            "confidence_below": doubts.confidence_below,
-            "target_accuracy": target_accuracy,
-            "coverage": doubts.coverage,
-            "accuracy": doubts.accuracy,
-        },
-        "ood": {
-            "score": "energy",
-            "above": doubts.energy_above,
-            "auroc": _aurocs(metrics),
-        },
-        "data": card.data,
-        "data_digest": card.data_digest,
-        "val_size": card.val_size,
-        "split_seed": card.split_seed,
-        "run_id": card.run_id,
-        "metrics": {**card.metrics, **metrics},
-        "reference": reference_of(
+    served = ServedCard(
+        **card.model_dump(include={*ServedCard.model_fields} - {"metrics"}),
+        format=FORMAT,
+        precision=form.precision,
+        fit="crop",  # like the images of a folder in training
+        uncertain=AbstentionInfo(
+            confidence_below=doubts.confidence_below,
+            target_accuracy=target_accuracy,
+            coverage=doubts.coverage,
+            accuracy=doubts.accuracy,
+        ),
+        ood=OodInfo(above=doubts.energy_above, auroc=_aurocs(metrics)),
+        metrics={**card.metrics, **metrics},
+        reference=reference_of(
             judges.images.images, softmax(form.logits, card.temperature), card.classes, judges.split
         ),
-        "files": {MODEL_FILE: _sha256(folder / MODEL_FILE)},
-    }
-    (folder / CARD_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False))
+        files={MODEL_FILE: _sha256(folder / MODEL_FILE)},
+    )
+    (folder / CARD_FILE).write_text(json.dumps(served.model_dump(mode="json"), indent=2, ensure_ascii=False))
 
 
 def _sha256(path: Path) -> str:

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cifar_mlflow.evaluation.predict import predict_logits
-from cifar_mlflow.models import build_network
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 
 Images = NDArray[np.uint8]
 

@@ -3,7 +3,6 @@ import os
 import pickle
 import stat
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -19,8 +18,9 @@ from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.export.hdf5 import save_hdf5
 from cifar_mlflow.export.weights import save_weights
-from cifar_mlflow.models import build_network
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 
 Save = Callable[[Path, ImageClassifier, ModelCard], None]
 SAVERS: dict[str, Save] = {".safetensors": save_weights, ".h5": save_hdf5, ".hdf5": save_hdf5}
@@ -76,7 +76,7 @@ def set_version(path: Path, version: int) -> None:
 
 @pytest.mark.parametrize("model", ["cnn", "fast", "resnet18", "vgg11"])
 def test_every_family_comes_back_bit_for_bit(model: str, tmp_path: Path) -> None:
-    card = replace(CARD, model=model, width=0.5 if model in MODELS_WITH_WIDTH else 1.0)
+    card = CARD.model_copy(update={"model": model, "width": 0.5 if model in MODELS_WITH_WIDTH else 1.0})
     classifier = trained(card)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     expected = predict_logits(classifier, images)
@@ -94,7 +94,7 @@ def test_the_card_comes_back_whole(saved: Path) -> None:
     assert type(card.temperature) is float
     assert type(card.image_size) is int
     assert type(card.metrics["val/loss"]) is float
-    json.dumps(card.to_dict())
+    json.dumps(card.model_dump(mode="json"))
 
 
 def test_the_loaded_model_can_be_trained_on(saved: Path, classifier: ImageClassifier) -> None:
@@ -152,7 +152,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(
         with pytest.raises(CifarError, match="No space left on device"):
             SAVERS[saved.suffix](saved, classifier, CARD)
     assert saved.read_bytes() == before
-    SAVERS[saved.suffix](saved, classifier, replace(CARD, data="other"))
+    SAVERS[saved.suffix](saved, classifier, CARD.model_copy(update={"data": "other"}))
     assert load_model_file(saved)[1].data == "other"
     assert os.listdir(saved.parent) == [saved.name]  # noqa: PTH208
 
@@ -215,7 +215,7 @@ def test_a_newer_format_asks_for_an_update(saved: Path) -> None:
 
 
 def test_a_model_of_an_unknown_name_is_refused(saved: Path, classifier: ImageClassifier) -> None:
-    SAVERS[saved.suffix](saved, classifier, replace(CARD, model="resnet1001"))
+    SAVERS[saved.suffix](saved, classifier, CARD.model_copy(update={"model": "resnet1001"}))
     with pytest.raises(UsageError, match="holds a resnet1001"):
         load_model_file(saved)
 
@@ -229,14 +229,14 @@ def test_a_truncated_file_is_reported_in_one_line(saved: Path, keep: int) -> Non
 
 
 def test_weights_that_do_not_fit_the_card_are_reported(saved: Path, classifier: ImageClassifier) -> None:
-    SAVERS[saved.suffix](saved, classifier, replace(CARD, width=1.0))
+    SAVERS[saved.suffix](saved, classifier, CARD.model_copy(update={"width": 1.0}))
     with pytest.raises(CifarError, match=r"damaged.*size mismatch") as caught:
         load_model_file(saved)
     assert "\n" not in str(caught.value)
 
 
 def test_a_card_that_lies_about_its_size_costs_nothing(saved: Path, classifier: ImageClassifier) -> None:
-    SAVERS[saved.suffix](saved, classifier, replace(CARD, width=5_000.0))  # 100 terabytes
+    SAVERS[saved.suffix](saved, classifier, CARD.model_copy(update={"width": 5_000.0}))  # 100 terabytes
     with pytest.raises(CifarError, match="damaged"):
         load_model_file(saved)
 

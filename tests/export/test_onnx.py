@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ import torch
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.onnx import OPSET, save_onnx
-from cifar_mlflow.models import build_network
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 
 CARD = ModelCard(
     model="cnn",
@@ -64,7 +64,7 @@ def exported(classifier: ImageClassifier, tmp_path_factory: pytest.TempPathFacto
     ["cnn", "fast", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "vgg11"))],
 )
 def test_every_family_gives_the_logits_of_torch(model: str, tmp_path: Path) -> None:
-    card = replace(CARD, model=model, width=0.25 if model in ("cnn", "fast") else 1.0)
+    card = CARD.model_copy(update={"model": model, "width": 0.25 if model in ("cnn", "fast") else 1.0})
     classifier = trained(card)
     save_onnx(tmp_path / "model.onnx", classifier, card)
     images = random_images(5)
@@ -76,7 +76,7 @@ def test_every_family_gives_the_logits_of_torch(model: str, tmp_path: Path) -> N
 
 
 def test_images_of_another_size_are_taken(tmp_path: Path) -> None:
-    card = replace(CARD, image_size=48)
+    card = CARD.model_copy(update={"image_size": 48})
     classifier = trained(card)
     save_onnx(tmp_path / "model.onnx", classifier, card)
     images = random_images(3, 48)
@@ -90,7 +90,7 @@ def test_the_file_explains_itself(exported: Path) -> None:
     model = onnx.load(exported)
     onnx.checker.check_model(model)
     metadata = {prop.key: prop.value for prop in model.metadata_props}
-    assert ModelCard.from_dict(json.loads(metadata["card"])) == CARD
+    assert ModelCard.model_validate(json.loads(metadata["card"])) == CARD
     assert metadata["cifar_mlflow_format"] == "1"
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", OPSET)]
     described = [

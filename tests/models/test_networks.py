@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from cifar_mlflow.config import ModelName
-from cifar_mlflow.models import BUILDERS, build_network
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import BUILDERS, build_network
 
 NAMES: tuple[ModelName, ...] = get_args(ModelName)
 

@@ -5,8 +5,8 @@ import torch
 
 from cifar_mlflow.config import ModelName
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.models import build_network
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.models.pretrained import load_weights
 
 

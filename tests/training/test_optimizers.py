@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import load_dataset
-from cifar_mlflow.models import build_network
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.training.optimizers import Muon, build_optimizers, orthogonalize
 
 RATES: dict[str, dict[str, Any]] = {

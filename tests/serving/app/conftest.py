@@ -1,4 +1,4 @@
-"""Real processes of `cifar-mlflow serve`, and a registry with a model whose answers can be told."""
+"""Fixtures: real `cifar-mlflow serve` processes, and a registry whose models have predictable answers."""
 
 import hashlib
 import io
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 import pytest
@@ -36,7 +36,7 @@ RED, LIME, BLUE = image("red"), image("lime"), image("blue")
 
 
 class Store:
-    """An MLflow store in a folder, with versions of a registered model."""
+    """An MLflow store in a folder that holds versions of one registered model."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Store:
         self.number = 0
 
     def add(self, **card: Any) -> str:
-        """One more version; `card` is what its scorer.json says otherwise. Its number."""
+        """Add a version, return its number. `card` overrides fields of its scorer.json."""
         self.number += 1
         folder = write_scorer_folder(self.folder / f"scorer{self.number}", **card)
         with pytest.MonkeyPatch.context() as patch:
@@ -68,21 +68,62 @@ class Store:
         self.client.set_registered_model_alias(NAME, "champion", number)
 
     def file(self, name: str) -> list[Path]:
-        """Where the store keeps the files of this name, the oldest version first."""
+        """Return the stored files of this name, the oldest version first."""
         return sorted((self.folder / "artifacts").rglob(name), key=lambda path: path.stat().st_mtime)
 
 
-class Server:
-    """A process of `cifar-mlflow serve`, and its workers."""
+class Answer(NamedTuple):
+    """One raw HTTP response."""
 
-    def __init__(self, folder: Path, store: str, *options: str, **environment: str) -> None:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def code(self) -> str:
+        """The error code in the body."""
+        found: str = json.loads(self.body)["error"]["code"]
+        return found
+
+
+def read_answer(connection: socket.socket) -> Answer:
+    """Read one response with a Content-Length from a connection, which stays open."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536) or pytest.fail(f"closed after {data!r}")
+    head, _, body = data.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    while len(body) < int(headers["content-length"]):
+        body += connection.recv(65536) or pytest.fail(f"closed after {body!r}")
+    return Answer(int(status.split()[1]), headers, body)
+
+
+class Server:
+    """A `cifar-mlflow serve` process and its workers.
+
+    Args:
+        folder: working directory, which also gets the log.
+        store: URI of the MLflow store.
+        options: further options of the command.
+        program: runs the command line; a test may pass another one, which prepares the process first.
+        environment: further environment variables.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: str,
+        *options: str,
+        program: tuple[str, ...] = ("-m", "cifar_mlflow"),
+        **environment: str,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.log = folder / "server.log"
-        command = ["serve", "--port", "0", *options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cifar_mlflow", *command],
+                [sys.executable, *program, "serve", "--port", "0", *options],
                 cwd=folder,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -96,15 +137,15 @@ class Server:
         while not self.url:
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
-            said = [line for line in self.lines() if line.get("event") == "listening"]
-            self.url = said[0]["address"] if said else ""
+            listening = [line for line in self.lines() if line.get("event") == "listening"]
+            self.url = listening[0]["address"] if listening else ""
             time.sleep(0.05)
         self.port = int(self.url.rpartition(":")[2])
         assert requests.get(f"{self.url}/ping", timeout=120).ok
         return self
 
     def lines(self) -> list[dict[str, Any]]:
-        """What it said in JSON so far."""
+        """Return the JSON lines that have been logged so far."""
         found = []
         for line in self.log.read_text().splitlines():
             with suppress(ValueError):
@@ -125,7 +166,7 @@ class Server:
         return answer
 
     def send(self, *parts: bytes, wait: float = 30) -> bytes:
-        """What is answered to these bytes, until the server hangs up or is silent."""
+        """Send raw bytes; return what is received until the server closes or is silent for `wait` seconds."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=wait) as connection:
             with suppress(ConnectionError):
                 for part in parts:
@@ -137,7 +178,7 @@ class Server:
             return answer
 
     def stop(self, signum: int = signal.SIGTERM) -> int:
-        """The exit code."""
+        """Stop the server, return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signum)
         try:
@@ -148,15 +189,16 @@ class Server:
 
 
 def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
+    """Wait until the condition returns something true, return that."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it does not come true"
+        assert time.monotonic() < deadline, "the condition does not become true"
         time.sleep(0.05)
     return found
 
 
 def children(pid: int) -> list[int]:
-    """The worker processes, the oldest first; the one that watches over shared resources is none."""
+    """Return the worker processes, the oldest first, without the resource tracker of multiprocessing."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     commands = {int(each): Path(f"/proc/{each}/cmdline").read_bytes() for each in found}
     return [each for each, command in commands.items() if b"resource_tracker" not in command]
@@ -164,7 +206,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.fixture(scope="session")
 def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """With one version, the champion; not to be changed."""
+    """A store with one version, the champion. Tests must not change it."""
     store = Store(tmp_path_factory.mktemp("store"))
     store.promote(store.add())
     return store
@@ -188,13 +230,13 @@ def server(shared_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts servers, with options, that are ended with the test."""
+    """Return a function that starts servers, which are stopped after the test."""
     servers: list[Server] = []
 
-    def begin(store: str, *options: str, **environment: str) -> Server:
-        servers.append(Server(tmp_path / f"server{len(servers)}", store, *options, **environment))
+    def start_server(store: str, *options: str, **more: Any) -> Server:
+        servers.append(Server(tmp_path / f"server{len(servers)}", store, *options, **more))
         return servers[-1]
 
-    yield begin
+    yield start_server
     for server in servers:
         server.stop()

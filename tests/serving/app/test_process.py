@@ -1,4 +1,4 @@
-"""The processes of the service: how they begin, share the work and end, and what a kill leaves."""
+"""The server processes: start, workers, signals, orderly stop, and what survives a kill."""
 
 import json
 import os
@@ -11,24 +11,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
 import requests
 
+from serving.registry.mlflow_server import free_port
 from tests.serving.app.conftest import BLUE, RED, ROOT, Server, Store, children, image, until
 
 pytestmark = pytest.mark.slow
 
 
 def rows(server: Server) -> list[tuple[str, str]]:
-    """Id and label of what is in the request log."""
+    """Return the id and label of each row of the request log."""
     with sqlite3.connect(f"file:{server.folder / 'requests.db'}?mode=ro", uri=True) as log:
         return log.execute("select request_id, label from request_log").fetchall()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_what_was_accepted_is_answered_before_the_end(
+def test_accepted_requests_are_answered_before_the_process_ends(
     start: Callable[..., Server], shared_store: Store, signum: int
 ) -> None:
     server = start(shared_store.uri).wait()
@@ -62,59 +62,38 @@ def test_workers_share_the_work_and_are_replaced(start: Callable[..., Server], s
     for _ in range(60):
         assert server.predict(BLUE).json()["predictions"][0]["label"] == "blue"
     counted = 'cifar_requests_total{route="/predict",status="200"} 60.0'
-    # The worker that is asked counts its own at once; the other one does so a moment later.
+    # The worker that is asked counts its own requests at once, the other one a moment later.
     until(lambda: counted in requests.get(f"{server.url}/metrics", timeout=60).text)
     workers = children(server.process.pid)
-    assert len(workers) >= 2
-    time.sleep(1)  # the rows of the last second go with a worker that is killed
+    assert len(workers) == 2
     os.kill(workers[-1], signal.SIGKILL)
-    until(lambda: len(set(children(server.process.pid)) - set(workers)) >= 1)
+    until(lambda: len(set(children(server.process.pid)) - set(workers)) == 1)
+    until(lambda: any(str(workers[-1]) in line.get("event", "") for line in server.lines()))
 
-    def answered() -> bool:
+    def is_answered() -> bool:
         try:
             return server.predict().ok
-        except requests.ConnectionError:  # what the killed one had in its hands
+        except requests.ConnectionError:  # the killed worker had accepted the connection
             return False
 
-    assert until(lambda: all(answered() for _ in range(20)))
-    assert server.stop() == 0
-    assert len(rows(server)) >= 60
-
-
-def test_a_worker_that_dies_before_it_is_heard_of_is_replaced_and_said(
-    start: Callable[..., Server], shared_store: Store
-) -> None:
-    server = start(shared_store.uri, "--workers", "2").wait()
-    first = set(children(server.process.pid))
-    os.kill(max(first), signal.SIGKILL)
-    second = until(lambda: set(children(server.process.pid)) - first)
-    os.kill(max(second), signal.SIGKILL)  # in the midst of its imports
-    until(lambda: set(children(server.process.pid)) - first - second, 30)
-
-    def replaced() -> list[dict[str, Any]]:
-        return [line for line in server.lines() if line.get("event") == "worker replaced"]
-
-    until(lambda: len(replaced()) == 2)  # it is said once the new one has begun
-    assert [(line["worker"], line["ended_by"]) for line in replaced()] == [
-        (max(first), "SIGKILL"),
-        (max(second), "SIGKILL"),
-    ]
+    assert until(lambda: all(is_answered() for _ in range(20)))
     assert server.stop() == 0
 
 
-def test_a_worker_that_hangs_is_killed_at_the_end(start: Callable[..., Server], shared_store: Store) -> None:
-    server = start(shared_store.uri, "--workers", "2", "--request-timeout", "1").wait()
-    hung = max(children(server.process.pid))
-    os.kill(hung, signal.SIGSTOP)
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(40) == 0
-    (said,) = [line for line in server.lines() if line.get("event") == "worker killed, it did not end"]
-    assert said["worker"] == hung
+def test_workers_have_the_settings_of_the_command(start: Callable[..., Server], shared_store: Store) -> None:
+    key, hosts = "correct horse battery staple", "127.0.0.1,*.example.org"
+    options = ("--workers", "2", "--api-key", key, "--allowed-hosts", hosts, "--max-body-mb", "2")
+    server = start(shared_store.uri, *options, "--request-log", "sqlite:///other.db").wait()
+    assert server.predict().status_code == 401
+    assert server.predict(headers={"X-API-Key": key, "Host": "a.example.org"}).ok
+    assert server.predict(bytes(3 * 2**20), headers={"X-API-Key": key}).status_code == 413
+    assert server.stop() == 0
+    assert (server.folder / "other.db").exists()
+    assert not (server.folder / "requests.db").exists()
+    assert key not in server.log.read_text()
 
 
-def test_with_its_parent_killed_no_worker_keeps_the_port(
-    start: Callable[..., Server], shared_store: Store
-) -> None:
+def test_workers_stop_when_their_parent_is_killed(start: Callable[..., Server], shared_store: Store) -> None:
     server = start(shared_store.uri, "--workers", "2").wait()
     os.kill(server.process.pid, signal.SIGKILL)
     until(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
@@ -132,26 +111,26 @@ def test_a_kill_loses_at_most_the_last_second_of_the_request_log(
     assert set(zip(ids, ("red", "blue"), strict=True)) <= set(rows(server))
 
 
-def test_the_log_of_the_process_has_a_line_of_json_for_each_request(
+def test_the_process_logs_a_line_of_json_per_request(
     start: Callable[..., Server], shared_store: Store
 ) -> None:
     server = start(shared_store.uri, "--request-log", "none").wait()
-    request_id = server.predict(headers={"X-Request-ID": "mine-1"}).headers["X-Request-ID"]
+    request_id = server.predict().json()["request_id"]
     server.predict(b"no picture")
     server.stop()
-    said = [line for line in server.lines() if line.get("event") == "request"]
-    assert (said[0]["request_id"], said[0]["route"], said[0]["status"]) == (request_id, "/predict", 200)
-    assert (said[1]["status"], said[1]["error"]) == (400, "not_an_image")
+    lines = [line for line in server.lines() if line.get("event") == "request"]
+    assert (lines[0]["request_id"], lines[0]["route"], lines[0]["status"]) == (request_id, "/predict", 200)
+    assert (lines[1]["status"], lines[1]["error"]) == (400, "not_an_image")
     assert not (server.folder / "requests.db").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="pipes of packets are Linux's")
-def test_lines_of_the_log_are_written_so_that_other_workers_cannot_tear_them(
+def test_lines_of_the_log_are_written_whole_because_workers_share_the_stream(
     shared_store: Store, tmp_path: Path
 ) -> None:
-    # Each write is a packet of its own, and one that is longer than what a pipe keeps whole becomes several.
+    # A pipe of packets: each write is one packet, or several if it is longer than a pipe writes atomically.
     reading, writing = os.pipe2(os.O_DIRECT)
-    process, url = _begin(shared_store, tmp_path, writing)
+    process, url = _start(shared_store, tmp_path, writing)
     os.close(writing)
     packets: list[bytes] = []
 
@@ -176,15 +155,14 @@ def test_lines_of_the_log_are_written_so_that_other_workers_cannot_tear_them(
         os.close(reading)
     lines = [packet for packet in packets if b'"route": "/version"' in packet]
     assert b"".join(lines).count(b'"event": "request"') == 301
-    assert len(lines) < 301, "the lines of a moment are written together"
     for packet in lines:
         assert packet.endswith(b"\n")
         assert all(json.loads(line) for line in packet.splitlines())
 
 
-def test_a_log_that_nobody_takes_stops_nothing(shared_store: Store, tmp_path: Path) -> None:
+def test_a_closed_standard_error_stops_nothing(shared_store: Store, tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    process, url = _begin(shared_store, tmp_path, writing)
+    process, url = _start(shared_store, tmp_path, writing)
     os.close(writing)
     try:
         until(lambda: _is_up(url), 120)
@@ -193,8 +171,8 @@ def test_a_log_that_nobody_takes_stops_nothing(shared_store: Store, tmp_path: Pa
             answer = requests.post(
                 f"{url}/predict", data=RED, headers={"Content-Type": "image/png"}, timeout=60
             ).json()
-            said = {"request_id": answer["request_id"], "correct": True}
-            assert requests.post(f"{url}/feedback", json=said, timeout=60).status_code == 204
+            given = {"request_id": answer["request_id"], "correct": True}
+            assert requests.post(f"{url}/feedback", json=given, timeout=60).status_code == 204
             assert requests.get(f"{url}/metrics", timeout=60).status_code == 200
     finally:
         process.terminate()
@@ -203,10 +181,8 @@ def test_a_log_that_nobody_takes_stops_nothing(shared_store: Store, tmp_path: Pa
         assert log.execute("select count(*), sum(feedback_correct) from request_log").fetchall() == [(3, 3)]
 
 
-def _begin(store: Store, folder: Path, stderr: int) -> tuple[subprocess.Popen[bytes], str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def _start(store: Store, folder: Path, stderr: int) -> tuple[subprocess.Popen[bytes], str]:
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "cifar_mlflow", "serve", "--port", str(port)],
         cwd=folder,
@@ -223,7 +199,7 @@ def _is_up(url: str) -> bool:
         return False
 
 
-def test_pictures_are_kept_if_asked_for(start: Callable[..., Server], shared_store: Store) -> None:
+def test_images_dir_keeps_the_images(start: Callable[..., Server], shared_store: Store) -> None:
     server = start(shared_store.uri, "--images-dir", "kept").wait()
     for picture in (RED, RED, BLUE):
         server.predict(picture)
@@ -233,7 +209,7 @@ def test_pictures_are_kept_if_asked_for(start: Callable[..., Server], shared_sto
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--api-key", "short"), "16 characters"),
         (("--host", "203.0.113.1"), "cannot listen on 203.0.113.1"),
@@ -243,21 +219,54 @@ def test_pictures_are_kept_if_asked_for(start: Callable[..., Server], shared_sto
         (("--model-uri", "models:/cifar10/99"), "models:/cifar10/99"),
     ],
 )
-def test_what_cannot_be_served_so_is_said_in_a_line(
-    start: Callable[..., Server], shared_store: Store, options: tuple[str, str], said: str
+def test_invalid_settings_are_reported_in_one_line(
+    start: Callable[..., Server], shared_store: Store, options: tuple[str, str], message: str
 ) -> None:
     server = start(shared_store.uri, *options)
     assert server.process.wait(120) in (1, 2)
     text = server.log.read_text()
     assert "Error: " in text
-    assert said in text
+    assert message in text
     assert "Traceback" not in text
     assert "short" not in text.replace("too short", "") or options[0] != "--api-key"
 
 
-def test_a_port_that_is_taken_is_said(start: Callable[..., Server], shared_store: Store) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        server = start(shared_store.uri, "--port", str(taken.getsockname()[1]))
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "localhost"),
+        ("localhost", "127.0.0.1"),
+        ("::", "127.0.0.1"),
+        ("127.0.0.1", "0.0.0.0"),
+    ],
+)
+def test_a_port_that_is_taken_is_reported(
+    start: Callable[..., Server], shared_store: Store, first: str, second: str
+) -> None:
+    if first == "::" and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6")
+    family = socket.AF_INET6 if first == "::" else socket.AF_INET
+    with socket.create_server((first, 0), family=family, dualstack_ipv6=first == "::") as taken:
+        server = start(shared_store.uri, "--host", second, "--port", str(taken.getsockname()[1]))
         assert server.process.wait(120) == 2
-    assert "cannot listen on 127.0.0.1:" in server.log.read_text()
-    assert "--port chooses another" in server.log.read_text()
+    assert server.log.read_text().count("\n") == 1
+    assert f"cannot listen on {second}:" in server.log.read_text()
+    assert "--port selects another port" in server.log.read_text()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_of_two_servers_started_at_the_same_time_one_serves(
+    start: Callable[..., Server], shared_store: Store, workers: str
+) -> None:
+    port = str(free_port())
+    options = ("--port", port, "--workers", workers)
+    servers = [start(shared_store.uri, *options), start(shared_store.uri, "--host", "localhost", *options)]
+    until(lambda: any(server.process.poll() is not None for server in servers), 120)
+    (loser,) = (server for server in servers if server.process.poll() is not None)
+    (winner,) = (server for server in servers if server is not loser)
+    assert loser.process.returncode == 2
+    text = loser.log.read_text()
+    assert "Traceback" not in text
+    assert [line for line in text.splitlines() if "cannot listen on" in line] == text.splitlines()[-1:]
+    assert winner.wait().predict().ok

@@ -1,4 +1,4 @@
-"""The service follows the champion: within seconds, nothing dropped or mixed up, and never to a bad one."""
+"""The server follows the champion without dropping requests, and refuses versions it cannot serve."""
 
 import concurrent.futures
 import functools
@@ -44,7 +44,7 @@ def metric(server: Server, name: str) -> str:
 
 @contextmanager
 def registry(store: Store, port: int) -> Iterator[None]:
-    """A real `mlflow server` with this store."""
+    """Run a real `mlflow server` with this store."""
     command = ["server", "--backend-store-uri", store.uri, "--port", str(port), "--workers", "1"]
     with (store.folder / "mlflow.log").open("a") as log:
         process = subprocess.Popen(
@@ -63,14 +63,14 @@ def registry(store: Store, port: int) -> Iterator[None]:
         process.wait()
 
 
-def test_a_promotion_under_load_drops_and_mixes_up_nothing(
+def test_a_promotion_under_load_drops_no_request_and_mixes_no_versions(
     start: Callable[..., Server], store: Store
 ) -> None:
     german = store.add(classes=GERMAN)
     server = start(store.uri, *FOLLOW).wait()
     stop = threading.Event()
 
-    def ask() -> list[tuple[int, str, str]]:
+    def send_requests() -> list[tuple[int, str, str]]:
         found = []
         with requests.Session() as session:
             while not stop.is_set():
@@ -82,14 +82,14 @@ def test_a_promotion_under_load_drops_and_mixes_up_nothing(
         return found
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        asking = [pool.submit(ask) for _ in range(8)]
+        clients = [pool.submit(send_requests) for _ in range(8)]
         try:
             for number in (german, "1", german):
                 store.promote(number)
                 until(functools.partial(serves, server, number))
         finally:
             stop.set()
-        found = [each for future in asking for each in future.result()]
+        found = [each for client in clients for each in client.result()]
     assert set(found) == {(200, "1", "blue"), (200, german, "blau")}
     assert metric(server, "cifar_model_info").count(f'version="{german}"') == 1
 
@@ -123,7 +123,9 @@ def test_a_version_that_cannot_be_served_is_refused(
     until(lambda: server.ready()["problems"] == [])
 
 
-def test_the_registry_may_be_away(start: Callable[..., Server], store: Store) -> None:
+def test_an_outage_of_the_registry_does_not_stop_the_server(
+    start: Callable[..., Server], store: Store
+) -> None:
     port = free_port()
     with registry(store, port):
         server = start(f"http://127.0.0.1:{port}", *FOLLOW).wait()
@@ -138,7 +140,7 @@ def test_the_registry_may_be_away(start: Callable[..., Server], store: Store) ->
         assert server.ready()["problems"] == []
 
 
-def test_an_alias_that_was_taken_away_is_no_outage(start: Callable[..., Server], store: Store) -> None:
+def test_a_deleted_alias_is_not_reported_as_an_outage(start: Callable[..., Server], store: Store) -> None:
     server = start(store.uri, *FOLLOW).wait()
     store.client.delete_registered_model_alias(NAME, "champion")
     (problem,) = until(lambda: server.ready()["problems"])
@@ -149,13 +151,13 @@ def test_an_alias_that_was_taken_away_is_no_outage(start: Callable[..., Server],
     until(lambda: server.ready()["problems"] == [])
 
 
-def test_a_worker_that_dies_while_the_registry_is_away_is_replaced_when_it_is_back(
+def test_a_worker_that_dies_during_an_outage_of_the_registry_is_replaced_afterwards(
     start: Callable[..., Server], store: Store
 ) -> None:
     port = free_port()
     with registry(store, port):
         server = start(f"http://127.0.0.1:{port}", "--workers", "2", CIFAR_MLFLOW_PATIENCE="1").wait()
-        until(lambda: loads(server) == 3)  # the parent's, and one of each worker
+        until(lambda: loads(server) == 3)  # by the parent and both workers
     workers = children(server.process.pid)
     os.kill(workers[0], signal.SIGKILL)
     until(lambda: any(line.get("event") == "not started" for line in server.lines()))
@@ -164,32 +166,34 @@ def test_a_worker_that_dies_while_the_registry_is_away_is_replaced_when_it_is_ba
     replaced = set(children(server.process.pid)) - set(workers)
     with registry(store, port):
         until(lambda: loads(server) == 4)
-    assert set(children(server.process.pid)) - set(workers) == replaced, "it waited, and was not begun anew"
+    assert set(children(server.process.pid)) - set(workers) == replaced, (
+        "it waited, and was not replaced again"
+    )
     assert server.stop() == 0
 
 
-def test_it_ends_though_a_worker_waits_for_the_registry(start: Callable[..., Server], store: Store) -> None:
+def test_the_server_stops_while_a_worker_waits_for_the_registry(
+    start: Callable[..., Server], store: Store
+) -> None:
     port = free_port()
     with registry(store, port):
         server = start(f"http://127.0.0.1:{port}", "--workers", "2", CIFAR_MLFLOW_PATIENCE="1").wait()
-        until(lambda: loads(server) == 3)  # the parent's, and one of each worker
+        until(lambda: loads(server) == 3)  # by the parent and both workers
     os.kill(children(server.process.pid)[0], signal.SIGKILL)
     until(lambda: any(line.get("event") == "not started" for line in server.lines()))
     assert server.stop() == 0
 
 
-def test_without_a_model_it_does_not_start_and_says_what_to_do(
-    start: Callable[..., Server], store: Store
-) -> None:
+def test_a_missing_model_is_reported_with_what_to_do(start: Callable[..., Server], store: Store) -> None:
     server = start(store.uri, "--model-uri", "models:/nobody@champion")
     assert server.process.wait(120) == 2
-    said = server.log.read_text()
-    assert "there is no models:/nobody@champion" in said
-    assert "cifar-mlflow register" in said
-    assert "Traceback" not in said
+    text = server.log.read_text()
+    assert "there is no models:/nobody@champion" in text
+    assert "cifar-mlflow register" in text
+    assert "Traceback" not in text
 
 
-def test_a_version_that_is_named_is_served_and_not_followed(
+def test_a_version_given_by_number_is_served_and_the_champion_not_followed(
     start: Callable[..., Server], store: Store
 ) -> None:
     german = store.add(classes=GERMAN)

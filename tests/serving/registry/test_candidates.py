@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from cifar_mlflow.config import Precision
 from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.models import build_network
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 from serving.registry.candidates import Candidate, EvalSet, choose, make_forms
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-CARD = ModelCard("cnn", ("a", "b", "c"), 32, MEAN, STD, width=0.25)
+CARD = ModelCard(model="cnn", classes=("a", "b", "c"), image_size=32, mean=MEAN, std=STD, width=0.25)
 
 
 def some_images(count: int) -> Split:

@@ -9,8 +9,9 @@ import torch
 from onnx import numpy_helper
 
 from cifar_mlflow.export.onnx import save_onnx
-from cifar_mlflow.models import build_network
-from cifar_mlflow.models.classifier import ImageClassifier, ModelCard
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 from serving.registry.quantize import quantize
 
 
@@ -36,7 +37,18 @@ def fp32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         classifier(torch.from_numpy(TRAINING).permute(0, 3, 1, 2) / 255)
     path = tmp_path_factory.mktemp("fp32") / "model.onnx"
-    save_onnx(path, classifier, ModelCard("cnn", tuple("abcde"), 32, (0.5,) * 3, (0.25,) * 3, width=0.5))
+    save_onnx(
+        path,
+        classifier,
+        ModelCard(
+            model="cnn",
+            classes=tuple("abcde"),
+            image_size=32,
+            mean=(0.5,) * 3,
+            std=(0.25,) * 3,
+            width=0.5,
+        ),
+    )
     return path
 
 

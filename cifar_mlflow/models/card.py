@@ -1,0 +1,103 @@
+"""The one description of a model: written when it is trained, extended when it is registered.
+
+`ModelCard` travels with the weights (safetensors header, HDF5 attributes, ONNX metadata, MLflow metadata).
+`ServedCard` is `scorer.json` in every registered model, GET /model, and the source of a version's tags. The
+scorer itself reads `scorer.json` as a plain dictionary, since it must run without pydantic.
+
+Field names are file formats: do not rename them. Unknown keys are ignored, so that an older release reads
+what a newer one wrote.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Card(BaseModel):
+    """The fields that both cards have.
+
+    Attributes:
+        classes: names, in the order of the logits.
+        image_size: side of the input in pixels.
+        temperature: divides the logits before the softmax.
+        data, data_digest: name and sha256 of the data set.
+        val_size, split_seed: which training images were held out for validation.
+        metrics: named as in the MLflow run (`test/accuracy`, 0..1).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    classes: tuple[str, ...]
+    image_size: int
+    temperature: float = 1.0
+    data: str = ""
+    data_digest: str = ""
+    val_size: float = 0.0
+    split_seed: int = 0
+    run_id: str = ""
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class ModelCard(_Card):
+    """The description of a trained network.
+
+    Attributes:
+        model: name of the architecture, a key of `BUILDERS`.
+        mean, std: per channel (R, G, B), for pixels in 0..1.
+    """
+
+    model: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    width: float = 1.0
+    dropout: float = 0.0
+
+
+class AbstentionInfo(BaseModel):
+    """The confidence threshold below which an answer is uncertain.
+
+    `coverage` is the share of validation images that are answered with certainty and `accuracy` the share of
+    right answers among them; both are None if no images were held out.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    confidence_below: float
+    target_accuracy: float
+    coverage: float | None
+    accuracy: float | None
+
+
+class OodInfo(BaseModel):
+    """The threshold above which an image counts as unlike the training images.
+
+    `auroc` tells for each kind of foreign image how well the score separates it from validation images.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    score: Literal["energy"] = "energy"
+    above: float
+    auroc: dict[str, float] = Field(default_factory=dict)
+
+
+class ServedCard(_Card):
+    """The content of `scorer.json`: a model as it is served.
+
+    Attributes:
+        format: version of the folder format, `scorer.predictor.FORMAT`.
+        model: name of the architecture; None in a folder that `register` did not write.
+        fit: how an image that is not square is brought to `image_size`.
+        reference: statistics of the validation images, for drift (see `serving.monitoring.drift`); None in
+            models that were registered before drift was measured.
+        files: sha256 by name of each other file in the folder.
+    """
+
+    format: int
+    model: str | None = None
+    fit: str = "crop"
+    precision: Literal["fp32", "int8"]
+    uncertain: AbstentionInfo
+    ood: OodInfo
+    reference: dict[str, Any] | None = None
+    files: dict[str, str] = Field(default_factory=dict)

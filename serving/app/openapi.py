@@ -1,0 +1,63 @@
+"""The OpenAPI document: what FastAPI derives from the routes, and what it cannot know."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serving.app.schemas import ErrorResponse, Feedback, ImageList, InvocationsBody, SingleImage
+
+# Bodies that the routes read themselves, because their media type decides how.
+_BODIES: list[type[BaseModel]] = [SingleImage, ImageList, InvocationsBody, Feedback]
+_REFERENCE = "#/components/schemas/{model}"
+_DESCRIPTIONS = {
+    400: "The request, or every image in it, is wrong.",
+    401: "The key is missing or wrong.",
+    404: "The answer is unknown.",
+    408: "The body came too slowly.",
+    413: "The request or an image is too large.",
+    415: "The content type or the image format is not supported.",
+    429: "Too many requests from this client.",
+    500: "The server failed.",
+    503: "The server is overloaded; retry after the seconds in Retry-After.",
+    504: "The server was too slow.",
+}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the errors of a route: these statuses, and those that every route has."""
+    return {
+        status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]}
+        for status in sorted({400, 401, 429, 500, 503, *statuses})
+    }
+
+
+def json_schema(*models: type[BaseModel]) -> dict[str, Any]:
+    """Return a media type object for JSON of one of the models."""
+    references = [{"$ref": _REFERENCE.format(model=model.__name__)} for model in models]
+    return {"schema": references[0] if len(references) == 1 else {"oneOf": references}}
+
+
+def request_body(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route whose body has one of these media types."""
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def build_openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the document of an app."""
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes
+    )
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # our handler answers 400
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    bodies = [(model, "validation") for model in _BODIES]
+    _, definitions = models_json_schema(bodies, ref_template=_REFERENCE)  # type: ignore[arg-type]
+    schemas |= definitions["$defs"]
+    return document

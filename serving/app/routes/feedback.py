@@ -1,0 +1,52 @@
+"""POST /feedback: what people say about answers."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import ValidationError
+from starlette.requests import Request
+
+from serving.app.dependencies import State
+from serving.app.errors import Refusal
+from serving.app.openapi import errors, json_schema, request_body
+from serving.app.schemas import Feedback
+
+router = APIRouter()
+
+MAX_BYTES = 64 * 1024
+
+
+async def _read_feedback(request: Request) -> Feedback:
+    # A web page of another site may send other content types without asking the server first (CORS).
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Refusal(415, "unsupported_media_type", "Send application/json.")
+    body = await request.body()
+    if len(body) > MAX_BYTES:
+        raise Refusal(413, "too_large", "The body is too large for feedback.")
+    try:
+        feedback = Feedback.model_validate_json(body)
+    except ValidationError as error:
+        if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
+            raise Refusal(400, "not_json", "The body is not JSON.") from None
+        message = 'Send {"request_id": "…", "item": 0, "correct": true or false, "label": "…" or null}.'
+        raise Refusal(400, "bad_feedback", message) from None
+    if feedback.correct is None and feedback.label is None:
+        raise Refusal(400, "bad_feedback", "Say whether the answer was correct, or what the label is.")
+    return feedback
+
+
+@router.post(
+    "/feedback",
+    status_code=204,
+    response_description="The feedback was stored.",
+    responses=errors(404, 408, 413, 415),
+    openapi_extra=request_body({"application/json": json_schema(Feedback)}),
+)
+async def feedback(feedback: Annotated[Feedback, Depends(_read_feedback)], state: State) -> None:
+    """Store whether an answer was right, and what it should have been."""
+    if feedback.label is not None and feedback.label not in state.champion.current.scorer.classes:
+        raise Refusal(400, "unknown_label", "The label is not a class of the model; see /model.")
+    state.telemetry.flush()
+    # Not in the decoding threads: it may wait for the database.
+    await asyncio.to_thread(state.telemetry.feedback, feedback)

@@ -1,0 +1,122 @@
+"""Work that nobody waits for any more, and a network that does not get on, at a real server."""
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from serving.app.state import AppState
+from serving.config import ServeConfig
+from tests.serving.app.conftest import BLUE, RED, Server, until
+from tests.serving.app.stalling_model import ENDLESS, SLOW, save_stalling_model
+
+pytestmark = pytest.mark.slow
+
+UPLOAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_stalling_model(tmp_path_factory.mktemp("stalling") / "model")
+
+
+@pytest.fixture
+def serve(start: Callable[..., Server], model: str) -> Iterator[Callable[..., Server]]:
+    """Start servers of the stalling model; kill them, because a stuck network does not stop."""
+    servers = []
+
+    def serve(*options: str) -> Server:
+        servers.append(start("", "--model-uri", model, "--request-log", "none", *options).wait())
+        return servers[-1]
+
+    yield serve
+    for server in servers:
+        server.stop(signal.SIGKILL)
+
+
+def metric(server: Server, name: str) -> float:
+    lines = requests.get(f"{server.url}/metrics", timeout=60).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def is_ready(server: Server) -> bool:
+    response = requests.get(f"{server.url}/ready", timeout=60)
+    assert response.status_code in (200, 503)
+    return response.ok
+
+
+def waiting(server: Server) -> float:
+    return metric(server, "cifar_queue_length")
+
+
+def computed(server: Server) -> float:
+    return metric(server, "cifar_batch_size_sum")
+
+
+def test_images_of_requests_that_timed_out_are_not_computed(serve: Callable[..., Server]) -> None:
+    server = serve("--request-timeout", "1")
+    with ThreadPoolExecutor(6) as pool:
+        slow = pool.submit(server.predict, SLOW)
+        until(lambda: waiting(server) == 1)
+        others = [pool.submit(server.predict, RED) for _ in range(5)]
+        assert {each.result().status_code for each in (slow, *others)} == {504}
+    until(lambda: waiting(server) == 0)
+    assert computed(server) == 1
+    assert server.predict(BLUE).json()["predictions"][0]["label"] == "blue"
+
+
+def test_an_image_keeps_its_place_until_its_batch_has_ended(serve: Callable[..., Server]) -> None:
+    server = serve("--request-timeout", "1", "--queue-limit", "1")
+    assert server.predict(SLOW).status_code == 504
+    refused = server.predict(RED)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert computed(server) == 0
+    until(lambda: server.predict(RED).ok)
+    assert computed(server) == 2
+
+
+def test_the_image_of_a_client_that_has_disconnected_is_not_computed(serve: Callable[..., Server]) -> None:
+    server = serve()
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(server.predict, SLOW)
+        until(lambda: waiting(server) == 1)
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(UPLOAD % len(RED) + RED)
+            until(lambda: waiting(server) == 2)
+        until(lambda: waiting(server) == 1)
+        assert not slow.done()
+        assert slow.result().ok
+    assert computed(server) == 1
+    assert metric(server, 'cifar_requests_total{route="/predict",status="499"}') == 1
+
+
+def test_a_server_with_a_stuck_network_is_alive_but_not_ready(serve: Callable[..., Server]) -> None:
+    server = serve("--request-timeout", "1")
+    assert is_ready(server)
+    assert server.predict(ENDLESS).status_code == 504
+    until(lambda: not is_ready(server))
+    error = server.ready()["error"]
+    assert error["code"] == "not_ready"
+    assert "No batch was finished in the last" in error["message"]
+    assert requests.get(f"{server.url}/ping", timeout=60).ok
+
+
+def test_a_long_batch_that_ends_makes_the_server_ready_again(serve: Callable[..., Server]) -> None:
+    server = serve("--request-timeout", "1")
+    assert server.predict(SLOW).status_code == 504
+    until(lambda: not is_ready(server))
+    until(lambda: is_ready(server))
+
+
+def test_an_engine_that_is_closed_is_a_failure(model: str, tmp_path: Path) -> None:
+    state = AppState(ServeConfig(model_uri=model, request_log="none"))
+    try:
+        assert state.failure() is None
+        state.champion.current.scorer.close()
+        assert "The network is not running any more" in str(state.failure())
+    finally:
+        state.close()
