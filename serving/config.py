@@ -75,8 +75,15 @@ class ServeConfig(Settings):
         "$CIFAR_MLFLOW_REQUEST_LOG for a URL with a password.",
     )
     images_dir: Path | None = setting(None, "Keep the images of requests in this folder.")
-    retention_days: float = setting(30.0, "Forget requests and pictures that are older.", gt=0)
-    retention_mb: float = setting(1024.0, "Forget the oldest when the log is larger, in MB.", gt=0)
+    retention_days: float = setting(
+        30.0, "Delete rows of the request log, and kept images, after this many days.", gt=0
+    )
+    retention_rows: int | None = setting(
+        None, "Keep at most this many rows in the request log. Default: 2,000 per MB of --retention-mb.", ge=1
+    )
+    retention_mb: float = setting(
+        1024.0, "Keep at most this many MB of images, and 2,000 rows of the request log per MB.", gt=0
+    )
 
     @model_validator(mode="before")
     @classmethod

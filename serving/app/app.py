@@ -28,7 +28,7 @@ def create_app(state: AppState) -> FastAPI:
         metrics = asyncio.create_task(_update_metrics(state))
         yield
         metrics.cancel()
-        state.telemetry.note()
+        state.telemetry.flush()
         await asyncio.to_thread(state.close)
 
     app = FastAPI(

@@ -26,7 +26,7 @@ from cifar_mlflow.errors import UsageError
 from serving.app.app import create_app
 from serving.app.state import AppState
 from serving.config import ServeConfig
-from serving.monitoring.telemetry import log, set_up_logging
+from serving.monitoring.logging import log, set_up_logging
 
 MIN_KEY_LENGTH = 16
 BACKLOG = 2048

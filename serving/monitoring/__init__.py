@@ -1,1 +1,1 @@
-"""What is known of the answers afterwards: a log, metrics, drift."""
+"""Monitoring of the service: process log, request log, metrics, drift, and a report on them."""

@@ -1,4 +1,4 @@
-"""From the rows of the request log to the tables of a report."""
+"""Compute the tables of a report from the rows of the request log."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,13 +13,13 @@ from sklearn.metrics import confusion_matrix, f1_score
 from serving.monitoring.drift import FEATURES, LARGE, MINIMUM, SMALL, Reference, count, psi, shares_of
 
 STEPS = {"5 minutes": "5min", "hour": "1h", "day": "1D"}
-MOST_STEPS = 200
-# Of the answers of a route; 0 and 499 are connections that were cut before there was one.
+MAX_STEPS = 200
+# "cut off": the connection was closed before the answer (status 0 or 499).
 OUTCOMES = ("answered", "refused", "failed", "cut off")
 
 
 def requests_of(records: pd.DataFrame) -> pd.DataFrame:
-    """A row a request: `time` (UTC), `route`, `status`, `total_ms`, `outcome`; a record is of a picture."""
+    """Merge the records of each request: `time` (UTC), `route`, `status`, `total_ms`, `outcome`."""
     requests = records.drop_duplicates(["request_id", "time"])[["time", "route", "status", "total_ms"]]
     outcome = requests["status"].map(
         lambda status: "cut off" if status in (0, 499) else {4: "refused", 5: "failed"}.get(status // 100)
@@ -30,52 +30,54 @@ def requests_of(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_time(requests: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """By hour, or by what makes a picture that can be read; and what that is.
+    """Count requests and compute latency per time step; the step is chosen for a readable chart.
 
     Returns:
-        The index is the beginning of each span, UTC. Columns: the outcomes, and `p50`, `p95` and `p99`, the
-        milliseconds of what was answered, NaN where nothing was.
+        A table and the name of the step, a key of STEPS. The index is the start of each step (UTC). The
+        columns are the outcomes, and `p50`, `p95` and `p99` of answered requests, in milliseconds, NaN if
+        there are none.
     """
     span = (requests["time"].max() - requests["time"].min()).total_seconds()
     step = next(
-        (name for name, step in STEPS.items() if span / pd.Timedelta(step).total_seconds() <= MOST_STEPS),
+        (name for name, step in STEPS.items() if span / pd.Timedelta(step).total_seconds() <= MAX_STEPS),
         "day",
     )
-    spans = requests["time"].dt.floor(STEPS[step]).rename("time")
-    counts = pd.crosstab(spans, requests["outcome"]).reindex(columns=OUTCOMES, fill_value=0)
+    start = requests["time"].dt.floor(STEPS[step]).rename("time")
+    counts = pd.crosstab(start, requests["outcome"]).reindex(columns=OUTCOMES, fill_value=0)
     answered = requests["outcome"] == "answered"
-    times = requests.loc[answered, "total_ms"].groupby(spans[answered])
+    times = requests.loc[answered, "total_ms"].groupby(start[answered])
     table = pd.DataFrame(counts.to_numpy(), index=pd.DatetimeIndex(counts.index), columns=list(OUTCOMES))
     for percent in (50, 95, 99):
         table[f"p{percent}"] = times.quantile(percent / 100)
-    whole = pd.date_range(table.index[0], table.index[-1], freq=STEPS[step], name="time")
-    table = table.reindex(whole)
+    all_steps = pd.date_range(table.index[0], table.index[-1], freq=STEPS[step], name="time")
+    table = table.reindex(all_steps)
     return table.fillna(dict.fromkeys(OUTCOMES, 0)).astype(dict.fromkeys(OUTCOMES, "int64")), step
 
 
 def drift(answers: pd.DataFrame, reference: Reference) -> pd.DataFrame:
-    """The index of each thing that is compared.
+    """Compute the population stability index of each feature.
 
     Args:
         answers: records with a label, of one model.
 
     Returns:
-        A row each: `what`, `psi`, `verdict`, `chance`: what the index of as many pictures like those of the
-        reference stays below in 19 of 20 cases, and `pictures`. The index is NaN if there are too few.
+        One row per feature: `feature`, `psi`, `verdict`, `chance` and `pictures` (the number of images).
+        `chance` is the value that as many images from the distribution of the reference stay below in 19 of
+        20 cases. Index and `chance` are NaN if there are too few images.
     """
     rows: list[dict[str, Any]] = []
-    for what in FEATURES:
-        values = answers[what].dropna()
-        bins = len(shares_of(reference, what))
-        value, chance = np.nan, np.nan
+    for feature in FEATURES:
+        values = answers[feature].dropna()
+        bins = len(shares_of(reference, feature))
+        index, chance = np.nan, np.nan
         if len(values) >= MINIMUM:
-            value = psi(reference, what, count(reference, what, values.to_numpy()))
+            index = psi(reference, feature, count(reference, feature, values.to_numpy()))
             chance = chi2.ppf(0.95, max(bins - 1, 1)) * (1 / len(values) + 1 / reference["images"])
         rows.append(
             {
-                "what": what,
-                "psi": value,
-                "verdict": _verdict(value),
+                "feature": feature,
+                "psi": index,
+                "verdict": _verdict(index),
                 "chance": chance,
                 "pictures": len(values),
             }
@@ -83,40 +85,41 @@ def drift(answers: pd.DataFrame, reference: Reference) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _verdict(value: float) -> str:
-    if np.isnan(value):
-        return f"too few pictures: {MINIMUM} are needed"
-    return "as before" if value < SMALL else "a change" if value < LARGE else "a large change"
+def _verdict(index: float) -> str:
+    if np.isnan(index):
+        return f"too few images: {MINIMUM} are needed"
+    return "no change" if index < SMALL else "a change" if index < LARGE else "a large change"
 
 
-def bins(answers: pd.DataFrame, reference: Reference, what: str) -> pd.DataFrame:
-    """Shares side by side: `bin`, `reference`, `live`."""
-    counts = count(reference, what, answers[what].dropna().to_numpy())
-    if what == "label":
+def bins(answers: pd.DataFrame, reference: Reference, feature: str) -> pd.DataFrame:
+    """Return the shares of images in each bin: `bin` (its name), `reference`, `live`."""
+    counts = count(reference, feature, answers[feature].dropna().to_numpy())
+    if feature == "label":
         names = list(reference["label"])
     else:
-        edges = [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in reference[what]["edges"]]
+        edges = [f"{edge:.3f}".rstrip("0").rstrip(".") for edge in reference[feature]["edges"]]
         names = [
             f"below {edges[0]}",
             *(f"{low} to {high}" for low, high in pairwise(edges)),
             f"from {edges[-1]}",
         ]
     return pd.DataFrame(
-        {"bin": names, "reference": shares_of(reference, what), "live": counts / max(counts.sum(), 1)}
+        {"bin": names, "reference": shares_of(reference, feature), "live": counts / max(counts.sum(), 1)}
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Live:
-    """What people said of the answers.
+class FeedbackSummary:
+    """Accuracy of the answers that people gave feedback on.
 
     Attributes:
-        judged: answers that were called right or wrong.
-        accuracy: the share of right ones, which lies in `interval` with 95 % (Wilson) if they were drawn by
-            lot.
-        known: answers whose true class is known: a wrong one may have come without.
-        f1_macro: of those, over the classes that occur; NaN if there are none.
-        confusion: of those, int64 (classes, classes), rows are the true class.
+        judged: answers marked as right or wrong.
+        accuracy: share of right ones among them.
+        interval: 95 % confidence interval of the accuracy (Wilson); valid if people judge random answers.
+        known: answers whose true class is known. Feedback may say "wrong" without naming the class.
+        f1_macro: of the known ones, over the classes that occur; NaN if there are none.
+        classes: names of the rows and columns of `confusion`.
+        confusion: of the known ones, int64 (classes, classes); rows are the true class.
     """
 
     judged: int
@@ -128,17 +131,17 @@ class Live:
     confusion: NDArray[np.int64]
 
 
-def live(feedback: pd.DataFrame, classes: tuple[str, ...]) -> Live | None:
-    """None if nobody called an answer right or wrong.
+def summarize_feedback(feedback: pd.DataFrame, classes: tuple[str, ...]) -> FeedbackSummary | None:
+    """Summarize feedback; return None if no answer was marked as right or wrong.
 
     Args:
-        feedback: records with feedback, of one model or of all.
-        classes: in their order; others that occur come after them.
+        feedback: records with feedback.
+        classes: in the model's order; other classes that occur are added after them.
     """
-    said = feedback[feedback["label"].notna()]
-    label, truth = said["label"].astype(object), said["feedback_label"].astype(object)
-    correct = said["feedback_correct"].astype(object)
-    correct = correct.where(truth.isna(), label == truth)  # who names the class has said it
+    answers = feedback[feedback["label"].notna()]
+    label, truth = answers["label"].astype(object), answers["feedback_label"].astype(object)
+    correct = answers["feedback_correct"].astype(object)
+    correct = correct.where(truth.isna(), label == truth)  # the named class has precedence
     judged = correct.notna()
     if not judged.any():
         return None
@@ -147,12 +150,10 @@ def live(feedback: pd.DataFrame, classes: tuple[str, ...]) -> Live | None:
     names = (*classes, *sorted({*label[known], *truth[known]} - {*classes}))
     right, total = int((correct == True).sum()), int(judged.sum())  # noqa: E712
     low, high = binomtest(right, total).proportion_ci(method="wilson")
-    f1 = f1_score(truth[known], label[known], average="macro", zero_division=0) if known.any() else np.nan
-    confusion = (
-        confusion_matrix(truth[known], label[known], labels=list(names))
-        if known.any()
-        else np.zeros((len(names), len(names)), np.int64)
-    )
-    return Live(
+    f1, confusion = np.nan, np.zeros((len(names), len(names)), np.int64)
+    if known.any():
+        f1 = f1_score(truth[known], label[known], average="macro", zero_division=0)
+        confusion = confusion_matrix(truth[known], label[known], labels=list(names))
+    return FeedbackSummary(
         total, right / total, (float(low), float(high)), int(known.sum()), float(f1), names, confusion
     )

@@ -1,25 +1,33 @@
-"""The table of the request log, in a SQLite file or in PostgreSQL."""
+"""The table of the request log, in a SQLite file or a PostgreSQL database: open, write, delete, read."""
 
-import sqlite3
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from cifar_mlflow.errors import CifarError, UsageError
+from serving.monitoring.records import Record
 
-SCHEMA_VERSION = 1
-# How long a lock of another process is waited for before the rows go back into the queue.
-PATIENCE_SECONDS = 2.0
-OPEN_SECONDS = 15.0  # several processes that make the file at once get in each other's way
-# PostgreSQL's own waits have no end. What the URL says of these comes first.
-STATEMENT_SECONDS = 10.0
-CONNECTION = {"connect_timeout": "5", "tcp_user_timeout": "10000"}
-# Any number that nobody else uses for PostgreSQL's advisory locks in this database.
-ADVISORY_LOCK = 0x63696662
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOCK_SECONDS = 2.0  # for a lock that another process holds on a SQLite file
+STATEMENT_SECONDS = 5.0
+# Without these, psycopg waits for minutes. Parameters in the address have precedence.
+POSTGRESQL_TIMEOUTS = {"connect_timeout": "5", "tcp_user_timeout": "10000"}
+OPEN_SECONDS = 15.0  # processes that create the same file at once get in each other's way
+# Other processes cannot write to a SQLite file while a portion is deleted.
+PORTION_ROWS = 500
+PORTION_PAGES = 500
+# Columns with few distinct values: as categories, a million rows need a tenth of the memory.
+CATEGORIES = ("route", "error_code", "model_version", "image_format", "label", "feedback_label")
 
 metadata = sa.MetaData()
 LOG = sa.Table(
@@ -48,197 +56,280 @@ LOG = sa.Table(
     sa.Column("feedback_time", sa.Double),
     sa.Column("feedback_correct", sa.Boolean),
     sa.Column("feedback_label", sa.Text),
-    # A batch whose commit was not confirmed is written again: it must not be there twice.
+    # A batch is written again if the connection broke before the commit was confirmed.
     sa.UniqueConstraint("request_id", "item", "time"),
     sa.Index("request_log_feedback", "feedback_time", sqlite_where=sa.text("feedback_time IS NOT NULL"),
              postgresql_where=sa.text("feedback_time IS NOT NULL")),
 )  # fmt: skip
-VERSION = sa.Table("request_log_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
+# Earlier versions of this program created the second table; nothing reads it any more.
+OWN_TABLES = {LOG.name, "request_log_version"}
+
+_NAMES = [field.name for field in fields(Record)]
+_VALUES = attrgetter(*_NAMES)
+_INSERT = {
+    "sqlite": sqlite.insert(LOG).on_conflict_do_nothing(),
+    "postgresql": postgresql.insert(LOG).on_conflict_do_nothing(),
+}
+# Creating the table must not overlap with another process; the number identifies an advisory lock.
+_EXCLUSIVE = {"sqlite": "BEGIN IMMEDIATE", "postgresql": f"SELECT pg_advisory_xact_lock({0x63696662})"}
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A person's verdict on an answer; `time` is in Unix seconds."""
+
+    request_id: str
+    item: int
+    time: float
+    correct: bool | None
+    label: str | None
+
+
+Entry: TypeAlias = Record | Feedback
 
 
 class Database:
-    """The database at an SQLAlchemy URL.
+    """A request log at an SQLAlchemy URL.
+
+    Attributes:
+        safe_url: the URL without secrets, for messages.
 
     Raises:
-        UsageError: the URL is none, or of a database that we cannot use.
+        UsageError: the URL is not valid, or names a database that is not supported.
     """
 
     def __init__(self, url: str) -> None:
-        self.safe_url = _without_password(url)
-        address = _address(url)
-        self.file = (
-            Path(address.database or "").absolute() if address.get_backend_name() == "sqlite" else None
-        )
+        address = _parse(url)
+        self.safe_url = _redact(address)
+        secrets = [address.password, *address.normalized_query.get("password", ())]
+        self._secrets = [str(secret) for secret in secrets if secret]
+        self._file: Path | None = None
         self._inode: int | None = None
-        if self.file is not None:
-            self.engine = sa.create_engine(address, connect_args={"timeout": PATIENCE_SECONDS})
-            sa.event.listen(self.engine, "connect", _prepare_sqlite)
-            sa.event.listen(self.engine, "begin", _begin_sqlite)
+        if address.get_backend_name() == "sqlite":
+            self._file = Path(address.database or "").absolute()
+            self.engine = sa.create_engine(address, connect_args={"timeout": LOCK_SECONDS})
+            sa.event.listen(
+                self.engine,
+                "connect",
+                lambda connection, _: connection.execute("PRAGMA synchronous = NORMAL"),
+            )
         else:
-            address = address.update_query_dict({**CONNECTION, **address.query})
+            address = address.update_query_dict({**POSTGRESQL_TIMEOUTS, **address.query})
+            if address.drivername == "postgresql":
+                address = address.set(drivername="postgresql+psycopg")
             try:
-                self.engine = sa.create_engine(address, pool_pre_ping=True, pool_timeout=PATIENCE_SECONDS)
+                self.engine = sa.create_engine(address, pool_pre_ping=True, pool_timeout=LOCK_SECONDS)
             except (ImportError, sa.exc.ArgumentError) as error:
                 raise UsageError(f"request log: {self.safe_url} needs a driver: {error}") from None
 
     def open(self) -> None:
-        """Make the table where there is none; several processes may do so at once.
+        """Create the table if there is none; several processes may do so at once.
 
         Raises:
-            CifarError: it cannot be reached or used, or is no request log that this version knows.
+            CifarError: the database cannot be reached or used, or the table has another format.
         """
         deadline = time.monotonic() + OPEN_SECONDS
         while True:
             try:
-                return self.prepare()
+                return self.create()
             except sa.exc.SQLAlchemyError as error:
-                if not is_locked(error) or time.monotonic() > deadline:
-                    raise self.cannot_be_used(error) from error
+                if "locked" not in self.reason(error) or time.monotonic() > deadline:
+                    raise self.unusable(error) from error
                 time.sleep(0.05)
 
-    def prepare(self) -> None:
-        """What `open` does, once, without waiting for others."""
-        if self.file is not None:
+    def create(self) -> None:
+        """Make one attempt of `open`."""
+        if self.was_replaced():
+            self._close_old_file()
             self._prepare_file()
-        with self.writing() as connection:
-            if self.file is None:
-                connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql(_EXCLUSIVE[self.engine.dialect.name])
             metadata.create_all(connection)
-            if not self._check_version(connection):
-                connection.execute(sa.insert(VERSION).values(version=SCHEMA_VERSION))
-        self._inode = self.file.stat().st_ino if self.file is not None else None
+            self._check_columns(connection)
+        if self._file is not None:
+            self._inode = self._file.stat().st_ino
 
-    def open_to_read(self) -> None:
-        """Write nothing; neither a file nor a table is made.
-
-        Raises:
-            CifarError: there is no request log, or none that this version knows.
-        """
-        if self.file is not None and not self.file.exists():
-            raise CifarError(f"there is no request log {self.safe_url}")
-        try:
-            with self.reading() as connection:
-                found = sa.inspect(connection).has_table(VERSION.name) and self._check_version(connection)
-        except sa.exc.SQLAlchemyError as error:
-            raise self.cannot_be_used(error) from error
-        if not found:
-            raise CifarError(f"{self.safe_url} is no request log")
-
-    def cannot_be_used(self, error: sa.exc.SQLAlchemyError) -> CifarError:
-        reason = first_line(error)
-        is_damaged = "malformed" in reason or "not a database" in reason
-        advice = "; move it away, and the server makes a new one" if is_damaged else ""
-        return CifarError(f"the request log {self.safe_url} cannot be used: {reason}{advice}")
-
-    def _check_version(self, connection: sa.Connection) -> bool:
-        """False if the table of versions is empty.
-
-        Raises:
-            CifarError: it names one that is not ours.
-        """
-        version = connection.execute(sa.select(VERSION.c.version)).scalar()
-        if version not in (None, SCHEMA_VERSION):
-            raise CifarError(
-                f"the request log {self.safe_url} has format {version}, this version of cifar-mlflow "
-                f"knows {SCHEMA_VERSION}: name another database, or use the version that made it"
-            )
-        return version is not None
+    def _close_old_file(self) -> None:
+        if self._inode is not None:
+            # A file that was moved lacks the rows that are still in its write-ahead log.
+            with suppress(sa.exc.SQLAlchemyError), self.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.engine.dispose()
 
     def _prepare_file(self) -> None:
-        with self.reading() as connection:
+        with self.engine.connect() as connection:
             tables = set(sa.inspect(connection).get_table_names())
-        others = tables - set(metadata.tables)
-        if others:
-            # The size of the file is bounded by deleting rows of ours: these would count too.
+            if others := tables - OWN_TABLES:
+                raise CifarError(
+                    f"{self.safe_url} has tables of another program ({', '.join(sorted(others)[:3])}): "
+                    "the request log needs a file of its own"
+                )
+            if not tables:  # later it has no effect
+                connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+
+    def _check_columns(self, connection: sa.Connection) -> None:
+        present = {column["name"] for column in sa.inspect(connection).get_columns(LOG.name)}
+        if missing := set(LOG.columns.keys()) - present:
             raise CifarError(
-                f"{self.safe_url} has tables of something else ({', '.join(sorted(others)[:3])}): "
-                "the request log needs a file of its own"
+                f"the request log {self.safe_url} lacks the columns {', '.join(sorted(missing))}: name "
+                "another database, or use the version of cifar-mlflow that created it"
             )
-        with self.reading() as connection:
-            cursor = connection.connection.cursor()  # no transaction has begun
-            if not tables:
-                # WAL writes the first page, after which this cannot be chosen any more; it takes the lock.
-                cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            cursor.execute("PRAGMA journal_mode = WAL")
 
     def was_replaced(self) -> bool:
-        """Whether somebody removed or renamed the file: open connections would write into nothing."""
-        if self.file is None:
+        """Return whether the SQLite file was removed or moved, so that connections use the old one."""
+        if self._file is None:
             return False
         try:
-            return self.file.stat().st_ino != self._inode
+            return self._file.stat().st_ino != self._inode
         except OSError:
             return True
 
-    def let_go(self) -> None:
-        """Close the connections. What a file that was moved has not got yet is put into it before."""
-        if self.file is not None:
-            with suppress(sa.exc.SQLAlchemyError), self.engine.connect() as connection:
-                connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self.engine.dispose()
-
     @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that ends with a commit."""
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """Commit at the end. PostgreSQL cancels statements that take longer than STATEMENT_SECONDS."""
         with self.engine.begin() as connection:
-            self._bound(connection, STATEMENT_SECONDS)
+            if self.engine.dialect.name == "postgresql":
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {STATEMENT_SECONDS * 1000:.0f}")
             yield connection
 
-    @contextmanager
-    def reading(self, seconds: float | None = None) -> Iterator[sa.Connection]:
-        """A transaction that keeps no writer waiting; PostgreSQL stops its statements after `seconds`."""
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Insert the records that the table does not have yet, then apply the feedback."""
+        rows = [dict(zip(_NAMES, _VALUES(e), strict=True)) for e in entries if isinstance(e, Record)]
+        with self._transaction() as connection:
+            if rows:
+                connection.execute(_INSERT[self.engine.dialect.name], rows)
+            for entry in entries:
+                if isinstance(entry, Feedback):
+                    connection.execute(_update(entry))
+
+    def has(self, request_id: str, item: int) -> bool:
+        """Return whether the table has this answer."""
+        answer = sa.select(LOG.c.id).where(LOG.c.request_id == request_id, LOG.c.item == item).limit(1)
+        with self._transaction() as connection:
+            return connection.execute(answer).first() is not None
+
+    def delete_portion(self, before: float, max_rows: int) -> bool:
+        """Delete a few hundred rows that are outdated; return False if there were none.
+
+        Args:
+            before: Unix seconds; older rows are outdated.
+            max_rows: rows are outdated if at least this many were written after them.
+        """
+        # Counting rows takes seconds in a large table; ids are given in order, and rarely skipped.
+        newest = sa.select(sa.func.max(LOG.c.id)).scalar_subquery()
+        deleted = 0
+        with self._transaction() as connection:
+            for outdated in (LOG.c.time < before, LOG.c.id <= newest - max_rows):
+                portion = sa.select(LOG.c.id).where(outdated).limit(PORTION_ROWS)
+                portion = portion.with_for_update(skip_locked=True)  # several processes delete
+                deleted += connection.execute(sa.delete(LOG).where(LOG.c.id.in_(portion))).rowcount
+        if deleted and self._file is not None:
+            self._shrink_file()
+        return deleted > 0
+
+    def _shrink_file(self) -> None:
+        """Return some unused pages to the disk; PostgreSQL does this by itself."""
         with self.engine.connect() as connection:
-            connection.execution_options(reading=True)
-            if seconds is not None:
-                self._bound(connection, seconds)
-            yield connection
+            # The statement ends when all its rows are read, which only `executescript` does: they are empty.
+            connection.connection.cursor().executescript(f"PRAGMA incremental_vacuum({PORTION_PAGES})")
 
-    def _bound(self, connection: sa.Connection, seconds: float) -> None:
-        if self.file is None:
-            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {seconds * 1000:.0f}")
+    def reason(self, error: BaseException) -> str:
+        """Return the first line of the database's message, without secrets."""
+        line = first_line(error)
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        return line
+
+    def unusable(self, error: sa.exc.SQLAlchemyError) -> CifarError:
+        reason = self.reason(error)
+        is_damaged = "malformed" in reason or "not a database" in reason
+        advice = "; move the file away, and the server creates a new one" if is_damaged else ""
+        return CifarError(f"the request log {self.safe_url} cannot be used: {reason}{advice}")
+
+    def read(self, since: float, until: float) -> "tuple[pd.DataFrame, pd.DataFrame]":
+        """Read the records and the feedback of a time span; nothing is created.
+
+        Args:
+            since: Unix seconds.
+            until: Unix seconds, exclusive.
+
+        Returns:
+            The records of requests that arrived in the span, and the records of any age with feedback from
+            the span. One row per image, oldest first; the columns are the fields of Record, feedback_time
+            (NaN without feedback), feedback_correct and feedback_label.
+
+        Raises:
+            CifarError: there is no request log, or it cannot be read.
+        """
+        if self._file is not None and not self._file.exists():
+            raise CifarError(f"there is no request log {self.safe_url}")
+        try:
+            with self.engine.connect() as connection:
+                if not sa.inspect(connection).has_table(LOG.name):
+                    raise CifarError(f"{self.safe_url} is not a request log")
+                self._check_columns(connection)
+                records = _select(connection, LOG.c.time, since, until)
+                return records, _select(connection, LOG.c.feedback_time, since, until)
+        except sa.exc.SQLAlchemyError as error:
+            raise self.unusable(error) from error
+        finally:
+            self.engine.dispose()
 
 
-def _address(url: str) -> sa.URL:
-    try:
-        address = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise UsageError(
-            f"request log: {_without_password(url)} is not a database URL; "
-            "for example sqlite:///requests.db or postgresql+psycopg://user@host/database"
-        ) from None
-    kind = address.get_backend_name()
-    if kind not in ("sqlite", "postgresql"):
-        raise UsageError(f"request log: SQLite or PostgreSQL, not {kind} ({_without_password(url)})")
-    if kind == "sqlite" and (not address.database or ":memory:" in address.database):
-        raise UsageError(f"request log: {url} names no file; for example sqlite:///requests.db")
-    return address.set(drivername="postgresql+psycopg") if address.drivername == "postgresql" else address
+def _select(
+    connection: sa.Connection, when: "sa.Column[float]", since: float, until: float
+) -> "pd.DataFrame":
+    import pandas as pd  # not needed by a server, which only writes
+
+    columns = [column for column in LOG.c if column is not LOG.c.id]
+    rows = sa.select(*columns).where(when >= since, when < until).order_by(LOG.c.time, LOG.c.item)
+    dtypes = dict.fromkeys(CATEGORIES, "category") | {"image_bytes": "Int64"}
+    dtypes |= {column.name: "float64" for column in columns if isinstance(column.type, sa.Double)}
+    dtypes |= {column.name: "boolean" for column in columns if isinstance(column.type, sa.Boolean)}
+    return pd.read_sql(rows, connection).astype(dtypes)
 
 
-def _without_password(url: str) -> str:
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return url.rpartition("@")[2]
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where we say so, the making of tables included
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA journal_size_limit = 16777216")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A transaction that reads first and writes later fails at once if another writes in between.
-    how = "DEFERRED" if connection.get_execution_options().get("reading") else "IMMEDIATE"
-    connection.exec_driver_sql(f"BEGIN {how}")
-
-
-def is_locked(error: Exception) -> bool:
-    return isinstance(error, sa.exc.OperationalError) and "locked" in str(error.orig)
+def _update(feedback: Feedback) -> sa.Update:
+    # If a client uses a request id again, its last answer is meant.
+    answers = (LOG.c.request_id == feedback.request_id, LOG.c.item == feedback.item)
+    last = sa.select(sa.func.max(LOG.c.id)).where(*answers).scalar_subquery()
+    is_newest = LOG.c.feedback_time.is_(None) | (LOG.c.feedback_time <= feedback.time)
+    return (
+        sa.update(LOG)
+        .where(LOG.c.id == last, is_newest)
+        .values(feedback_time=feedback.time, feedback_correct=feedback.correct, feedback_label=feedback.label)
+    )
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """What the database said, without SQLAlchemy's additions."""
-    said = getattr(error, "orig", None) or error
-    line = (str(said).strip() or type(said).__name__).splitlines()[0]
+    """Return the first line of an error's message, without what SQLAlchemy adds to it."""
+    cause = getattr(error, "orig", None) or error
+    line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _parse(url: str) -> sa.URL:
+    try:
+        address = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # ValueError: the port is not a number
+        # Anything but a plain name may hold a password.
+        shown = url if re.fullmatch(r"[\w./-]+", url) else "the address"
+        raise UsageError(
+            f"request log: {shown} is not a database URL; for example sqlite:///requests.db or "
+            "postgresql+psycopg://user@host/database"
+        ) from None
+    if "@" in (address.host or ""):
+        raise UsageError("request log: write @ as %40 in the password of the database URL")
+    kind = address.get_backend_name()
+    if kind not in ("sqlite", "postgresql"):
+        raise UsageError(f"request log: SQLite or PostgreSQL, not {kind} ({_redact(address)})")
+    names_file = address.database and ":memory:" not in address.database
+    if kind == "sqlite" and (address.username or address.host or not names_file):
+        raise UsageError(f"request log: {_redact(address)} names no file; for example sqlite:///requests.db")
+    return address
+
+
+def _redact(address: sa.URL) -> str:
+    """Return the address without its password and without its parameters, which may include another one."""
+    return address.set(query={}).render_as_string(hide_password=True)

@@ -1,6 +1,6 @@
-"""The pictures of a report on what was served; they look as those of an evaluation do.
+"""Figures of a report on served requests, in the style of those of an evaluation.
 
-A `title` names what the picture is of: the window, or the version of the model.
+A `title` names the time window or the model version.
 """
 
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from serving.monitoring.analysis import STEPS
 from serving.monitoring.drift import LARGE, SMALL
 
-WIDTH = 9.0  # inches, of 100 pixels
+WIDTH = 9.0  # inches
 REFERENCE = "silver"
 LIVE = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 OUTCOME_COLORS = {"answered": "tab:blue", "refused": "tab:orange", "failed": "tab:red", "cut off": "gray"}
 OUTCOME_NAMES = {
     "answered": "answered",
-    "refused": "refused: the client's fault (4xx)",
-    "failed": "failed or turned away (5xx)",
-    "cut off": "cut off before the answer",
+    "refused": "refused: client error (4xx)",
+    "failed": "failed or overloaded (5xx)",
+    "cut off": "connection closed before the answer",
 }
 
 
@@ -33,10 +33,10 @@ def _figure(height: float, title: str) -> Figure:
 
 
 def traffic(table: pd.DataFrame, step: str, title: str) -> Figure:
-    """Requests by time and outcome, stacked, and the share of those that failed.
+    """Plot requests per time step, stacked by outcome, and the share of failed ones.
 
     Args:
-        table: as `by_time` makes it.
+        table: as `by_time` returns it.
     """
     figure = _figure(4.8, title)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
@@ -50,7 +50,7 @@ def traffic(table: pd.DataFrame, step: str, title: str) -> Figure:
         base += table[name].to_numpy()
     failed = table["failed"].to_numpy() / np.maximum(base, 1)
     bottom.bar(table.index, failed, width, color=OUTCOME_COLORS["failed"], alpha=0.75, align="edge")
-    top.set_ylabel(f"requests, by {step}")
+    top.set_ylabel(f"requests per {step}")
     top.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     top.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     bottom.set(ylabel="share failed", ylim=(0, max(0.01, 1.1 * failed.max())))
@@ -61,19 +61,19 @@ def traffic(table: pd.DataFrame, step: str, title: str) -> Figure:
 
 
 def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
-    """Percentiles of the time to the answer, by time, on a logarithmic axis.
+    """Plot percentiles of the latency per time step on a logarithmic axis.
 
     Args:
-        table: as `by_time` makes it.
+        table: as `by_time` returns it.
     """
     figure = _figure(4.2, title)
     ax = figure.add_subplot()
-    # In the middle of the span that they are of; one alone makes no line.
+    # Points are in the middle of their step; markers, because a single point makes no line.
     middle = pd.DatetimeIndex(table.index) + pd.Timedelta(STEPS[step]) / 2
-    styles = (("p50", "half of them"), ("p95", "19 of 20"), ("p99", "99 of 100"))
+    styles = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
     for (name, share), color in zip(styles, ("tab:blue", "tab:orange", "tab:red"), strict=True):
-        ax.plot(middle, table[name], ".-", color=color, label=f"{name}: {share} were faster", linewidth=1.8)
-    ax.set(ylabel=f"milliseconds, by {step}", yscale="log")
+        ax.plot(middle, table[name], ".-", color=color, label=f"{name}: {share} are faster", linewidth=1.8)
+    ax.set(ylabel=f"milliseconds, per {step}", yscale="log")
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     ax.tick_params(axis="y", which="minor", labelsize=8)
@@ -83,21 +83,21 @@ def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
 
 
 def beside_reference(tables: Mapping[str, pd.DataFrame], xlabels: Mapping[str, str], title: str) -> Figure:
-    """Shares of the pictures in each bin, beside those of the reference; a panel for each thing compared.
+    """Plot the share of images in each bin beside that of the reference; one panel per feature.
 
     Args:
-        tables: as `bins` makes them, by a name that is a key of `xlabels`.
+        tables: by feature, as `bins` returns them.
+        xlabels: by feature.
     """
     figure = _figure(0.6 + 3.7 * len(tables), title)
-    for ax, (what, table) in zip(
-        figure.subplots(len(tables), squeeze=False)[:, 0], tables.items(), strict=True
-    ):
-        places = np.arange(len(table))
-        ax.bar(places - 0.21, table["reference"], 0.42, color=REFERENCE, label="reference")
-        ax.bar(places + 0.21, table["live"], 0.42, color=LIVE[0], alpha=0.75, label="served")
+    axes = figure.subplots(len(tables), squeeze=False)[:, 0]
+    for ax, (feature, table) in zip(axes, tables.items(), strict=True):
+        positions = np.arange(len(table))
+        ax.bar(positions - 0.21, table["reference"], 0.42, color=REFERENCE, label="reference")
+        ax.bar(positions + 0.21, table["live"], 0.42, color=LIVE[0], alpha=0.75, label="served")
         slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
-        ax.set_xticks(places, table["bin"], fontsize=9.5, parse_math=False, **slant)
-        ax.set(xlabel=xlabels[what], ylabel="share of the pictures")
+        ax.set_xticks(positions, table["bin"], fontsize=9.5, parse_math=False, **slant)
+        ax.set(xlabel=xlabels[feature], ylabel="share of images")
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(axis="y", alpha=0.3)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
@@ -105,37 +105,37 @@ def beside_reference(tables: Mapping[str, pd.DataFrame], xlabels: Mapping[str, s
 
 
 def stability(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """The index of each thing compared, a bar for each version, with the bounds of a change.
+    """Plot the index of each feature, one bar per version, with the thresholds of a change.
 
     Args:
-        tables: as `drift` makes them, by version.
+        tables: by version, as `drift` returns them.
     """
-    whats = next(iter(tables.values()))["what"].tolist()
+    features = next(iter(tables.values()))["feature"].tolist()
     height = 0.8 / len(tables)
-    figure = _figure(1.9 + len(whats) * (0.25 + 0.3 * len(tables)), title)
+    figure = _figure(1.9 + len(features) * (0.25 + 0.3 * len(tables)), title)
     ax = figure.add_subplot()
     highest = max(LARGE, *(table["psi"].max() for table in tables.values()))
     for number, (version, table) in enumerate(tables.items()):
-        places = np.arange(len(whats)) + (number - (len(tables) - 1) / 2) * height
+        positions = np.arange(len(features)) + (number - (len(tables) - 1) / 2) * height
         color = LIVE[number % len(LIVE)]
-        ax.barh(places, table["psi"], 0.9 * height, color=color, alpha=0.6, label=version)
-        label = "chance alone reaches this in 1 of 20" if number == len(tables) - 1 else None
-        ax.plot(table["chance"], places, "|", color="black", ms=11, markeredgewidth=1.5, label=label)
-        for place, value in zip(places, table["psi"], strict=True):
-            text = "too few pictures" if np.isnan(value) else f"{value:.3f}"
-            ax.text(0.005 * highest, place, text, va="center", fontsize=8.5)
+        ax.barh(positions, table["psi"], 0.9 * height, color=color, alpha=0.6, label=version)
+        label = "reached by chance in 1 of 20 cases" if number == len(tables) - 1 else None
+        ax.plot(table["chance"], positions, "|", color="black", ms=11, markeredgewidth=1.5, label=label)
+        for position, value in zip(positions, table["psi"], strict=True):
+            text = "too few images" if np.isnan(value) else f"{value:.3f}"
+            ax.text(0.005 * highest, position, text, va="center", fontsize=8.5)
     for bound, name in ((SMALL, "a change"), (LARGE, "a large change")):
         ax.axvline(bound, color="tab:red", linestyle="--" if bound == SMALL else "-", linewidth=1)
         ax.text(bound, -0.62, f" {name}", color="tab:red", fontsize=8.5, va="bottom")
-    ax.set_yticks(range(len(whats)), whats)
-    ax.set(xlim=(0, 1.3 * highest), ylim=(len(whats) - 0.4, -0.85), xlabel="population stability index")
+    ax.set_yticks(range(len(features)), features)
+    ax.set(xlim=(0, 1.3 * highest), ylim=(len(features) - 0.4, -0.85), xlabel="population stability index")
     ax.grid(axis="x", alpha=0.3)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
 def _days(step: str) -> float:
-    """Of a span of time; matplotlib's unit of time is the day."""
+    """Return the length of a step in days, matplotlib's unit of time."""
     return float(pd.Timedelta(STEPS[step]) / pd.Timedelta(days=1))
 
 

@@ -1,4 +1,4 @@
-"""The pictures that were asked about, as files; only where the operator wants them kept."""
+"""A folder with the images that clients sent; written only if the operator asks for it (`--images-dir`)."""
 
 import logging
 import os
@@ -10,25 +10,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.files import temporary_sibling
 
 logger = logging.getLogger(__name__)
 
-WAITING_BYTES = 32_000_000
-CHECK_SECONDS = 600
+QUEUE_BYTES = 32_000_000
+CHECK_SECONDS = 600.0
 CLOSE_SECONDS = 5.0
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WebP": "webp", "BMP": "bmp", "GIF": "gif"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ImageFolder:
-    """A folder of pictures named by their content, written from a thread; several processes may share it.
+    """A folder of images named <sha256>.<extension>, written by a thread; several processes may share it.
 
-    A picture that comes again counts as new for the retention. The size is looked at after each twentieth of
-    `mb` that this process writes.
+    An image that is sent again counts as new for the retention.
+
+    Args:
+        folder: created if it does not exist.
+        days: older images are deleted.
+        mb: the oldest images are deleted while all together are larger. Checked every ten minutes, and
+            whenever this process has written a twentieth of it.
 
     Attributes:
-        dropped: pictures that were given up: too many waited, or the disk did not take them.
-        failing: why the last one could not be written.
+        dropped: number of images that were given up: too many waited, or they could not be written.
+        failing: why the last image could not be written; None if all is well.
+
+    Raises:
+        CifarError: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, *, days: float, mb: float) -> None:
@@ -37,14 +46,14 @@ class ImageFolder:
         self._bytes = mb * 1e6
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (self._folder / f".{os.getpid()}").touch()
-            (self._folder / f".{os.getpid()}").unlink()
+            with temporary_sibling(self._folder / "probe") as probe:
+                probe.touch()
         except OSError as error:
             raise CifarError(f"images_dir {folder} cannot be written: {error.strerror}") from error
         self.dropped = 0
         self.failing: str | None = None
-        self._waiting: deque[tuple[str, bytes]] = deque()
-        self._waiting_bytes = 0
+        self._queue: deque[tuple[str, bytes]] = deque()
+        self._queue_bytes = 0
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
@@ -52,67 +61,71 @@ class ImageFolder:
         self._thread.start()
 
     def put(self, sha256: str, image_format: str, data: bytes) -> None:
+        """Queue an image; takes microseconds, and raises nothing.
+
+        Args:
+            sha256: of `data`, as 64 hex digits.
+            image_format: as in a Record.
+        """
         extension = EXTENSIONS.get(image_format)
         with self._lock:
-            fits = self._waiting_bytes + len(data) <= WAITING_BYTES and not self._closing
+            fits = self._queue_bytes + len(data) <= QUEUE_BYTES and not self._closing
             if not fits or extension is None or not _SHA256.fullmatch(sha256):
                 self.dropped += 1
                 return
-            self._waiting.append((f"{sha256}.{extension}", data))
-            self._waiting_bytes += len(data)
+            self._queue.append((f"{sha256}.{extension}", data))
+            self._queue_bytes += len(data)
         self._wake.set()
 
     def close(self) -> None:
-        """Write what waits; what the disk does not take within some seconds is given up."""
+        """Write the queue; what is not written within some seconds is given up and counted as dropped."""
         self._closing = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
         with self._lock:
-            self.dropped += len(self._waiting)
+            self.dropped += len(self._queue)
 
     def _work(self) -> None:
         next_check = 0.0
         written = 0
-        while not self._closing or self._waiting:
+        while not self._closing or self._queue:
             if written >= self._bytes / 20 or time.monotonic() >= next_check:
-                self._forget()
+                self._delete_outdated()
                 written, next_check = 0, time.monotonic() + CHECK_SECONDS
-            if not self._waiting:
+            if not self._queue:
                 self._wake.wait(max(0.0, next_check - time.monotonic()))
                 self._wake.clear()
                 continue
-            name, data = self._waiting[0]
-            written += self._write(name, data)
+            name, data = self._queue[0]
+            written += self._write(self._folder / name, data)
             with self._lock:
-                self._waiting.popleft()
-                self._waiting_bytes -= len(data)
+                self._queue.popleft()
+                self._queue_bytes -= len(data)
 
-    def _write(self, name: str, data: bytes) -> int:
-        """The bytes by which the folder grew."""
-        path = self._folder / name
-        half = self._folder / f".{name}.{os.getpid()}"
+    def _write(self, path: Path, data: bytes) -> int:
+        """Return the number of bytes by which the folder grew."""
         try:
             try:
                 os.utime(path)
-                grown = 0
+                growth = 0
             except FileNotFoundError:
-                half.write_bytes(data)
-                half.replace(path)
-                grown = len(data)
+                with temporary_sibling(path) as temporary:
+                    temporary.write_bytes(data)
+                    temporary.replace(path)
+                growth = len(data)
         except OSError as error:
             self.dropped += 1
             if self.failing is None:
-                logger.warning("Pictures cannot be kept: %s", error.strerror)
-            self.failing = f"pictures cannot be kept: {error.strerror}"
-            half.unlink(missing_ok=True)
+                logger.warning("Images cannot be stored: %s", error.strerror)
+            self.failing = f"images cannot be stored: {error.strerror}"
             return 0
         self.failing = None
-        return grown
+        return growth
 
-    def _forget(self) -> None:
-        """Delete what is too old, and the oldest of what is too much.
+    def _delete_outdated(self) -> None:
+        """Delete images that are too old, and the oldest while all together are too large.
 
-        Two walks through the folder with sums for each second: a list of all files could be a large one.
+        This goes through the folder twice, with one sum per second: a list of all files could be very long.
         """
         try:
             sizes: Counter[int] = Counter()
@@ -125,16 +138,16 @@ class ImageFolder:
                 if total > self._bytes:
                     keep_from = max(keep_from, second + 1)
                     break
-            for entry, status in self._files():
+            for path, status in self._files():
                 if status.st_mtime < keep_from:
-                    Path(entry).unlink(missing_ok=True)
+                    path.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("Old pictures could not be deleted: %s", error.strerror)
+            logger.warning("Old images could not be deleted: %s", error.strerror)
 
-    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 try:
-                    yield entry.path, entry.stat()
-                except FileNotFoundError:  # another process deletes too
+                    yield Path(entry), entry.stat()
+                except FileNotFoundError:  # another process has deleted it
                     continue

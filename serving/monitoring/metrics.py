@@ -1,8 +1,8 @@
-"""What Prometheus is told of the service. The dashboard and the alert rules in `deploy/` go by these names.
+"""Prometheus metrics of the service. The dashboard and the alert rules in `deploy/` use these names.
 
-With several worker processes each writes its values to files in the folder PROMETHEUS_MULTIPROC_DIR, and
-whichever is asked adds up all of them. The parent of the workers sets the variable before this module is
-imported, to a folder that is new: what an earlier server left there would be added.
+With several worker processes, each writes its values to files in the folder PROMETHEUS_MULTIPROC_DIR, and any
+of them can return the totals. The parent of the workers sets the variable before this module is imported. The
+folder must be new, because files of an earlier server would be added.
 """
 
 import os
@@ -29,26 +29,26 @@ from serving.monitoring.records import Record
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-# A value that is not shown: of several processes no series can be removed.
+# Samples with this value are not exported: with several processes, a series cannot be removed.
 ABSENT = -1.0
 
-disable_created_metrics()  # the time since when each counter counts: as many lines again
+disable_created_metrics()  # creation times, which would double the number of lines
 
 
 class Metrics:
-    """The metrics of one process. Threads may share them.
+    """The metrics of one process; its methods may be called from any thread.
 
-    Gauges and histograms without a method here are for the app to set: a worker shows those of the others as
-    they were last set, so each sets its own about once a second.
+    The caller sets the gauges below about once per second, in each process: the process that is asked shows
+    the values that the others set last.
 
     Args:
-        classes: of the model; each has its counter from the start, as a rate needs a zero to begin with.
+        classes: class names of the model. Each gets its counter at once, because a rate needs a first zero.
 
     Attributes:
-        requests_in_flight: those being answered.
-        queue_length: pictures that wait for the network.
-        batch_size: images in a batch of the network; `observe` each.
-        registry_up, request_log_up: 1 or 0; 1 until the app says otherwise.
+        requests_in_flight: requests being answered.
+        queue_length: images waiting for the network.
+        batch_size: histogram of the images per batch of the network.
+        registry_up, request_log_up: 1 or 0; initially 1.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
@@ -59,51 +59,52 @@ class Metrics:
             ProcessCollector(registry=own)
         counter = partial(Counter, registry=own)
         seconds = partial(Histogram, buckets=SECONDS, registry=own)
-        sum_of_workers, least_of_workers, most_of_workers = (
+        sum_gauge, min_gauge, max_gauge = (
             partial(Gauge, multiprocess_mode=mode, registry=own) for mode in ("livesum", "livemin", "livemax")
         )
-        # `labels` takes longer to find a series than the series to count.
+        # Finding a series with `labels` takes longer than counting in it.
         self._requests = cache(counter("cifar_requests", "Requests answered.", ["route", "status"]).labels)
         self._request_seconds = cache(
-            seconds("cifar_request_seconds", "From request to answer.", ["route"]).labels
+            seconds("cifar_request_seconds", "Time from request to answer.", ["route"]).labels
         )
-        stages = seconds("cifar_stage_seconds", "Of a picture: decode; or wait, and score.", ["stage"])
+        stages = seconds(
+            "cifar_stage_seconds", "Time per image: decode, or score (queue and network).", ["stage"]
+        )
         self._decode, self._score = stages.labels("decode"), stages.labels("score")
         self.batch_size = Histogram(
-            "cifar_batch_size", "Images in a batch of the network.", buckets=BATCHES, registry=own
+            "cifar_batch_size", "Images per batch of the network.", buckets=BATCHES, registry=own
         )
-        self.queue_length = sum_of_workers("cifar_queue_length", "Pictures that wait for the network.")
-        self.requests_in_flight = sum_of_workers("cifar_requests_in_flight", "Requests being answered.")
+        self.queue_length = sum_gauge("cifar_queue_length", "Images waiting for the network.")
+        self.requests_in_flight = sum_gauge("cifar_requests_in_flight", "Requests being answered.")
         self._predictions = cache(
-            counter("cifar_predictions", "Pictures answered, by their class.", ["label"]).labels
+            counter("cifar_predictions", "Images classified, by predicted class.", ["label"]).labels
         )
         for name in classes:
             self._predictions(name)
-        self._uncertain = counter("cifar_uncertain", "Pictures answered with a doubt.")
+        self._uncertain = counter("cifar_uncertain", "Images classified as uncertain.")
         self._bad_pictures = cache(
-            counter("cifar_bad_pictures", "Pictures that cannot be classified.", ["code"]).labels
+            counter("cifar_bad_pictures", "Images that cannot be classified, by error code.", ["code"]).labels
         )
-        self._model_info = most_of_workers(
-            "cifar_model_info", "The model that is served.", ["name", "version", "run_id", "precision"]
+        self._model_info = max_gauge(
+            "cifar_model_info", "Model being served.", ["name", "version", "run_id", "precision"]
         )
-        self._model_refused = most_of_workers(
-            "cifar_model_refused", "A champion that cannot be served.", ["version"]
+        self._model_refused = max_gauge("cifar_model_refused", "Champion that cannot be served.", ["version"])
+        self.registry_up = min_gauge("cifar_registry_up", "Whether the model registry answers.")
+        self._psi = max_gauge(
+            "cifar_drift_psi", "Drift of recent images from the validation images (PSI).", ["what"]
         )
-        self.registry_up = least_of_workers("cifar_registry_up", "Whether the registry of models answers.")
-        self._psi = most_of_workers(
-            "cifar_drift_psi", "Distance of the last pictures from the validation images.", ["what"]
-        )
-        self._dropped = counter("cifar_request_log_dropped", "Records lost as the request log was behind.")
-        self.request_log_up = least_of_workers("cifar_request_log_up", "Whether the log can be written.")
+        self._dropped = counter("cifar_request_log_dropped", "Rows and images that were not stored.")
+        self._log_lines_dropped = counter("cifar_log_lines_dropped", "Lines of the process log not written.")
+        self.request_log_up = min_gauge("cifar_request_log_up", "Whether the request log can be written.")
         self.registry_up.set(1)
         self.request_log_up.set(1)
-        self._dropped_so_far = 0
+        self._totals: dict[Counter, int] = {}
         self._served: Gauge | None = None
         self._refused: Gauge | None = None
         self._drifting: set[str] = set()
 
     def observe(self, record: Record) -> None:
-        """Count a picture. Of a request that was refused as a whole there is none to count."""
+        """Count an image; a record of a request that was refused as a whole is ignored."""
         if record.decode_ms is None:
             return
         self._decode.observe(record.decode_ms / 1000)
@@ -117,41 +118,49 @@ class Metrics:
             self._score.observe(record.score_ms / 1000)
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
-        """Count a request, of whatever route. `route` must be one of a few: each makes a series."""
+        """Count a finished request. Every distinct `route` creates a series."""
         self._requests(route, status).inc()
         self._request_seconds(route).observe(seconds)
 
     def turned_away(self, route: str) -> None:
-        """Count a request that was answered with 503 at once."""
+        """Count a request that was answered with 503 before any work."""
         self._requests(route, 503).inc()
 
     def serving(self, name: str, version: str, run_id: str, precision: str) -> None:
-        """This is the model now, and no longer the one before."""
-        self._served = _instead(self._served, self._model_info.labels(name, version, run_id, precision))
+        """Show this model as the one being served, instead of the previous one."""
+        self._served = _switch(self._served, self._model_info.labels(name, version, run_id, precision))
 
     def refused(self, version: str | None) -> None:
-        """This version has the alias but cannot be served; None if all is well."""
-        self._refused = _instead(self._refused, self._model_refused.labels(version) if version else None)
+        """Show a version that has the alias but cannot be served; None if there is none."""
+        self._refused = _switch(self._refused, self._model_refused.labels(version) if version else None)
 
     def drift(self, psi: dict[str, float]) -> None:
-        """By what, as `DriftWindow.psi` has it; what is not in it is no longer shown."""
-        for what in self._drifting - psi.keys():
-            self._psi.labels(what).set(ABSENT)
-        for what, value in psi.items():
-            self._psi.labels(what).set(value)
+        """Show the index of each feature, as from `DriftWindow.psi`; hide that of all other features."""
+        for feature in self._drifting - psi.keys():
+            self._psi.labels(feature).set(ABSENT)
+        for feature, value in psi.items():
+            self._psi.labels(feature).set(value)
         self._drifting |= psi.keys()
 
-    def request_log_dropped(self, count: int) -> None:
-        """So many records were dropped since the process began."""
-        self._dropped.inc(count - self._dropped_so_far)
-        self._dropped_so_far = count
+    def request_log_dropped(self, total: int) -> None:
+        """Set the number of rows and images dropped since the process started."""
+        self._count_up_to(self._dropped, total)
+
+    def log_lines_dropped(self, total: int) -> None:
+        """Set the number of log lines dropped since the process started."""
+        self._count_up_to(self._log_lines_dropped, total)
+
+    def _count_up_to(self, counter: Counter, total: int) -> None:
+        counter.inc(total - self._totals.get(counter, 0))
+        self._totals[counter] = total
 
     def text(self) -> tuple[bytes, str]:
-        """The body of /metrics, and its content type."""
-        return generate_latest(_Shown(self._source)), CONTENT_TYPE_LATEST
+        """Return the body of /metrics and its content type."""
+        return generate_latest(_WithoutAbsent(self._source)), CONTENT_TYPE_LATEST
 
 
-def _instead(old: Gauge | None, new: Gauge | None) -> Gauge | None:
+def _switch(old: Gauge | None, new: Gauge | None) -> Gauge | None:
+    """Hide the series `old`, show `new`, and return it."""
     if old is not None and old is not new:
         old.set(ABSENT)
     if new is not None:
@@ -159,8 +168,8 @@ def _instead(old: Gauge | None, new: Gauge | None) -> Gauge | None:
     return new
 
 
-class _Shown(Collector):
-    """What another collector has, without what is absent."""
+class _WithoutAbsent(Collector):
+    """Another collector without the samples that are ABSENT."""
 
     def __init__(self, source: Collector) -> None:
         self._source = source
@@ -172,7 +181,7 @@ class _Shown(Collector):
 
 
 class _AllWorkers(Collector):
-    """The metrics of all processes that write to a folder; memory and CPU of each that lives, by `pid`."""
+    """The metrics of all processes that write to a folder; by `pid`, memory and CPU of living ones."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -180,12 +189,12 @@ class _AllWorkers(Collector):
     def collect(self) -> Iterable[Metric]:
         living = []
         for pid in {int(file.stem.rpartition("_")[2]) for file in self._folder.glob("gauge_live*.db")}:
-            if _lives(pid):
+            if _is_alive(pid):
                 living.append(pid)
             else:
-                with suppress(FileNotFoundError):  # another worker was faster
+                with suppress(FileNotFoundError):  # another worker has done it
                     mark_process_dead(pid, str(self._folder))
-        # A worker that is just starting has made a file with nothing in it, which the library cannot read.
+        # A worker that is just starting has created an empty file, which the library cannot read.
         files = [
             file for file in os.scandir(self._folder) if file.name.endswith(".db") and file.stat().st_size
         ]
@@ -193,15 +202,15 @@ class _AllWorkers(Collector):
         processes: dict[str, Metric] = {}
         for pid in sorted(living):
             for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
-                whole = processes.setdefault(
+                merged = processes.setdefault(
                     metric.name, Metric(metric.name, metric.documentation, metric.type)
                 )
                 for sample in metric.samples:
-                    whole.add_sample(sample.name, {"pid": str(pid)}, sample.value)
+                    merged.add_sample(sample.name, {"pid": str(pid)}, sample.value)
         yield from processes.values()
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,25 +1,32 @@
-"""What is noted of each picture that was asked about."""
+"""The record of one image: what the request log stores, and what metrics and drift are computed from."""
 
 from dataclasses import dataclass
 
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """One picture of a request; a request that is refused as a whole has one of these too, item 0.
+    """One image of a request. A request that is refused as a whole has a single record, item 0.
+
+    Numbers must be Python's own, not NumPy's.
 
     Attributes:
-        request_id: what the answer's header X-Request-ID says.
-        time: Unix seconds, when the request came.
+        request_id: the answer's `request_id`.
+        item: position of the image in the request, from 0.
+        time: arrival of the request, in Unix seconds.
         route: "/predict" or "/invocations".
-        status: of the answer.
-        error_code: of the picture or of the request, such as not_an_image.
+        status: HTTP status of the answer; 0 or 499 if the connection was closed before it.
+        error_code: error of the image or of the whole request, such as not_an_image.
         model_version: such as "cifar10/3".
+        image_sha256: SHA-256 of the image file, as 64 hex digits.
+        image_bytes: size of the image file.
         image_format: JPEG, PNG, WebP, BMP or GIF.
-        ood: energy score, the higher the stranger.
-        brightness: mean of what the network sees, 0..1.
-        contrast: standard deviation of it, 0..1.
-        score_ms: waiting for the batch, and the network.
-        total_ms: of the whole request, from its first byte to its answer.
+        confidence: probability of the label, 0..1.
+        ood: energy score; higher values are further from the training data.
+        brightness: mean of all values that the network sees, 0..1.
+        contrast: standard deviation of these values, 0..1.
+        decode_ms: time to decode and resize the image.
+        score_ms: time in the queue and in the network.
+        total_ms: time from the first byte of the request to its answer.
     """
 
     request_id: str

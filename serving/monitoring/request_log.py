@@ -1,4 +1,4 @@
-"""The request log: what was answered, and what people said of it."""
+"""Write the request log from a thread of its own, so that no request waits for the database."""
 
 import logging
 import threading
@@ -6,217 +6,174 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 
 import sqlalchemy as sa
 
-from serving.monitoring.database import LOG, PATIENCE_SECONDS, Database, first_line
-from serving.monitoring.entries import ROW_ERRORS, Entry, Feedback, write
-from serving.monitoring.images import ImageFolder
+from serving.monitoring.database import LOCK_SECONDS, Database, Entry, Feedback
 from serving.monitoring.records import Record
-from serving.monitoring.retention import Retention
 
 logger = logging.getLogger(__name__)
 
-QUEUE_LIMIT = 20_000  # some 15 MB
-BATCH = 1000
-# While the rows of a batch are written, requests wait for the interpreter: more often, for less long.
+QUEUE_LIMIT = 20_000  # entries, about 15 MB
+BATCH_ROWS = 1000
 FLUSH_SECONDS = 0.1
-LOOKUP_SECONDS = 1.0  # for a row that another process has yet to write
 RETRY_SECONDS = 1.0
-SILENCE_SECONDS = 5.0  # a database that takes longer for a batch is as good as away
+RETENTION_SECONDS = 5.0  # between two checks for outdated rows
+SILENCE_SECONDS = 5.0  # a database that takes longer for a batch counts as unavailable
 CLOSE_SECONDS = 5.0
-# Lookups that may wait for a row of another process; an unknown id must not tie up all of a server's threads.
-PATIENT_LOOKUPS = 4
+LOOKUP_SECONDS = 1.0  # for a row that another process has yet to write
+# Feedback on unknown answers must not occupy all threads of the server while it waits for such a row.
+WAITING_LOOKUPS = 4
+# The database, or its driver, cannot store the value: writing it again would fail again.
+ROW_ERRORS = (sa.exc.DataError, sa.exc.IntegrityError, ValueError, TypeError, OverflowError)
 
 
 class RequestLog:
-    """Writes records in batches, from a thread of its own; each process has its own log.
+    """A queue of records and feedback, which a thread writes to the database in batches.
 
-    What is put is in the database `flush_seconds` later, and then survives the end of the process. While the
-    database is away the rows wait.
+    An entry is in the database about `flush_seconds` later. While the database is unavailable, entries wait
+    in the queue; when it is full, further ones are dropped and counted. Several processes may share a
+    database; each has a RequestLog of its own.
 
     Args:
-        url: sqlite:///<file> or postgresql+psycopg://…; several processes may share it.
-        retention_days: rows and pictures that are older are deleted.
-        retention_mb: the oldest rows are deleted while the table is larger; the oldest pictures while their
-            folder is.
+        url: sqlite:///<file> or postgresql+psycopg://...
+        retention_days: older rows are deleted.
+        retention_rows: only this many rows are kept, the newest.
         flush_seconds: time between two batches.
-        images_dir: where `put_image` keeps pictures; without it none is kept.
 
     Attributes:
-        dropped: rows and pictures that were given up: the queue was full, or the database refused the row.
+        dropped: number of entries that were given up: the queue was full, or the database rejects the row.
 
     Raises:
-        UsageError: the URL is not one of a database that we can use.
-        CifarError: the database cannot be reached, is damaged, or is no request log that this version knows;
-            or the folder cannot be written.
+        UsageError: the URL is not valid, or names a database that is not supported.
+        CifarError: the database cannot be reached, is damaged, or has a table of another format.
     """
 
     def __init__(
-        self,
-        url: str,
-        *,
-        retention_days: float,
-        retention_mb: float,
-        flush_seconds: float = FLUSH_SECONDS,
-        images_dir: Path | None = None,
+        self, url: str, *, retention_days: float, retention_rows: int, flush_seconds: float = FLUSH_SECONDS
     ) -> None:
         self._database = Database(url)
         self._database.open()
-        self._retention = Retention(self._database, days=retention_days, mb=retention_mb)
-        self._images = images_dir and ImageFolder(images_dir, days=retention_days, mb=retention_mb)
+        self._retention_seconds = retention_days * 86_400
+        self._retention_rows = retention_rows
+        self._next_check = 0.0
         self._flush_seconds = flush_seconds
-        self._waiting: deque[Entry] = deque()
-        self._lock = threading.Lock()
-        self._dropped = 0
+        self._queue: deque[Entry] = deque()
+        self._lock = threading.Lock()  # for the queue and `dropped`
+        self.dropped = 0
         self._failing: str | None = None
         self._busy_since: float | None = None
-        self._patient = threading.BoundedSemaphore(PATIENT_LOOKUPS)
-        self._wake = threading.Event()
-        self._closing = False
+        self._lookups = threading.BoundedSemaphore(WAITING_LOOKUPS)
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="request-log", daemon=True)
         self._thread.start()
 
     @property
-    def dropped(self) -> int:
-        return self._dropped + (self._images.dropped if self._images else 0)
-
-    @property
     def failing(self) -> str | None:
-        """Why nothing can be written at the moment; None if all is well."""
-        return self._database_failing() or (self._images.failing if self._images else None)
-
-    def put(self, record: Record) -> None:
-        """Note a record; takes microseconds, and raises nothing."""
-        self._append(record)
-
-    def put_image(self, sha256: str, image_format: str, data: bytes) -> None:
-        """Keep a picture as <images_dir>/<sha256>.<extension>; takes microseconds, and raises nothing.
-
-        Args:
-            sha256: of `data`, as 64 hex digits.
-            image_format: as in a record.
-        """
-        if self._images:
-            self._images.put(sha256, image_format, data)
-
-    def feedback(self, request_id: str, item: int, *, correct: bool | None, label: str | None) -> bool:
-        """Note what a person said of an answer; the latest counts.
-
-        An answer that another process has not written yet is waited for, a second at the most: call this
-        from a thread. While the database is away, feedback is taken unseen, and forgotten if there is no
-        such answer.
-
-        Returns:
-            False if there is no such answer.
-        """
-        if not self._knows(request_id, item):
-            return False
-        self._append(Feedback(request_id, item, time.time(), correct, label))
-        return True
-
-    def close(self) -> None:
-        """Write what is there; it is given up if for some seconds the database takes nothing."""
-        if self._closing:
-            return
-        self._closing = True
-        self._wake.set()
-        before = -1
-        while self._thread.is_alive() and before != len(self._waiting):
-            before = len(self._waiting)
-            self._thread.join(CLOSE_SECONDS)
-        if self._images:
-            self._images.close()
-        with self._lock:
-            lost = len(self._waiting)
-            self._dropped += lost
-        if lost:
-            logger.error("%d rows of the request log are lost: %s", lost, self.failing)
-
-    def _database_failing(self) -> str | None:
+        """Why nothing can be written at present; None if all is well."""
         since = self._busy_since
         if self._failing is None and since is not None and time.monotonic() - since > SILENCE_SECONDS:
             return "the database does not answer"
         return self._failing
 
-    def _append(self, entry: Entry) -> None:
+    def put(self, entry: Entry) -> None:
+        """Queue an entry; takes microseconds, and raises nothing."""
         with self._lock:
-            if len(self._waiting) >= QUEUE_LIMIT or self._closing:
-                self._dropped += 1
-                return
-            self._waiting.append(entry)
-            full_batch = len(self._waiting) == BATCH
-        if full_batch:
-            self._wake.set()
+            if len(self._queue) >= QUEUE_LIMIT or self._closing.is_set():
+                self.dropped += 1
+            else:
+                self._queue.append(entry)
+
+    def feedback(self, request_id: str, item: int, *, correct: bool | None, label: str | None) -> bool:
+        """Record feedback on an answer; it replaces earlier feedback.
+
+        Call this from a thread: if another process has not written the answer yet, this waits for up to a
+        second. While the database is unavailable, feedback is accepted without a check, and ignored later if
+        there is no such answer.
+
+        Returns:
+            False if there is no such answer.
+        """
+        if not self._is_known(request_id, item):
+            return False
+        self.put(Feedback(request_id, item, time.time(), correct, label))
+        return True
+
+    def close(self) -> None:
+        """Write the queue; after some seconds without success, give it up and count it as dropped."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._thread.join(CLOSE_SECONDS + LOCK_SECONDS)
+        with self._lock:
+            lost = len(self._queue)
+            self.dropped += lost
+        if lost:
+            logger.error("%d rows of the request log are lost: %s", lost, self.failing)
 
     def _work(self) -> None:
-        while not self._closing:
-            self._wake.wait(RETRY_SECONDS if self._failing else self._flush_seconds)
-            self._wake.clear()
-            self._busy_since = time.monotonic()
-            try:
-                self._flush()
-                self._retention.work(deadline=time.monotonic() + self._flush_seconds / 2)
-            except Exception as error:  # whatever it is: no other thread writes the rows
-                self._fails(error)
-            else:
-                self._works()
-            self._busy_since = None
-        try:
-            self._flush()
-        except Exception as error:
-            self._fails(error)
+        while not self._closing.wait(RETRY_SECONDS if self._failing else self._flush_seconds):
+            self._try_to_flush()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while self._queue and time.monotonic() < deadline:
+            self._try_to_flush()
         self._database.engine.dispose()
 
-    def _flush(self) -> None:
-        if self._failing or self._database.was_replaced():
-            self._database.let_go()
-            self._database.prepare()
-        while True:
-            with self._lock:
-                batch = list(islice(self._waiting, BATCH))
-            if not batch:
-                return
+    def _try_to_flush(self) -> None:
+        try:
             self._busy_since = time.monotonic()
-            self._write(batch)
-            with self._lock:
-                for _ in batch:
-                    self._waiting.popleft()
-            if len(batch) < BATCH:  # what came meanwhile waits for its turn, or each row would be a batch
-                return
+            if self._failing or self._database.was_replaced():
+                self._database.create()
+            while batch := self._next_batch():
+                self._write(batch)
+                self._busy_since = time.monotonic()
+                with self._lock:
+                    for _ in batch:
+                        self._queue.popleft()
+                if len(batch) < BATCH_ROWS:  # entries that arrived meanwhile become the next batch
+                    break
+            self._delete_outdated_rows()
+        except Exception as error:  # of any kind: no other thread writes the rows
+            reason = self._database.reason(error)
+            if reason != self._failing:
+                logger.warning("The request log cannot be written (%s); rows wait in memory.", reason)
+            self._failing = reason
+        else:
+            if self._failing:
+                logger.warning("The request log can be written again.")
+            self._failing = None
+        self._busy_since = None
+
+    def _next_batch(self) -> list[Entry]:
+        with self._lock:
+            return list(islice(self._queue, BATCH_ROWS))
 
     def _write(self, batch: Sequence[Entry]) -> None:
         try:
-            with self._database.writing() as connection:
-                write(connection, batch)
+            self._database.write(batch)
         except ROW_ERRORS as error:
             if len(batch) > 1:
                 for entry in batch:
                     self._write([entry])
                 return
-            logger.error("The request log does not take a row: %s", first_line(error))
+            logger.error("The request log rejects a row: %s", self._database.reason(error))
             with self._lock:
-                self._dropped += 1
+                self.dropped += 1
 
-    def _fails(self, error: Exception) -> None:
-        reason = first_line(error)
-        if reason != self._failing:
-            logger.warning("The request log cannot be written (%s); rows wait.", reason)
-        self._failing = reason
+    def _delete_outdated_rows(self) -> None:
+        if time.monotonic() < self._next_check:
+            return
+        before = time.time() - self._retention_seconds
+        if not self._database.delete_portion(before, self._retention_rows):
+            self._next_check = time.monotonic() + RETENTION_SECONDS
 
-    def _works(self) -> None:
-        if self._failing:
-            logger.warning("The request log can be written again.")
-        self._failing = None
-
-    def _knows(self, request_id: str, item: int) -> bool:
+    def _is_known(self, request_id: str, item: int) -> bool:
         with self._lock:
-            waiting = list(self._waiting)
-        if any(e.request_id == request_id and e.item == item for e in waiting if isinstance(e, Record)):
+            queued = list(self._queue)
+        if any(e.request_id == request_id and e.item == item for e in queued if isinstance(e, Record)):
             return True
-        patient = self._patient.acquire(blocking=False)
-        deadline = time.monotonic() + (LOOKUP_SECONDS if patient else 0)
+        may_wait = self._lookups.acquire(blocking=False)
+        deadline = time.monotonic() + (LOOKUP_SECONDS if may_wait else 0)
         try:
             while not self._is_written(request_id, item):
                 if time.monotonic() > deadline:
@@ -224,17 +181,15 @@ class RequestLog:
                 time.sleep(LOOKUP_SECONDS / 20)
             return True
         finally:
-            if patient:
-                self._patient.release()
+            if may_wait:
+                self._lookups.release()
 
     def _is_written(self, request_id: str, item: int) -> bool:
-        if self._database_failing():
+        if self.failing:
             return True
-        answer = sa.select(LOG.c.id).where(LOG.c.request_id == request_id, LOG.c.item == item).limit(1)
         try:
-            with self._database.reading(PATIENCE_SECONDS) as connection:
-                return connection.execute(answer).first() is not None
-        except ROW_ERRORS:  # an id that the database cannot even hold
+            return self._database.has(request_id, item)
+        except ROW_ERRORS:  # the id is one that the database cannot even store
             return False
         except sa.exc.SQLAlchemyError:
             return True

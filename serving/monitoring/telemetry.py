@@ -1,19 +1,11 @@
-"""What is noted of each request: a line of the process's log, rows of the request log, metrics, drift.
+"""Telemetry: fan finished requests out to the access log, request log, Prometheus and drift window.
 
-It is noted a moment after the answer, of all that ended within that moment together: done between one request
-and the next, the same code takes three times as long, as it finds nothing of it in the caches of the CPU.
+Requests are processed some milliseconds after their answers, several at a time: between one request and the
+next, the same code takes three times as long, because the caches of the CPU hold other things.
 """
 
 import asyncio
-import logging
-import sys
-from collections.abc import Iterable
-from contextlib import suppress
-from select import PIPE_BUF
-from typing import NamedTuple, TextIO, cast
-
-import structlog
-from structlog.typing import Processor
+from typing import NamedTuple
 
 from serving.app.champion import Champion, ServedModel
 from serving.app.errors import Refusal
@@ -21,6 +13,8 @@ from serving.app.request_context import RequestContext
 from serving.app.schemas import Feedback
 from serving.config import ServeConfig
 from serving.monitoring.drift import DriftWindow
+from serving.monitoring.images import ImageFolder
+from serving.monitoring.logging import EXIT_SECONDS, log, stderr_lines
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.request_log import RequestLog
 
@@ -30,115 +24,101 @@ ROUTES = frozenset(
         "/version", "/docs", "/openapi.json",
     }
 )  # fmt: skip
-# Probes come every few seconds; they are counted, and only noted if something is wrong.
-QUIET = frozenset({"/ping", "/health", "/ready", "/metrics"})
-
-NOTE_SECONDS = 0.02
-_LINE: list[Processor] = [
-    structlog.processors.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.format_exc_info,
-    structlog.processors.JSONRenderer(),
-]
-
-log = structlog.get_logger()
-# Gives the line back, to be written with others.
-_line = structlog.wrap_logger(structlog.ReturnLogger(), processors=_LINE).bind()
+# Probes come every few seconds; they are counted, but get a line in the access log only if they fail.
+PROBES = frozenset({"/ping", "/health", "/ready", "/metrics"})
+FLUSH_SECONDS = 0.02
+# A row of the request log takes about 300 bytes with its indexes in SQLite, and 450 in PostgreSQL.
+ROWS_PER_MB = 2000
 
 
-class _Stderr:
-    """Standard error, for as long as it takes something: that it is full or closed ends no service."""
+class _Finished(NamedTuple):
+    """An answered request; status 0 if the connection was closed before the answer."""
 
-    def write(self, text: str) -> None:
-        with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.write(text)
-
-    def flush(self) -> None:
-        with suppress(OSError, ValueError, AttributeError):
-            sys.stderr.flush()
-
-
-STDERR = cast(TextIO, _Stderr())
-
-
-class _Ended(NamedTuple):
-    """A request that has been answered; status 0 where the connection was cut."""
-
-    exchange: RequestContext
+    context: RequestContext
     status: int
     seconds: float
 
 
 class Telemetry:
-    """The one place where the app tells what happens to those who keep it.
+    """Fans finished requests out to the access log, request log, Prometheus and drift window.
 
     Raises:
-        UsageError: the address of the request log is none that we can use.
-        CifarError: the request log cannot be opened.
+        UsageError: the address of the request log is not valid.
+        CifarError: the request log or the folder for images cannot be opened.
     """
 
     def __init__(self, config: ServeConfig, served: ServedModel) -> None:
+        self._images: ImageFolder | None = None
         self._log: RequestLog | None = None
+        days, mb = config.retention_days, config.retention_mb
+        if config.images_dir is not None:
+            self._images = ImageFolder(config.images_dir, days=days, mb=mb)
         if config.request_log != "none":
-            self._log = RequestLog(
-                config.request_log,
-                retention_days=config.retention_days,
-                retention_mb=config.retention_mb,
-                images_dir=config.images_dir,
-            )
-        self._keeps_images = config.images_dir is not None
+            rows = config.retention_rows or max(1, int(mb * ROWS_PER_MB))
+            self._log = RequestLog(config.request_log, retention_days=days, retention_rows=rows)
         self._metrics = Metrics(served.scorer.classes)
         self._turned_away = 0
-        self._ended: list[_Ended] = []
+        self._finished: list[_Finished] = []
         self.serving(served)
 
     def serving(self, served: ServedModel) -> None:
-        """This is the model from now on."""
+        """Attribute answers to this model from now on."""
         card = served.scorer.card
         self._model = str(served)
         self._metrics.serving(served.name, served.version, card["run_id"], card["precision"])
         self._drift = DriftWindow(card["reference"]) if card.get("reference") else None
         served.scorer.engine.on_batch = self._metrics.batch_size.observe
 
-    def request_ended(self, exchange: RequestContext, status: int, seconds: float) -> None:
-        """Note it soon. To be called on the event loop; status 0 where the connection was cut."""
-        if not self._keeps_images:
-            exchange.files.clear()
-        self._ended.append(_Ended(exchange, status, seconds))
-        if len(self._ended) == 1:
-            asyncio.get_running_loop().call_later(NOTE_SECONDS, self.note)
+    def request_ended(self, context: RequestContext, status: int, seconds: float) -> None:
+        """Queue a finished request; call this on the event loop.
 
-    def note(self) -> None:
-        """Note what has ended until now. To be called on the event loop, the last time before `close`."""
-        ended, self._ended = self._ended, []
-        for each in ended:
+        Args:
+            status: HTTP status, 0 if the connection was closed before the answer.
+            seconds: from the first byte of the request to the answer.
+        """
+        if self._images is None:
+            context.files.clear()
+        self._finished.append(_Finished(context, status, seconds))
+        if len(self._finished) == 1:
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+
+    def flush(self) -> None:
+        """Process the queued requests; call this on the event loop, and a last time before `close`."""
+        finished, self._finished = self._finished, []
+        for request in finished:
             try:
-                self._count(each)
-            except Exception:  # what is wrong with one must not be missing of the others
-                log.exception("not noted", request_id=each.exchange.request_id)
-        _write(line for each in ended if (line := _line_of(each)))
+                self._record(request)
+            except Exception:  # one request must not cost the records of the others
+                log.exception("request not recorded", request_id=request.context.request_id)
+        for request in finished:
+            _log_access(request)
 
-    def _count(self, ended: _Ended) -> None:
-        exchange, status, seconds = ended
-        self._metrics.request_ended(_route(exchange.path), status, seconds)
-        for record in exchange.records(status, seconds):
+    def _record(self, finished: _Finished) -> None:
+        context, status, seconds = finished
+        self._metrics.request_ended(_route(context.path), status, seconds)
+        for record in context.records(status, seconds):
             self._metrics.observe(record)
             if self._drift is not None and record.model_version == self._model:
                 self._drift.observe(record)
             if self._log is not None:
                 self._log.put(record)
-        if self._log is not None and self._keeps_images:
-            for picture, data in zip(exchange.pictures, exchange.files, strict=True):
+        if self._images is not None:
+            for picture, data in zip(context.pictures, context.files, strict=True):
                 if data:
-                    self._log.put_image(picture["image_sha256"], picture["image_format"], data)
+                    self._images.put(picture["image_sha256"], picture["image_format"], data)
 
     def turned_away(self, route: str) -> None:
-        """Count a request that was answered with 503 before anything was done for it; it has no row."""
+        """Count a request that was answered with 503 before any work; it has no row in the request log."""
         self._metrics.turned_away(route)
         self._turned_away += 1
 
     def measure(self, inside: int, waiting: int, champion: Champion) -> None:
-        """Set what is a state and no event: to be called about once a second."""
+        """Update the gauges; call this about once per second.
+
+        Args:
+            inside: requests in flight.
+            waiting: images in the queue of the network.
+        """
         metrics = self._metrics
         if self._turned_away:
             log.warning("overloaded", turned_away=self._turned_away)
@@ -148,17 +128,17 @@ class Telemetry:
         metrics.registry_up.set(champion.registry_problem is None)
         metrics.refused(champion.refused)
         metrics.drift(self._drift.psi() if self._drift is not None else {})
-        if self._log is not None:
-            metrics.request_log_up.set(self._log.failing is None)
-            metrics.request_log_dropped(self._log.dropped)
+        metrics.request_log_up.set(self._failing is None)
+        metrics.request_log_dropped(sum(sink.dropped for sink in self._sinks))
+        metrics.log_lines_dropped(stderr_lines().dropped)
 
     def metrics(self) -> tuple[bytes, str]:
-        """The body of /metrics, and its content type."""
-        self.note()
+        """Return the body of /metrics and its content type."""
+        self.flush()
         return self._metrics.text()
 
     def feedback(self, given: Feedback) -> None:
-        """Note what a person said of an answer.
+        """Record a person's verdict on an answer; call this from a thread.
 
         Raises:
             Refusal: 404, there is no such answer.
@@ -170,82 +150,47 @@ class Telemetry:
             raise Refusal(404, "unknown_answer", "There is no such answer in the request log.")
 
     def problems(self) -> list[str]:
-        """Of the request log, in words that anybody may read."""
-        failing = self._log is not None and self._log.failing is not None
-        return ["the request log cannot be written; the log of the process says why"] if failing else []
+        """Return current problems of the request log, without details, because anybody may read them."""
+        if self._failing is None:
+            return []
+        return ["the request log cannot be written; the log of the process says why"]
 
     def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
+        """Write what is queued; takes some seconds at most."""
+        for sink in self._sinks:
+            sink.close()
+        stderr_lines().drain(EXIT_SECONDS)
+
+    @property
+    def _sinks(self) -> list[RequestLog | ImageFolder]:
+        return [sink for sink in (self._log, self._images) if sink is not None]
+
+    @property
+    def _failing(self) -> str | None:
+        return next((sink.failing for sink in self._sinks if sink.failing), None)
 
 
 def _route(path: str) -> str:
-    """A path as a label: what strangers call must not become one."""
+    """Return a label for a path; paths that strangers invent must not become labels."""
     if path in ROUTES:
         return path
     return "/page" if path.startswith("/page/") else "other"
 
 
-def _line_of(ended: _Ended) -> str | None:
-    exchange, status, seconds = ended
-    route = _route(exchange.path)
-    if route in QUIET and status < 400:
-        return None
-    line: str = _line.info(
+def _log_access(finished: _Finished) -> None:
+    context, status, seconds = finished
+    route = _route(context.path)
+    if route in PROBES and status < 400:
+        return
+    log.info(
         "request",
-        request_id=exchange.request_id,
+        request_id=context.request_id,
+        client_id=context.client_id,
         route=route,
         status=status,
         ms=round(1000 * seconds, 2),
-        client=exchange.client,
-        model=exchange.model_version,
-        pictures=len(exchange.pictures),
-        error=exchange.error_code,
+        client=context.client,
+        model=context.model_version,
+        pictures=len(context.pictures),
+        error=context.error_code,
     )
-    return line + "\n"
-
-
-def _write(lines: Iterable[str]) -> None:
-    """In as few pieces as a pipe keeps whole: workers share the stream."""
-    piece = ""
-    for line in lines:
-        if len(piece) + len(line) > PIPE_BUF:
-            STDERR.write(piece)
-            piece = ""
-        piece += line
-    STDERR.write(piece)
-
-
-def set_up_logging() -> None:
-    """One line of JSON for each event on standard error, of this package and of others alike."""
-    shared = _LINE[:2]
-    structlog.configure(
-        processors=_LINE,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(STDERR),  # a line at once: workers share the stream
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(STDERR)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(),
-            ],
-            foreign_pre_chain=shared,
-        )
-    )
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
-    levels = {
-        "cifar_mlflow": logging.INFO,
-        "serving": logging.INFO,
-        "uvicorn": logging.WARNING,
-        "mlflow": logging.WARNING,
-    }
-    for name, level in levels.items():
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [], True
-        logger.setLevel(level)

@@ -47,6 +47,6 @@ async def feedback(request: Request) -> None:
     state, feedback = app_state(request), await _read_feedback(request)
     if feedback.label is not None and feedback.label not in state.champion.current.scorer.classes:
         raise Refusal(400, "unknown_label", "The label is not a class of the model; see /model.")
-    state.telemetry.note()
+    state.telemetry.flush()
     # Not in the decoding threads: it may wait for the database.
     await asyncio.to_thread(state.telemetry.feedback, feedback)

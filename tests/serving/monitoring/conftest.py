@@ -1,4 +1,4 @@
-"""Databases for the request log: a SQLite file, and a PostgreSQL of our own."""
+"""Databases for the request log: a SQLite file, and a PostgreSQL server started by the tests."""
 
 import socket
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from tests.end_to_end.postgres import Postgres, missing
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """One server for all tests; who takes it away brings it back."""
+    """One server for all tests; a test that stops it must start it again."""
     if reason := missing():
         pytest.skip(reason)
     with socket.socket() as listener:
@@ -25,7 +25,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def postgres_url(postgres: Postgres, request: pytest.FixtureRequest) -> str:
-    """A database that has nothing in it."""
+    """An empty database."""
     name = f"test_{abs(hash(request.node.nodeid))}"
     server = sa.create_engine(postgres.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with server.connect() as connection:

@@ -1,4 +1,4 @@
-"""What the tests of the request log share; the processes that they start import only this."""
+"""Helpers for tests of the request log, and the main functions of the processes that they start."""
 
 import sys
 import time
@@ -7,15 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from serving.monitoring.read_log import read_log
+from serving.monitoring.database import Database
 from serving.monitoring.records import Record
 from serving.monitoring.request_log import RequestLog
 
-ENDLESS: dict[str, Any] = {"retention_days": 1e5, "retention_mb": 1e5}
+UNLIMITED: dict[str, Any] = {"retention_days": 1e5, "retention_rows": 10**9}
 
 
 def open_log(url: str, **settings: Any) -> RequestLog:
-    return RequestLog(url, **{**ENDLESS, "flush_seconds": 0.05, **settings})
+    return RequestLog(url, **{**UNLIMITED, "flush_seconds": 0.05, **settings})
 
 
 def record(request_id: str, **values: Any) -> Record:
@@ -24,13 +24,13 @@ def record(request_id: str, **values: Any) -> Record:
 
 
 def rows(url: str) -> pd.DataFrame:
-    return read_log(url, 0, float("inf"))[0]
+    return Database(url).read(0, float("inf"))[0]
 
 
-def wait_until(happened: Callable[[], object], what: str, seconds: float = 60) -> None:
+def wait_until(happened: Callable[[], object], expected: str, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {expected}"
         time.sleep(0.02)
 
 
@@ -45,8 +45,8 @@ def put_many(url: str, name: str, count: int) -> None:
 
 
 def put_until_killed(url: str) -> None:
-    """Prints the number and the time of each row that was put."""
-    log = RequestLog(url, **ENDLESS)
+    """Print the number and the time of each row that was queued."""
+    log = RequestLog(url, **UNLIMITED)
     for i in range(1_000_000):
         log.put(record(f"row-{i}"))
         print(i, time.monotonic(), flush=True)
@@ -54,7 +54,7 @@ def put_until_killed(url: str) -> None:
 
 
 def put_one(url: str, request_id: str) -> None:
-    """Prints a line as soon as it is put, long before it is written; stays until it is told to go."""
+    """Print a line when the row is queued, long before it is written; exit at the end of stdin."""
     log = open_log(url, flush_seconds=0.5)
     log.put(record(request_id))
     print("put", flush=True)
@@ -63,7 +63,7 @@ def put_one(url: str, request_id: str) -> None:
 
 
 def put_on_a_full_disk(url: str) -> None:
-    """A file may not grow for a while; prints why nothing was written then, and how many rows were put."""
+    """Limit the file size for a while; print the number of rows and why they could not be written then."""
     import resource
 
     log = open_log(url)

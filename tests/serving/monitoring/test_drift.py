@@ -1,4 +1,4 @@
-"""PSI of what comes in against a reference, with real pictures: of the embedded sample, of scikit-learn."""
+"""Drift (PSI) of real images against a reference: the embedded sample, and photographs from scikit-learn."""
 
 import threading
 from typing import Any
@@ -19,7 +19,7 @@ CLASSES = ("dark", "bright")
 
 
 def answers(images: Images) -> NDArray[np.float64]:
-    """Stands for a network: the brighter a picture, the surer it is called bright."""
+    """Replace a network: the brighter an image, the higher the probability of "bright"."""
     bright = 1 / (1 + np.exp(-8 * (images.mean(axis=(1, 2, 3)) / 255 - 0.45)))
     return np.stack([1 - bright, bright], axis=1)
 
@@ -79,16 +79,16 @@ def test_brightness_and_contrast_are_mean_and_deviation_of_all_values(images: Im
     assert image_statistics(np.full((32, 32, 3), 255, np.uint8)) == (1.0, 0.0)
 
 
-def test_a_reference_has_shares_that_add_up(reference: Reference) -> None:
+def test_the_shares_of_a_reference_add_up_to_one(reference: Reference) -> None:
     assert (reference["images"], reference["split"]) == (1500, "val")
     assert list(reference["label"]) == list(CLASSES)
     assert sum(reference["label"].values()) == pytest.approx(1)
-    for what in ("confidence", "brightness", "contrast"):
-        assert len(reference[what]["shares"]) == len(reference[what]["edges"]) + 1 == 10
-        assert reference[what]["shares"] == pytest.approx([0.1] * 10, abs=0.02)
+    for feature in ("confidence", "brightness", "contrast"):
+        assert len(reference[feature]["shares"]) == len(reference[feature]["edges"]) + 1 == 10
+        assert reference[feature]["shares"] == pytest.approx([0.1] * 10, abs=0.02)
 
 
-def test_fresh_pictures_of_the_same_kind_are_no_change(reference: Reference, shuffled: Images) -> None:
+def test_new_images_of_the_same_kind_are_no_change(reference: Reference, shuffled: Images) -> None:
     fresh = psi_of(reference, shuffled[1500:2500])
     assert set(fresh) == {"label", "confidence", "brightness", "contrast"}
     assert max(fresh.values()) < 0.1
@@ -103,7 +103,7 @@ def test_fresh_pictures_of_the_same_kind_are_no_change(reference: Reference, shu
         ("one class", {"label", "confidence", "brightness"}),
     ],
 )
-def test_other_pictures_are_a_large_change(
+def test_images_of_another_kind_are_a_large_change(
     reference: Reference, shuffled: Images, kind: str, moved: set[str]
 ) -> None:
     fresh = shuffled[1500:2500]
@@ -114,16 +114,16 @@ def test_other_pictures_are_a_large_change(
         "one class": lambda: fresh[answers(fresh)[:, 1] > 0.6],
     }[kind]()
     found = psi_of(reference, others)
-    assert {what for what in moved if found[what] > 0.25} == moved
+    assert {feature for feature in moved if found[feature] > 0.25} == moved
 
 
-def test_there_is_no_figure_of_too_few_pictures(reference: Reference, shuffled: Images) -> None:
+def test_there_is_no_index_of_too_few_images(reference: Reference, shuffled: Images) -> None:
     assert psi_of(reference, shuffled[:199]) == {}
     assert psi_of(reference, shuffled[:200]) != {}
     assert psi_of(reference, shuffled[:50], minimum=50) != {}
 
 
-def test_a_reference_of_one_kind_of_picture_gives_finite_figures(shuffled: Images) -> None:
+def test_a_reference_of_equal_images_gives_a_finite_index(shuffled: Images) -> None:
     flat = np.full((300, 32, 32, 3), 255, np.uint8)
     reference = reference_of(flat, answers(flat), CLASSES, "val")
     same = psi_of(reference, flat)
@@ -132,7 +132,7 @@ def test_a_reference_of_one_kind_of_picture_gives_finite_figures(shuffled: Image
     assert all(np.isfinite(value) for value in psi_of(reference, shuffled[:300]).values())
 
 
-def test_only_the_last_pictures_count(reference: Reference, shuffled: Images) -> None:
+def test_only_the_most_recent_images_count(reference: Reference, shuffled: Images) -> None:
     dark = (shuffled[:300] * 0.3).astype(np.uint8)
     window = DriftWindow(reference, size=400)
     for record in records(np.concatenate([dark, shuffled[:400]])):
@@ -140,7 +140,7 @@ def test_only_the_last_pictures_count(reference: Reference, shuffled: Images) ->
     assert window.psi() == pytest.approx(psi_of(reference, shuffled[:400], size=400))
 
 
-def test_what_was_not_classified_is_not_compared(reference: Reference) -> None:
+def test_images_that_were_not_classified_are_ignored(reference: Reference) -> None:
     window = DriftWindow(reference, minimum=1)
     window.observe(
         Record(

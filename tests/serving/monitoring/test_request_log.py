@@ -1,22 +1,20 @@
 """The request log as the service uses it, on SQLite and on PostgreSQL."""
 
 import dataclasses
-import hashlib
 import sqlite3
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from cifar_mlflow.errors import CifarError, UsageError
-from serving.monitoring.read_log import read_log
+from serving.monitoring.database import Database
 from serving.monitoring.records import Record
 from tests.serving.monitoring.request_logs import open_log, record, rows, wait_until
 
 
-def test_a_row_comes_back_as_it_was_put(url: str) -> None:
+def test_a_row_is_read_back_as_it_was_written(url: str) -> None:
     full = record(
         "a",
         item=3,
@@ -36,43 +34,69 @@ def test_a_row_comes_back_as_it_was_put(url: str) -> None:
         decode_ms=0.5,
         score_ms=1.5,
     )
+    sparse = record("b")
     log = open_log(url)
     log.put(full)
-    log.put(record("b"))
+    log.put(sparse)
     log.close()
     table = rows(url)
-    assert table.iloc[0].dropna().to_dict() == dataclasses.asdict(full)
-    assert table.iloc[1].dropna().to_dict() == {
-        name: value for name, value in dataclasses.asdict(record("b")).items() if value is not None
-    } | {"time": table.iloc[1]["time"]}
+    for row, expected in zip((0, 1), (full, sparse), strict=True):
+        known = {name: value for name, value in dataclasses.asdict(expected).items() if value is not None}
+        assert table.iloc[row].dropna().to_dict() == known
 
 
-def test_a_row_says_nothing_of_the_client_nor_of_the_picture_but_its_digest(url: str) -> None:
+def test_a_row_identifies_neither_the_client_nor_the_content_of_the_image(url: str) -> None:
     open_log(url).close()
     columns = {
         column["name"]
         for column in sa.inspect(sa.create_engine(url, poolclass=sa.NullPool)).get_columns("request_log")
     }
-    said = {"feedback_time", "feedback_correct", "feedback_label"}
-    assert columns == {field.name for field in dataclasses.fields(Record)} | said | {"id"}
+    feedback = {"feedback_time", "feedback_correct", "feedback_label"}
+    assert columns == {field.name for field in dataclasses.fields(Record)} | feedback | {"id"}
 
 
-def test_numbers_of_numpy_are_numbers_in_the_database(url: str) -> None:
+def test_a_log_of_an_earlier_version_is_read_and_continued(url: str) -> None:
+    """The statements are those of the version that still stored a format number."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    is_sqlite = engine.dialect.name == "sqlite"
+    number = "INTEGER NOT NULL" if is_sqlite else "BIGSERIAL NOT NULL"
+    real = "DOUBLE" if is_sqlite else "DOUBLE PRECISION"
+    with engine.begin() as connection:
+        for statement in (
+            f"CREATE TABLE request_log (id {number}, request_id TEXT NOT NULL, item INTEGER NOT NULL, "
+            f"time {real} NOT NULL, route TEXT NOT NULL, status INTEGER NOT NULL, error_code TEXT, "
+            "model_version TEXT, image_sha256 TEXT, image_bytes BIGINT, image_format TEXT, label TEXT, "
+            f"confidence {real}, uncertain BOOLEAN, ood {real}, brightness {real}, contrast {real}, "
+            f"decode_ms {real}, score_ms {real}, total_ms {real} NOT NULL, feedback_time {real}, "
+            "feedback_correct BOOLEAN, feedback_label TEXT, PRIMARY KEY (id), "
+            "UNIQUE (request_id, item, time))",
+            "CREATE INDEX ix_request_log_time ON request_log (time)",
+            "CREATE INDEX request_log_feedback ON request_log (feedback_time) "
+            "WHERE feedback_time IS NOT NULL",
+            "CREATE TABLE request_log_version (version INTEGER NOT NULL, PRIMARY KEY (version))",
+            "INSERT INTO request_log_version VALUES (1)",
+            "INSERT INTO request_log (request_id, item, time, route, status, label, total_ms) "
+            "VALUES ('old', 0, 1.5, '/predict', 200, 'cat', 2.5)",
+        ):
+            connection.exec_driver_sql(statement)
+    assert list(rows(url)["request_id"]) == ["old"]
     log = open_log(url)
-    log.put(record("a", confidence=np.float32(0.5), uncertain=np.bool_(True), image_bytes=np.int64(7)))
+    log.put(record("new"))
+    assert log.feedback("old", 0, correct=True, label=None)
     log.close()
-    row = rows(url).iloc[0]
-    assert (row["confidence"], row["uncertain"], row["image_bytes"]) == (0.5, True, 7)
+    table = rows(url)
+    assert list(table["request_id"]) == ["old", "new"]
+    assert list(table["feedback_correct"].fillna(False)) == [True, False]
 
 
-def test_rows_are_written_while_the_service_goes_on(url: str) -> None:
+def test_rows_are_written_while_the_service_runs(url: str) -> None:
     log = open_log(url)
     log.put(record("a"))
     wait_until(lambda: len(rows(url)) == 1, "the row is written")
     log.close()
 
 
-def test_a_row_that_the_database_refuses_is_counted_and_the_others_are_written(url: str) -> None:
+def test_a_row_that_the_database_rejects_is_counted_and_the_others_are_written(url: str) -> None:
     log = open_log(url)
     for request_id in ("a", "half a character: \ud800", "b"):
         log.put(record(request_id))
@@ -81,8 +105,8 @@ def test_a_row_that_the_database_refuses_is_counted_and_the_others_are_written(u
     assert (log.dropped, log.failing) == (1, None)
 
 
-def test_a_row_that_is_written_twice_is_there_once(url: str) -> None:
-    """As after a connection that broke while the commit was under way."""
+def test_a_row_that_is_written_again_is_stored_once(url: str) -> None:
+    """This happens when the connection breaks during a commit."""
     log = open_log(url)
     twice = record("a")
     log.put(twice)
@@ -94,7 +118,7 @@ def test_a_row_that_is_written_twice_is_there_once(url: str) -> None:
     assert log.dropped == 0
 
 
-def test_what_is_put_after_the_end_is_counted(url: str) -> None:
+def test_rows_after_the_end_are_counted_as_dropped(url: str) -> None:
     log = open_log(url)
     log.close()
     log.put(record("a"))
@@ -106,8 +130,8 @@ def test_the_latest_feedback_counts(url: str) -> None:
     log = open_log(url)
     log.put(record("a", label="cat"))
     log.put(record("a", item=1, label="dog"))
-    assert log.feedback("a", 0, correct=True, label=None)  # not written yet
     wait_until(lambda: len(rows(url)) == 2, "the rows are written")
+    assert log.feedback("a", 0, correct=True, label=None)
     assert log.feedback("a", 0, correct=False, label="dog")
     log.close()
     log = open_log(url)
@@ -119,8 +143,17 @@ def test_the_latest_feedback_counts(url: str) -> None:
     assert table["feedback_time"].between(time.time() - 600, time.time()).all()
 
 
+def test_feedback_is_accepted_for_an_answer_that_is_still_queued(sqlite_url: str) -> None:
+    log = open_log(sqlite_url, flush_seconds=600)
+    log.put(record("a", label="cat"))
+    assert log.feedback("a", 0, correct=True, label=None)
+    assert len(rows(sqlite_url)) == 0
+    log.close()
+    assert list(rows(sqlite_url)["feedback_correct"]) == [True]
+
+
 @pytest.mark.parametrize(("request_id", "item"), [("b", 0), ("a", 1), ("\0", 0), ("a", 2**70)])
-def test_feedback_on_what_was_never_answered_is_refused(url: str, request_id: str, item: int) -> None:
+def test_feedback_on_an_unknown_answer_is_refused(url: str, request_id: str, item: int) -> None:
     log = open_log(url)
     log.put(record("a"))
     assert not log.feedback(request_id, item, correct=True, label=None)
@@ -129,7 +162,7 @@ def test_feedback_on_what_was_never_answered_is_refused(url: str, request_id: st
     assert log.dropped == 0
 
 
-def test_feedback_belongs_to_the_last_answer_of_an_id(url: str) -> None:
+def test_feedback_belongs_to_the_last_answer_with_its_id(url: str) -> None:
     log = open_log(url)
     log.put(record("a", time=1.0))
     log.put(record("a", time=2.0))
@@ -138,39 +171,18 @@ def test_feedback_belongs_to_the_last_answer_of_an_id(url: str) -> None:
     assert list(rows(url)["feedback_correct"].notna()) == [False, True]
 
 
-def test_a_report_reads_the_requests_and_the_feedback_of_its_time(url: str) -> None:
+def test_requests_and_feedback_are_read_by_their_own_times(url: str) -> None:
     log = open_log(url)
     for second in range(5):
         log.put(record(f"at-{second}", time=float(second)))
     log.feedback("at-0", 0, correct=True, label=None)
     log.close()
-    records, feedback = read_log(url, 1.0, 3.0)
+    records, feedback = Database(url).read(1.0, 3.0)
     assert list(records["request_id"]) == ["at-1", "at-2"]
     assert feedback.empty
-    records, feedback = read_log(url, time.time() - 600, time.time() + 1)
+    records, feedback = Database(url).read(time.time() - 600, time.time() + 1)
     assert records.empty
     assert list(feedback["request_id"]) == ["at-0"]
-
-
-def test_pictures_are_kept_under_the_name_of_their_content(sqlite_url: str, tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
-    log = open_log(sqlite_url, images_dir=folder)
-    pictures = [b"one", b"two", b"two"]
-    for data in pictures:
-        log.put_image(hashlib.sha256(data).hexdigest(), "JPEG", data)
-    log.put_image("../../elsewhere", "JPEG", b"")
-    log.close()
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
-        f"{hashlib.sha256(data).hexdigest()}.jpg": data for data in pictures
-    }
-    assert (log.dropped, log.failing) == (1, None)
-
-
-def test_no_picture_is_kept_unless_asked_for(sqlite_url: str, tmp_path: Path) -> None:
-    log = open_log(sqlite_url)
-    log.put_image("ab" * 32, "PNG", b"picture of somebody")
-    log.close()
-    assert [path.name for path in tmp_path.iterdir() if b"somebody" in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize(
@@ -182,9 +194,32 @@ def test_no_picture_is_kept_unless_asked_for(sqlite_url: str, tmp_path: Path) ->
         ("postgresql+nothing://host/x", "needs a driver"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_a_mistake_of_the_caller(wrong: str, message: str) -> None:
+def test_a_url_that_cannot_be_used_is_reported(wrong: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_log(wrong)
+
+
+@pytest.mark.parametrize(
+    "url_with_password",
+    [
+        "postgresql://me:secret@127.0.0.1:9/x",
+        "postgresql://me@127.0.0.1:9/x?password=secret",
+        "postgresql://me:p@secret@127.0.0.1:9/x",
+        "postgresql://me:secret@127.0.0.1:port/x",
+        "postgresql://me:p?secret=1@127.0.0.1:9/x",
+        "postgresql://me:secret@127.0.0.1:9/x?connect_timeout=secret",
+        "postgresql:/me:secret@127.0.0.1:9/x",
+        "mysql://me@host/x?password=secret",
+        "sqlite://me:secret@/x.db",
+    ],
+)
+def test_a_password_is_in_no_message(url_with_password: str) -> None:
+    with pytest.raises(CifarError) as raised:
+        open_log(url_with_password)
+    assert "secret" not in str(raised.value)
+    with pytest.raises(CifarError) as raised:
+        rows(url_with_password)
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -194,36 +229,35 @@ def test_a_url_that_cannot_be_used_is_a_mistake_of_the_caller(wrong: str, messag
         ("postgresql://me:secret@127.0.0.1:9/x", r"postgresql://me:\*\*\*@127.0.0.1:9/x.*refused"),
     ],
 )
-def test_a_database_that_cannot_be_reached_is_said_at_the_start(unreachable: str, message: str) -> None:
-    with pytest.raises(CifarError, match=message) as raised:
+def test_a_database_that_cannot_be_reached_is_reported_at_the_start(unreachable: str, message: str) -> None:
+    with pytest.raises(CifarError, match=message):
         open_log(unreachable)
-    assert "secret" not in str(raised.value)
 
 
-def test_a_format_that_is_not_known_is_refused(url: str) -> None:
+def test_a_table_of_another_format_is_reported(url: str) -> None:
     open_log(url).close()
     with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
-        connection.execute(sa.text("UPDATE request_log_version SET version = 7"))
-    with pytest.raises(CifarError, match=r"has format 7, this version of cifar-mlflow knows 1"):
+        connection.execute(sa.text("ALTER TABLE request_log RENAME COLUMN ood TO energy"))
+    with pytest.raises(CifarError, match="lacks the columns ood: name another database"):
         open_log(url)
-    with pytest.raises(CifarError, match=r"has format 7"):
+    with pytest.raises(CifarError, match="lacks the columns ood"):
         rows(url)
 
 
-def test_the_file_of_another_program_stays_as_it_is(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_file_of_another_program_is_not_changed(sqlite_url: str, tmp_path: Path) -> None:
     file = tmp_path / "requests.db"
     with sqlite3.connect(file) as connection:
         connection.execute("CREATE TABLE runs (name TEXT)")
     connection.close()
     before = file.read_bytes()
-    with pytest.raises(CifarError, match=r"has tables of something else \(runs\)"):
+    with pytest.raises(CifarError, match=r"has tables of another program \(runs\)"):
         open_log(sqlite_url)
-    with pytest.raises(CifarError, match="is no request log"):
+    with pytest.raises(CifarError, match="is not a request log"):
         rows(sqlite_url)
     assert file.read_bytes() == before
 
 
-def test_a_report_makes_no_log(sqlite_url: str, tmp_path: Path) -> None:
+def test_reading_creates_no_log(sqlite_url: str, tmp_path: Path) -> None:
     with pytest.raises(CifarError, match="there is no request log"):
         rows(sqlite_url)
     assert list(tmp_path.iterdir()) == []

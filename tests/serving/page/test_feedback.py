@@ -5,7 +5,7 @@ import time
 import pytest
 from playwright.sync_api import Page, expect
 
-from serving.monitoring.read_log import read_log
+from serving.monitoring.database import Database
 from tests.serving.page.conftest import Photos, Server
 
 pytestmark = pytest.mark.slow
@@ -15,7 +15,7 @@ def logged_feedback(server: Server, request_id: str) -> tuple[bool, str | None]:
     """Return whether the prediction was right, and the correct class."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        _, feedback = read_log(server.request_log, 0, time.time() + 1)
+        _, feedback = Database(server.request_log).read(0, time.time() + 1)
         rows = feedback[feedback["request_id"] == request_id]
         if len(rows):
             row = rows.iloc[0]

@@ -1,6 +1,8 @@
-"""What becomes of the request log when processes are killed and databases fail."""
+"""The request log when processes are killed and databases fail."""
 
+import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,13 +20,12 @@ from tests.serving.monitoring.request_logs import open_log, record, rows, wait_u
 pytestmark = pytest.mark.slow
 
 PROCESS = (sys.executable, "-m", "tests.serving.monitoring.request_logs")
-MINUTES = 60.0
 PAGES_WITH_ROOTS = 8 * 4096  # the schema, and the first page of each table and index
 
 
 @pytest.fixture
 def start() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that are ended with the test."""
+    """Processes that are killed at the end of the test."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for process in started:
@@ -37,9 +38,7 @@ def run(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([*PROCESS, *arguments], stdin=pipe, stdout=pipe, text=True)
 
 
-def test_a_process_that_is_killed_loses_a_second_at_most(
-    url: str, start: list[subprocess.Popen[str]]
-) -> None:
+def test_a_killed_process_loses_at_most_the_last_second(url: str, start: list[subprocess.Popen[str]]) -> None:
     start.append(process := run("put_until_killed", url))
     assert process.stdout
     lines = [process.stdout.readline() for _ in range(600)]
@@ -47,24 +46,26 @@ def test_a_process_that_is_killed_loses_a_second_at_most(
     lines += process.stdout.readlines()
     times = [float(line.split()[1]) for line in lines if line.endswith("\n")]
     written = rows(url)["request_id"]
-    assert list(written) == [f"row-{i}" for i in range(len(written))]  # none is missing in between
-    # A machine that stands still delays the writing as well.
-    standstill = max(after - before for before, after in pairwise(times))
+    assert list(written) == [f"row-{i}" for i in range(len(written))]  # no gaps
+    # A busy machine delays the writing thread as well.
+    longest_pause = max(after - before for before, after in pairwise(times))
     if len(written) < len(times):
-        assert times[-1] - times[len(written)] <= 1 + standstill
-    log = open_log(url)  # and it goes on
+        assert times[-1] - times[len(written)] <= 1 + longest_pause
+    log = open_log(url)  # the log can be continued
     log.put(record("later"))
     log.close()
     assert len(rows(url)) == len(written) + 1
 
 
-def test_processes_that_start_at_once_share_a_database(url: str, start: list[subprocess.Popen[str]]) -> None:
+def test_processes_that_start_at_the_same_time_share_a_database(
+    url: str, start: list[subprocess.Popen[str]]
+) -> None:
     start += [run("put_many", url, f"process{i}", "1500") for i in range(4)]
-    assert [process.wait(5 * MINUTES) for process in start] == [0, 0, 0, 0]
+    assert [process.wait(300) for process in start] == [0, 0, 0, 0]
     assert set(rows(url)["request_id"]) == {f"process{i}-{n}" for i in range(4) for n in range(1500)}
 
 
-def test_feedback_reaches_an_answer_that_another_process_has_yet_to_write(
+def test_feedback_waits_for_an_answer_that_another_process_has_yet_to_write(
     url: str, start: list[subprocess.Popen[str]]
 ) -> None:
     log = open_log(url, flush_seconds=5)
@@ -81,14 +82,14 @@ def test_rows_wait_for_a_locked_file(sqlite_url: str, tmp_path: Path) -> None:
     other = sqlite3.connect(tmp_path / "requests.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     log.put(record("a"))
-    wait_until(lambda: log.failing is not None, "it is said")
+    wait_until(lambda: log.failing is not None, "it is reported")
     assert log.failing == "database is locked"
     log.put(record("b"))
     assert log.feedback("a", 0, correct=True, label=None)
-    assert log.feedback("nobody's", 0, correct=True, label=None)  # cannot be known now
+    assert log.feedback("unknown", 0, correct=True, label=None)  # cannot be checked now
     assert len(rows(sqlite_url)) == 0
     other.execute("ROLLBACK")
-    wait_until(lambda: log.failing is None, "it is written again")
+    wait_until(lambda: log.failing is None, "the log is written again")
     log.close()
     table = rows(sqlite_url)
     assert list(table["request_id"]) == ["a", "b"]
@@ -103,42 +104,62 @@ def test_rows_wait_for_a_server_that_comes_back(postgres: Postgres, postgres_url
     postgres.stop()
     try:
         log.put(record("b"))
-        wait_until(lambda: log.failing is not None, "it is said")
+        wait_until(lambda: log.failing is not None, "it is reported")
         assert log.feedback("b", 0, correct=True, label=None)
         log.put(record("c"))
     finally:
         postgres.start()
-    wait_until(lambda: log.failing is None, "it is written again")
+    wait_until(lambda: log.failing is None, "the log is written again")
     log.close()
     assert list(rows(postgres_url)["request_id"]) == ["a", "b", "c"]
     assert log.dropped == 0
 
 
-def test_a_server_that_does_not_answer_is_noticed(postgres_url: str) -> None:
+def test_rows_wait_for_a_locked_table(postgres_url: str) -> None:
     log = open_log(postgres_url)
     with sa.create_engine(postgres_url, poolclass=sa.NullPool).connect() as other:
         other.execute(sa.text("LOCK TABLE request_log IN ACCESS EXCLUSIVE MODE"))
         log.put(record("a"))
-        wait_until(lambda: log.failing is not None, "it is said")
-    wait_until(lambda: log.failing is None, "it is written again")
+        wait_until(lambda: log.failing is not None, "the failure is reported")
+    wait_until(lambda: log.failing is None, "the log is written again")
     log.close()
     assert list(rows(postgres_url)["request_id"]) == ["a"]
 
 
-def test_what_does_not_fit_into_memory_is_counted(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_server_that_hangs_blocks_neither_feedback_nor_the_end(postgres_url: str) -> None:
+    log = open_log(postgres_url)
+    log.put(record("a"))
+    wait_until(lambda: len(rows(postgres_url)) == 1, "the first row")
+    with sa.create_engine(postgres_url, poolclass=sa.NullPool).connect() as other:
+        backends = sa.text(
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        (pid,) = other.scalars(backends)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        log.put(record("b"))
+        wait_until(lambda: log.failing == "the database does not answer", "the failure is reported")
+        assert log.feedback("a", 0, correct=True, label=None)
+        log.close()
+        assert log.dropped == 2
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_rows_that_do_not_fit_into_the_queue_are_counted(sqlite_url: str, tmp_path: Path) -> None:
     log = open_log(sqlite_url)
     other = sqlite3.connect(tmp_path / "requests.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     for i in range(25_000):
         log.put(record(f"row-{i}"))
-    assert log.dropped > 0
+    assert 4_000 < log.dropped <= 5_000  # a first batch may have left the queue
     other.execute("ROLLBACK")
-    wait_until(lambda: len(rows(sqlite_url)) == 25_000 - log.dropped, "what did fit is written")
+    wait_until(lambda: len(rows(sqlite_url)) == 25_000 - log.dropped, "the others are written")
     log.close()
     assert list(rows(sqlite_url)["request_id"].iloc[[0, 19_999]]) == ["row-0", "row-19999"]
 
 
-def test_the_end_does_not_wait_for_a_database_for_ever(sqlite_url: str, tmp_path: Path) -> None:
+def test_the_end_does_not_wait_forever_for_a_locked_file(sqlite_url: str, tmp_path: Path) -> None:
     log = open_log(sqlite_url)
     other = sqlite3.connect(tmp_path / "requests.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -150,14 +171,14 @@ def test_the_end_does_not_wait_for_a_database_for_ever(sqlite_url: str, tmp_path
 
 def test_rows_wait_for_room_on_a_full_disk(sqlite_url: str, start: list[subprocess.Popen[str]]) -> None:
     start.append(process := run("put_on_a_full_disk", sqlite_url))
-    output, _ = process.communicate(timeout=5 * MINUTES)
+    output, _ = process.communicate(timeout=300)
     count, reason = output.strip().split(" ", 1)
     assert re.search(r"disk", reason)
     assert len(rows(sqlite_url)) == int(count)
 
 
 def damaged(url: str, file: Path, kept: int) -> None:
-    """A log with rows of which only the first bytes are still what they were."""
+    """Write a log, and overwrite all but its first bytes."""
     log = open_log(url)
     for i in range(1000):
         log.put(record(f"row-{i}"))
@@ -167,23 +188,21 @@ def damaged(url: str, file: Path, kept: int) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 100])
-def test_a_damaged_file_is_said_at_the_start(sqlite_url: str, tmp_path: Path, kept: int) -> None:
+def test_a_damaged_file_is_reported_at_the_start(sqlite_url: str, tmp_path: Path, kept: int) -> None:
     damaged(sqlite_url, tmp_path / "requests.db", kept)
-    message = r"requests.db cannot be used: .*(not a database|malformed).*; move it away"
+    message = r"requests.db cannot be used: .*(not a database|malformed).*; move the file away"
     with pytest.raises(CifarError, match=message):
         open_log(sqlite_url)
     with pytest.raises(CifarError, match=message):
         rows(sqlite_url)
 
 
-def test_damage_that_shows_later_is_said_and_rows_wait_for_a_new_file(
-    sqlite_url: str, tmp_path: Path
-) -> None:
+def test_after_damage_that_shows_later_rows_wait_for_a_new_file(sqlite_url: str, tmp_path: Path) -> None:
     file = tmp_path / "requests.db"
     damaged(sqlite_url, file, kept=PAGES_WITH_ROOTS)
     log = open_log(sqlite_url)
     log.put(record("a"))
-    wait_until(lambda: log.failing is not None, "it is said")
+    wait_until(lambda: log.failing is not None, "it is reported")
     assert log.failing == "database disk image is malformed"
     for part in tmp_path.glob("requests.db*"):
         part.rename(tmp_path / f"damaged-{part.name}")
@@ -192,7 +211,7 @@ def test_damage_that_shows_later_is_said_and_rows_wait_for_a_new_file(
     assert list(rows(sqlite_url)["request_id"]) == ["a"]
 
 
-def test_a_file_that_was_removed_is_made_anew(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_file_that_was_removed_is_created_again(sqlite_url: str, tmp_path: Path) -> None:
     log = open_log(sqlite_url)
     log.put(record("a"))
     wait_until(lambda: len(rows(sqlite_url)) == 1, "the first row")
@@ -205,22 +224,7 @@ def test_a_file_that_was_removed_is_made_anew(sqlite_url: str, tmp_path: Path) -
     assert log.dropped == 0
 
 
-def test_pictures_that_can_be_kept_again_end_the_trouble(sqlite_url: str, tmp_path: Path) -> None:
-    folder, away = tmp_path / "pictures", tmp_path / "away"
-    log = open_log(sqlite_url, images_dir=folder)
-    known = "ab" * 32
-    log.put_image(known, "JPEG", b"known")
-    wait_until(lambda: (folder / f"{known}.jpg").exists(), "the picture")
-    folder.rename(away)
-    log.put_image("cd" * 32, "JPEG", b"new")
-    wait_until(lambda: log.failing is not None, "the trouble")
-    away.rename(folder)
-    log.put_image(known, "JPEG", b"known")
-    wait_until(lambda: log.failing is None, "its end")
-    log.close()
-
-
-def test_rows_of_a_file_that_is_moved_away_are_in_it(sqlite_url: str, tmp_path: Path) -> None:
+def test_a_file_that_is_moved_away_has_all_its_rows(sqlite_url: str, tmp_path: Path) -> None:
     log = open_log(sqlite_url)
     file = Path(sqlite_url.removeprefix("sqlite:///"))
     for number in range(400):
