@@ -73,7 +73,7 @@ def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
     styles = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
     for (name, share), color in zip(styles, ("tab:blue", "tab:orange", "tab:red"), strict=True):
         ax.plot(middle, table[name], ".-", color=color, label=f"{name}: {share} are faster", linewidth=1.8)
-    ax.set(ylabel=f"milliseconds, per {step}", yscale="log")
+    ax.set(ylabel="milliseconds", yscale="log")
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     ax.tick_params(axis="y", which="minor", labelsize=8)

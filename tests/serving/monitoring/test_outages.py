@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,19 +37,16 @@ def run(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen([*PROCESS, *arguments], stdin=pipe, stdout=pipe, text=True)
 
 
-def test_a_killed_process_loses_at_most_the_last_second(url: str, start: list[subprocess.Popen[str]]) -> None:
+def test_a_killed_process_loses_no_row_that_was_written(url: str, start: list[subprocess.Popen[str]]) -> None:
+    open_log(url).close()
     start.append(process := run("put_until_killed", url))
-    assert process.stdout
-    lines = [process.stdout.readline() for _ in range(600)]
+    wait_until(lambda: len(rows(url)) >= 300, "rows are written while others are queued")
+    seen = len(rows(url))
     process.kill()
-    lines += process.stdout.readlines()
-    times = [float(line.split()[1]) for line in lines if line.endswith("\n")]
+    process.wait()
     written = rows(url)["request_id"]
+    assert len(written) >= seen
     assert list(written) == [f"row-{i}" for i in range(len(written))]  # no gaps
-    # A busy machine delays the writing thread as well.
-    longest_pause = max(after - before for before, after in pairwise(times))
-    if len(written) < len(times):
-        assert times[-1] - times[len(written)] <= 1 + longest_pause
     log = open_log(url)  # the log can be continued
     log.put(record("later"))
     log.close()
