@@ -185,6 +185,7 @@ def _log_access(finished: _Finished) -> None:
     log.info(
         "request",
         request_id=context.request_id,
+        client_id=context.client_id,
         route=route,
         status=status,
         ms=round(1000 * seconds, 2),

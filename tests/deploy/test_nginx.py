@@ -1,6 +1,8 @@
 """Requests pass through nginx to the service, with headers that the service can trust."""
 
+import re
 from collections.abc import Callable
+from urllib.parse import urljoin
 
 import pytest
 import requests
@@ -133,6 +135,15 @@ def test_the_service_can_be_below_a_prefix(start: Callable[..., int], service: S
     for outside in ("/", "/ready", "/cifarette/ready"):
         refused = requests.get(url + outside, timeout=60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_the_docs_contain_the_prefix(start: Callable[..., int], service: Service) -> None:
+    url = f"http://127.0.0.1:{start(service.address, prefix='/cifar')}/cifar"
+    docs = requests.get(f"{url}/docs", timeout=60).text
+    assert f"{url}/predict" in docs
+    (link,) = re.findall(r'href="([^"]*openapi[^"]*)"', docs)
+    openapi = requests.get(urljoin(f"{url}/docs", link), timeout=60)
+    assert openapi.json()["servers"][0]["url"] in ("/cifar", url)
 
 
 def test_the_service_is_told_the_prefix(start: Callable[..., int], recorder: Recorder) -> None:

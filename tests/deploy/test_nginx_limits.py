@@ -48,6 +48,9 @@ pytestmark = pytest.mark.slow
         pytest.param(
             POST + b"Content-Length: 99999999999999999999999\r\n\r\n", 400, "not_http", id="length overflows"
         ),
+        pytest.param(
+            POST + b"Transfer-Encoding: xchunked\r\n\r\n", 501, "unsupported_encoding", id="encoding"
+        ),
         pytest.param(b"TRACE / HTTP/1.1\r\n" + HOST + b"\r\n", 405, "wrong_method", id="TRACE"),
         pytest.param(b"GET / HTTP/3.0\r\n" + HOST + b"\r\n", 505, "not_http", id="version"),
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", 400, "not_http", id="no host"),
