@@ -1,6 +1,6 @@
-"""Models as .safetensors: the tensors of `state_dict()`, and the model card in the header.
+"""Save models as .safetensors: the tensors of `state_dict()`, and the model card in the header.
 
-The header's metadata (text only, as the format has it) holds `format` = "pt", `cifar_mlflow_format` (version)
+The header's metadata (the format allows only text) has `format` = "pt", `cifar_mlflow_format` (version)
 and `card` (the model card as JSON). Format: https://github.com/huggingface/safetensors
 """
 
@@ -24,7 +24,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 
 
 def save_weights(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
-    """Write a model to `path`, which holds the old file or the whole new one at any time.
+    """Write a model to `path` atomically.
 
     Raises:
         CifarError: the file cannot be written.
@@ -39,10 +39,10 @@ def save_weights(path: Path, classifier: ImageClassifier, card: ModelCard) -> No
 
 
 def load_weights_file(path: Path) -> tuple[ImageClassifier, ModelCard]:
-    """Read what `save_weights` wrote; the classifier is in eval mode and on the CPU.
+    """Read a file of `save_weights`; the classifier is in eval mode and on the CPU.
 
     Raises:
-        UsageError: not a model of ours, or of a newer format.
+        UsageError: the file is not a model of cifar_mlflow, or of a newer format.
         CifarError: the file is damaged.
     """
     try:
@@ -52,8 +52,8 @@ def load_weights_file(path: Path) -> tuple[ImageClassifier, ModelCard]:
                 raise not_ours(path)
             check_version(path, int(metadata["cifar_mlflow_format"]))
             card = ModelCard.model_validate(json.loads(metadata["card"]))
-            # Cloned, or the weights would change under us when somebody writes into the mapped file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
+            # Cloned, because the tensors are mapped: a write into the file would change them.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
         return rebuild(path, card, tensors), card
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from error
