@@ -7,8 +7,8 @@ and `card` (the model card as JSON). Format: https://github.com/huggingface/safe
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from cifar_mlflow.export.files import (
     FORMAT_VERSION,
@@ -46,14 +46,15 @@ def load_weights_file(path: Path) -> tuple[ImageClassifier, ModelCard]:
         CifarError: the file is damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "cifar_mlflow_format" not in metadata:
-                raise not_ours(path)
-            check_version(path, int(metadata["cifar_mlflow_format"]))
-            card = ModelCard.model_validate(json.loads(metadata["card"]))
-            # Cloned, because the tensors are mapped: a write into the file would change them.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+        # Not safe_open: it needs a path in UTF-8, and its tensors change with the mapped file.
+        data = path.read_bytes()
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        if "cifar_mlflow_format" not in metadata:
+            raise not_ours(path)
+        check_version(path, int(metadata["cifar_mlflow_format"]))
+        card = ModelCard.model_validate(json.loads(metadata["card"]))
         return rebuild(path, card, tensors), card
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from error

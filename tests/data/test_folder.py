@@ -317,7 +317,7 @@ def test_a_class_of_two_images_is_named_with_its_count_and_the_way_on(tmp_path: 
     with pytest.raises(UsageError, match=r"class rare has 2 images \(1 of them in .*--val-size 0"):
         summarize(dataset, DataConfig())
     table = summarize(dataset, DataConfig(val_size=0))
-    assert table.loc["rare"].tolist() == [1, 0, 1]
+    assert list(table.loc["rare"]) == [1, 0, 1]
 
 
 def test_a_class_of_one_training_image_is_named_with_the_way_on(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_a_class_of_one_training_image_is_named_with_the_way_on(tmp_path: Path) 
     dataset = load(tmp_path)
     with pytest.raises(UsageError, match=r"class rare has 1 image\. .*--val-size 0"):
         summarize(dataset, DataConfig())
-    assert summarize(dataset, DataConfig(val_size=0)).loc["rare"].tolist() == [1, 0, 1]
+    assert list(summarize(dataset, DataConfig(val_size=0)).loc["rare"]) == [1, 0, 1]
 
 
 def test_train_and_test_must_have_the_same_classes(tmp_path: Path) -> None:

@@ -176,6 +176,14 @@ def test_an_unwritable_path_is_named(suffix: str, tmp_path: Path, classifier: Im
         SAVERS[suffix](tmp_path / "file" / f"model{suffix}", classifier, CARD)
 
 
+def test_a_path_that_is_not_utf8_is_written_and_read(
+    saved: Path, classifier: ImageClassifier, tmp_path: Path
+) -> None:
+    path = tmp_path / os.fsdecode(b"K\xe4tzchen") / saved.name
+    SAVERS[saved.suffix](path, classifier, CARD)
+    assert load_model_file(path)[1] == CARD
+
+
 def test_an_upper_case_suffix_is_accepted(saved: Path) -> None:
     assert load_model_file(saved.rename(saved.with_suffix(saved.suffix.upper())))[1] == CARD
 
