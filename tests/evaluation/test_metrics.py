@@ -13,7 +13,7 @@ Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 @pytest.fixture
 def predictions() -> Arrays:
-    """Return logits (5000, 10) of which about 70 % are right, and the labels."""
+    """Return logits (5000, 10), about 70 % of them right, and the labels."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 5000)
     logits = rng.normal(size=(5000, 10)).astype(np.float32)
