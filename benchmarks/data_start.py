@@ -1,13 +1,12 @@
-"""How long a start waits for its images when they have been read once before.
+"""Measure how long a start waits for images that an earlier start has already read.
 
-Timed in a fresh process each, from the call that opens the data set until every pixel of both splits is in
-memory: copied there, because a memory map that nobody has read would look faster than it is. Imports are on
-nobody's clock: torchvision's takes seconds. The files are in the page cache on all sides, as they are after a
-first start.
+Each measurement runs in a fresh process, from the call that opens the data set until every pixel of both
+splits is in memory; the pixels are copied, because an unread memory map would look too fast. Imports are not
+counted: torchvision's takes seconds. All files are in the page cache, as they are after a first start.
 
-Ours is the second start of `load_dataset`. It stands beside the first start, which decodes the same files,
-and beside torchvision's CIFAR10, which at each start checks the md5 sums of a folder in the published layout
-and unpickles it. That folder is made here of random pixels, with a newer pickle protocol that reads faster.
+Ours is the second start of `load_dataset`. It is compared with the first start, which decodes the same files,
+and with torchvision's CIFAR10, which verifies the md5 sums of a folder in the published layout at each start
+and unpickles it. That folder is created here from random pixels, with a newer, faster pickle protocol.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ Sums = list[tuple[str, str]]
 
 
 def measure(copies: int = 10, repeats: int = 5) -> list[Row]:
-    """Two rows. Reads CIFAR-10 at CIFAR10_DIR, or makes as much of `copies` of the sample (6,000 photos)."""
+    """Return two rows, for CIFAR-10 at CIFAR10_DIR or else for `copies` of the sample (6,000 photos)."""
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         if "CIFAR10_DIR" in os.environ:
@@ -69,7 +68,7 @@ def measure(copies: int = 10, repeats: int = 5) -> list[Row]:
 
 
 def our_start(data_dir: Path, cache_dir: Path) -> tuple[float, int]:
-    """Seconds, and how many images there are."""
+    """Return the seconds and the number of images."""
     start = time.perf_counter()
     dataset = load_dataset(DataConfig(data_dir=data_dir, cache_dir=cache_dir))
     images = [np.array(dataset.split(name).images) for name in ("train", "test")]
@@ -91,7 +90,7 @@ def torchvision_start(root: Path, sums: Sums) -> float:
 
 
 def write_parquet(folder: Path, copies: int) -> Path:
-    """The sample, so many times over, as if it were CIFAR-10 from the Hub."""
+    """Write `copies` of the sample in the layout of the Hub's CIFAR-10."""
     import pyarrow
     import pyarrow.parquet
 
@@ -103,7 +102,7 @@ def write_parquet(folder: Path, copies: int) -> Path:
 
 
 def write_pickles(folder: Path, count: int) -> Sums:
-    """Random images in the published layout; returns the sums of names, training and test batches."""
+    """Write random images in the published layout; return (file name, md5) of meta, training and test."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     contents = {"batches.meta": pickle.dumps({"label_names": list(CIFAR10_CLASSES)})}

@@ -31,6 +31,7 @@ from cifar_mlflow.config import (
 from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.interrupt import Interrupted, terminable
+from cifar_mlflow.names import printable
 from cifar_mlflow.options import run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
 
@@ -125,7 +126,7 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
             sample_grid(images.images, images.labels, dataset.classes, title).savefig(picture)
         except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown suffix
             raise UsageError(f"--picture {picture}: {error}") from error
-        click.echo(f"\nSamples: {picture}")
+        click.echo(f"\nSamples: {printable(str(picture))}")
 
 
 @verb("train", TrainAndRegisterConfig)
@@ -188,7 +189,8 @@ def export(model: str, name: str | None, output: Path | None) -> None:
     classifier, card = load_classifier(model)
     output = output or Path(f"{card.model}{file_format.suffixes[0]}")
     file_format.save(output, classifier, card)
-    click.echo(f"{output}  {output.stat().st_size / 1e6:.1f} MB, {card.model}, {len(card.classes)} classes")
+    size = f"{output.stat().st_size / 1e6:.1f} MB"
+    click.echo(f"{printable(str(output))}  {size}, {card.model}, {len(card.classes)} classes")
 
 
 for command in (data, train, evaluate, export):

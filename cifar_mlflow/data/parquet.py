@@ -53,7 +53,8 @@ def _read_file(path: Path) -> Iterator[Split]:
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        # An open file, because pyarrow accepts only paths in UTF-8.
+        with path.open("rb") as content, pyarrow.parquet.ParquetFile(content) as file:
             start = 0
             for rows in file.iter_batches(ROWS_AT_A_TIME, columns=["img", "label"]):
                 encoded = rows.column("img").field("bytes").to_pylist()

@@ -1,1 +1,1 @@
-"""What a trained model is worth: predictions, metrics, calibration, pictures."""
+"""Evaluate a trained model: predictions, metrics, calibration, figures."""

@@ -1,6 +1,6 @@
-"""Do the probabilities mean what they say? Measured by bins of confidence, mended by one temperature.
+"""Measure calibration by bins of confidence, and improve it by one temperature.
 
-Both after Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599).
+Both follow Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599).
 """
 
 from typing import Any
@@ -14,32 +14,32 @@ from scipy.special import log_softmax
 Floats = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
 
-# Far beyond what a trained network needs; where every answer is right, the best temperature would be 0.
+# Wider than any trained network needs; if every prediction is right, the best temperature would be 0.
 TEMPERATURES = (0.05, 20.0)
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities, float64 (N, classes), of logits (N, classes) divided by `temperature`."""
+    """Return probabilities, float64 (N, classes), of logits (N, classes) divided by `temperature`."""
     return np.exp(log_softmax(logits.astype(np.float64) / temperature, axis=1))
 
 
 def negative_log_likelihood(logits: Floats, labels: Labels, temperature: float = 1.0) -> float:
-    """Mean over the images of -log(probability of the true class)."""
+    """Return the mean over the images of -log(probability of the true class)."""
     log_probabilities = log_softmax(logits.astype(np.float64) / temperature, axis=1)
     return float(-log_probabilities[np.arange(len(labels)), labels].mean())
 
 
 def reliability_table(probabilities: Floats, labels: Labels, bins: int = 15) -> pd.DataFrame:
-    """Accuracy beside confidence, for predictions of like confidence.
+    """Return accuracy and confidence of predictions with similar confidence.
 
     Args:
         probabilities: (N, classes), rows that sum to 1.
         labels: (N,), class indices.
-        bins: how many intervals (lower, upper] of equal width 0..1 is cut into.
+        bins: number of intervals (lower, upper] of equal width that divide 0..1.
 
     Returns:
-        One row a bin: `lower`, `upper`, `count`, `confidence` (mean highest probability) and `accuracy`. The
-        last two are NaN in a bin without predictions.
+        One row per bin: `lower`, `upper`, `count`, `confidence` (mean highest probability) and `accuracy`;
+        the last two are NaN in a bin without predictions.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
@@ -61,28 +61,28 @@ def reliability_table(probabilities: Floats, labels: Labels, bins: int = 15) -> 
 
 
 def calibration_error_of(table: pd.DataFrame) -> float:
-    """Expected calibration error: the |accuracy - confidence| of a bin, averaged over the predictions."""
+    """Return the expected calibration error: |accuracy - confidence| per bin, averaged over predictions."""
     filled = table[table["count"] > 0]
     gap = (filled["accuracy"] - filled["confidence"]).abs()
     return float((gap * filled["count"]).sum() / filled["count"].sum())
 
 
 def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int = 15) -> float:
-    """Expected calibration error, 0 (perfect) to 1; arguments as for `reliability_table`."""
+    """Return the expected calibration error, 0 (perfect) to 1; arguments as for `reliability_table`."""
     return calibration_error_of(reliability_table(probabilities, labels, bins))
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:
-    """The temperature with the least negative log likelihood, within 0.05 to 20.
+    """Return the temperature, within 0.05 to 20, with the lowest negative log likelihood.
 
-    To be fitted on validation, never on the split whose calibration is then reported.
+    Fit it on the validation split, never on the split whose calibration is reported.
 
     Args:
-        logits: (N, classes), as predicted, N > 0.
+        logits: (N, classes), N > 0.
         labels: (N,), class indices.
 
     Raises:
-        ValueError: there are no predictions to fit on.
+        ValueError: there are no predictions.
     """
     if not len(labels):
         raise ValueError("a temperature cannot be fitted without predictions")

@@ -1,4 +1,4 @@
-"""The numbers of one evaluation: everything a run reports about one split."""
+"""Compute all metrics that a run reports about one split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from cifar_mlflow.evaluation.calibration import (
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How well a model does on one split; all shares are in 0..1.
+    """The metrics of a model on one split; all shares are in 0..1.
 
     Attributes:
         loss: negative log likelihood, in nats.
         ece: expected calibration error, 15 bins.
-        per_class: one row a class: `class`, `precision`, `recall`, `f1`, `support` (number of its images). A
-            share that would be 0/0 is 0, as is the F1 of a class without images.
+        per_class: one row per class: `class`, `precision`, `recall`, `f1`, `support` (number of images). A
+            share of 0/0 is 0, as is the F1 of a class without images.
         confusion: int64 (classes, classes), rows are the true class and columns the predicted one.
     """
 
@@ -39,12 +39,12 @@ class Evaluation:
     confusion: NDArray[np.int64]
 
     def scalars(self, prefix: str) -> dict[str, float]:
-        """The metrics of a run: `<prefix>/accuracy` and so on; the prefix is the name of the split."""
+        """Return the metrics by name, `<prefix>/accuracy` etc.; the prefix is the name of the split."""
         names = ("loss", "accuracy", "f1_macro", "f1_weighted", "ece")
         return {f"{prefix}/{name}": getattr(self, name) for name in names}
 
     def to_dict(self, prefix: str) -> dict[str, Any]:
-        """The scalars, `per_class` (a dict a class) and `confusion` (nested lists), fit for `json.dumps`."""
+        """Return scalars, `per_class` (a dict per class) and `confusion` (nested lists) for `json.dumps`."""
         return {
             **self.scalars(prefix),
             "per_class": self.per_class.to_dict("records"),
@@ -55,15 +55,15 @@ class Evaluation:
 def evaluate_logits(
     logits: Floats, labels: Labels, classes: Sequence[str], temperature: float = 1.0
 ) -> Evaluation:
-    """Evaluate predictions against the truth.
+    """Evaluate predictions against the labels.
 
     Args:
         logits: (N, classes), N > 0.
-        labels: (N,), indices into `classes`; not every class need occur.
-        temperature: divides the logits; moves loss and calibration, never the predicted class.
+        labels: (N,), indices into `classes`; classes may be missing.
+        temperature: divides the logits; changes loss and calibration, not the predicted class.
 
     Raises:
-        ValueError: the shapes do not fit each other, or there is nothing to evaluate.
+        ValueError: the shapes do not match, or there are no predictions.
     """
     if not len(labels) or logits.shape != (len(labels), len(classes)):
         raise ValueError(f"logits {logits.shape} do not fit {len(labels)} labels of {len(classes)} classes")

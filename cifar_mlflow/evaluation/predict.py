@@ -1,4 +1,4 @@
-"""Logits of a model for a whole split, in batches, with or without test-time augmentation."""
+"""Predict the logits of a whole split in batches, with or without test-time augmentation."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,16 +25,16 @@ def predict_logits(
     precision: Literal["fp32", "bf16"] = "fp32",
     tta: TtaName = "none",
 ) -> NDArray[np.float32]:
-    """Logits of every image, in the order given.
+    """Return the logits of all images, in order.
 
     Args:
         model: lives on `device`; takes float32 (B, 3, H, W) RGB in 0..1 and returns logits (B, classes). A
-            module is run in eval mode and left in the mode it came in. Any other callable will do.
+            module runs in eval mode and returns to its own mode afterwards. Any callable is accepted.
         images: uint8 (N, H, W, 3), RGB; may be a read-only memory map.
-        tta: `flip` averages the image and its mirror image. `crops` gives half the weight to those two and
-            half to the mirrored pairs of the image moved by one pixel to either corner, reflected at the
-            border (Jordan 2024, arXiv 2404.00498, section 3.5). It is logits that are averaged, not
-            probabilities, so a temperature applies to the result as it does without augmentation.
+        tta: `flip` averages the image and its mirror image. `crops` gives them half of the weight, and the
+            other half to the image and its mirror image shifted by one pixel to two opposite corners, with
+            reflection at the border (Jordan 2024, arXiv 2404.00498, section 3.5). Logits are averaged, not
+            probabilities, so a temperature applies as it does without augmentation.
 
     Returns:
         float32 (N, classes).
@@ -54,8 +54,8 @@ def predict_logits(
 
 
 def _to_input(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    # The copy is what lets torch have a read-only array. Bytes travel to the device, not floats; and seen as
-    # NCHW, an NHWC array is channels_last already.
+    # torch needs a copy, since the array may be read-only. Bytes, not floats, are sent to the device. Viewed
+    # as NCHW, an NHWC array is channels_last already.
     batch = torch.from_numpy(np.array(images)).to(device)
     return batch.permute(0, 3, 1, 2).float().div_(255)
 
@@ -65,7 +65,7 @@ def _plain(model: Model, batch: Tensor) -> Tensor:
 
 
 def _flip(model: Model, batch: Tensor) -> Tensor:
-    # float: a mean taken in bfloat16 would round it to three digits.
+    # float: a mean in bfloat16 would be rounded to three digits.
     return (model(batch).float() + model(batch.flip(3)).float()) / 2
 
 
@@ -84,7 +84,7 @@ _WITH_TTA: dict[TtaName, Callable[[Model, Tensor], Tensor]] = {
 
 @contextmanager
 def _eval_mode(model: Model) -> Iterator[None]:
-    # By flag and by module: a part that was frozen in eval mode stays so afterwards, and a module that comes
+    # Set the flag of each module: a part that was frozen in eval mode stays frozen afterwards, and a module
     # from torch.export refuses eval() and train().
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [module.training for module in modules]

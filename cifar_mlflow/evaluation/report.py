@@ -1,4 +1,4 @@
-"""What a run says about one split: numbers, tables and pictures, plain and calibrated."""
+"""Report on a model and a split: metrics, tables and figures, before and after calibration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from cifar_mlflow.evaluation.predict import Model, predict_logits
 
 
 class ReportSink(Protocol):
-    """Whoever takes the pictures and tables: an MLflow run."""
+    """Receives figures and tables: an MLflow run."""
 
     def log_figure(self, figure: Figure, path: str) -> None: ...
     def log_json(self, values: Any, path: str) -> None: ...
@@ -28,15 +28,15 @@ class ReportSink(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A model on a split.
+    """The evaluation of a model on a split.
 
     Attributes:
-        split: which split, for every title and metric name.
+        split: the split, for titles and metric names.
         logits: float32 (N, classes), without test-time augmentation.
-        temperature: what the logits are divided by for calibrated probabilities.
-        plain: the evaluation of the logits as they are.
+        temperature: divides the logits for calibrated probabilities.
+        plain: the evaluation of the unscaled logits.
         calibrated: the evaluation at `temperature`.
-        augmented: the evaluation with test-time augmentation, if it was asked for.
+        augmented: the evaluation with test-time augmentation, if requested.
     """
 
     split: SplitName
@@ -48,7 +48,7 @@ class Report:
     augmented: Evaluation | None
 
     def scalars(self) -> dict[str, float]:
-        """Metrics of the run. `ece` is the one after temperature scaling; `loss` is not scaled."""
+        """Return the metrics of the run; `ece` is after temperature scaling, `loss` before it."""
         scalars = self.plain.scalars(self.split)
         scalars |= {
             f"{self.split}/ece": self.calibrated.ece,
@@ -72,11 +72,11 @@ def report_on(
     tta: TtaName = "none",
     device: torch.device,
 ) -> Report:
-    """Evaluate a model on a split, in fp32, as it will be served.
+    """Evaluate a model on a split in fp32.
 
     Args:
-        temperature: None fits it on this split, which is right for validation and wrong for any other.
-        tta: evaluates once more with test-time augmentation.
+        temperature: None fits it on this split; do so only for the validation split.
+        tta: evaluate a second time with this test-time augmentation.
     """
     logits = predict_logits(model, data.images, device=device)
     if temperature is None:
@@ -96,7 +96,7 @@ def report_of(
     temperature: float,
     augmented: Evaluation | None = None,
 ) -> Report:
-    """The report of a model that has said these `logits` already."""
+    """Return the report for logits that were already predicted; arguments as in `Report`."""
     return Report(
         split=split,
         classes=classes,
@@ -109,12 +109,13 @@ def report_of(
 
 
 def log_report(sink: ReportSink, report: Report, data: Split) -> None:
-    """Tables and pictures of a report, below a folder with the name of the split."""
+    """Log tables and figures of a report in a folder named after the split."""
     log_tables(sink, report)
     log_pictures(sink, report, data)
 
 
 def log_tables(sink: ReportSink, report: Report) -> None:
+    """Log metrics.json, per_class.csv and confusion_matrix.csv."""
     split, plain = report.split, report.plain
     sink.log_json({**plain.to_dict(split), **report.scalars()}, f"{split}/metrics.json")
     sink.log_csv(plain.per_class, f"{split}/per_class.csv")
@@ -124,6 +125,7 @@ def log_tables(sink: ReportSink, report: Report) -> None:
 
 
 def log_pictures(sink: ReportSink, report: Report, data: Split) -> None:
+    """Log the four figures of a report."""
     split, classes, plain = report.split, report.classes, report.plain
     images, labels = data.images, data.labels
     before = softmax(report.logits)
@@ -153,5 +155,5 @@ SPLIT_NAMES: dict[SplitName, str] = {
 
 
 def confusion_table(confusion: NDArray[np.int64], classes: Sequence[str]) -> pd.DataFrame:
-    """Counts with the true class as the row and the predicted one as the column."""
+    """Return the counts with the true class as row and the predicted class as column."""
     return pd.DataFrame(confusion, index=pd.Index(classes, name="true"), columns=list(classes))

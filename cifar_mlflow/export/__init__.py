@@ -1,4 +1,4 @@
-"""Model files, for use outside MLflow: one module a format, each with its way back. None holds a pickle."""
+"""Model files for use outside MLflow: one module per format, each with a loader. None contains a pickle."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 
 
 class Format(NamedTuple):
-    """A kind of model file: the suffixes by which it is known, the usual one first."""
+    """A kind of model file; `suffixes` identify it, the usual one first."""
 
     suffixes: tuple[str, ...]
     save: Callable[[Path, ImageClassifier, ModelCard], None]
@@ -27,10 +27,10 @@ _BY_SUFFIX = {suffix: form for form in FORMATS.values() for suffix in form.suffi
 
 
 def format_for(output: Path | None, name: str | None) -> Format:
-    """The format of a file to write: the one of this name, else the one of its suffix, else HDF5.
+    """Return the format of a file to write: by `name`, else by the suffix of `output`, else HDF5.
 
     Raises:
-        UsageError: the suffix is not one by which the file would be read back.
+        UsageError: `load_model_file` would not recognize the suffix.
     """
     if output is None:
         return FORMATS[name or "hdf5"]
@@ -49,12 +49,15 @@ def load_model_file(path: Path) -> tuple[ImageClassifier, ModelCard]:
         The classifier, in eval mode and on the CPU, and its card.
 
     Raises:
-        UsageError: no such file, another suffix, not a model of ours, or of a newer format.
+        UsageError: the file does not exist, has another suffix, is not a model of cifar_mlflow, or is of a
+            newer format.
         CifarError: the file is damaged.
     """
     form = _BY_SUFFIX.get(path.suffix.lower())
     if form is None:
-        raise UsageError(f"{path}: not a known kind of model file; known are {', '.join(_BY_SUFFIX)}")
+        raise UsageError(
+            f"{path}: unknown kind of model file; its name must end in one of {', '.join(_BY_SUFFIX)}"
+        )
     if not path.is_file():
-        raise UsageError(f"{path}: no such file; make one with: cifar-mlflow export")
+        raise UsageError(f"{path}: no such file; create one with: cifar-mlflow export")
     return form.load(path)

@@ -1,4 +1,4 @@
-"""What the file formats share: a version, writing without half-written files, and a checked way back."""
+"""Functions that the file formats share: state, version check, errors, and rebuilding a model."""
 
 from pathlib import Path
 
@@ -10,43 +10,46 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import BUILDERS, build_network
 
-# Raised when a reader of the version before would misread what is written now.
+# Increase it when the previous release would misread the new files.
 FORMAT_VERSION = 1
 
 
 def tensors_of(classifier: ImageClassifier) -> dict[str, Tensor]:
-    """The state of a classifier by name, on the CPU and in the order of rows."""
+    """Return the state of a classifier by name, on the CPU and contiguous."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}
 
 
 def check_version(path: Path, version: int) -> None:
+    """Raise UsageError if a newer release wrote the file."""
     if version > FORMAT_VERSION:
         raise UsageError(
             f"{path}: written by a newer cifar_mlflow (format {version}, this one reads up to "
-            f"{FORMAT_VERSION}): update it, or export the model again from here"
+            f"{FORMAT_VERSION}): update it, or export the model again with this one"
         )
 
 
 def not_ours(path: Path) -> UsageError:
-    return UsageError(f"{path}: not a model of cifar_mlflow; make one with: cifar-mlflow export")
+    """Return the error for a file that another program wrote."""
+    return UsageError(f"{path}: not a model of cifar_mlflow; create one with: cifar-mlflow export")
 
 
-def damaged(path: Path, why: object) -> CifarError:
-    reason = " ".join(str(why).split())
+def damaged(path: Path, error: object) -> CifarError:
+    """Return a one-line error for a damaged file."""
+    reason = " ".join(str(error).split())
     return CifarError(f"{path}: the file is damaged, copy or export it again ({reason[:200]})")
 
 
 def rebuild(path: Path, card: ModelCard, tensors: dict[str, Tensor]) -> ImageClassifier:
-    """The classifier that a card from `path` describes, with these weights; in eval mode, on the CPU.
+    """Build the classifier that a card from `path` describes, in eval mode and on the CPU.
 
     Raises:
-        UsageError: there is no model of that name.
-        RuntimeError: the weights are not those of such a network.
+        UsageError: there is no model with that name.
+        RuntimeError: the tensors do not match the network.
     """
     if card.model not in BUILDERS:
-        raise UsageError(f"{path}: holds a {card.model}, which this cifar_mlflow does not have; update it")
-    # On the meta device nothing is allocated or drawn: loading a model leaves the random state alone, and a
-    # card that lies about its size costs nothing before the shapes are compared.
+        raise UsageError(f"{path}: contains a {card.model}, which this cifar_mlflow does not have; update it")
+    # The meta device allocates nothing and draws no random numbers: loading keeps the random state, and a
+    # card with a false size costs nothing before the shapes are compared.
     with torch.device("meta"):
         network = build_network(card.model, len(card.classes), width=card.width, dropout=card.dropout)
     classifier = ImageClassifier(network, card.mean, card.std)

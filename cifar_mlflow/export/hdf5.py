@@ -1,13 +1,13 @@
-"""Models as HDF5, to be read with h5py, or any HDF5 reader, and nothing of ours.
+"""Save models as HDF5, which any HDF5 reader, such as h5py, can read without our code.
 
 Layout:
     /             attributes: `cifar_mlflow_format` (version), `model`, `width`, `dropout`, `num_classes`,
                   `classes` (names, in the order of the logits), `image_size`, `mean` and `std` (R, G, B, for
                   pixels in 0..1), `temperature` (divides the logits before the softmax), `data`,
                   `data_digest`, `run_id`
-    /metrics      one attribute a metric of the run, such as `test/accuracy`
-    /libraries    one attribute a library: the version that wrote the file
-    /weights/...  one dataset a tensor of `state_dict()`, in a group a module: the tensor
+    /metrics      one attribute per metric of the run, such as `test/accuracy`
+    /libraries    one attribute per library: the version that wrote the file
+    /weights/...  one dataset per tensor of `state_dict()`, one group per module: the tensor
                   `network.head.weight` is the dataset /weights/network/head/weight
 """
 
@@ -33,7 +33,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 
 
 def save_hdf5(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
-    """Write a model to `path`, which holds the old file or the whole new one at any time.
+    """Write a model to `path` atomically.
 
     Raises:
         CifarError: the file cannot be written.
@@ -53,10 +53,10 @@ def save_hdf5(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
 
 
 def load_hdf5(path: Path) -> tuple[ImageClassifier, ModelCard]:
-    """Read what `save_hdf5` wrote; the classifier is in eval mode and on the CPU.
+    """Read a file of `save_hdf5`; the classifier is in eval mode and on the CPU.
 
     Raises:
-        UsageError: not a model of ours, or of a newer format.
+        UsageError: the file is not a model of cifar_mlflow, or of a newer format.
         CifarError: the file is damaged.
     """
     try:
@@ -85,8 +85,8 @@ def _plain(value: Any) -> Any:
 def _read_tensors(group: h5py.Group) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
 
-    # visititems follows no link, and what is not stored in this very file is refused: HDF5 can point into
-    # other files, or promise terabytes of zeros.
+    # visititems follows no links. HDF5 can also point into other files, or declare terabytes of zeros, so
+    # data that is not stored in this file is refused.
     def read(name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Group):
             return

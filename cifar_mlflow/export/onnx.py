@@ -1,8 +1,8 @@
-"""Models as .onnx: one file that any ONNX runtime answers with, from the pixels of an image to its logits.
+"""Save models as .onnx: one file that any ONNX runtime can run, from pixels to logits.
 
-Input `images`: uint8 (N, S, S, 3), RGB as a decoder leaves it. Output `logits`: float32 (N, classes), to be
-divided by the card's temperature before the softmax. N is free, S the card's image size; normalization is in
-the graph. The file's metadata has `cifar_mlflow_format` (version) and `card` (the model card as JSON).
+Input `images`: uint8 (N, S, S, 3), RGB. Output `logits`: float32 (N, classes), to be divided by the card's
+temperature before the softmax. N is free, S is the card's image size; the graph normalizes the images. The
+file's metadata has `cifar_mlflow_format` (version) and `card` (the model card as JSON).
 """
 
 import json
@@ -18,15 +18,15 @@ from cifar_mlflow.files import atomic_write
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 
-# The first in which the activation of `fast` is one operator; ONNX Runtime has it since 1.17.
+# The first with the activation of `fast` as one operator; ONNX Runtime has it since 1.17.
 OPSET = 20
 
 
 def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
-    """Write a model to `path`, which holds the old file or the whole new one at any time.
+    """Write a model to `path` atomically.
 
-    Batch norms are folded into the convolutions before them. The classifier is left as it is, whatever its
-    mode and device.
+    Batch norms are folded into the convolutions before them. The classifier is not changed and may be in any
+    mode and on any device.
 
     Raises:
         CifarError: the file cannot be written.
@@ -42,8 +42,8 @@ def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
         dynamic_shapes=({0: torch.export.Dim("N")},),
         verbose=False,
     )
-    assert program is not None  # None is for the exporter of old
-    # It notes for each node the lines of code that it comes from, with the paths of this machine.
+    assert program is not None  # only the old exporter returns None
+    # The exporter adds to each node the lines of code it comes from, with the paths of this machine.
     ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props.update(
         {"cifar_mlflow_format": str(FORMAT_VERSION), "card": json.dumps(card.model_dump(mode="json"))}
@@ -53,7 +53,7 @@ def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
 
 
 class _FromPixels(nn.Module):
-    """uint8 (N, H, W, 3) in 0..255; the classifier's two steps of normalization are one here."""
+    """Take uint8 (N, H, W, 3) in 0..255 and normalize them in one step instead of two."""
 
     offset: Tensor
     scale: Tensor
@@ -65,7 +65,7 @@ class _FromPixels(nn.Module):
         self.register_buffer("scale", 1 / (255 * classifier.std))
 
     def forward(self, images: Tensor) -> Tensor:
-        # contiguous: the order of the channels in memory would end as a detour of indices in the graph.
+        # contiguous: otherwise the memory order of the channels adds index computations to the graph.
         pixels = images.permute(0, 3, 1, 2).contiguous().float()
         logits: Tensor = self.network((pixels - self.offset) * self.scale)
         return logits

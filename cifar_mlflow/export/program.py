@@ -34,16 +34,18 @@ def load_program(path: Path) -> nn.Module:
         CifarError: the file is damaged, or holds a pickle or native code.
     """
     try:
-        _refuse_code(path)
-        return torch.export.load(path).module()
+        content = io.BytesIO(path.read_bytes())
+        _refuse_code(content)
+        content.seek(0)
+        return torch.export.load(content).module()
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise damaged(path, error) from error
     except (zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise damaged(path, error) from error
 
 
-def _refuse_code(path: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
+def _refuse_code(program: io.BytesIO) -> None:
+    with zipfile.ZipFile(program) as archive:
         names = archive.namelist()
         if unknown := [name for name in names if not _RECORDS.fullmatch(name)]:
             raise ValueError(f"an unexpected record {unknown[0]}")

@@ -1,14 +1,14 @@
-"""Models as .safetensors: the tensors of `state_dict()`, and the model card in the header.
+"""Save models as .safetensors: the tensors of `state_dict()`, and the model card in the header.
 
-The header's metadata (text only, as the format has it) holds `format` = "pt", `cifar_mlflow_format` (version)
+The header's metadata (the format allows only text) has `format` = "pt", `cifar_mlflow_format` (version)
 and `card` (the model card as JSON). Format: https://github.com/huggingface/safetensors
 """
 
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from cifar_mlflow.export.files import (
     FORMAT_VERSION,
@@ -24,7 +24,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 
 
 def save_weights(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
-    """Write a model to `path`, which holds the old file or the whole new one at any time.
+    """Write a model to `path` atomically.
 
     Raises:
         CifarError: the file cannot be written.
@@ -39,21 +39,22 @@ def save_weights(path: Path, classifier: ImageClassifier, card: ModelCard) -> No
 
 
 def load_weights_file(path: Path) -> tuple[ImageClassifier, ModelCard]:
-    """Read what `save_weights` wrote; the classifier is in eval mode and on the CPU.
+    """Read a file of `save_weights`; the classifier is in eval mode and on the CPU.
 
     Raises:
-        UsageError: not a model of ours, or of a newer format.
+        UsageError: the file is not a model of cifar_mlflow, or of a newer format.
         CifarError: the file is damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if "cifar_mlflow_format" not in metadata:
-                raise not_ours(path)
-            check_version(path, int(metadata["cifar_mlflow_format"]))
-            card = ModelCard.model_validate(json.loads(metadata["card"]))
-            # Cloned, or the weights would change under us when somebody writes into the mapped file.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no dict
+        # Not safe_open: it needs a path in UTF-8, and its tensors change with the mapped file.
+        data = path.read_bytes()
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        if "cifar_mlflow_format" not in metadata:
+            raise not_ours(path)
+        check_version(path, int(metadata["cifar_mlflow_format"]))
+        card = ModelCard.model_validate(json.loads(metadata["card"]))
         return rebuild(path, card, tensors), card
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(path, error) from error

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 
 class ImageClassifier(nn.Module):
-    """A network that takes images as they are: it normalizes them itself.
+    """A network that takes images in 0..1 and normalizes them itself.
 
-    Input: float32 (N, 3, H, W), RGB in 0..1. Output: float32 logits (N, classes), unscaled.
+    Input: float32 (N, 3, H, W), RGB. Output: float32 logits (N, classes), not divided by the temperature.
     """
 
     mean: Tensor

@@ -1,4 +1,4 @@
-"""A plain convolutional network: the one to read first, and to train in minutes on a CPU."""
+"""A plain convolutional network: read it first; it trains in minutes on a CPU."""
 
 from collections import OrderedDict
 
@@ -6,8 +6,10 @@ from torch import nn
 
 
 def cnn(num_classes: int, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
-    """Three stages of two 3x3 convolutions (32, 64 and 128 channels times `width`), each halving the
-    image."""
+    """Build three stages of two 3x3 convolutions, each of which halves the image.
+
+    The stages have 32, 64 and 128 channels, times `width`.
+    """
     channels = [round(c * width) for c in (32, 64, 128)]
     layers: list[nn.Module] = []
     for c_in, c_out in zip([3, *channels], channels, strict=False):
@@ -24,5 +26,5 @@ def cnn(num_classes: int, width: float = 1.0, dropout: float = 0.0) -> nn.Module
 
 
 def _conv(c_in: int, c_out: int) -> list[nn.Module]:
-    # No bias: the batch norm that follows has one.
+    # No bias: the batch norm after it has one.
     return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]

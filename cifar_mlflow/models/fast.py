@@ -1,6 +1,6 @@
-"""The network of the speed records: little arithmetic, and features that are useful from the first step.
+"""The network of the speed records: little arithmetic, and useful features from the first step.
 
-After K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498): a first layer that
+Follows K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498): a first layer that
 whitens 2x2 patches, three groups of two convolutions initialised near the identity, and a scaled linear head.
 """
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 PATCH = 2
 PATCH_SIZE = 3 * PATCH * PATCH
-# Logits start small, which keeps the first, largest steps stable; and the head learns at the same rate as the
-# biases instead of needing one of its own.
+# Small initial logits keep the first, largest steps stable, and let the head share the learning rate of the
+# biases.
 HEAD_SCALE = 0.4
 HEAD_STD = 0.28
 
 
 class Fast(nn.Module):
-    """Images of 16 pixels and more a side, normalized (N, 3, H, W); logits (N, num_classes)."""
+    """Return logits (N, num_classes) of normalized images (N, 3, H, W) of at least 16 pixels per side."""
 
     def __init__(self, num_classes: int, width: float = 1.0) -> None:
         super().__init__()
@@ -36,11 +36,10 @@ class Fast(nn.Module):
 
     @torch.no_grad()
     def initialize_from(self, images: Tensor) -> None:
-        """Set the first layer from patch statistics of float, normalized images (N, 3, H, W); it stays
-        frozen.
+        """Set the first layer, which stays frozen, from the patches of normalized images, float (N, 3, H, W).
 
-        The filters are the eigenvectors of the patches' covariance, each scaled to unit variance, and their
-        negatives, so that the activation that follows loses no information.
+        Its filters are the eigenvectors of the patches' covariance, scaled to unit variance, and their
+        negatives, so that the activation after it loses no information.
         """
         patches = images.unfold(2, PATCH, 1).unfold(3, PATCH, 1).permute(0, 2, 3, 1, 4, 5)
         patches = patches.reshape(-1, PATCH_SIZE).double()
@@ -54,7 +53,7 @@ class Fast(nn.Module):
 
 
 class _Group(nn.Module):
-    """Convolution, max-pool, convolution; each with batch norm and activation."""
+    """Two convolutions, each with batch norm and activation; a max-pool follows the first."""
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
@@ -64,7 +63,7 @@ class _Group(nn.Module):
         self.norm2 = _shift_norm(c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Pooling before norm and activation leaves them a quarter of the values.
+        # Pooling first leaves a quarter of the values for norm and activation.
         x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
         return F.gelu(self.norm2(self.conv2(x)))
 
@@ -76,12 +75,12 @@ def _near_identity(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 def _shift_norm(channels: int) -> nn.BatchNorm2d:
-    # The record's momentum: statistics of the last few batches suit a training of a few hundred steps.
+    # The momentum of the record: statistics of the last few batches suit a run of a few hundred steps.
     norm = nn.BatchNorm2d(channels, momentum=0.4)
     norm.weight.requires_grad = False
     return norm
 
 
 def fast(num_classes: int, width: float = 1.0) -> nn.Module:
-    """`width` multiplies the 64, 256 and 256 channels of the groups."""
+    """Build the network; `width` multiplies the 64, 256 and 256 channels of its groups."""
     return Fast(num_classes, width)

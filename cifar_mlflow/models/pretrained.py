@@ -1,4 +1,4 @@
-"""Start a training from weights of another one."""
+"""Start training from the weights of another run."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ from cifar_mlflow.errors import UsageError
 
 @torch.no_grad()
 def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Copy `state_dict` into `model`, except a head made for another number of classes.
+    """Copy `state_dict` into `model`, except for a head with another number of classes.
 
     Returns:
-        Names of the head's tensors that were left freshly initialised; empty if everything was copied.
+        Names of the head's tensors that keep their initial values; empty if everything was copied.
 
     Raises:
-        UsageError: other tensors are missing, unknown or of another shape; nothing was copied then.
+        UsageError: other tensors are missing, unknown or of another shape; then nothing is copied.
     """
     own = model.state_dict()
     common = own.keys() & state_dict.keys()
@@ -25,7 +25,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str
         for name in {**own, **state_dict}
         if name not in common or own[name].shape != state_dict[name].shape
     ]
-    # A head of another number of classes differs in its first dimension only; in more it is of another width.
+    # With another number of classes, a head differs only in its first dimension; with another width, in more.
     replaced = [
         name
         for name in different
@@ -47,6 +47,6 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str
 
 
 def _head_tensors(model: nn.Module) -> list[str]:
-    """Names of the weight and bias of the last linear layer."""
+    """Return the names of the last linear layer's weight and bias."""
     name, linear = [item for item in model.named_modules() if isinstance(item[1], nn.Linear)][-1]
     return [f"{name}.{key}" for key in linear.state_dict()]

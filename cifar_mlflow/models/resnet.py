@@ -1,7 +1,7 @@
-"""Residual networks (arXiv 1512.03385): torchvision's, with the stem of small images.
+"""torchvision's residual networks (arXiv 1512.03385) with a stem for small images.
 
-torchvision's stem (7x7, stride 2, max-pool) leaves 8x8 of a 32x32 image before the first block. The paper's
-CIFAR networks start with one 3x3 convolution at full size, and so do these.
+torchvision's stem (7x7, stride 2, max-pool) reduces a 32x32 image to 8x8 before the first block. Like the
+paper's CIFAR networks, these start with one 3x3 convolution at full size.
 """
 
 from torch import nn
@@ -9,14 +9,17 @@ from torchvision import models as torchvision_models
 
 
 def resnet18(num_classes: int) -> nn.Module:
+    """Build a ResNet-18."""
     return _for_small_images(torchvision_models.resnet18(num_classes=num_classes))
 
 
 def resnet34(num_classes: int) -> nn.Module:
+    """Build a ResNet-34."""
     return _for_small_images(torchvision_models.resnet34(num_classes=num_classes))
 
 
 def resnet50(num_classes: int) -> nn.Module:
+    """Build a ResNet-50."""
     return _for_small_images(torchvision_models.resnet50(num_classes=num_classes))
 
 

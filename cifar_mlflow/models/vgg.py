@@ -1,7 +1,7 @@
-"""VGG with batch norm (arXiv 1409.1556): torchvision's convolutions under a small head.
+"""VGG with batch norm (arXiv 1409.1556): torchvision's convolutions with a small head.
 
-The three wide linear layers of the original hold 120 of its 138 million weights and are made for 224-pixel
-images; pooled features and one linear layer do as well on small ones.
+The original's three wide linear layers hold 120 of its 138 million weights and expect 224-pixel images; on
+small images, pooled features and one linear layer perform as well.
 """
 
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 
 class Vgg(nn.Module):
-    """Five stages that each halve the image: sides of 32 pixels and more. Logits (N, num_classes)."""
+    """Return logits (N, num_classes) of images of at least 32 pixels per side: five stages halve them."""
 
     def __init__(self, stages: list[int | str], num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -28,16 +28,20 @@ class Vgg(nn.Module):
 
 
 def vgg11(num_classes: int, dropout: float = 0.0) -> nn.Module:
+    """Build a VGG-11."""
     return Vgg(cfgs["A"], num_classes, dropout)
 
 
 def vgg13(num_classes: int, dropout: float = 0.0) -> nn.Module:
+    """Build a VGG-13."""
     return Vgg(cfgs["B"], num_classes, dropout)
 
 
 def vgg16(num_classes: int, dropout: float = 0.0) -> nn.Module:
+    """Build a VGG-16."""
     return Vgg(cfgs["D"], num_classes, dropout)
 
 
 def vgg19(num_classes: int, dropout: float = 0.0) -> nn.Module:
+    """Build a VGG-19."""
     return Vgg(cfgs["E"], num_classes, dropout)

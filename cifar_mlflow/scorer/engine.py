@@ -212,7 +212,9 @@ class Engine:
         # Threads that spin while they wait would take cores from the threads that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        return onnxruntime.InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
+        # The content, because ONNX Runtime accepts only paths in UTF-8.
+        content = self._model.read_bytes()
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def _after_fork(self) -> None:
         # Threads exist only in the parent, and one of them may have held the lock. The session has threads

@@ -248,7 +248,7 @@ def _correct_transparent_colour(image: ImageFile.ImageFile) -> None:
 
 
 def _orientation(exif: object) -> int:
-    """Return 1 to 8; 1 if there is no EXIF, or damaged EXIF, of which Pillow's own reader would warn."""
+    """Return 1 to 8; 1 without EXIF or if it is damaged (Pillow's own reader would warn of that)."""
     if not isinstance(exif, bytes):
         return 1
     tiff = exif.removeprefix(b"Exif\0\0")

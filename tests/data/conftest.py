@@ -1,4 +1,4 @@
-"""A small CIFAR-10 in the published format, and mirrors on this machine that misbehave in every way."""
+"""A small CIFAR-10 in the published format, and local mirrors with all kinds of faults."""
 
 import hashlib
 import pickle
@@ -20,7 +20,7 @@ from cifar_mlflow.data.original import ARCHIVE_NAME, FOLDER, Archive
 
 @dataclass(frozen=True)
 class Published:
-    """The synthetic archive, the folder it was made of, and what must come out of them."""
+    """The synthetic archive, the folder it was created from, and the expected images and labels."""
 
     archive: Archive
     path: Path
@@ -64,18 +64,23 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 
 @dataclass
 class Mirrors:
-    """A local web server; each path is a mirror with a character of its own. `asked` has (path, Range)."""
+    """A local web server; each path is a mirror with its own behaviour.
+
+    Attributes:
+        requests: path and Range header of each request.
+    """
 
     content: bytes
     port: int = 0
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
-    def url(self, character: str) -> str:
-        return f"http://127.0.0.1:{self.port}/{character}/{ARCHIVE_NAME}"
+    def url(self, behaviour: str) -> str:
+        return f"http://127.0.0.1:{self.port}/{behaviour}/{ARCHIVE_NAME}"
 
-    def times(self, character: str) -> int:
-        return sum(path.split("/")[1] == character for path, _ in self.asked)
+    def count(self, behaviour: str) -> int:
+        """Return the number of requests to a mirror."""
+        return sum(path.split("/")[1] == behaviour for path, _ in self.requests)
 
 
 @pytest.fixture
@@ -84,8 +89,8 @@ def mirrors(published: Published) -> Iterator[Mirrors]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            state.asked.append((self.path, self.headers["Range"]))
-            CHARACTERS[self.path.split("/")[1]](self, state)
+            state.requests.append((self.path, self.headers["Range"]))
+            BEHAVIOURS[self.path.split("/")[1]](self, state)
 
         def log_message(self, *args: object) -> None:
             pass
@@ -102,21 +107,21 @@ def mirrors(published: Published) -> Iterator[Mirrors]:
 
 @pytest.fixture
 def dead_url() -> str:
-    """An address where nobody listens."""
+    """Return an address on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}/{ARCHIVE_NAME}"
 
 
 def _start(handler: BaseHTTPRequestHandler, total: int, ranges: bool = True, extra: int = 0) -> int:
-    """Answer the request line and headers; returns where the body starts, -1 for none."""
-    asked = handler.headers["Range"] if ranges else None
-    offset = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
-    if asked and offset >= total:
+    """Send status and headers; return the offset of the body in the file, -1 if there is none."""
+    wanted = handler.headers["Range"] if ranges else None
+    offset = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+    if wanted and offset >= total:
         handler.send_error(416)
         return -1
-    handler.send_response(206 if asked else 200)
-    if asked:
+    handler.send_response(206 if wanted else 200)
+    if wanted:
         handler.send_header("Content-Range", f"bytes {offset}-{total - 1}/{total}")
     handler.send_header("Content-Length", str(total - offset + extra))
     handler.end_headers()
@@ -129,7 +134,7 @@ def _good(handler: BaseHTTPRequestHandler, state: Mirrors) -> None:
 
 
 def _cut(handler: BaseHTTPRequestHandler, state: Mirrors) -> None:
-    """Sends at most 40 % of the file over one connection."""
+    """Send at most 40 % of the file per connection."""
     if (offset := _start(handler, len(state.content))) >= 0:
         handler.wfile.write(state.content[offset : offset + len(state.content) * 2 // 5])
 
@@ -177,7 +182,7 @@ def _missing(handler: BaseHTTPRequestHandler, state: Mirrors) -> None:
     handler.send_error(404)
 
 
-CHARACTERS: dict[str, Callable[[BaseHTTPRequestHandler, Mirrors], None]] = {
+BEHAVIOURS: dict[str, Callable[[BaseHTTPRequestHandler, Mirrors], None]] = {
     "good": _good,
     "cut": _cut,
     "stall": _stall,

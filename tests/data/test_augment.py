@@ -1,4 +1,4 @@
-"""Augmentations on small batches whose right answers can be worked out another way."""
+"""Augmentations of small batches, compared with results computed in another way."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_window_is_a_crop_of_the_reflected_image(rows: int, columns: int, mirror
     assert torch.equal(window, expected.flip(1) if mirrored else expected)
 
 
-def test_windows_of_a_batch_are_chosen_one_by_one() -> None:
+def test_each_image_of_a_batch_has_its_own_window() -> None:
     images, index = photos(), torch.tensor([5, 0, 5])
     shift, mirrored = torch.tensor([[0, 1], [2, -2], [-4, 0]]), torch.tensor([True, False, False])
     batch = augment.take_windows(images, index, shift, mirrored)
@@ -40,13 +40,13 @@ def test_windows_of_a_batch_are_chosen_one_by_one() -> None:
         assert torch.equal(batch[row], one[0])
 
 
-def test_shifts_reach_every_offset_and_no_further() -> None:
+def test_shifts_cover_every_offset_in_the_range() -> None:
     shift = augment.random_shift(2000, 2, generator())
     assert shift.unique().tolist() == [-2, -1, 0, 1, 2]
     assert shift.shape == (2000, 2)
 
 
-def test_coins_are_fair() -> None:
+def test_coin_flips_are_fair() -> None:
     assert augment.coin_flips(10_000, generator()).float().mean() == pytest.approx(0.5, abs=0.02)
 
 
@@ -91,8 +91,8 @@ def test_mixed_targets_sum_to_one(share: float, seed: int, name: str) -> None:
     assert soft.min() >= 0
 
 
-def test_mixup_mixes_images_as_it_mixes_targets() -> None:
-    # Images that show nothing but their label's one-hot vector: what holds of one must hold of the other.
+def test_mixup_blends_images_and_targets_alike() -> None:
+    # Each image shows only the one-hot vector of its label, so both must blend in the same way.
     targets = augment.soft_targets(torch.arange(3), 3)
     images = targets[:, :, None, None].expand(3, 3, 8, 8)
     mixed, soft = augment.mixup(images, targets, 0.7, generator())
@@ -100,7 +100,7 @@ def test_mixup_mixes_images_as_it_mixes_targets() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
-def test_cutmix_takes_the_area_that_the_targets_say(share: float) -> None:
+def test_cutmix_mixes_targets_by_area(share: float) -> None:
     targets = augment.soft_targets(torch.arange(3), 3)
     images = targets[:, :, None, None].expand(3, 3, 16, 16)
     mixed, soft = augment.cutmix(images, targets, share, generator())

@@ -310,24 +310,24 @@ def test_every_class_without_images_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_class_of_two_images_is_named_with_its_count_and_the_way_on(tmp_path: Path) -> None:
+def test_a_class_of_two_images_is_named_with_its_count_and_a_hint(tmp_path: Path) -> None:
     fill(tmp_path / "photos", "cat", "dog", "zebra")
     fill(tmp_path / "photos", "rare", count=2)
     dataset = load(tmp_path)
     with pytest.raises(UsageError, match=r"class rare has 2 images \(1 of them in .*--val-size 0"):
         summarize(dataset, DataConfig())
     table = summarize(dataset, DataConfig(val_size=0))
-    assert table.loc["rare"].tolist() == [1, 0, 1]
+    assert list(table.loc["rare"]) == [1, 0, 1]
 
 
-def test_a_class_of_one_training_image_is_named_with_the_way_on(tmp_path: Path) -> None:
+def test_a_class_of_one_training_image_is_named_with_a_hint(tmp_path: Path) -> None:
     for split in ("train", "test"):
         fill(tmp_path / "photos" / split, "cat", "dog")
         fill(tmp_path / "photos" / split, "rare", count=1)
     dataset = load(tmp_path)
     with pytest.raises(UsageError, match=r"class rare has 1 image\. .*--val-size 0"):
         summarize(dataset, DataConfig())
-    assert summarize(dataset, DataConfig(val_size=0)).loc["rare"].tolist() == [1, 0, 1]
+    assert list(summarize(dataset, DataConfig(val_size=0)).loc["rare"]) == [1, 0, 1]
 
 
 def test_train_and_test_must_have_the_same_classes(tmp_path: Path) -> None:

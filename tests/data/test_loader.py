@@ -1,4 +1,4 @@
-"""Batches: every image once an epoch, and the same batches wherever a training is resumed."""
+"""Batches: each image once per epoch, and the same batches wherever a run is resumed."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def loader(count: int = 50, **settings: Any) -> TrainLoader:
-    """Images of noise; label i is that of image i."""
+    """Return a loader of random images; image i has label i."""
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     images.setflags(write=False)
     config = resolve_train_config({"model": "cnn", "batch_size": 16, **settings})
@@ -33,7 +33,9 @@ def loader(count: int = 50, **settings: Any) -> TrainLoader:
 
 
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 70), epoch=st.integers(0, 5))
-def test_each_image_once_an_epoch_in_batches_of_equal_size(count: int, batch_size: int, epoch: int) -> None:
+def test_an_epoch_has_each_image_once_in_batches_of_equal_size(
+    count: int, batch_size: int, epoch: int
+) -> None:
     batches = loader(count, batch_size=batch_size, **PLAIN)
     sizes, seen = [], []
     for _, labels in batches.epoch(epoch):
@@ -45,7 +47,7 @@ def test_each_image_once_an_epoch_in_batches_of_equal_size(count: int, batch_siz
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_images_are_the_pixels_of_their_labels_in_channels_last() -> None:
+def test_images_match_their_labels_and_are_channels_last() -> None:
     batches = loader(**PLAIN)
     for images, labels in batches.epoch(0):
         assert images.dtype == torch.float32
@@ -62,7 +64,7 @@ def test_order_differs_between_epochs_and_seeds() -> None:
     assert len(set(orders)) == 3
 
 
-def test_resumed_epoch_is_bit_equal() -> None:
+def test_a_resumed_epoch_is_bit_equal() -> None:
     straight = list(loader(**EVERYTHING).epoch(3))
     resumed = list(loader(**EVERYTHING).epoch(3, first_step=2))
     assert len(resumed) == len(straight) - 2
@@ -80,7 +82,7 @@ def test_mixed_targets_are_soft_and_images_stay_in_range() -> None:
 
 
 @pytest.mark.parametrize("only", ["mixup", "cutmix"])
-def test_either_mix_works_alone(only: str) -> None:
+def test_mixup_and_cutmix_work_alone(only: str) -> None:
     kinds = {"mixup": 0, "cutmix": 0}
     batches = loader(**PLAIN | {only: 1.0})
     for epoch in range(3):
@@ -92,7 +94,7 @@ def test_either_mix_works_alone(only: str) -> None:
     assert kinds[only] == sum(kinds.values())
 
 
-def test_alternating_flip_shows_each_image_both_ways_in_two_epochs() -> None:
+def test_alternating_flip_mirrors_each_image_in_every_second_epoch() -> None:
     batches = loader(crop_padding=0, flip="alternating")
 
     def mirrored(epoch: int) -> dict[int, bool]:
@@ -124,7 +126,7 @@ def test_augmentation_larger_than_the_images_is_refused(setting: dict[str, Any])
         loader(**{"crop_padding": 0, **setting})
 
 
-def test_small_images_come_first_and_then_full_ones() -> None:
+def test_small_images_are_used_in_the_first_epochs_only() -> None:
     batches = loader(epochs=4, small_images=0.5, **PLAIN)
     first = [next(batches.epoch(epoch))[0] for epoch in range(4)]
     assert [images.shape[2:] for images in first] == [(6, 6), (6, 6), (8, 8), (8, 8)]

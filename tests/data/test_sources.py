@@ -18,7 +18,7 @@ from cifar_mlflow.errors import CifarError, UsageError
 from tests.data.conftest import Mirrors, Published
 
 
-def test_the_sample_holds_what_it_says() -> None:
+def test_the_sample_has_the_documented_content() -> None:
     dataset = load_dataset(DataConfig(dataset="sample"))
     train, test = dataset.split("train"), dataset.split("test")
     assert (dataset.name, dataset.classes, dataset.image_size) == ("cifar10-sample", CIFAR10_CLASSES, 32)
@@ -34,7 +34,7 @@ def test_the_sample_holds_what_it_says() -> None:
 
 
 def test_labels_of_the_sample_are_in_the_standard_order() -> None:
-    # The original's first batch is known to begin with a frog, two trucks, a deer and an automobile.
+    # The first batch of the original begins with a frog, two trucks, a deer and an automobile.
     labels = load_dataset(DataConfig(dataset="sample")).split("train").labels
     assert [CIFAR10_CLASSES[i] for i in labels[:5]] == ["frog", "truck", "truck", "deer", "automobile"]
 
@@ -68,7 +68,7 @@ def layout(
     )
 
 
-def test_every_layout_gives_the_published_images(layout: DataConfig, published: Published) -> None:
+def test_every_layout_has_the_published_images(layout: DataConfig, published: Published) -> None:
     dataset = load_dataset(layout, published.archive)
     train, test = dataset.split("train"), dataset.split("test")
     np.testing.assert_array_equal(train.images, published.train_images)
@@ -79,7 +79,7 @@ def test_every_layout_gives_the_published_images(layout: DataConfig, published: 
     assert not list(layout.cache_dir.glob(".unpacked-*"))
 
 
-def test_a_search_never_reads_the_test_split(tmp_path: Path, published: Published) -> None:
+def test_the_training_split_does_not_need_the_test_split(tmp_path: Path, published: Published) -> None:
     shutil.copytree(published.folder, tmp_path / FOLDER)
     dataset = load_dataset(DataConfig(data_dir=tmp_path, cache_dir=tmp_path / "cache"), published.archive)
     (tmp_path / FOLDER / "test_batch").unlink()
@@ -94,7 +94,7 @@ def test_a_damaged_archive_is_not_used(tmp_path: Path, published: Published) -> 
         load_dataset(DataConfig(data_dir=tmp_path, cache_dir=tmp_path / "cache"), published.archive)
 
 
-def test_a_file_that_is_damaged_after_it_was_checked_is_noticed(tmp_path: Path, published: Published) -> None:
+def test_a_file_damaged_after_its_check_is_noticed(tmp_path: Path, published: Published) -> None:
     folder = shutil.copytree(published.folder, tmp_path / FOLDER)
     config = DataConfig(data_dir=tmp_path, cache_dir=tmp_path / "cache")
     load_dataset(config, published.archive)
@@ -106,7 +106,7 @@ def test_a_file_that_is_damaged_after_it_was_checked_is_noticed(tmp_path: Path, 
         load_dataset(config, published.archive)
 
 
-def test_a_folder_that_lacks_a_file_says_which(tmp_path: Path, published: Published) -> None:
+def test_a_missing_file_of_the_folder_is_named(tmp_path: Path, published: Published) -> None:
     folder = shutil.copytree(published.folder, tmp_path / FOLDER)
     (folder / "data_batch_4").unlink()
     with pytest.raises(CifarError, match="data_batch_4 is missing"):
@@ -120,7 +120,7 @@ def test_a_download_damaged_in_the_cache_is_downloaded_again(
     dataset = load_dataset(config, published.archive)
     (tmp_path / ARCHIVE_NAME).write_bytes(b"damaged")
     assert len(dataset.split("train")) == 100
-    assert mirrors.times("good") == 2
+    assert mirrors.count("good") == 2
 
 
 def write_parquet(folder: Path, labels: list[int], image: bytes | None = None, column: str = "img") -> None:
@@ -132,12 +132,22 @@ def write_parquet(folder: Path, labels: list[int], image: bytes | None = None, c
         pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
 
 
-def test_parquet_may_lie_where_the_hub_puts_it(tmp_path: Path) -> None:
+def test_parquet_is_found_in_the_folder_of_the_hub(tmp_path: Path) -> None:
     (tmp_path / "plain_text").mkdir()
     write_parquet(tmp_path / "plain_text", [3, 8])
     dataset = load_dataset(DataConfig(data_dir=tmp_path, cache_dir=tmp_path / "cache"))
     assert dataset.name == "cifar10"
     assert dataset.split("train").labels.tolist() == [3, 8]
+
+
+def test_paths_that_are_not_utf8_are_read(tmp_path: Path, published: Published) -> None:
+    data = tmp_path / os.fsdecode(b"K\xe4tzchen")
+    (data / "parquet").mkdir(parents=True)
+    write_parquet(data / "parquet", [3, 8])
+    shutil.copytree(published.folder, data / FOLDER)
+    for folder, labels in ((data / "parquet", [3, 8]), (data, published.train_labels)):
+        config = DataConfig(data_dir=folder, cache_dir=data / "cache")
+        assert list(load_dataset(config, published.archive).split("train").labels) == list(labels)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +166,7 @@ def test_wrong_parquet_is_named(tmp_path: Path, rows: dict, complaint: str) -> N
         dataset.split("train")
 
 
-def test_parquet_that_is_cut_short_is_named(tmp_path: Path) -> None:
+def test_truncated_parquet_is_named(tmp_path: Path) -> None:
     write_parquet(tmp_path, [1])
     file = tmp_path / "train-00000-of-00001.parquet"
     file.write_bytes(file.read_bytes()[:-20])
@@ -178,13 +188,13 @@ def test_the_digest_follows_the_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "sample"])
-def test_image_size_is_a_setting_of_folders_only(dataset: str, tmp_path: Path) -> None:
+def test_image_size_is_only_for_folders(dataset: str, tmp_path: Path) -> None:
     config = DataConfig.model_validate({"dataset": dataset, "image_size": 64, "data_dir": tmp_path})
     with pytest.raises(UsageError, match=f"image_size: {dataset} has images of 32 pixels"):
         load_dataset(config)
 
 
-def test_a_data_dir_without_cifar10_says_what_it_should_hold(tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_data_dir_lists_the_accepted_content(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no CIFAR-10 in .*CIFAR10_DIR.*cifar-10-batches-py"):
         load_dataset(DataConfig(data_dir=tmp_path))
 

@@ -10,7 +10,7 @@ from cifar_mlflow.errors import UsageError
 
 
 def dataset(*train: int, set_aside: tuple[int, ...] = ()) -> ImageDataset:
-    """Return a data set with so many training images of the classes a, b, c, ..."""
+    """Return a data set with these numbers of training images for the classes a, b, c, ..."""
     labels = np.repeat(np.arange(len(train)), train)
 
     def load(name: SourceSplit) -> Split:
@@ -61,7 +61,7 @@ def test_val_size_zero_holds_out_nothing() -> None:
     assert val.tolist() == []
 
 
-def test_classes_with_one_image_are_named_with_the_way_on() -> None:
+def test_classes_with_one_image_are_named_with_a_hint() -> None:
     with pytest.raises(
         UsageError, match=r"class b has 1 image, class d has 1 image\. .*all of them with --val-size 0$"
     ):

@@ -5,7 +5,7 @@ from cifar_mlflow.data import load_dataset
 from cifar_mlflow.data.summary import channel_stats, mean_std, summarize
 
 
-def test_counts_by_class_and_split() -> None:
+def test_counts_per_class_and_split() -> None:
     config = DataConfig(dataset="sample", val_size=0.2)
     dataset = load_dataset(config)
     table = summarize(dataset, config)

@@ -15,7 +15,7 @@ from cifar_mlflow.evaluation.calibration import (
 
 
 def drawn_from(logits: NDArray[np.float64], seed: int = 1) -> NDArray[np.int64]:
-    """Labels drawn with exactly the probabilities that the logits state."""
+    """Return labels drawn with exactly the probabilities of the logits."""
     uniform = np.random.default_rng(seed).random((len(logits), 1))
     drawn: NDArray[np.int64] = (softmax(logits).cumsum(axis=1) < uniform).sum(axis=1)
     return drawn.clip(max=logits.shape[1] - 1)
@@ -26,7 +26,7 @@ def honest() -> NDArray[np.float64]:
     return np.random.default_rng(0).normal(scale=2, size=(20_000, 10))
 
 
-def test_softmax_by_hand_and_far_out() -> None:
+def test_softmax_by_hand_and_with_large_logits() -> None:
     np.testing.assert_allclose(softmax(np.array([[0.0, np.log(3)]])), [[0.25, 0.75]])
     np.testing.assert_allclose(softmax(np.array([[0.0, 2 * np.log(3)]]), temperature=2), [[0.25, 0.75]])
     np.testing.assert_allclose(softmax(np.array([[1e4, 0.0, -1e4]])), [[1, 0, 0]])
@@ -37,20 +37,20 @@ def test_error_of_a_calibrated_model_is_near_zero(honest: NDArray[np.float64]) -
 
 
 def test_error_of_an_over_confident_model_is_its_excess() -> None:
-    # Says 90 % each time, is right 60 % of the time.
+    # 90 % confident each time, right 60 % of the time.
     probabilities = np.tile([0.9, 0.1], (1000, 1))
     labels = np.repeat([0, 1], [600, 400])
     assert expected_calibration_error(probabilities, labels) == pytest.approx(0.3)
 
 
-def test_error_weighs_bins_by_their_predictions() -> None:
-    # 3 say 0.95 and all are right (gap 0.05); 1 says 0.55 and is wrong (gap 0.55).
+def test_error_weights_bins_by_their_predictions() -> None:
+    # Three have confidence 0.95 and are right (gap 0.05); one has 0.55 and is wrong (gap 0.55).
     probabilities = np.array([[0.95, 0.05]] * 3 + [[0.55, 0.45]])
     error = expected_calibration_error(probabilities, np.array([0, 0, 0, 1]))
     assert error == pytest.approx((3 * 0.05 + 0.55) / 4)
 
 
-def test_table_holds_every_prediction_in_its_bin() -> None:
+def test_table_assigns_every_prediction_to_its_bin() -> None:
     # 0.5 is the upper bound of the second of four bins and belongs to it; 1 belongs to the last one.
     probabilities = np.array([[0.5, 0.5], [0.7, 0.3], [0.7, 0.3], [1.0, 0.0]])
     table = reliability_table(probabilities, np.array([0, 0, 1, 0]), bins=4)
@@ -63,7 +63,7 @@ def test_table_holds_every_prediction_in_its_bin() -> None:
 
 @given(st.integers(1, 60), st.integers(2, 12), st.integers(1, 30), st.integers(0, 2**32 - 1))
 @settings(max_examples=50, deadline=None)
-def test_table_sums_up_to_the_whole(n: int, classes: int, bins: int, seed: int) -> None:
+def test_table_sums_to_all_predictions(n: int, classes: int, bins: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     probabilities = softmax(rng.normal(scale=5, size=(n, classes)))
     labels = rng.integers(0, classes, n)
@@ -79,13 +79,13 @@ def test_table_sums_up_to_the_whole(n: int, classes: int, bins: int, seed: int) 
 
 @given(st.floats(0.3, 5))
 @settings(max_examples=20, deadline=None)
-def test_the_temperature_that_spoilt_the_logits_is_found(temperature: float) -> None:
+def test_the_temperature_that_scaled_the_logits_is_found(temperature: float) -> None:
     honest = np.random.default_rng(0).normal(scale=2, size=(5000, 10))
     labels = drawn_from(honest)
     assert fit_temperature(honest * temperature, labels) == pytest.approx(temperature, rel=0.06)
 
 
-def test_the_fitted_temperature_mends_calibration_and_is_a_minimum(honest: NDArray[np.float64]) -> None:
+def test_the_fitted_temperature_improves_calibration_and_is_a_minimum(honest: NDArray[np.float64]) -> None:
     labels = drawn_from(honest)
     logits = (honest * 3).astype(np.float32)
     temperature = fit_temperature(logits[:5000], labels[:5000])
@@ -97,11 +97,11 @@ def test_the_fitted_temperature_mends_calibration_and_is_a_minimum(honest: NDArr
         assert negative_log_likelihood(logits[:5000], labels[:5000], other) > best
 
 
-def test_a_faultless_model_gets_a_finite_temperature() -> None:
+def test_a_model_without_errors_gets_a_finite_temperature() -> None:
     logits = np.eye(3)[[0, 1, 2]]
     assert 0.04 < fit_temperature(logits, np.arange(3)) < 0.1
 
 
-def test_nothing_to_fit_on_is_refused() -> None:
+def test_fitting_without_predictions_is_refused() -> None:
     with pytest.raises(ValueError, match="without predictions"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0, int))

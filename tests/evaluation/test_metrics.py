@@ -1,5 +1,4 @@
 import json
-import time
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ Arrays = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 @pytest.fixture
 def predictions() -> Arrays:
-    """5,000 x 10, right about seven times in ten."""
+    """Return logits (5000, 10), about 70 % of them right, and the labels."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, 5000)
     logits = rng.normal(size=(5000, 10)).astype(np.float32)
@@ -33,7 +32,7 @@ def test_agrees_with_scikit_learn(predictions: Arrays) -> None:
 
 
 def test_by_hand() -> None:
-    # true a, a, b, b; said a, b, b, b
+    # true: a, a, b, b; predicted: a, b, b, b
     logits = np.array([[1, 0], [0, 1], [0, 1], [0, 1]], np.float32)
     result = evaluate_logits(logits, np.array([0, 0, 1, 1]), ["a", "b"])
     assert result.confusion.tolist() == [[1, 1], [0, 2]]
@@ -48,7 +47,7 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_class_that_does_not_occur_has_its_row() -> None:
+def test_a_class_without_images_has_its_row() -> None:
     logits = np.eye(4, dtype=np.float32)[[0, 1, 1]]
     result = evaluate_logits(logits, np.array([0, 1, 1]), ["a", "b", "absent", "too"])
     assert result.confusion.shape == (4, 4)
@@ -58,7 +57,7 @@ def test_a_class_that_does_not_occur_has_its_row() -> None:
     assert (result.f1_macro, result.f1_weighted) == (0.5, 1)
 
 
-def test_temperature_moves_loss_and_calibration_only(predictions: Arrays) -> None:
+def test_temperature_changes_only_loss_and_calibration(predictions: Arrays) -> None:
     cold, hot = (evaluate_logits(*predictions, list("abcdefghij"), temperature=t) for t in (1, 4))
     assert cold.accuracy == hot.accuracy
     assert cold.f1_macro == hot.f1_macro
@@ -66,7 +65,7 @@ def test_temperature_moves_loss_and_calibration_only(predictions: Arrays) -> Non
     assert cold.ece != hot.ece
 
 
-def test_scalars_are_named_by_split_and_survive_json(predictions: Arrays) -> None:
+def test_scalars_are_named_by_split_and_json_serializable(predictions: Arrays) -> None:
     result = evaluate_logits(*predictions, list("abcdefghij"))
     scalars = result.scalars("test")
     assert set(scalars) == {"test/loss", "test/accuracy", "test/f1_macro", "test/f1_weighted", "test/ece"}
@@ -78,7 +77,7 @@ def test_scalars_are_named_by_split_and_survive_json(predictions: Arrays) -> Non
     assert back["per_class"][3]["support"] == int((predictions[1] == 3).sum())
 
 
-def test_diverged_logits_give_a_loss_that_is_not_finite(predictions: Arrays) -> None:
+def test_diverged_logits_give_a_non_finite_loss(predictions: Arrays) -> None:
     logits, labels = predictions
     logits[7] = np.nan
     assert np.isnan(evaluate_logits(logits, labels, list("abcdefghij")).loss)
@@ -88,15 +87,6 @@ def test_diverged_logits_give_a_loss_that_is_not_finite(predictions: Arrays) -> 
     ("logits", "labels"),
     [(np.zeros((0, 2)), np.zeros(0, int)), (np.zeros((3, 2)), np.zeros(2, int)), (np.zeros((2, 3)), [0, 1])],
 )
-def test_shapes_that_do_not_fit_are_refused(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
+def test_shapes_that_do_not_match_are_refused(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         evaluate_logits(logits, labels, ["a", "b"])
-
-
-def test_is_cheap_enough_for_every_epoch(predictions: Arrays) -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        evaluate_logits(*predictions, list("abcdefghij"))
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < 0.05

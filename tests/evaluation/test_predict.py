@@ -25,7 +25,7 @@ def model() -> ImageClassifier:
 
 
 def top_left(batch: Tensor) -> Tensor:
-    """A model whose logits are the colours of the corner pixel."""
+    """Return the colours of the corner pixel as logits."""
     return batch[:, :, 0, 0]
 
 
@@ -45,7 +45,9 @@ def test_the_model_sees_rgb_in_0_to_1_as_channels_last(images: Images) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 500])
-def test_batch_size_changes_nothing(model: ImageClassifier, images: Images, batch_size: int) -> None:
+def test_logits_do_not_depend_on_the_batch_size(
+    model: ImageClassifier, images: Images, batch_size: int
+) -> None:
     whole = predict_logits(model, images, batch_size=15)
     parts = predict_logits(model, images, batch_size=batch_size)
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
@@ -59,7 +61,7 @@ def test_reads_a_read_only_memory_map(model: ImageClassifier, images: Images, tm
     np.testing.assert_array_equal(predict_logits(model, mapped), predict_logits(model, images))
 
 
-def test_every_module_is_left_in_its_mode(images: Images) -> None:
+def test_every_module_keeps_its_mode(images: Images) -> None:
     norm, frozen, dropout = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Dropout(0.9)
     model = nn.Sequential(norm, frozen, dropout, nn.AdaptiveAvgPool2d(1), nn.Flatten()).train()
     frozen.eval()
@@ -73,7 +75,7 @@ def test_every_module_is_left_in_its_mode(images: Images) -> None:
     assert (model.training, norm.training, frozen.training, dropout.training) == (True, True, False, True)
 
 
-def test_the_mode_comes_back_after_an_error(images: Images) -> None:
+def test_the_mode_is_restored_after_an_error(images: Images) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(5, 2)).train()
     with pytest.raises(RuntimeError):
         predict_logits(model, images)
@@ -87,7 +89,7 @@ def test_runs_a_module_from_torch_export(model: ImageClassifier, images: Images)
     np.testing.assert_allclose(logits, predict_logits(model, images), rtol=1e-4, atol=1e-5)
 
 
-def test_bf16_is_close_to_fp32_and_not_the_same(model: ImageClassifier, images: Images) -> None:
+def test_bf16_is_close_to_fp32_but_not_equal(model: ImageClassifier, images: Images) -> None:
     exact = predict_logits(model, images)
     rounded = predict_logits(model, images, precision="bf16")
     assert rounded.dtype == np.float32
@@ -95,7 +97,9 @@ def test_bf16_is_close_to_fp32_and_not_the_same(model: ImageClassifier, images: 
     np.testing.assert_allclose(rounded, exact, atol=0.05 * np.abs(exact).max())
 
 
-def test_flipped_predictions_are_blind_to_mirroring(model: ImageClassifier, images: Images) -> None:
+def test_predictions_with_flips_do_not_change_when_images_are_mirrored(
+    model: ImageClassifier, images: Images
+) -> None:
     mirrored = images[:, :, ::-1]
     assert not np.allclose(predict_logits(model, images), predict_logits(model, mirrored))
     np.testing.assert_allclose(
@@ -111,17 +115,17 @@ def test_flip_averages_the_logits_of_both_sides(images: Images) -> None:
     np.testing.assert_allclose(predict_logits(top_left, images, tta="flip"), both, rtol=1e-6)
 
 
-def test_crops_average_the_image_and_two_moves_by_one_pixel(images: Images) -> None:
+def test_crops_average_the_image_and_two_shifts_by_one_pixel(images: Images) -> None:
     def centre_and_corner(batch: Tensor) -> Tensor:
         return torch.cat([batch[:, :, 16, 16], batch[:, :, 0, 0]], dim=1)
 
     def pair(row: int, column: int) -> NDArray[np.float64]:
-        """A pixel and its mirror image."""
+        """Return the mean of a pixel and its mirror image."""
         return (images[:, row, column] / 255 + images[:, row, 31 - column] / 255) / 2
 
     centre = pair(16, 16) / 2 + (images[:, 15, 15] / 255 + images[:, 15, 14] / 255) / 8
     centre += (images[:, 17, 17] / 255 + images[:, 17, 16] / 255) / 8
-    # Both moves leave in the corner what lies one pixel inside: by reflection, or by the move itself.
+    # Both shifts move the pixel one step inside to the corner: by reflection, or by the shift itself.
     corner = pair(0, 0) / 2 + pair(1, 1) / 2
     expected = np.concatenate([centre, corner], axis=1)
     np.testing.assert_allclose(predict_logits(centre_and_corner, images, tta="crops"), expected, rtol=1e-5)

@@ -42,7 +42,7 @@ CARD = ModelCard(
 
 
 def trained(card: ModelCard) -> ImageClassifier:
-    """A network as a training leaves it: statistics moved, channels_last, in train mode."""
+    """Return a network as training leaves it: with running statistics, channels_last, in train mode."""
     torch.manual_seed(0)
     network = build_network(card.model, len(card.classes), width=card.width, dropout=card.dropout)  # type: ignore[arg-type]
     classifier = ImageClassifier(network, card.mean, card.std).to(memory_format=torch.channels_last)
@@ -75,7 +75,7 @@ def set_version(path: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize("model", ["cnn", "fast", "resnet18", "vgg11"])
-def test_every_family_comes_back_bit_for_bit(model: str, tmp_path: Path) -> None:
+def test_every_family_is_restored_bit_for_bit(model: str, tmp_path: Path) -> None:
     card = CARD.model_copy(update={"model": model, "width": 0.5 if model in MODELS_WITH_WIDTH else 1.0})
     classifier = trained(card)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
@@ -88,7 +88,7 @@ def test_every_family_comes_back_bit_for_bit(model: str, tmp_path: Path) -> None
         np.testing.assert_array_equal(predict_logits(loaded, images), expected)
 
 
-def test_the_card_comes_back_whole(saved: Path) -> None:
+def test_the_card_is_restored_completely(saved: Path) -> None:
     _, card = load_model_file(saved)
     assert card == CARD
     assert type(card.temperature) is float
@@ -97,7 +97,7 @@ def test_the_card_comes_back_whole(saved: Path) -> None:
     json.dumps(card.model_dump(mode="json"))
 
 
-def test_the_loaded_model_can_be_trained_on(saved: Path, classifier: ImageClassifier) -> None:
+def test_a_loaded_model_can_be_trained(saved: Path, classifier: ImageClassifier) -> None:
     loaded, _ = load_model_file(saved)
     trainable = {name: p.requires_grad for name, p in classifier.named_parameters()}
     assert {name: p.requires_grad for name, p in loaded.named_parameters()} == trainable
@@ -108,13 +108,13 @@ def test_the_loaded_model_can_be_trained_on(saved: Path, classifier: ImageClassi
     assert saved.read_bytes() == before
 
 
-def test_loading_leaves_the_random_state_alone(saved: Path) -> None:
+def test_loading_does_not_change_the_random_state(saved: Path) -> None:
     before = torch.get_rng_state()
     load_model_file(saved)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_loaded_model_does_not_hang_on_its_file(saved: Path, classifier: ImageClassifier) -> None:
+def test_a_loaded_model_does_not_depend_on_its_file(saved: Path, classifier: ImageClassifier) -> None:
     loaded, _ = load_model_file(saved)
     with saved.open("r+b") as file:
         file.write(b"\x01" * saved.stat().st_size)
@@ -122,7 +122,7 @@ def test_a_loaded_model_does_not_hang_on_its_file(saved: Path, classifier: Image
         assert torch.equal(tensor, classifier.state_dict()[name]), name
 
 
-def test_hdf5_explains_itself_to_plain_h5py(tmp_path: Path, classifier: ImageClassifier) -> None:
+def test_plain_h5py_can_read_everything_in_an_hdf5_file(tmp_path: Path, classifier: ImageClassifier) -> None:
     save_hdf5(tmp_path / "model.h5", classifier, CARD)
     with h5py.File(tmp_path / "model.h5") as file:
         about = dict(file.attrs)
@@ -139,7 +139,7 @@ def test_hdf5_explains_itself_to_plain_h5py(tmp_path: Path, classifier: ImageCla
             np.testing.assert_array_equal(file["weights/" + name.replace(".", "/")][()], tensor.numpy())
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(
+def test_a_file_is_replaced_completely_or_not_at_all(
     saved: Path, classifier: ImageClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = saved.read_bytes()
@@ -157,7 +157,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(
     assert os.listdir(saved.parent) == [saved.name]  # noqa: PTH208
 
 
-def test_folders_are_made_and_others_may_read_the_file(
+def test_folders_are_created_and_the_file_is_readable_by_others(
     saved: Path, classifier: ImageClassifier, tmp_path: Path
 ) -> None:
     path = tmp_path / "new" / "folder" / saved.name
@@ -170,19 +170,25 @@ def test_folders_are_made_and_others_may_read_the_file(
 
 
 @pytest.mark.parametrize("suffix", SAVERS)
-def test_a_path_that_cannot_be_written_is_named(
-    suffix: str, tmp_path: Path, classifier: ImageClassifier
-) -> None:
-    (tmp_path / "file").write_text("in the way of a folder")
+def test_an_unwritable_path_is_named(suffix: str, tmp_path: Path, classifier: ImageClassifier) -> None:
+    (tmp_path / "file").write_text("where a folder is needed")
     with pytest.raises(CifarError, match=r"file/model\S+: cannot be written"):
         SAVERS[suffix](tmp_path / "file" / f"model{suffix}", classifier, CARD)
 
 
-def test_an_upper_case_suffix_will_do(saved: Path) -> None:
+def test_a_path_that_is_not_utf8_is_written_and_read(
+    saved: Path, classifier: ImageClassifier, tmp_path: Path
+) -> None:
+    path = tmp_path / os.fsdecode(b"K\xe4tzchen") / saved.name
+    SAVERS[saved.suffix](path, classifier, CARD)
+    assert load_model_file(path)[1] == CARD
+
+
+def test_an_upper_case_suffix_is_accepted(saved: Path) -> None:
     assert load_model_file(saved.rename(saved.with_suffix(saved.suffix.upper())))[1] == CARD
 
 
-def test_an_unknown_suffix_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_suffix_is_refused_and_the_known_ones_are_listed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.pt: .*\.safetensors, \.h5, \.hdf5"):
         load_model_file(tmp_path / "model.pt")
 
@@ -202,7 +208,7 @@ def test_a_file_of_another_program_is_refused(saved: Path) -> None:
     else:
         with h5py.File(saved, "w") as file:
             file["weight"] = np.zeros(3)
-    with pytest.raises(UsageError, match="not a model of cifar_mlflow; make one with"):
+    with pytest.raises(UsageError, match="not a model of cifar_mlflow; create one with"):
         load_model_file(saved)
 
 
@@ -216,7 +222,7 @@ def test_a_newer_format_asks_for_an_update(saved: Path) -> None:
 
 def test_a_model_of_an_unknown_name_is_refused(saved: Path, classifier: ImageClassifier) -> None:
     SAVERS[saved.suffix](saved, classifier, CARD.model_copy(update={"model": "resnet1001"}))
-    with pytest.raises(UsageError, match="holds a resnet1001"):
+    with pytest.raises(UsageError, match="contains a resnet1001"):
         load_model_file(saved)
 
 
@@ -235,7 +241,7 @@ def test_weights_that_do_not_fit_the_card_are_reported(saved: Path, classifier: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_card_that_lies_about_its_size_costs_nothing(saved: Path, classifier: ImageClassifier) -> None:
+def test_a_card_with_a_false_size_costs_nothing(saved: Path, classifier: ImageClassifier) -> None:
     SAVERS[saved.suffix](saved, classifier, CARD.model_copy(update={"width": 5_000.0}))  # 100 terabytes
     with pytest.raises(CifarError, match="damaged"):
         load_model_file(saved)
@@ -258,7 +264,7 @@ def test_a_pickle_is_never_opened(suffix: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trick", ["external link", "external storage", "virtual", "hollow"])
-def test_hdf5_reads_no_other_file_and_no_void(
+def test_hdf5_data_outside_the_file_is_refused(
     trick: str, tmp_path: Path, classifier: ImageClassifier
 ) -> None:
     path, secret = tmp_path / "model.h5", tmp_path / "secret.h5"

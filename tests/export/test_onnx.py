@@ -28,7 +28,7 @@ CARD = ModelCard(
 
 
 def trained(card: ModelCard) -> ImageClassifier:
-    """A network as a training leaves it: statistics moved, channels_last, in train mode."""
+    """Return a network as training leaves it: with running statistics, channels_last, in train mode."""
     torch.manual_seed(0)
     network = build_network(card.model, len(card.classes), width=card.width)  # type: ignore[arg-type]
     classifier = ImageClassifier(network, card.mean, card.std).to(memory_format=torch.channels_last)
@@ -75,7 +75,7 @@ def test_every_family_gives_the_logits_of_torch(model: str, tmp_path: Path) -> N
         np.testing.assert_allclose(logits, expected[:count], rtol=1e-4, atol=1e-4 * expected.std())
 
 
-def test_images_of_another_size_are_taken(tmp_path: Path) -> None:
+def test_images_of_another_size_are_accepted(tmp_path: Path) -> None:
     card = CARD.model_copy(update={"image_size": 48})
     classifier = trained(card)
     save_onnx(tmp_path / "model.onnx", classifier, card)
@@ -86,7 +86,7 @@ def test_images_of_another_size_are_taken(tmp_path: Path) -> None:
     )
 
 
-def test_the_file_explains_itself(exported: Path) -> None:
+def test_the_file_describes_itself(exported: Path) -> None:
     model = onnx.load(exported)
     onnx.checker.check_model(model)
     metadata = {prop.key: prop.value for prop in model.metadata_props}
@@ -113,7 +113,7 @@ def test_normalization_is_in_the_graph_and_batch_norms_are_folded(exported: Path
     assert set(operators[4:]) == {"Conv", "Relu", "MaxPool", "ReduceMean", "Reshape", "Gemm"}
 
 
-def test_the_file_tells_nothing_of_the_machine_and_is_the_same_every_time(
+def test_the_file_is_reproducible_and_reveals_nothing_of_the_machine(
     exported: Path, classifier: ImageClassifier, tmp_path: Path
 ) -> None:
     save_onnx(tmp_path / "again.onnx", classifier, CARD)
@@ -123,7 +123,7 @@ def test_the_file_tells_nothing_of_the_machine_and_is_the_same_every_time(
     assert b".py" not in content
 
 
-def test_the_classifier_is_left_as_it_was(classifier: ImageClassifier, tmp_path: Path) -> None:
+def test_the_classifier_is_not_changed(classifier: ImageClassifier, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     random_state = torch.get_rng_state()
     save_onnx(tmp_path / "model.onnx", classifier, CARD)
@@ -141,14 +141,14 @@ def test_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_folders_are_made_and_only_the_whole_file_is_left(
+def test_folders_are_created_and_only_the_finished_file_remains(
     classifier: ImageClassifier, tmp_path: Path
 ) -> None:
     save_onnx(tmp_path / "new" / "folder" / "model.onnx", classifier, CARD)
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["model.onnx"]
 
 
-def test_a_path_that_cannot_be_written_is_named(classifier: ImageClassifier, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way of a folder")
+def test_an_unwritable_path_is_named(classifier: ImageClassifier, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("where a folder is needed")
     with pytest.raises(CifarError, match=r"file/model\.onnx: cannot be written"):
         save_onnx(tmp_path / "file" / "model.onnx", classifier, CARD)

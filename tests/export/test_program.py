@@ -133,6 +133,12 @@ def test_a_program_that_could_run_code_is_refused(trick: str, model: Path, execu
     assert not executed.exists()
 
 
+def test_a_path_that_is_not_utf8_is_read(model: Path) -> None:
+    path = model / os.fsdecode(b"K\xe4tzchen.pt2")
+    (model / "data/model.pt2").rename(path)
+    assert load_program(path)(torch.rand(1, 3, 32, 32)).shape == (1, 10)
+
+
 @pytest.mark.parametrize("keep", [0, 100, 20_000, -100])
 def test_a_truncated_program_is_reported_in_one_line(keep: int, model: Path) -> None:
     path = model / "data/model.pt2"

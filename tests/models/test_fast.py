@@ -1,4 +1,4 @@
-"""What is special about the fast network: its whitening layer and its start near the identity."""
+"""The whitening layer of the fast network."""
 
 import torch
 
@@ -6,7 +6,7 @@ from cifar_mlflow.models.fast import PATCH, Fast
 
 
 def coloured_noise() -> torch.Tensor:
-    """Images whose pixels and channels are correlated, as those of photos are."""
+    """Return images whose pixels and channels are correlated, like those of photos."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(64, 1, 8, 8, generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
     return coarse + 0.3 * torch.randn(64, 3, 32, 32, generator=generator)

@@ -1,4 +1,4 @@
-"""Every network: shapes, stems, gradients and the form in which it is saved."""
+"""Every network: shapes, stems, gradients and export."""
 
 from typing import get_args
 
@@ -20,7 +20,7 @@ def test_every_model_of_the_settings_can_be_built() -> None:
 @pytest.mark.parametrize("num_classes", [10, 3])
 @pytest.mark.parametrize("side", [32, 64])
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_have_one_row_an_image_and_one_column_a_class(
+def test_logits_have_one_row_per_image_and_one_column_per_class(
     name: ModelName, side: int, num_classes: int
 ) -> None:
     network = build_network(name, num_classes).eval()
@@ -31,7 +31,7 @@ def test_logits_have_one_row_an_image_and_one_column_a_class(
 
 
 @pytest.mark.parametrize("name", ["fast", "vgg16", "resnet18"])
-def test_large_images_fit(name: ModelName) -> None:
+def test_large_images_are_accepted(name: ModelName) -> None:
     with torch.inference_mode():
         assert build_network(name, 4).eval()(torch.rand(1, 3, 256, 256)).shape == (1, 4)
 
@@ -45,7 +45,7 @@ def test_each_trainable_parameter_gets_a_gradient(name: ModelName) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
-def test_resnet_sees_small_images_at_full_size(name: ModelName) -> None:
+def test_the_stem_of_resnet_keeps_small_images_at_full_size(name: ModelName) -> None:
     network = build_network(name, 10).eval()
     sides: dict[str, int] = {}
 
@@ -79,7 +79,7 @@ def test_width_scales_the_network(name: ModelName) -> None:
 
 
 @pytest.mark.parametrize("name", ["cnn", "vgg11"])
-def test_dropout_acts_in_training_only(name: ModelName) -> None:
+def test_dropout_is_active_only_in_training(name: ModelName) -> None:
     network = build_network(name, 10, dropout=0.5)
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.5]
     images = torch.rand(2, 3, 32, 32)

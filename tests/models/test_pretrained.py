@@ -1,4 +1,4 @@
-"""Weights of one training as the start of another."""
+"""Start training from the weights of another run."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def classifier(name: ModelName = "cnn", num_classes: int = 10, width: float = 1.
     return ImageClassifier(build_network(name, num_classes, width), (0.5,) * 3, (0.25,) * 3)
 
 
-def test_same_model_is_copied_whole() -> None:
+def test_weights_of_the_same_model_are_copied_completely() -> None:
     source, target = classifier(), classifier()
     assert load_weights(target, source.state_dict()) == []
     images = torch.rand(2, 3, 32, 32)
@@ -30,7 +30,7 @@ def test_same_model_is_copied_whole() -> None:
         ("vgg11", ["network.head.weight", "network.head.bias"]),
     ],
 )
-def test_head_of_other_classes_stays_fresh(name: ModelName, head: list[str]) -> None:
+def test_a_head_for_other_classes_keeps_its_initial_values(name: ModelName, head: list[str]) -> None:
     source, target = classifier(name), classifier(name, num_classes=3)
     fresh = {key: target.state_dict()[key].clone() for key in head}
     assert load_weights(target, source.state_dict()) == head

@@ -6,7 +6,6 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -56,7 +55,7 @@ def import_names(requirements: list[str]) -> set[str]:
         distributions.add(key)
         for line in metadata.requires(key) or []:
             needed = Requirement(line)
-            if needed.marker is None or needed.marker.evaluate({**default_environment(), "extra": ""}):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
                 waiting.append(needed)
     return {
         module

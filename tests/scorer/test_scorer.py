@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ def test_a_file_beside_the_registered_ones_is_refused(folder: Path) -> None:
 def test_a_folder_without_a_card_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a scorer folder: it has no scorer\.json"):
         Scorer.load(tmp_path)
+
+
+def test_a_path_that_is_not_utf8_is_read(tmp_path: Path) -> None:
+    scorer = scorer_with(tmp_path / os.fsdecode(b"K\xe4tzchen"))
+    assert scorer.score(plain(RED)).probabilities.argmax() == 0
 
 
 def test_a_folder_of_another_format_is_refused(tmp_path: Path) -> None:

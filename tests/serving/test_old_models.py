@@ -114,7 +114,7 @@ def service(store: str, tmp_path: Path) -> Iterator[str]:
 def invocations(address: str) -> list[dict[str, Any]]:
     """Return the answers to one table with all images, by MLflow's protocol."""
     rows = [[base64.b64encode(image).decode()] for image in IMAGES]
-    body = {"dataframe_split": {"columns": ["image"], "data": rows}}
+    body: Any = {"dataframe_split": {"columns": ["image"], "data": rows}}
     response = requests.post(f"{address}/invocations", json=body, timeout=120)
     assert response.status_code == 200, response.text
     predictions: list[dict[str, Any]] = response.json()["predictions"]

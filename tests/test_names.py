@@ -1,0 +1,81 @@
+"""Names of files and folders that are not UTF-8, or that no terminal likes, from the folder to MLflow."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.names import printable
+
+ROOT = Path(__file__).parents[1]
+LATIN1 = os.fsdecode(b"K\xe4tzchen")
+ODD = "🐶 $x$\nй 猫 שלום"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Kätzchen 猫", "Kätzchen 猫"),
+        (LATIN1, "K\\xe4tzchen"),
+        ("\udc80\udcff", "\\x80\\xff"),
+        ("half \ud83d", "half \\ud83d"),
+    ],
+)
+def test_only_what_is_not_unicode_is_escaped(name: str, expected: str) -> None:
+    assert printable(name) == expected
+
+
+def test_messages_can_be_printed_and_stored() -> None:
+    str(CifarError(f"{LATIN1}: no such file")).encode()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder with images of two classes; all names are unusual."""
+    rng = np.random.default_rng(0)
+    for name in (LATIN1, ODD):
+        folder = tmp_path / f"{LATIN1} photos" / name
+        folder.mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i} {LATIN1}.png")
+    return tmp_path / f"{LATIN1} photos"
+
+
+def run(verb: str, photos: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cifar_mlflow", verb, "--dataset", "folder", "--data-dir", str(photos)]
+    done = subprocess.run(
+        [*command, *options],
+        cwd=photos.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_data_summarizes_and_draws_any_name(photos: Path, tmp_path: Path) -> None:
+    picture = tmp_path / f"{LATIN1}.png"
+    done = run("data", photos, "--picture", str(picture))
+    assert "K\\xe4tzchen photos, 32x32" in done.stdout
+    assert "Samples: " in done.stdout
+    assert picture.exists()
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.slow
+def test_train_logs_any_name(photos: Path) -> None:
+    settings = {"model": "cnn", "width": "0.25", "epochs": "1", "threads": "1", "dropout": "0"}
+    done = run("train", photos, *(part for name, value in settings.items() for part in (f"--{name}", value)))
+    assert "Glyph" not in done.stderr
+    (logged,) = mlflow.search_runs(experiment_names=["cifar10"], output_format="list")
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["data_dir"].endswith("K\\xe4tzchen photos")
+    assert logged.data.tags["dataset"] == "K\\xe4tzchen photos"
