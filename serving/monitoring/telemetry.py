@@ -190,7 +190,6 @@ def _log_access(finished: _Finished) -> None:
         status=status,
         ms=round(1000 * seconds, 2),
         client=context.client,
-        client_id=context.client_id,
         model=context.model_version,
         pictures=len(context.pictures),
         error=context.error_code,
