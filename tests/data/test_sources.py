@@ -142,8 +142,9 @@ def test_parquet_is_found_in_the_folder_of_the_hub(tmp_path: Path) -> None:
 
 def test_paths_that_are_not_utf8_are_read(tmp_path: Path, published: Published) -> None:
     data = tmp_path / os.fsdecode(b"K\xe4tzchen")
-    (data / "parquet").mkdir(parents=True)
-    write_parquet(data / "parquet", [3, 8])
+    (tmp_path / "parquet").mkdir()
+    write_parquet(tmp_path / "parquet", [3, 8])
+    shutil.copytree(tmp_path / "parquet", data / "parquet")
     shutil.copytree(published.folder, data / FOLDER)
     for folder, labels in ((data / "parquet", [3, 8]), (data, published.train_labels)):
         config = DataConfig(data_dir=folder, cache_dir=data / "cache")
