@@ -97,6 +97,10 @@ class Group(click.Group):
 def main() -> None:
     """Image classification on CIFAR-10, tracked with MLflow."""
     set_up_logging()
+    try:
+        Path.home()
+    except RuntimeError:  # no HOME and no account, as in some containers: MLflow could not be imported
+        os.environ["HOME"] = tempfile.gettempdir()
 
 
 @verb("data", DataConfig)
