@@ -76,7 +76,7 @@ def test_of_a_version_from_elsewhere_no_weights_are_exported(registered: Project
     run_id = registered.client.get_model_version("cifar10", "1").run_id
     mlflow.register_model(f"runs:/{run_id}/model", "elsewhere")
     said = registered.run("export", "models:/elsewhere/1", code=2)
-    assert "models:/elsewhere/1 was not made by cifar-mlflow register" in said
+    assert "models:/elsewhere/1 was not created by cifar-mlflow register" in said
 
 
 @pytest.mark.parametrize(
