@@ -289,7 +289,7 @@ def test_a_read_only_cache_is_named() -> None:
     ("reference", "words"),
     [
         ("nothing.h5", ["nothing.h5", "no such file"]),
-        ("nosuch", ["nosuch", "no such file", "no id of a run (32 digits 0-9a-f)", "runs:/ or models:/"]),
+        ("nosuch", ["nosuch", "no such file", "neither a run id (32 digits 0-9a-f)", "runs:/ or models:/"]),
         ("746a" + 27 * "0", ["746a", "no such file", "32 digits"]),
         (300 * "a", ["no such file"]),
         ("f" * 32, ["f" * 32, "no weights"]),

@@ -76,7 +76,7 @@ def test_export_refuses_a_version_that_register_did_not_make(registered: Project
     run_id = registered.client.get_model_version("cifar10", "1").run_id
     mlflow.register_model(f"runs:/{run_id}/model", "elsewhere")
     output = registered.run("export", "models:/elsewhere/1", code=2)
-    assert "models:/elsewhere/1 was not made by cifar-mlflow register" in output
+    assert "models:/elsewhere/1 was not created by cifar-mlflow register" in output
 
 
 @pytest.mark.parametrize(
