@@ -251,4 +251,4 @@ def cause(error: BaseException) -> str:
     """Return the first line of the innermost error: Optuna's own text does not say what failed."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return redact(first_line(error))
+    return first_line(error)

@@ -13,6 +13,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from cifar_mlflow.config import patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.redact import redact
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def is_outage(error: BaseException) -> bool:
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the message of an error, shortened to one line for a log or a tag."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
+    lines = (redact(str(error)).strip() or type(error).__name__).splitlines()  # it may quote an address
     line = lines[-1] if lines[0].startswith(_DOWNLOAD_FAILED) else lines[0]
     return line if len(line) <= limit else line[: limit - 1] + "…"
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -282,7 +283,9 @@ def test_the_trial_of_a_lost_machine_is_restarted_by_another(project: Project) -
 
 @pytest.mark.slow
 @pytest.mark.thorough
-def test_passwords_are_stored_and_printed_nowhere(project: Project, postgres: Postgres, images: Path) -> None:
+def test_passwords_are_stored_and_printed_nowhere(
+    project: Project, postgres: Postgres, request: pytest.FixtureRequest
+) -> None:
     """Those of the database, of the tracking server and of a mirror, also after errors."""
     secrets = {name: f"S3cret/{name}@x" for name in ("storage", "mlflow", "mirror")}
     with socket.socket() as probe:
@@ -296,9 +299,9 @@ def test_passwords_are_stored_and_printed_nowhere(project: Project, postgres: Po
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        text=True,
+        start_new_session=True,  # it starts further processes
     )
-    project.processes.append(server)
+    request.addfinalizer(lambda: stop_group(server))
     address = f"127.0.0.1:{port}"
     project.wait_for(lambda: is_healthy(address), "MLflow's server")
     cache = project.folder / "cache"
@@ -311,8 +314,7 @@ def test_passwords_are_stored_and_printed_nowhere(project: Project, postgres: Po
     wait_for_epoch(project, 0, 2)
     project.stop(process, signal.SIGINT)
     output = project.output()
-    server.send_signal(signal.SIGKILL)
-    server.wait()
+    stop_group(server)
     project.env["CIFAR_MLFLOW_PATIENCE"] = "0"
     output += project.run(*arguments, code=1)  # the server is gone
     postgres.stop()
@@ -335,6 +337,12 @@ def test_passwords_are_stored_and_printed_nowhere(project: Project, postgres: Po
         if "S3cret/" + secret in text or "S3cret%2F" + secret in text
     ]
     assert leaks == []
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def is_healthy(address: str) -> bool:
