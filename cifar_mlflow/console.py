@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cifar_mlflow.names import printable
 from cifar_mlflow.redact import redact
 
 # Standard output is for results; everything else goes to standard error.
@@ -17,7 +18,7 @@ console = Console(stderr=True)
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return printable(redact(super().format(record)))
 
 
 def set_up_logging() -> None:
@@ -38,7 +39,8 @@ def set_up_logging() -> None:
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback of a defect, without passwords."""
-    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(printable(redact(text)), file=sys.stderr, end="")
 
 
 def training_bar() -> Progress:

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from cifar_mlflow.data.dataset import SourceSplit, Split
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.files import atomic_write, write_errors
+from cifar_mlflow.names import printable
 
 FORMAT = 1
 CACHE_HINT = ": free some space there or choose another place with cache_dir (or CIFAR_MLFLOW_CACHE)"
@@ -46,7 +47,7 @@ def cached_split(
         # Another process may have written it while this one waited for the lock.
         if (split := _load(entry)) is not None:
             return split
-        logger.info("decoding the %s images once; the arrays are kept in %s", name, cache_dir)
+        logger.info("decoding the %s images once; the arrays are kept in %s", name, printable(str(cache_dir)))
         _store(entry, read(name))
     if (split := _load(entry)) is None:
         raise CifarError(
@@ -92,7 +93,7 @@ def exclusive(target: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            logger.info("another process is preparing %s; waiting for it", target)
+            logger.info("another process is preparing %s; waiting for it", printable(str(target)))
             lock.acquire()
     try:
         yield
