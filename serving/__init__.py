@@ -1,1 +1,1 @@
-"""From a champion to a served model."""
+"""Serving: the model registry, the HTTP service, its monitoring, and batch classification."""

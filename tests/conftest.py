@@ -1,4 +1,4 @@
-"""What holds for every test: nothing of the user's environment leaks in, nothing is left behind."""
+"""Fixtures for every test: no settings of the user leak in, and nothing is left behind."""
 
 import os
 from pathlib import Path

@@ -55,7 +55,7 @@ DEFAULT: dict[str, Any] = {
 class Space:
     """Entries, each after those that it depends on.
 
-    A setting may have several entries, of which at most one applies to a trial.
+    A setting may have several entries, but at most one applies to a trial.
     """
 
     entries: tuple[Entry, ...]
@@ -291,7 +291,7 @@ def _param_name(entry: Entry, entries: list[Entry]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which plain YAML silently keeps the last."""
+    """Refuses duplicate keys; plain YAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]

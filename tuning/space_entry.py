@@ -66,7 +66,7 @@ class Entry:
 
     @property
     def is_searched(self) -> bool:
-        """Whether there is more than one value."""
+        """Return whether there is more than one value."""
         return not self.domain.single()
 
     @property

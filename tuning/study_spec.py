@@ -21,7 +21,7 @@ from tuning.warm_start import NON_TUNABLE
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker process needs to know, in types that JSON has.
+    """The input of a worker process, in types that JSON has.
 
     Attributes:
         search: the settings of the search.

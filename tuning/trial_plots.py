@@ -30,7 +30,7 @@ logger = logging.getLogger("cifar_mlflow.tuning")
 POLL_SECONDS = 0.5
 POLL_SECONDS_IN_OUTAGE = 30.0
 HISTORY_PREFIX = "history/"
-# What numpy raises for a file that was cut off by a power failure.
+# numpy raises these for a file that a power failure cut off.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 

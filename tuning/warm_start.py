@@ -1,4 +1,4 @@
-"""What a study knows before its first trial: the recipes, enqueued runs, and finished runs in MLflow."""
+"""Prior knowledge of a study: the recipes, enqueued runs, and finished runs in MLflow."""
 
 import logging
 from typing import Any

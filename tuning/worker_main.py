@@ -54,7 +54,7 @@ class Worker:
         self.storage = Storage(self.search.storage, spec.study, Path(spec.cache_dir), spec.experiment)
         self.study = self.storage.retry_on_outage(self._load_study)
         self.objectives: list[str] = self.study.user_attrs["objectives"]
-        # Of the runs of all trials.
+        # Tags of the runs of all trials.
         self.tags = {
             MLFLOW_PARENT_RUN_ID: spec.parent_run_id,
             "optuna.study": spec.study,

@@ -72,7 +72,7 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine answers calls: it is not closed, and its thread has not crashed.
+        """Return whether the engine answers calls: it is not closed, and its thread has not crashed.
 
         An idle engine is alive: the next call starts its thread.
         """

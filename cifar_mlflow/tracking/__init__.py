@@ -1,1 +1,1 @@
-"""How a run is written to MLflow: the run itself, retries, what it holds, and its local state."""
+"""Tracking with MLflow: the run and its lifecycle, retries, artifacts, and local state."""

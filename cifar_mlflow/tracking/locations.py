@@ -1,4 +1,4 @@
-"""Where MLflow keeps a registered model, and whether its files are still there."""
+"""Locations of registered models in MLflow, and a check that their files still exist."""
 
 from pathlib import Path
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""How many requests a process works on at a time."""
+"""Admission control: the number of requests that a process works on at a time."""
 
 from serving.app.request_context import LOGGED_ROUTES
 
@@ -45,7 +45,7 @@ class AdmissionControl:
 
 
 class Slot:
-    """How one request is counted: under the name of an attribute of `AdmissionControl`, or not at all."""
+    """The place of one request in the counters of `AdmissionControl`; probes are not counted."""
 
     __slots__ = ("_admission", "_counter")
 

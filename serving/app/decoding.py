@@ -1,4 +1,4 @@
-"""From the bytes of one image to what the network takes, and what the request log notes about it."""
+"""Decode the bytes of one image into the input of the network and the facts for the request log."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""What the routes share: the state of the process, and the context of the request.
+"""Objects that the routes share: the state of the process and the context of the request.
 
 Plain functions, because FastAPI's `Depends` takes as long as the rest of a small request.
 """

@@ -1,4 +1,4 @@
-"""What every request passes through: its ids, limits, access control, telemetry, and the common headers."""
+"""Middleware around every request: ids, limits, access control, telemetry, and common headers."""
 
 import time
 

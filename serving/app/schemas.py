@@ -112,7 +112,7 @@ class ModelResponse(BaseModel):
 
 
 class Feedback(BaseModel):
-    """What a person says about an answer."""
+    """Feedback of a person on an answer."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -1,6 +1,6 @@
 """The log of the process: one line of JSON per event on standard error, written by a thread.
 
-A pipe that nobody reads blocks whoever writes to it. Here that is only the thread.
+A write to a pipe that nobody reads blocks. Here it blocks only the thread.
 """
 
 import atexit

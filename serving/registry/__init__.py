@@ -1,1 +1,1 @@
-"""From a finished training run to a registered version and to the champion."""
+"""The model registry: register the network of a run, promote a version, load a model."""

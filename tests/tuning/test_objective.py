@@ -1,4 +1,4 @@
-"""What the pruner learns from a trial, and which trials it may stop."""
+"""The values that the pruner receives from a trial, and the trials that it may stop."""
 
 from pathlib import Path
 

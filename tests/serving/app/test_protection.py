@@ -1,4 +1,4 @@
-"""What protects a server: API key, host names, rate limit, secret request ids, a bound on waiting images."""
+"""Protection of a server: API key, host names, rate limit, secret request ids, a bound on waiting images."""
 
 import base64
 import concurrent.futures

@@ -17,7 +17,7 @@ def predictions(seed: int, count: int, sharpness: float) -> tuple[np.ndarray, np
 
 
 def is_certain(logits: np.ndarray, below: float, above: float, temperature: float) -> np.ndarray:
-    """Whether the scorer, which computes in float32, is certain of each image."""
+    """Return whether the scorer, which computes in float32, is certain of each image."""
     scaled = (logits / np.float32(temperature)).astype(np.float32)
     return (softmax(scaled).astype(np.float32).max(axis=1) >= below) & (
         energy(logits, temperature).astype(np.float32) <= above
