@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from serving.monitoring.drift import LARGE
 from tests.deploy.files import DEPLOY, ROOT, check_with, read_yaml
 from tests.deploy.promql import is_balanced, labels_in, metrics_in
 
@@ -24,6 +25,11 @@ def test_each_alert_fires_when_it_should() -> None:
     check_with("promtool", "test", "rules", ROOT / "tests/deploy/alerts_test.yml", package=PACKAGE)
     tests = (ROOT / "tests/deploy/alerts_test.yml").read_text()
     assert {alert["alert"] for alert in ALERTS} == set(re.findall(r"Cifar\w+", tests))
+
+
+def test_the_drift_alert_has_the_threshold_of_the_report() -> None:
+    (alert,) = [alert for alert in ALERTS if alert["alert"] == "CifarDrift"]
+    assert alert["expr"].endswith(f"> {LARGE}")
 
 
 @each_alert
