@@ -48,7 +48,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, headers = scope["path"].removeprefix(scope.get("root_path", "")), dict(scope["headers"])
+        path, headers = scope["path"].removeprefix(scope.get("root_path", "")), _headers(scope)
         client = scope["client"][0] if scope["client"] else ""
         client_id = parse_client_id(headers.get(b"x-request-id"))
         context = RequestContext(new_request_id(), path, client, client_id)
@@ -86,6 +86,15 @@ class RequestMiddleware:
             slot.leave()
             seconds = time.perf_counter() - context.started
             self._state.telemetry.request_ended(context, response.status, seconds)
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes]:
+    """Return the headers; the values of one that was sent several times are joined, as RFC 9110 says."""
+    headers = dict(scope["headers"])
+    if len(headers) < len(scope["headers"]):
+        for name in headers:
+            headers[name] = b", ".join(value for each, value in scope["headers"] if each == name)
+    return headers
 
 
 class _Response:

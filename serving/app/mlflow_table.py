@@ -1,6 +1,8 @@
 """The tables that MLflow's scoring server accepts at /invocations: JSON in four formats, CSV and Parquet."""
 
+import csv
 import io
+from itertools import islice
 from typing import Any, NamedTuple
 
 import pyarrow.parquet
@@ -23,6 +25,7 @@ MAX_TABLE_BYTES = 256 * 2**20
 # The footer of a Parquet file, its metadata, becomes objects of many times its size.
 MAX_PARQUET_FOOTER = 2**20
 MAX_COLUMNS = 100
+csv.field_size_limit(MAX_TABLE_BYTES)  # of the whole process; by default 128 kB, less than a photo
 # Other codecs turn 100 kB into gigabytes, whatever the metadata says about the size.
 PARQUET_CODECS = {"UNCOMPRESSED", "SNAPPY"}
 
@@ -108,10 +111,24 @@ def _read_csv(body: bytes) -> list[Any] | None:
     if sum(map(body.count, (b"\n", b"\r", b","))) > MAX_CSV_CELLS:
         raise _too_many_rows()
     try:
-        table = parse_csv_input(io.StringIO(body.decode()), SCHEMA)
+        text = body.decode().lstrip("\ufeff")
+        _check_columns(text)
+        table = parse_csv_input(io.StringIO(text), SCHEMA)
+    except Refusal:
+        raise
     except Exception:  # MLflow's exceptions repeat the input and have a traceback
         raise Refusal(400, "bad_table", "The body is not a CSV file in UTF-8.") from None
     return table[COLUMN].tolist() if COLUMN in table else None
+
+
+def _check_columns(text: str) -> None:
+    """Raise Refusal for a CSV with too many columns, whose names pandas compares in quadratic time.
+
+    Pandas takes the columns from the first record, and those of an index from the second one.
+    """
+    records = (record for record in csv.reader(io.StringIO(text, newline="")) if any(map(str.strip, record)))
+    if any(len(record) > MAX_COLUMNS for record in islice(records, 2)):
+        raise _too_many_rows()
 
 
 def _read_parquet(body: bytes) -> list[Any] | None:

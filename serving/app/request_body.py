@@ -25,6 +25,9 @@ MAX_DISCARDED_BYTES = 256 * 2**20
 DISCARD_SECONDS = 30.0
 DISCARD_IDLE_SECONDS = 2.0
 
+# A gzip body of many tiny members would take seconds per megabyte. Files compressed in blocks have hundreds.
+MAX_GZIP_MEMBERS = 1000
+
 _OTHER_ENCODINGS = ("br", "compress", "deflate", "zstd")
 
 
@@ -192,6 +195,7 @@ class _GzipDecoder:
     def __init__(self) -> None:
         self._stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
         self._input = b""
+        self._members = 1
         self.has_more = False
 
     def feed(self, data: bytes) -> None:
@@ -201,9 +205,12 @@ class _GzipDecoder:
         """Return the next chunk, possibly empty; `is_last`: no further input will come.
 
         Raises:
-            Refusal: 400, the input is not gzip or is truncated.
+            Refusal: 400, the input is not gzip, is truncated, or has too many members.
         """
         if self._stream.eof and self._input:  # a gzip file may consist of several members
+            self._members += 1
+            if self._members > MAX_GZIP_MEMBERS:
+                raise _invalid_gzip()
             self._stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
         try:
             chunk = self._stream.decompress(self._input, DECODED_CHUNK_BYTES)

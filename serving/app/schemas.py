@@ -122,25 +122,36 @@ class Feedback(BaseModel):
     label: str | None = Field(default=None, description="The right label, one of the model's classes.")
 
 
-class SingleImage(BaseModel):
+class _OnlyItsFields(BaseModel):
+    """Base of objects from clients: one error for all other fields, because each error takes much memory."""
+
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_other_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and not value.keys() <= cls.model_fields.keys():
+            raise ValueError("there are other fields")
+        return value
+
+
+class SingleImage(_OnlyItsFields):
     image: EncodedImage
 
 
-class ImageList(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ImageList(_OnlyItsFields):
     images: list[EncodedImage] = Field(min_length=1)
 
 
-class DataframeSplit(BaseModel):
+class DataframeSplit(_OnlyItsFields):
     """A table as `DataFrame.to_dict(orient="split")` gives it."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    columns: list[str | int] = Field(description="Names of the columns; one of them is `image`.")
-    data: list[list[EncodedImage]] = Field(description="The rows, each with one cell per column.")
+    columns: list[str | int] = Field(
+        fail_fast=True, description="Names of the columns; one of them is `image`."
+    )
+    data: list[list[EncodedImage]] = Field(
+        fail_fast=True, description="The rows, each with one cell per column."
+    )
     index: list[Any] | None = Field(default=None, description="Ignored.")
 
     @model_validator(mode="after")
@@ -177,7 +188,7 @@ class InvocationsBody(BaseModel):
 
     dataframe_split: DataframeSplit | None = None
     dataframe_records: list[dict[str, EncodedImage]] | None = Field(
-        default=None, description="Rows as objects."
+        default=None, fail_fast=True, description="Rows as objects."
     )
     inputs: list[EncodedImage] | Columns | None = Field(
         default=None, description="Images, rows as objects, or an object of columns."

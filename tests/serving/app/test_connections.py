@@ -217,6 +217,7 @@ def test_gzip_bodies_are_decoded(server: Server) -> None:
         (b"", "gzip", 400, "empty_image"),
         (zlib.compress(RED), "deflate", 415, "unsupported_encoding"),
         (RED, "gzip, gzip", 415, "unsupported_encoding"),
+        (gzip.compress(b"") * 2000 + gzip.compress(RED), "gzip", 400, "invalid_gzip"),
     ],
 )
 def test_other_encodings_are_refused(
@@ -227,6 +228,27 @@ def test_other_encodings_are_refused(
     if status == 415:
         assert "gzip" in answer.headers["Accept-Encoding"]
         assert encoding != "deflate" or "deflate" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (("Content-Encoding: gzip", "Content-Encoding: gzip"), 415),
+        (("Content-Encoding: gzip", "Content-Encoding: identity"), 415),
+        (("Content-Encoding: br", "content-encoding: gzip"), 415),
+        (("Transfer-Encoding: gzip", "Transfer-Encoding: chunked"), 501),
+    ],
+)
+def test_a_header_that_is_sent_twice_counts_twice(
+    server: Server, headers: tuple[str, str], status: int
+) -> None:
+    body = gzip.compress(RED)
+    chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    is_chunked = "Transfer" in headers[0]
+    length = () if is_chunked else (f"Content-Length: {len(body)}",)
+    head = request_head("/predict", "image/png", *headers, *length, "Connection: close")
+    answer = exchange(server, head, chunked if is_chunked else body)
+    assert (answer.status, answer.code) == (status, "unsupported_encoding")
 
 
 def test_a_transfer_encoding_that_is_not_decoded_is_refused(server: Server) -> None:

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 from PIL import Image
+from pydantic import BaseModel, ValidationError
 
+from serving.app.schemas import ImageList, InvocationsBody, SingleImage
 from tests.serving.app.conftest import RED, Server, image
 from tests.serving.test_models_serve import CSV, PARQUET, parquet, split, text
 
@@ -72,6 +74,7 @@ PREDICT: dict[str, tuple[Any, str, int, str]] = {
     "a number of 5,000 digits": ('{"image": ' + "1" * 5000 + "}", JSON, 400, "not_json"),
     "a list": ([R], JSON, 400, "no_pictures"),
     "another key": ({ECHO: R}, JSON, 400, "no_pictures"),
+    "many other keys": (dict.fromkeys(map(str, range(290_000)), 1), JSON, 400, "no_pictures"),
     "no pictures": ({"images": []}, JSON, 400, "no_pictures"),
     "too many pictures": ({"images": ["x"] * 1001}, JSON, 413, "too_many_pictures"),
     "too many values": ('{"images": [' + "{}," * 400_000 + "{}]}", JSON, 413, "too_many_values"),
@@ -152,6 +155,9 @@ INVOCATIONS: dict[str, tuple[Any, str, int, str]] = {
     "no content type": (json.dumps(split(R)), "", 415, "unsupported_media_type"),
     "CSV without the column": (f"{ECHO}\n{R}\n", CSV, 400, "no_image_column"),
     "CSV of zeros": (bytes(1000), CSV, 400, "no_image_column"),
+    "CSV of many columns": ("image," * 250_000, CSV, 413, "too_many_rows"),
+    "CSV of many columns in many lines": ('\ufeff\r \r"\n",' + "image," * 250_000, CSV, 413, "too_many_rows"),
+    "CSV of an index of many columns": ("image\n" + "1," * 250_000, CSV, 413, "too_many_rows"),
     "no Parquet": (ECHO, PARQUET, 400, "bad_table"),
     "Parquet cut short": (parquet(image=[RED])[:-20], PARQUET, 400, "bad_table"),
     "Parquet of one large value in many rows": (
@@ -190,6 +196,24 @@ def check(response: requests.Response, status: int, code: str) -> None:
 def test_predict_refuses(server: Server, name: str) -> None:
     body, kind, status, code = PREDICT[name]
     check(server.post("/predict", body, kind), status, code)
+
+
+@pytest.mark.parametrize(
+    ("schema", "content"),
+    [
+        (SingleImage, dict.fromkeys("abcdefgh", 1)),
+        (ImageList, dict.fromkeys("abcdefgh", 1)),
+        (InvocationsBody, {"dataframe_records": [1] * 9}),
+        (InvocationsBody, {"dataframe_split": {"columns": ["image"], "data": [1] * 9}}),
+        (InvocationsBody, {"dataframe_split": {"columns": [{}] * 9, "data": []}}),
+        (InvocationsBody, {"dataframe_split": dict.fromkeys("abcdefgh", 1)}),
+    ],
+)
+def test_many_mistakes_are_few_errors(schema: type[BaseModel], content: dict[str, Any]) -> None:
+    """Each error takes kilobytes and time: 300,000 of them kept all other requests waiting for seconds."""
+    with pytest.raises(ValidationError) as error:
+        schema.model_validate_json(json.dumps(content))
+    assert error.value.error_count() <= 4
 
 
 @pytest.mark.parametrize("name", INVOCATIONS)
