@@ -150,10 +150,13 @@ class Telemetry:
             raise Refusal(404, "unknown_answer", "There is no such answer in the request log.")
 
     def problems(self) -> list[str]:
-        """Return current problems of the request log, without details, because anybody may read them."""
-        if self._failing is None:
-            return []
-        return ["the request log cannot be written; the log of the process says why"]
+        """Return current problems of the sinks, without details, because anybody may read them."""
+        names = {"the request log": self._log, "the images of requests": self._images}
+        return [
+            f"{name} cannot be written; the log of the process says why"
+            for name, sink in names.items()
+            if sink is not None and sink.failing
+        ]
 
     def close(self) -> None:
         """Write what is queued; takes some seconds at most."""

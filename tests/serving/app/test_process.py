@@ -199,6 +199,17 @@ def _is_up(url: str) -> bool:
         return False
 
 
+def test_ready_tells_the_images_from_the_request_log(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    server = start(shared_store.uri, "--images-dir", "kept").wait()
+    (server.folder / "kept").rmdir()
+    assert server.predict().ok
+    until(lambda: server.ready()["problems"])
+    problem = "the images of requests cannot be written; the log of the process says why"
+    assert server.ready()["problems"] == [problem]
+
+
 def test_images_dir_keeps_the_images(start: Callable[..., Server], shared_store: Store) -> None:
     server = start(shared_store.uri, "--images-dir", "kept").wait()
     for picture in (RED, RED, BLUE):

@@ -7,6 +7,9 @@ from collections.abc import Callable
 import pytest
 import requests
 
+from serving.app.auth import AccessControl
+from serving.app.errors import Refusal
+from serving.config import ServeConfig
 from tests.serving.app.conftest import RED, Server, Store, image, until
 
 pytestmark = pytest.mark.slow
@@ -43,6 +46,14 @@ def test_a_host_that_is_not_a_name_of_the_server_is_refused(server: Server) -> N
     for name in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:8000"):
         assert server.predict(headers={"Host": name}).ok
     assert requests.get(f"{server.url}/ready", headers={"Host": "10.0.0.7"}, timeout=60).ok  # a probe
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "::1"])
+def test_a_loopback_address_in_any_spelling_limits_the_names(host: str) -> None:
+    access = AccessControl(ServeConfig(host=host))
+    access.check("/model", "127.0.0.1", {b"host": b"localhost:8000"})
+    with pytest.raises(Refusal, match="unknown_host"):
+        access.check("/model", "127.0.0.1", {b"host": b"evil.example"})
 
 
 def test_the_listening_address_is_a_name_of_the_server(
