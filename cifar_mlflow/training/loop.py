@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
@@ -50,6 +51,19 @@ History = list[dict[str, float]]
 def no_pruning(history: History) -> bool:
     """Default prune callback: never stop early."""
     return False
+
+
+@contextmanager
+def _running(thread: threading.Thread) -> Iterator[None]:
+    """Run a thread during the block and wait for its end, also after an error.
+
+    An import that is still running when the interpreter shuts down fails with a traceback.
+    """
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 class Training:
@@ -124,8 +138,7 @@ class Training:
         self._imports = threading.Thread(
             target=importlib.import_module, args=("cifar_mlflow.evaluation.report",), name="imports"
         )
-        self._imports.start()
-        with training_bar() as bar:
+        with _running(self._imports), training_bar() as bar:
             task = bar.add_task("", total=self.config.epochs * self.loader.steps_per_epoch, note="")
             while not (prune(self.history) or self.finished):
                 for _ in self._train_epoch():
@@ -148,7 +161,6 @@ class Training:
                 logger.info("%s", self._epoch_line(metrics))
         if self.best_weights is not None:
             self.evaluated.load_state_dict(self.best_weights)
-        self._imports.join()
         return self.evaluated.eval()
 
     def _train_epoch(self) -> Iterator[None]:

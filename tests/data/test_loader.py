@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.data.loader import TrainLoader
-from cifar_mlflow.errors import UsageError
 
 PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": "none"}
 EVERYTHING: dict[str, Any] = {
@@ -118,12 +117,6 @@ def test_cutout_fills_with_the_mean_of_the_images() -> None:
     images, _ = next(batches.epoch(0))
     blanked = ((images - mean.view(1, 3, 1, 1)).abs() < 1e-5).all(dim=1)
     assert (blanked.sum(dim=(1, 2)) == 9).all()
-
-
-@pytest.mark.parametrize("setting", [{"cutout": 9}, {"crop_padding": 8}])
-def test_augmentation_larger_than_the_images_is_refused(setting: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="must be smaller than the images"):
-        loader(**{"crop_padding": 0, **setting})
 
 
 def test_small_images_are_used_in_the_first_epochs_only() -> None:

@@ -130,7 +130,9 @@ def test_an_engine_that_is_closed_is_a_failure(model: str, tmp_path: Path) -> No
 
 
 def test_a_table_keeps_its_turn_until_the_reading_has_ended() -> None:
-    asyncio.run(_read_two_tables())
+    # In a thread: other tests of this process keep an event loop in the main thread.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, _read_two_tables()).result()
 
 
 async def _read_two_tables() -> None:

@@ -155,7 +155,7 @@ def test_an_internal_error_is_logged_and_answered_without_details(
         model.predict(pd.DataFrame({"image": [png("blue")]}))
     raised.value.message = "the message that MLflow's server sets, which repeats the input"
     assert raised.value.get_http_status_code() == 500
-    message = "The model failed; the server's log says why."
+    message = "The model failed; see the server's log."
     assert json.loads(raised.value.serialize_as_json()) == {
         "error_code": "INTERNAL_ERROR",
         "message": message,
