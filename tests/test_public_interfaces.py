@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("cifar_mlflow", "tuning", "serving", "benchmarks")
-PACKAGES = {"mlflow", "optuna", "uvicorn", "granian", "starlette", "fastapi", "click", "torch"}
+PACKAGES = {"mlflow", "optuna", "uvicorn", "starlette", "fastapi", "click", "torch"}
 NAMED_TUPLE = {"_asdict", "_fields", "_make", "_replace"}  # public, in spite of the underscore
 # "file: name" -> reason. Empty, and meant to stay so.
 EXCEPTIONS: dict[str, str] = {}
