@@ -18,7 +18,7 @@ demo: .venv/.ready
 serve: .venv/.ready
 	$(BIN)/cifar-mlflow serve
 
-# Lint, types and the quick tests: about two minutes on two cores.
+# Lint, types and the quick tests: two to five minutes on two cores.
 check: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
