@@ -253,7 +253,7 @@ class TrainConfig(DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, Hardwa
     """Training: the recipe and the final evaluation."""
 
     recipe: RecipeName | None = setting(
-        None, "Preset of settings, each of which can be overridden. Default: the preset of the model."
+        None, "Preset of settings; any of them can be overridden. Default: the preset of the model."
     )
     test: bool = setting(True, "Evaluate on the test split, once, at the end.")
     tta: TtaName = setting(

@@ -6,7 +6,7 @@ from torch import nn
 
 
 def cnn(num_classes: int, width: float = 1.0, dropout: float = 0.0) -> nn.Module:
-    """Build three stages of two 3x3 convolutions, each of which halves the image.
+    """Build three stages of two 3x3 convolutions. Each stage halves the image.
 
     The stages have 32, 64 and 128 channels, times `width`.
     """

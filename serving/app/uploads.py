@@ -47,7 +47,7 @@ async def read_uploads(request: Request, limit: int) -> list[Upload]:
 
 
 def check_json_size(body: bytes) -> None:
-    """Raise Refusal (413) for JSON of so many small values that parsing takes many times its size."""
+    """Raise Refusal (413) for JSON with too many values: parsed, they take many times its size."""
     if body.count(b",") > MAX_JSON_VALUES:  # base64 has no comma
         raise Refusal(413, "too_many_values", f"The JSON of a request may have {MAX_JSON_VALUES:,} values.")
 
