@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from starlette.requests import Request
@@ -16,6 +16,9 @@ from serving.app.batching import Batcher, Job
 from serving.app.decoding import DecodedImage, decode, is_small
 from serving.app.errors import Refusal, overloaded, too_slow
 from serving.app.request_body import ClientGoneError
+from serving.app.worker_threads import WorkerThreads
+
+T = TypeVar("T")
 
 # Images that a thread decodes before it turns to another request.
 DECODE_CHUNK = 8
@@ -45,7 +48,7 @@ class Inference:
     """
 
     def __init__(self, threads: int, limit: int, timeout: float) -> None:
-        self._pool = ThreadPoolExecutor(threads, "decode")
+        self._pool = WorkerThreads(threads, "decode")
         self._threads = threads
         self._limit = limit
         self._timeout = timeout
@@ -104,18 +107,32 @@ class Inference:
         finally:
             self._when_ended(_drop([table]), self._table.release)
 
+    async def run(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in one of the decoding threads.
+
+        Raises:
+            Refusal: 504, it took too long.
+            ClientGoneError: the client has disconnected.
+        """
+        async with self._deadline(request, too_slow):
+            return await asyncio.wrap_future(self._pool.submit(function, *arguments))
+
     def failure(self) -> str | None:
         """Return why images get no answers, None if they do.
 
-        The network is stuck if batches wait, and none was finished within the time of a request.
+        The network is stuck if batches wait, and none was finished within the time of a request. Decoding is
+        stuck if no thread has finished anything within that time.
         """
         stalled = self._batcher.stalled_seconds()
         if stalled > self._timeout:
             return f"No batch was finished in the last {stalled:.0f} seconds, and {len(self._batcher)} wait."
+        stuck = self._pool.stuck_seconds()
+        if stuck > self._timeout:
+            return f"No image or table was decoded in the last {stuck:.0f} seconds: all threads are busy."
         return None
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
 
     @asynccontextmanager
     async def _deadline(self, request: Request, refusal: Callable[[], Refusal]) -> AsyncIterator[None]:

@@ -128,7 +128,7 @@ class Telemetry:
         metrics.registry_up.set(champion.registry_problem is None)
         metrics.refused(champion.refused)
         metrics.drift(self._drift.psi() if self._drift is not None else {})
-        metrics.request_log_up.set(self._failing is None)
+        metrics.request_log_up.set(self._log is None or self._log.failing is None)
         metrics.request_log_dropped(sum(sink.dropped for sink in self._sinks))
         metrics.log_lines_dropped(stderr_lines().dropped)
 
@@ -167,10 +167,6 @@ class Telemetry:
     @property
     def _sinks(self) -> list[RequestLog | ImageFolder]:
         return [sink for sink in (self._log, self._images) if sink is not None]
-
-    @property
-    def _failing(self) -> str | None:
-        return next((sink.failing for sink in self._sinks if sink.failing), None)
 
 
 def _route(path: str) -> str:

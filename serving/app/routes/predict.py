@@ -55,8 +55,9 @@ async def predict(request: Request, parameters: Annotated[PredictParameters, Que
         for answer, upload in zip(result.answers, uploads, strict=True)
     ]
     if parameters.input:
-        for prediction, image in zip(predictions, result.images, strict=True):
-            prediction["input"] = None if image.pixels is None else data_url(image.pixels)
+        inputs = await state.inference.run(request, _data_urls, result.images)
+        for prediction, url in zip(predictions, inputs, strict=True):
+            prediction["input"] = url
     # Validating it with `PredictResponse` would take as long as writing it; a test does that.
     answer = {
         "request_id": context.request_id,
@@ -65,6 +66,10 @@ async def predict(request: Request, parameters: Annotated[PredictParameters, Que
         "timings_ms": context.timings(result.decode_ms, result.score_ms),
     }
     return Response(to_json(answer), media_type="application/json")
+
+
+def _data_urls(images: Sequence[DecodedImage]) -> list[str | None]:
+    return [None if image.pixels is None else data_url(image.pixels) for image in images]
 
 
 def _refuse_if_all_failed(images: Sequence[DecodedImage]) -> None:
