@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -143,25 +143,23 @@ class Inference:
             ClientGoneError: the client has disconnected.
         """
         loop = asyncio.get_running_loop()
-        ends = loop.time() + self._timeout
         watcher: asyncio.Task[None] | None = None
         gone = False
 
         async def watch() -> None:
             nonlocal gone
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(ends):
-                    message = await request.receive()  # the body is complete: this is the disconnect
-                    gone = message["type"] == "http.disconnect"
-            deadline.reschedule(loop.time())
+            message = await request.receive()  # the body is complete: what comes next is the disconnect
+            if message["type"] == "http.disconnect":
+                gone = True
+                deadline.reschedule(loop.time())
 
         def start_watching() -> None:
             nonlocal watcher
             watcher = asyncio.create_task(watch())
 
-        timer = loop.call_later(min(WATCH_AFTER_SECONDS, self._timeout), start_watching)
+        timer = loop.call_later(WATCH_AFTER_SECONDS, start_watching)
         try:
-            async with asyncio.timeout(None) as deadline:
+            async with asyncio.timeout(self._timeout) as deadline:
                 yield
         except TimeoutError:
             raise (ClientGoneError() if gone else refusal()) from None

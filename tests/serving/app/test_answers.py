@@ -103,8 +103,8 @@ def test_input_true_returns_the_image_that_the_network_saw(server: Server) -> No
 
 def test_the_answer_has_the_documented_fields(server: Server) -> None:
     files = [("file", ("a.png", RED)), ("file", ("b.png", b"no picture"))]
-    for query in ({}, {"input": "true", "top_k": 1, "another": "x"}):
-        answer = requests.post(f"{server.url}/predict", files=files, params=query, timeout=60).json()
+    for query in ("", "?input=true&top_k=1&another=x"):
+        answer = requests.post(f"{server.url}/predict{query}", files=files, timeout=60).json()
         assert PredictResponse.model_validate(answer).model_dump(exclude_unset=True) == answer
         assert [each["error"] is None for each in answer["predictions"]] == [True, False]
 
