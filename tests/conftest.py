@@ -3,11 +3,8 @@
 import os
 from pathlib import Path
 
-import mlflow
 import pytest
 from hypothesis import settings
-
-from tests.scorer_folders import write_scorer_folder
 
 # A slow machine is no failure, and a failure must come again when the test is run again.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -25,6 +22,8 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new SQLite store of MLflow; making one takes seconds, so the tests copy it."""
+    import mlflow  # slow; the process that only starts the workers of pytest-xdist does not need it
+
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
@@ -56,4 +55,6 @@ def real_data_dir() -> Path:
 @pytest.fixture(scope="session")
 def scorer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scorer folder that classifies images by their colour."""
+    from tests.scorer_folders import write_scorer_folder
+
     return write_scorer_folder(tmp_path_factory.mktemp("scorer") / "colours")

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import requests
-import schemathesis
 from hypothesis import HealthCheck, given, settings
-from schemathesis.core.result import Ok
-from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.serving.app.conftest import RED, Server, Store, image
 
@@ -21,6 +18,10 @@ IMAGES_PER_REQUEST = 100
 
 
 def test_the_service_conforms_to_its_openapi_document(server: Server) -> None:
+    import schemathesis  # slow to import
+    from schemathesis.core.result import Ok
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     assert len(operations) >= 9
