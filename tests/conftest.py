@@ -1,6 +1,7 @@
 """Fixtures for every test: no settings of the user leak in, and nothing is left behind."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,12 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture
+def mlflow_store(empty_store: Path, tmp_path: Path) -> Path:
+    """An empty store at the address that `_isolated` sets."""
+    return Path(shutil.copy(empty_store, tmp_path))
 
 
 @pytest.fixture(autouse=True)

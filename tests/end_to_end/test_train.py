@@ -19,6 +19,8 @@ from PIL import Image
 from cifar_mlflow.config import TrainConfig
 from tests.end_to_end.conftest import Project
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PICTURES = {
     "data/samples.png",
@@ -97,7 +99,6 @@ def test_figures_and_tables_agree_with_the_metrics(trained: Project) -> None:
             assert image.width >= 600
 
 
-@pytest.mark.slow
 def test_every_saved_format_gives_the_same_predictions(trained: Project) -> None:
     """The pt2 program and the weights of the run, and an exported HDF5 file."""
     run = trained.trained_run
@@ -118,7 +119,6 @@ def test_every_saved_format_gives_the_same_predictions(trained: Project) -> None
         assert "test/confusion_matrix.png" in trained.artifacts(evaluated.info.run_id)
 
 
-@pytest.mark.slow
 def test_the_mlflow_model_is_not_a_pickle_and_accepts_any_batch(
     trained: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +132,6 @@ def test_the_mlflow_model_is_not_a_pickle_and_accepts_any_batch(
     assert model.metadata.get_input_schema().inputs[0].shape == (-1, 3, 32, 32)
 
 
-@pytest.mark.slow
 def test_a_registered_model_is_evaluated_by_its_alias(trained: Project) -> None:
     run = trained.trained_run
     mlflow.set_tracking_uri(trained.env["MLFLOW_TRACKING_URI"])
@@ -143,7 +142,6 @@ def test_a_registered_model_is_evaluated_by_its_alias(trained: Project) -> None:
     assert trained.runs[0].data.metrics["val/accuracy"] == run.data.metrics["val/accuracy"]
 
 
-@pytest.mark.slow
 def test_fine_tuning_starts_from_a_run_and_replaces_the_head(trained: Project) -> None:
     project, run = trained, trained.trained_run
     two_classes = project.folder / "two"
@@ -156,7 +154,6 @@ def test_fine_tuning_starts_from_a_run_and_replaces_the_head(trained: Project) -
     assert f"Starts from {run.info.run_id}; new for 2 classes: head.weight" in output
 
 
-@pytest.mark.slow
 def test_without_a_test_split_or_validation_the_run_says_so(project: Project) -> None:
     project.train("--val-size", "0", "--test", "false")
     (run,) = project.runs
@@ -166,7 +163,6 @@ def test_without_a_test_split_or_validation_the_run_says_so(project: Project) ->
     assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"train"}
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_model_is_validated_on_images_it_was_not_trained_on(project: Project) -> None:
     """Whatever split is requested: its training images would give a higher accuracy."""
@@ -184,7 +180,6 @@ def test_a_model_is_validated_on_images_it_was_not_trained_on(project: Project) 
     assert "the val split of images0 is empty" in output
 
 
-@pytest.mark.slow
 def test_a_registered_pickle_is_refused(project: Project) -> None:
     """Even if it claims to be ours: MLflow would execute its code."""
     mlflow.set_tracking_uri(project.env["MLFLOW_TRACKING_URI"])
@@ -204,7 +199,6 @@ def test_a_registered_pickle_is_refused(project: Project) -> None:
     assert "is not a model that cifar_mlflow logged" in output
 
 
-@pytest.mark.slow
 def test_the_printed_config_repeats_the_training(project: Project) -> None:
     printed = project.run("train", *project.quick, "--lr", "0.02", "--print-config")
     (project.folder / "config.yaml").write_text(printed)
@@ -216,7 +210,6 @@ def test_the_printed_config_repeats_the_training(project: Project) -> None:
     assert run.data.params["lr"] == "0.02"
 
 
-@pytest.mark.slow
 def test_a_nan_loss_ends_the_run_as_failed_with_the_reason(trained: Project) -> None:
     project = trained
     project.run("export", project.trained_run.info.run_id, "--output", "broken.h5")
@@ -229,7 +222,6 @@ def test_a_nan_loss_ends_the_run_as_failed_with_the_reason(trained: Project) -> 
     assert run.data.tags["error"].startswith("the loss became nan at step 1")
 
 
-@pytest.mark.slow
 def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) -> None:
     """A limit on the file size stands for the full disk: the checkpoint exceeds it, the store does not."""
     process = project.start(
@@ -249,7 +241,6 @@ def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) ->
     assert "could not be written" in run.data.tags["error"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("entry_point", ["main", "demo"])
 def test_mlflow_run_trains_in_the_run_that_it_created(
     project: Project, entry_point: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -280,7 +271,6 @@ def test_mlflow_run_trains_in_the_run_that_it_created(
         )
 
 
-@pytest.mark.slow
 def test_mlflow_run_with_an_invalid_setting_tags_the_run_with_the_reason(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +285,6 @@ def test_mlflow_run_with_an_invalid_setting_tags_the_run_with_the_reason(
 
 
 @pytest.mark.real_data
-@pytest.mark.slow
 def test_the_real_images_train(project: Project, real_data_dir: Path) -> None:
     """All 50,000 images, with the smallest network that still learns something."""
     project.run(

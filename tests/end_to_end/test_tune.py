@@ -269,6 +269,7 @@ def test_a_network_too_large_for_the_memory_fails_only_its_trial(project: Projec
     assert (run.info.status, run.data.tags["optuna.state"]) == ("FAILED", "FAIL")
 
 
+@pytest.mark.usefixtures("mlflow_store")
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -21,7 +21,7 @@ from cifar_mlflow.tracking.store import connect
 
 
 @pytest.fixture(autouse=True)
-def _experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _experiment(tmp_path: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
     connect("ends")
