@@ -30,6 +30,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two workers of pytest-xdist share two cores: threads of torch would mostly wait for each other."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def mlflow_store(empty_store: Path, tmp_path: Path) -> Path:
     """An empty store at the address that `_isolated` sets."""

@@ -102,13 +102,13 @@ def test_figures_and_tables_agree_with_the_metrics(trained: Project) -> None:
 def test_every_saved_format_gives_the_same_predictions(trained: Project) -> None:
     """The pt2 program and the weights of the run, and an exported HDF5 file."""
     run = trained.trained_run
-    trained.run("export", run.info.run_id, "--format", "hdf5", "--output", "model.h5")
+    trained.invoke("export", run.info.run_id, "--format", "hdf5", "--output", "model.h5")
     with h5py.File(trained.folder / "model.h5") as file:
         assert list(file.attrs["classes"]) == ["blue", "green", "red"]
 
     expected = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
     for reference in (run.info.run_id, f"runs:/{run.info.run_id}/model", "model.h5"):
-        trained.run(
+        trained.invoke(
             "evaluate", "--model", reference, "--dataset", "folder", "--data-dir", str(trained.images),
             "--threads", "1", "--tta", "flip",
         )  # fmt: skip
@@ -138,7 +138,7 @@ def test_a_registered_model_is_evaluated_by_its_alias(trained: Project) -> None:
     version = mlflow.register_model(f"runs:/{run.info.run_id}/model", "colours")
     trained.client.set_registered_model_alias("colours", "champion", version.version)
     images = ("--dataset", "folder", "--data-dir", str(trained.images))
-    trained.run("evaluate", "--model-uri", "models:/colours@champion", *images, "--split", "val")
+    trained.invoke("evaluate", "--model-uri", "models:/colours@champion", *images, "--split", "val")
     assert trained.runs[0].data.metrics["val/accuracy"] == run.data.metrics["val/accuracy"]
 
 
@@ -148,7 +148,7 @@ def test_fine_tuning_starts_from_a_run_and_replaces_the_head(trained: Project) -
     for name in ("blue", "red"):
         (two_classes / name).parent.mkdir(exist_ok=True)
         (two_classes / name).symlink_to(project.images / name)
-    output = project.run(
+    output = project.invoke(
         "train", *project.quick, "--data-dir", str(two_classes), "--weights", run.info.run_id, "--epochs", "1"
     )
     assert f"Starts from {run.info.run_id}; new for 2 classes: head.weight" in output
@@ -169,14 +169,14 @@ def test_a_model_is_validated_on_images_it_was_not_trained_on(project: Project) 
     project.train("--val-size", "0.25", "--split-seed", "5", "--test", "false")
     (trained,) = project.runs
     images = ("--dataset", "folder", "--data-dir", str(project.images))
-    project.run("evaluate", "--model", trained.info.run_id, *images, "--split", "val", "--threads", "1")
+    project.invoke("evaluate", "--model", trained.info.run_id, *images, "--split", "val", "--threads", "1")
     evaluated = project.runs[0]
     assert (evaluated.data.params["val_size"], evaluated.data.params["split_seed"]) == ("0.25", "5")
     assert evaluated.data.metrics["val/loss"] == trained.data.metrics["val/loss"]
 
     project.train("--val-size", "0", "--test", "false")
     all_images = project.runs[0].info.run_id
-    output = project.run("evaluate", "--model", all_images, *images, "--split", "val", code=2)
+    output = project.invoke("evaluate", "--model", all_images, *images, "--split", "val", code=2)
     assert "the val split of images0 is empty" in output
 
 
@@ -193,18 +193,18 @@ def test_a_registered_pickle_is_refused(project: Project) -> None:
     )
     with mlflow.start_run() as run:
         mlflow.log_artifacts(str(folder), "model")
-    output = project.run(
+    output = project.invoke(
         "evaluate", "--model", f"runs:/{run.info.run_id}/model", "--dataset", "sample", code=2
     )
     assert "is not a model that cifar_mlflow logged" in output
 
 
 def test_the_printed_config_repeats_the_training(project: Project) -> None:
-    printed = project.run("train", *project.quick, "--lr", "0.02", "--print-config")
+    printed = project.invoke("train", *project.quick, "--lr", "0.02", "--print-config")
     (project.folder / "config.yaml").write_text(printed)
     assert yaml.safe_load(printed)["lr"] == 0.02
     project.run("train", "--config", "config.yaml")
-    again = project.run("train", "--config", "config.yaml", "--epochs", "1", "--print-config")
+    again = project.invoke("train", "--config", "config.yaml", "--epochs", "1", "--print-config")
     assert yaml.safe_load(again) == yaml.safe_load(printed) | {"epochs": 1}
     (run,) = project.runs
     assert run.data.params["lr"] == "0.02"
@@ -212,7 +212,7 @@ def test_the_printed_config_repeats_the_training(project: Project) -> None:
 
 def test_a_nan_loss_ends_the_run_as_failed_with_the_reason(trained: Project) -> None:
     project = trained
-    project.run("export", project.trained_run.info.run_id, "--output", "broken.h5")
+    project.invoke("export", project.trained_run.info.run_id, "--output", "broken.h5")
     with h5py.File(project.folder / "broken.h5", "r+") as file:
         file["weights/network/head/weight"][...] = np.nan
     output = project.train("--weights", "broken.h5", code=1)
@@ -285,6 +285,7 @@ def test_mlflow_run_with_an_invalid_setting_tags_the_run_with_the_reason(
 
 
 @pytest.mark.real_data
+@pytest.mark.thorough
 def test_the_real_images_train(project: Project, real_data_dir: Path) -> None:
     """All 50,000 images, with the smallest network that still learns something."""
     project.run(

@@ -27,7 +27,13 @@ def rows(server: Server) -> list[tuple[str, str]]:
         return log.execute("select request_id, label from request_log").fetchall()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "signum",
+    [
+        signal.SIGTERM,
+        *(pytest.param(signum, marks=pytest.mark.thorough) for signum in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_accepted_requests_are_answered_before_the_process_ends(
     start: Callable[..., Server], shared_store: Store, signum: int
 ) -> None:
