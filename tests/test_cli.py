@@ -183,7 +183,8 @@ def test_a_user_without_account_and_home_can_train(tmp_path: Path) -> None:
         for key, value in os.environ.items()
         if key not in ("HOME", "XDG_CACHE_HOME", "CIFAR_MLFLOW_CACHE", "USER", "LOGNAME")
     } | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
-    options = [*SAMPLE, "--model", "cnn", "--width", "0.25", "--epochs", "1", "--threads", "1"]
+    images = make_images(tmp_path / "images", "cat", "dog")
+    options = f"--dataset folder --data-dir {images} --model cnn --width 0.25 --epochs 1".split()
 
     def train(*more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", WITHOUT_ACCOUNT, "train", *options, *more]

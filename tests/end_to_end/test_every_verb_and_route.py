@@ -100,7 +100,7 @@ def test_each_verb_and_each_route_works(
     finally:
         assert server.stop() == 0
     log = f"sqlite:///{server.folder}/requests.db"
-    assert "2 requests" in commands.run("monitor", "--request-log", log)
+    assert "100.0% of 1 answers" in commands.run("monitor", "--request-log", log)
 
     assert commands.verbs == set(main.list_commands(click.Context(main)))
 
