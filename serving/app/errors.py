@@ -1,7 +1,8 @@
 """Errors as clients see them: a status, a code for programs and a sentence for people."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -40,6 +41,11 @@ def too_slow() -> Refusal:
     return Refusal(504, "timeout", "The server was too slow for this request.")
 
 
+def bad_parameter(errors: Sequence[Any]) -> Refusal:
+    """Return the refusal for pydantic's errors about the query parameters."""
+    return Refusal(400, "bad_param", f"{errors[0]['loc'][-1]}: {errors[0]['msg']}.")
+
+
 def error_response(refusal: Refusal) -> Response:
     content = json.dumps({"error": {"code": refusal.code, "message": refusal.message}})
     return Response(content, refusal.status, refusal.headers, "application/json")
@@ -61,6 +67,4 @@ async def http_error(request: Request, error: HTTPException) -> Response:
 
 async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
     """Exception handler: respond to a query parameter that FastAPI rejects."""
-    first = error.errors()[0]
-    message = f"{first['loc'][-1]}: {first['msg']}."
-    return await refused(request, Refusal(400, "bad_param", message))
+    return await refused(request, bad_parameter(error.errors()))

@@ -60,6 +60,18 @@ class Timings(BaseModel):
     total: float = Field(description="From the first byte of the request to the response.")
 
 
+class PredictParameters(BaseModel):
+    """The query parameters of /predict."""
+
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="How many of the likeliest classes to return; default 3, at most all."
+    )
+    input: bool = Field(
+        default=False,
+        description="Whether to return the image that the network saw, as a data URL of a PNG.",
+    )
+
+
 class PredictResponse(BaseModel):
     request_id: str = Field(description="Also in the header X-Request-ID; /feedback refers to it.")
     model: ModelName
