@@ -202,7 +202,7 @@ def _invalid_json(error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return Refusal(400, "not_json", f"The body is not JSON, or not up to {LENGTH_HEADER}.")
-    place = ".".join(map(str, first["loc"]))
+    place = ".".join(map(str, first["loc"])) or "body"
     reason = "it has unknown names" if first["type"] == "value_error" else first["msg"]
     return _bad_tensor(f"{place}: {reason}.")
 

@@ -23,7 +23,7 @@ def problems(value: Any, kind: str, place: str) -> list[str]:
     if collection := re.fullmatch(r"list\[(.*)\]|dict\(str, (.*)\)", kind):
         if type(value) is not (list if collection[1] else dict):
             return mismatch
-        items: Iterable[tuple[Any, Any]] = enumerate(value) if collection[1] else value.items()
+        items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
         item_kind = collection[1] or collection[2]
         return [each for key, item in items for each in problems(item, item_kind, f"{place}.{key}")]
     if kind in SCALARS:
