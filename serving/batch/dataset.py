@@ -114,6 +114,7 @@ class Dataset:
             images = Found(
                 files=[entry.image for entry in entries if isinstance(entry.image, str)],
                 tables=[entry.image for entry in entries if isinstance(entry.image, TablePart)],
+                folder=str(Path.cwd()),
             )
             images.stamps = {path: found.stamps[path] for path in images.files if path in found.stamps}
             stamps = {entry.key: entry.stamp for entry in entries}

@@ -19,6 +19,7 @@ def import_extra(module: str, package: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        missing = (error.name or module).partition(".")[0]
         raise UsageError(
-            f"{purpose} needs the package {error.name}, which is not installed: pip install '{package}'"
+            f"{purpose} needs the package {missing}, which is not installed: pip install '{package}'"
         ) from error

@@ -26,17 +26,23 @@ class Found:
         stamps: the state of the files that a remote file system listed; others have to be asked for.
         tables: parts of Parquet files.
         unreadable: folders that cannot be read, with the reason.
+        folder: where relative paths begin, for a worker in another folder.
     """
 
     files: list[str] = field(default_factory=list)
     stamps: dict[str, Stamp] = field(default_factory=dict)
     tables: list[TablePart] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    folder: str = ""
 
     @property
     def count(self) -> int:
         """Return the number of images."""
         return len(self.files) + sum(part.rows for part in self.tables)
+
+    def locate(self, path: str) -> str:
+        """Return where the file at one of the paths is."""
+        return path if is_url(path) else os.path.join(self.folder, path)
 
 
 def find_images(paths: Sequence[str], exclude: Path | None = None) -> Found:

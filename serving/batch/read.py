@@ -70,14 +70,16 @@ def read_images(
 
 def _tasks(found: Found, prepare: Prepare, find_earlier: FindEarlier) -> Iterator[Callable[[], File]]:
     for path in found.files:
-        yield partial(_read_file, path, found.stamps.get(path), prepare, find_earlier)
+        file = File(path, path_text(path), 0, 0)
+        yield partial(_read_file, file, found.locate(path), found.stamps.get(path), prepare, find_earlier)
     for part in found.tables:
-        for row, cell in read_cells(part):
+        for row, cell in read_cells(part, found.locate(part.path)):
             yield partial(_read_cell, part, row, cell, prepare, find_earlier)
 
 
-def _read_file(path: str, stamp: Stamp | None, prepare: Prepare, find_earlier: FindEarlier) -> File:
-    file = File(path, path_text(path), 0, 0)
+def _read_file(
+    file: File, path: str, stamp: Stamp | None, prepare: Prepare, find_earlier: FindEarlier
+) -> File:
     remote = is_url(path)
     try:
         if remote:

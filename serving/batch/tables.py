@@ -69,15 +69,18 @@ def table_parts(path: str) -> list[TablePart]:
     return [part for part in parts if part.rows]
 
 
-def read_cells(part: TablePart) -> Iterator[tuple[int, Any]]:
+def read_cells(part: TablePart, path: str) -> Iterator[tuple[int, Any]]:
     """Yield the number of each row within its file, and the content of its image column.
+
+    Args:
+        path: where the file is.
 
     Raises:
         UsageError: the file is damaged or no longer exists.
         CifarError: the storage does not answer.
     """
     row = part.first_row
-    with _opened(part.path) as file:
+    with _opened(path) as file:
         groups = list(range(part.first_group, part.first_group + part.groups))
         for batch in file.iter_batches(ROWS_AT_A_TIME, groups, columns=[part.column]):
             for cell in batch.column(0).to_pylist():

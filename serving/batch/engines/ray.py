@@ -42,8 +42,13 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
     """
     ray = import_extra("ray", "cifar-mlflow[ray]", "--engine ray")
     data = import_extra("ray.data", "cifar-mlflow[ray]", "--engine ray")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        ray.init(address=cluster, logging_level=logging.WARNING, log_to_driver=False, include_dashboard=False)
+        ray.init(address=cluster, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
+    except Exception as error:  # Ray raises plain exceptions
+        raise CifarError(f"Ray at {cluster or 'this machine'} did not start: {first_line(error)}") from error
+    try:
         context = data.DataContext.get_current()
         context.enable_progress_bars = False  # `progress` shows it
         cores = int(ray.cluster_resources().get("CPU", 1))
@@ -54,11 +59,11 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
             fn_constructor_args=(job,),
             batch_size=1,
             num_cpus=THREADS,
-            concurrency=(1, max(1, min(cores, len(parts)))),
+            compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cores, len(parts)))),
         )
         for row in names.iter_rows():
             yield row["name"]
-    except (ray.exceptions.RayError, ConnectionError) as error:
+    except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         raise CifarError(f"Ray stopped: {first_line(cause)}; the same command continues") from error
     finally:

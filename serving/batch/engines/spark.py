@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
@@ -37,6 +38,9 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
     errors = import_extra("pyspark.errors", "cifar-mlflow[spark]", "--engine spark")
     java = import_extra("py4j.protocol", "cifar-mlflow[spark]", "--engine spark")
     builder = sql.SparkSession.builder.appName("cifar-mlflow classify")
+    builder = builder.config("spark.ui.showConsoleProgress", "false").config("spark.log.level", "OFF")
+    # Spark's own default is the first `python3` in PATH.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if cluster or "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets the variable
         builder = builder.master(cluster or LOCAL)
     spark = None
