@@ -24,18 +24,18 @@ check: .venv/.ready
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not thorough'
+	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow and not thorough'
 
 test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # What would take CI over its time: variants of tests that are in `make test`, and the longest ones.
 thorough: .venv/.ready
-	$(BIN)/pytest -n 2 --dist loadfile -m thorough
+	$(BIN)/pytest -n 2 --dist worksteal -m thorough
 
 ui: .venv/.ready
 	$(BIN)/mlflow ui

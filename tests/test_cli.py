@@ -51,6 +51,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.usefixtures("mlflow_store")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -174,6 +175,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_user_without_account_and_home_can_train(tmp_path: Path) -> None:
     """Containers often run as a user id without an account."""
     environment = {
@@ -239,15 +241,13 @@ def test_an_invalid_patience_is_refused(value: str, monkeypatch: pytest.MonkeyPa
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_each_verb_refuses_an_invalid_patience_before_it_begins(arguments: list[str], tmp_path: Path) -> None:
-    environment = {**os.environ, "CIFAR_MLFLOW_PATIENCE": "abc"}
-    done = subprocess.run(
-        [sys.executable, "-m", "cifar_mlflow", *arguments], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "CIFAR_MLFLOW_PATIENCE" in done.stderr
-    assert "'abc'" in done.stderr
+def test_each_verb_refuses_an_invalid_patience_before_it_begins(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "abc")
+    result = invoke(*arguments)
+    assert_refused(result, 2, "CIFAR_MLFLOW_PATIENCE", "'abc'")
+    assert result.stderr.count("\n") == 1, result.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -285,6 +285,7 @@ def test_a_read_only_cache_is_named() -> None:
     assert_refused(result, 1, "/proc/nowhere", "cache_dir")
 
 
+@pytest.mark.usefixtures("mlflow_store")
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
@@ -398,6 +399,7 @@ def test_paths_are_absolute_and_may_begin_with_a_tilde(tmp_path: Path) -> None:
     assert f"data_dir: {tmp_path / 'here'}\n" in printed
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_a_deleted_experiment_is_named_with_a_remedy() -> None:
     client = mlflow.MlflowClient()
     client.delete_experiment(client.create_experiment("gone"))

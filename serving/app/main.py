@@ -146,15 +146,20 @@ def _listen(listener: socket.socket, config: ServeConfig) -> None:
         listener.listen(BACKLOG)
     except OSError as error:  # another server that was started at the same time has been faster
         raise _cannot_listen(config.host, config.port, error) from error
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    log.info("listening", address=f"http://{host}:{listener.getsockname()[1]}", workers=config.workers)
+    address = _authority(config.host, listener.getsockname()[1])
+    log.info("listening", address=f"http://{address}", workers=config.workers)
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
     reason = error.strerror or str(error)
     return UsageError(
-        f"cannot listen on {host}:{port}: {reason}; --port selects another port, 0 any free one"
+        f"cannot listen on {_authority(host, port)}: {reason}; --port selects another port, 0 any free one"
     )
+
+
+def _authority(host: str, port: int) -> str:
+    """Return host and port as in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _allow_open_files() -> None:

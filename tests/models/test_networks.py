@@ -17,26 +17,30 @@ def test_every_model_of_the_settings_can_be_built() -> None:
     assert tuple(BUILDERS) == NAMES
 
 
-@pytest.mark.parametrize("num_classes", [10, 3])
-@pytest.mark.parametrize("side", [32, 64])
-@pytest.mark.parametrize("name", NAMES)
-def test_logits_have_one_row_per_image_and_one_column_per_class(
-    name: ModelName, side: int, num_classes: int
-) -> None:
-    network = build_network(name, num_classes).eval()
-    with torch.inference_mode():
-        logits = network(torch.rand(2, 3, side, side))
-    assert logits.shape == (2, num_classes)
-    assert logits.isfinite().all()
+FAMILIES: tuple[ModelName, ...] = ("cnn", "fast", "resnet18", "vgg11")
+each_network = pytest.mark.parametrize(
+    "name", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 
 
+@each_network
+def test_logits_have_one_row_per_image_and_one_column_per_class(name: ModelName) -> None:
+    network = build_network(name, 3).eval()
+    for side in (32, 64):
+        with torch.inference_mode():
+            logits = network(torch.rand(2, 3, side, side))
+        assert logits.shape == (2, 3)
+        assert logits.isfinite().all()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fast", "vgg16", "resnet18"])
 def test_large_images_are_accepted(name: ModelName) -> None:
     with torch.inference_mode():
         assert build_network(name, 4).eval()(torch.rand(1, 3, 256, 256)).shape == (1, 4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_network
 def test_each_trainable_parameter_gets_a_gradient(name: ModelName) -> None:
     network = build_network(name, 10)
     network(torch.rand(4, 3, 32, 32)).square().sum().backward()
@@ -44,7 +48,9 @@ def test_each_trainable_parameter_gets_a_gradient(name: ModelName) -> None:
     assert without == []
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet34", "resnet50"))]
+)
 def test_the_stem_of_resnet_keeps_small_images_at_full_size(name: ModelName) -> None:
     network = build_network(name, 10).eval()
     sides: dict[str, int] = {}
@@ -89,18 +95,8 @@ def test_dropout_is_active_only_in_training(name: ModelName) -> None:
     assert not torch.equal(network(images), network(images))
 
 
-@pytest.mark.parametrize("name", ["cnn", "fast", "vgg11", "resnet18"])
+@each_network
 def test_exported_program_agrees_at_any_batch_size(name: ModelName) -> None:
-    _check_export(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet34", "resnet50", "vgg13", "vgg16", "vgg19"])
-def test_exported_program_of_the_larger_networks_agrees(name: ModelName) -> None:
-    _check_export(name)
-
-
-def _check_export(name: ModelName) -> None:
     classifier = ImageClassifier(build_network(name, 10), (0.5,) * 3, (0.25,) * 3).eval()
     batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.export.export(

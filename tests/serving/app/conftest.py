@@ -51,8 +51,11 @@ class Store:
 
     def add(self, **card: Any) -> str:
         """Add a version, return its number. `card` overrides fields of its scorer.json."""
+        return self.add_folder(write_scorer_folder(self.folder / f"scorer{self.number + 1}", **card))
+
+    def add_folder(self, folder: Path) -> str:
+        """Add the model of a scorer folder as a version, return its number."""
         self.number += 1
-        folder = write_scorer_folder(self.folder / f"scorer{self.number}", **card)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", self.uri)
             patch.setenv("MLFLOW_EXPERIMENT_ID", self.experiment)

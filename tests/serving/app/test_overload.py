@@ -158,6 +158,8 @@ def test_slow_uploads_keep_nobody_out_and_probes_are_answered_however_many_there
         upload(MAX_UPLOADS - 400)
         until(lambda: uploading() >= MAX_UPLOADS)
         assert small.predict().json()["error"]["code"] == "overloaded"
+        assert small.post("/zebra-4711", RED).status_code == 503
+        assert "zebra" not in requests.get(f"{small.url}/metrics", timeout=60).text
         assert all(requests.get(small.url + route, timeout=30).ok for route in (*PROBES, "/model"))
     until(lambda: small.predict().ok)
 

@@ -27,7 +27,13 @@ def rows(server: Server) -> list[tuple[str, str]]:
         return log.execute("select request_id, label from request_log").fetchall()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "signum",
+    [
+        signal.SIGTERM,
+        *(pytest.param(signum, marks=pytest.mark.thorough) for signum in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_accepted_requests_are_answered_before_the_process_ends(
     start: Callable[..., Server], shared_store: Store, signum: int
 ) -> None:
@@ -208,6 +214,7 @@ def test_ready_tells_the_images_from_the_request_log(
     until(lambda: server.ready()["problems"])
     problem = "the images of requests cannot be written; the log of the process says why"
     assert server.ready()["problems"] == [problem]
+    assert "cifar_request_log_up 1.0" in requests.get(f"{server.url}/metrics", timeout=60).text.splitlines()
 
 
 def test_images_dir_keeps_the_images(start: Callable[..., Server], shared_store: Store) -> None:
@@ -250,6 +257,7 @@ def test_invalid_settings_are_reported_in_one_line(
         ("localhost", "127.0.0.1"),
         ("::", "127.0.0.1"),
         ("127.0.0.1", "0.0.0.0"),
+        ("::", "::1"),
     ],
 )
 def test_a_port_that_is_taken_is_reported(
@@ -262,7 +270,8 @@ def test_a_port_that_is_taken_is_reported(
         server = start(shared_store.uri, "--host", second, "--port", str(taken.getsockname()[1]))
         assert server.process.wait(120) == 2
     assert server.log.read_text().count("\n") == 1
-    assert f"cannot listen on {second}:" in server.log.read_text()
+    host = f"[{second}]" if ":" in second else second
+    assert f"cannot listen on {host}:" in server.log.read_text()
     assert "--port selects another port" in server.log.read_text()
 
 
