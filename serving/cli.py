@@ -63,18 +63,32 @@ def rollback(given: dict[str, Any]) -> None:
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.pass_context
 def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) -> None:
-    """Classify image files, the images in folders, and files that match patterns."""
+    """Classify image files, the images in folders, and files that match patterns, here or at URLs.
+
+    A .parquet file stands for the images in its column `image`, a .txt file for the files that it lists.
+    """
     config = validate(ClassifyConfig, given)
     from serving.batch import classify as classify_files
-    from serving.batch import load_scorer, print_summary
+    from serving.batch import classify_on_engine, load_scorer, print_summary
 
-    summary = classify_files(
-        paths,
-        load_scorer(config.model_uri),
-        output=config.output,
-        sort_into=config.sort_into,
-        top_k=config.top_k if "top_k" in config.model_fields_set else None,
-    )
+    top_k = config.top_k if "top_k" in config.model_fields_set else None
+    if config.output is not None and config.into_folder:
+        summary = classify_on_engine(
+            paths,
+            config.model_uri,
+            config.output,
+            engine=config.engine,
+            cluster=config.cluster,
+            top_k=top_k,
+        )
+    else:
+        summary = classify_files(
+            paths,
+            load_scorer(config.model_uri),
+            output=Path(config.output) if config.output else None,
+            sort_into=config.sort_into,
+            top_k=top_k,
+        )
     print_summary(summary)
     ctx.exit(summary.exit_code)
 
