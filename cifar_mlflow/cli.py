@@ -203,11 +203,15 @@ for command in (data, train, evaluate, export):
 
 @contextmanager
 def _paused_garbage_collection() -> Iterator[None]:
-    """Pause the collector during large imports: it would scan millions of new objects again and again."""
+    """Pause the collector during large imports, and exempt what they create from it for good.
+
+    It would scan some million objects again and again, during the imports and afterwards.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         gc.enable()
 
 
