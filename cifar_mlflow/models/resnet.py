@@ -11,8 +11,6 @@ paper's CIFAR networks, these start with one 3x3 convolution at full size.
 import torch
 from torch import Tensor, nn
 
-CHANNELS = (64, 128, 256, 512)  # of the four stages
-
 
 class _Block(nn.Module):
     """Add `residual(x)` to the input x, or to its projection where the shape changes.
@@ -92,20 +90,19 @@ class ResNet(nn.Module):
         super().__init__()
         # The original stem, which is replaced below. Without it, the generator of the random numbers would
         # have another state, and a seed would give other weights than torchvision and earlier releases.
-        self.conv1 = nn.Conv2d(3, CHANNELS[0], 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(CHANNELS[0])
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        c_in = CHANNELS[0]
-        for number, (channels, depth) in enumerate(zip(CHANNELS, depths, strict=True), start=1):
-            stage = _stage(block, c_in, channels, depth, stride=1 if number == 1 else 2)
-            self.add_module(f"layer{number}", stage)
-            c_in = channels * block.expansion
+        self.layer1 = _stage(block, 64, 64, depths[0], stride=1)
+        self.layer2 = _stage(block, 64 * block.expansion, 128, depths[1])
+        self.layer3 = _stage(block, 128 * block.expansion, 256, depths[2])
+        self.layer4 = _stage(block, 256 * block.expansion, 512, depths[3])
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(c_in, num_classes)
+        self.fc = nn.Linear(512 * block.expansion, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 _initialize(module)
-        self.conv1 = _conv3x3(3, CHANNELS[0])
+        self.conv1 = _conv3x3(3, 64)
         _initialize(self.conv1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -116,7 +113,7 @@ class ResNet(nn.Module):
 
 
 def _stage(
-    block: type[_BasicBlock | _Bottleneck], c_in: int, channels: int, depth: int, stride: int
+    block: type[_BasicBlock | _Bottleneck], c_in: int, channels: int, depth: int, stride: int = 2
 ) -> nn.Sequential:
     c_out = channels * block.expansion
     downsample = None
