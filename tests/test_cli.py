@@ -22,6 +22,7 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.store import store_uri
 
 SAMPLE = ("--dataset", "sample")
 VERBS = main.list_commands(click.Context(main))
@@ -77,6 +78,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--data-dir", "nowhere"], ["nowhere"]),
         (["--dataset", "folder"], ["--data-dir"]),
         (["--resume", "f" * 32], ["f" * 32, "no checkpoint"]),
+        (["--test", "false", "--tta", "flip", *SAMPLE], ["tta=flip", "test=false"]),
         (["--resume", "f" * 32, "--lr", "0.1"], ["leave out lr"]),
     ],
     ids=lambda value: " ".join(value)[:40] if value and str(value[0]).startswith("-") else "",
@@ -144,6 +146,15 @@ def test_a_config_file_is_read_like_the_command_line(text: str, setting: str, tm
 
 def test_the_printed_settings_are_read_back(tmp_path: Path) -> None:
     printed = invoke("train", "--model", "fast", "--seed", "010", "--print-config").output
+    (tmp_path / "config.yaml").write_text(printed)
+    assert invoke("train", "--config", "config.yaml", "--print-config").output == printed
+
+
+@pytest.mark.parametrize("recipe", ["cnn", "fast"])
+def test_without_the_test_no_augmentation_of_it_is_set(recipe: str, tmp_path: Path) -> None:
+    """The recipe `fast` sets one, which must not stop a training without the test."""
+    printed = invoke("train", "--recipe", recipe, "--test", "false", "--print-config").output
+    assert "tta: none" in printed
     (tmp_path / "config.yaml").write_text(printed)
     assert invoke("train", "--config", "config.yaml", "--print-config").output == printed
 
@@ -416,6 +427,23 @@ def test_a_damaged_owner_file_does_not_affect_other_runs(tmp_path: Path) -> None
         directory.release()
     (tmp_path / "runs" / "a" / "owner.json").write_text("")
     assert [directory.path.name for directory in RunDirectory.all(tmp_path)] == ["b"]
+
+
+def test_a_run_that_cannot_be_resumed_is_answered_with_those_of_this_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "cache"))
+    owners = {"here": (store_uri(), None), "elsewhere": ("http://other", None), "trial": (store_uri(), "s")}
+    for name, (store, study) in owners.items():
+        directory = RunDirectory.of(tmp_path / "cache", name)
+        directory.acquire()
+        directory.write_owner(store, study)
+        directory.checkpoint.save({})
+        directory.release()
+    refused = invoke("train", "--resume", "nosuchrun")
+    assert_refused(refused, 2, "nosuchrun", "here")
+    assert "elsewhere" not in refused.stderr
+    assert "trial" not in refused.stderr
 
 
 def test_only_one_process_can_hold_the_lock_of_a_run(tmp_path: Path) -> None:

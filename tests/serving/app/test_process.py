@@ -105,6 +105,33 @@ def test_workers_stop_when_their_parent_is_killed(start: Callable[..., Server], 
     until(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
 
 
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs shared memory")
+def test_the_metrics_of_a_killed_server_are_removed_by_the_next_one(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    def folders(server: Server) -> set[Path]:
+        environment = Path(f"/proc/{children(server.process.pid)[0]}/environ").read_bytes()
+        return {
+            Path(os.fsdecode(entry.partition(b"=")[2]))
+            for entry in environment.split(b"\0")
+            if entry.startswith(b"PROMETHEUS_MULTIPROC_DIR=")
+        }
+
+    killed, living = (start(shared_store.uri, "--workers", "2").wait() for _ in range(2))
+    (left,), (used,) = folders(killed), folders(living)
+    os.killpg(killed.process.pid, signal.SIGKILL)
+    killed.process.wait()
+    assert left.is_dir()
+    following = start(shared_store.uri, "--workers", "2").wait()
+    assert not left.exists()
+    assert used.is_dir()
+    assert living.predict().ok
+    (own,) = folders(following)
+    assert following.stop() == living.stop() == 0
+    assert not own.exists()
+    assert not used.exists()
+
+
 def test_a_kill_loses_at_most_the_last_second_of_the_request_log(
     start: Callable[..., Server], shared_store: Store
 ) -> None:
