@@ -35,7 +35,13 @@ ServedPrecision = Literal["fp32", "int8"]  # of one file
 ExportFormatName = Literal[
     "all",
     "onnx",
+    "savedmodel",
+    "keras",
+    "h5",
+    "litert",
+    "executorch",
     "safetensors",
+    "pt2",
     "hdf5-weights",
     "hdf5",
 ]
