@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryFile
 
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.tracking.retry import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,7 @@ def conversion(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         logger.debug("%s failed", name, exc_info=True)
-        reason = " ".join(str(error).split())[:300]
-        raise CifarError(f"{name} cannot convert this model: {type(error).__name__}: {reason}") from error
+        raise CifarError(f"{name} failed with this model: {first_line(error)}") from error
 
 
 @contextmanager

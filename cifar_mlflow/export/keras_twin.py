@@ -27,12 +27,17 @@ class _UnsupportedOperatorError(CifarError):
 
 
 class _Node:
-    """An ONNX node: its attributes by name, and its inputs, symbolic tensors or constants."""
+    """An ONNX node: its attributes by name, its inputs (symbolic tensors or constants), and a unique name."""
 
     def __init__(
-        self, node: onnx.NodeProto, tensors: dict[str, Tensor], constants: dict[str, np.ndarray]
+        self,
+        node: onnx.NodeProto,
+        position: int,
+        tensors: dict[str, Tensor],
+        constants: dict[str, np.ndarray],
     ) -> None:
         self.proto = node
+        self.name = f"{node.op_type.lower()}_{position}"
         self.attributes = {item.name: helper.get_attribute_value(item) for item in node.attribute}
         self.images = [tensors[name] for name in node.input if name in tensors]
         self.constants = [constants[name] for name in node.input if name in constants]
@@ -40,11 +45,6 @@ class _Node:
     def require(self, condition: bool, detail: str) -> None:
         if not condition:
             raise _UnsupportedOperatorError(self.proto, f" {detail}")
-
-    def name(self) -> str:
-        """Return a name for a layer with weights: that of the weight in torch, such as `groups_0_conv1`."""
-        weight = self.proto.input[1]
-        return weight.removeprefix("network.").rpartition(".")[0].replace(".", "_") or self.proto.op_type
 
 
 def keras_twin(network: onnx.ModelProto, temperature: float) -> keras.Model:
@@ -67,13 +67,13 @@ def keras_twin(network: onnx.ModelProto, temperature: float) -> keras.Model:
     images = keras.Input(shape=shape, dtype="uint8", name="images")
     tensors: dict[str, Tensor] = {entry.name: images}
     constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
-    for node in graph.node:
+    for position, node in enumerate(graph.node):
         if node.op_type == "Constant":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             continue
         if node.op_type not in _LAYERS:
             raise _UnsupportedOperatorError(node)
-        tensors[node.output[0]] = _LAYERS[node.op_type](_Node(node, tensors, constants))
+        tensors[node.output[0]] = _LAYERS[node.op_type](_Node(node, position, tensors, constants))
     answer = layers.Identity(name="logits")(tensors[logits.name])
     calibrated = layers.Rescaling(1 / temperature, name="temperature")(answer)
     probabilities = layers.Softmax(name="probabilities")(calibrated)
@@ -132,13 +132,13 @@ def _conv(node: _Node) -> Tensor:
         strides=strides,
         padding="same" if same else "valid",
         use_bias=bool(bias),
-        name=node.name(),
+        name=node.name,
     )
     return _with_weights(layer, x, kernel.transpose(2, 3, 1, 0), *bias)
 
 
 def _batch_norm(node: _Node) -> Tensor:
-    layer = layers.BatchNormalization(epsilon=node.attributes.get("epsilon", 1e-5), name=node.name())
+    layer = layers.BatchNormalization(epsilon=node.attributes.get("epsilon", 1e-5), name=node.name)
     return _with_weights(layer, node.images[0], *node.constants)
 
 
@@ -147,7 +147,7 @@ def _gemm(node: _Node) -> Tensor:
     factors = (node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0))
     node.require(factors == (1.0, 1.0) and not node.attributes.get("transA"), "with these attributes")
     kernel = weight.T if node.attributes.get("transB") else weight
-    layer = layers.Dense(kernel.shape[1], use_bias=bool(bias), name=node.name())
+    layer = layers.Dense(kernel.shape[1], use_bias=bool(bias), name=node.name)
     return _with_weights(layer, node.images[0], kernel, *bias)
 
 
