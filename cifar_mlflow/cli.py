@@ -21,6 +21,7 @@ import yaml
 from cifar_mlflow.config import (
     DataConfig,
     EvaluateConfig,
+    ExportConfig,
     RegisterConfig,
     Settings,
     TrainAndRegisterConfig,
@@ -47,6 +48,10 @@ VERBS_ELSEWHERE = {
     "serve": "serving.cli",
     "monitor": "serving.cli",
     "demo": "serving.cli",
+}
+# The format object of each `--format`, `package.module:object`, imported by name for the same reason.
+EXPORT_FORMATS = {
+    "onnx": "cifar_mlflow.export.onnx:ONNX",
 }
 
 
@@ -171,34 +176,47 @@ def evaluate(given: dict[str, Any]) -> None:
     click.echo(pipeline.evaluate(config).summary())
 
 
-@click.command()
-@click.argument("model", metavar="RUN_ID|FILE|models:/...")
-@click.option(
-    "--format",
-    "name",
-    type=click.Choice(["hdf5", "safetensors"]),
-    help="File format. Default: that of the suffix of --output, else hdf5.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File to write. Default: <model>.h5 or <model>.safetensors.",
-)
-def export(model: str, name: str | None, output: Path | None) -> None:
-    """Write a trained model, with its description, to a file."""
-    from cifar_mlflow.export import format_for
-    from cifar_mlflow.export.reference import load_classifier
+@verb("export", ExportConfig)
+@click.argument("model", metavar="RUN_ID|runs:/...|models:/...|FILE")
+def export(given: dict[str, Any], model: str) -> None:
+    """Write a trained model to files for other programs, each verified on the validation images."""
+    config = validate(ExportConfig, given)
+    if _is_one_file_of_weights(config):
+        return _export_weights(model, config)
+    from cifar_mlflow.export import job
 
-    file_format = format_for(output, name)
-    classifier, card = load_classifier(model)
-    output = output or Path(f"{card.model}{file_format.suffixes[0]}")
-    file_format.save(output, classifier, card)
-    size = f"{output.stat().st_size / 1e6:.1f} MB"
-    click.echo(f"{printable(str(output))}  {size}, {card.model}, {len(card.classes)} classes")
+    formats, left_out = job.choose_formats(EXPORT_FORMATS, config)
+    exported = job.export(model, formats, config)
+    click.echo(exported.table().to_string(index=False, float_format="{:.4g}".format))
+    for reason in left_out:
+        click.echo(f"Left out: {reason}")
+    if exported.failures:
+        raise CifarError("\n".join(exported.failures))
+    return None
 
 
 for command in (data, train, evaluate, export):
     main.add_command(command)
+
+
+def _is_one_file_of_weights(config: ExportConfig) -> bool:
+    """Return whether `--output` names a file, as before there were other formats than those of weights."""
+    if not config.format:
+        return True
+    of_weights = config.format in (("safetensors",), ("hdf5-weights",), ("hdf5",))
+    return of_weights and (config.output is None or config.output.suffix != "")
+
+
+def _export_weights(model: str, config: ExportConfig) -> None:
+    from cifar_mlflow.export import format_for, write_weights
+    from cifar_mlflow.export.reference import load_classifier
+
+    file_format = format_for(config.output, config.format[0] if config.format else None)
+    classifier, card = load_classifier(model)
+    output = config.output or Path(f"{card.model}{file_format.suffixes[0]}")
+    write_weights(output, file_format, classifier, card)
+    size = f"{output.stat().st_size / 1e6:.1f} MB"
+    click.echo(f"{printable(str(output))}  {size}, {card.model}, {len(card.classes)} classes")
 
 
 @contextmanager

@@ -31,6 +31,14 @@ RecipeName = Literal["cnn", "fast", "resnet", "vgg", "demo"]
 SplitName = Literal["train", "val", "test"]
 TtaName = Literal["none", "flip", "crops"]
 Precision = Literal["auto", "fp32", "int8"]
+ServedPrecision = Literal["fp32", "int8"]  # of one file
+ExportFormatName = Literal[
+    "all",
+    "onnx",
+    "safetensors",
+    "hdf5-weights",
+    "hdf5",
+]
 
 MODELS_WITH_WIDTH = ("cnn", "fast")
 MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
@@ -303,6 +311,34 @@ class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):
     )
     split: SplitName = setting("test", "Split to evaluate on.")
     tta: TtaName = setting("none", "Test-time augmentation: none, mirror images, or mirrored crops.")
+
+
+class ExportConfig(PlacesConfig, TrackingConfig):
+    """Export: formats, precision and place of the files."""
+
+    format: tuple[ExportFormatName, ...] = setting(
+        (),
+        "Formats, comma-separated, or all; hdf5 is the old name of hdf5-weights. Default: by the suffix of "
+        "--output, else hdf5-weights.",
+    )
+    precision: tuple[ServedPrecision, ...] = setting(
+        ("fp32",), "Precisions, comma-separated; each format is written in those that it has."
+    )
+    output: Path | None = setting(
+        None,
+        "Folder to write to. A file name (.h5, .hdf5, .safetensors) writes that one file of weights. "
+        "Default for one of these formats: <model>.h5 or <model>.safetensors.",
+    )
+    with_preprocessing: bool = setting(
+        False, "Put crop and resize into the file, so that it takes an image of any size (onnx only)."
+    )
+    overwrite: bool = setting(False, "Write into a folder that is not empty, and replace files there.")
+    license: str = setting("MIT", "License of the model, an SPDX identifier, for the file's metadata.")
+
+    @field_validator("format", "precision", mode="before")
+    @classmethod
+    def _names_split_at_commas(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 class RegistryConfig(Settings):

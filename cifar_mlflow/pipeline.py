@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import pandas as pd
 import torch
 
-from cifar_mlflow.config import DataConfig, EvaluateConfig, PlacesConfig, TrainConfig, validate
+from cifar_mlflow.config import EvaluateConfig, PlacesConfig, TrainConfig, validate
 from cifar_mlflow.data import ImageDataset, Split, load_dataset
-from cifar_mlflow.data.split import train_val_indices
+from cifar_mlflow.data.split import divide
 from cifar_mlflow.data.summary import mean_std
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
@@ -178,16 +178,6 @@ def resumable_config(run_id: str, given: Mapping[str, object], study: str | None
     select_store(directory.owner.tracking_uri)
     settings = directory.checkpoint.load()["config"]
     return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
-
-
-def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
-    """Return the training images without the held-out ones, and the held-out ones."""
-    images = dataset.split("train")
-    train_index, val_index = train_val_indices(dataset, config)
-    return (
-        Split(images.images[train_index], images.labels[train_index]),
-        Split(images.images[val_index], images.labels[val_index]),
-    )
 
 
 def build_classifier(config: TrainConfig, dataset: ImageDataset, train_split: Split) -> ImageClassifier:

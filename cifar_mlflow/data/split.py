@@ -3,7 +3,7 @@
 import numpy as np
 
 from cifar_mlflow.config import DataConfig
-from cifar_mlflow.data.dataset import ImageDataset
+from cifar_mlflow.data.dataset import ImageDataset, Split
 from cifar_mlflow.errors import UsageError
 
 
@@ -27,6 +27,16 @@ def train_val_indices(dataset: ImageDataset, config: DataConfig) -> tuple[np.nda
             f"{', '.join(small)}. Add images, or train on all of them with --val-size 0"
         )
     return stratified_split(labels, config.val_size, config.split_seed)
+
+
+def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
+    """Return the training images without the held-out ones, and the held-out ones."""
+    images = dataset.split("train")
+    train_index, val_index = train_val_indices(dataset, config)
+    return (
+        Split(images.images[train_index], images.labels[train_index]),
+        Split(images.images[val_index], images.labels[val_index]),
+    )
 
 
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
