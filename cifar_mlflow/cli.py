@@ -52,6 +52,7 @@ VERBS_ELSEWHERE = {
 # The format object of each `--format`, `package.module:object`, imported by name for the same reason.
 EXPORT_FORMATS = {
     "onnx": "cifar_mlflow.export.onnx:ONNX",
+    "web": "serving.web.format:WEB",
 }
 
 

@@ -1,1 +1,1 @@
-"""A folder of static files that classifies without a server: the page, the network, and a runtime for browsers."""
+"""A folder of static files that classifies without a server: page, network, and a runtime for browsers."""

@@ -18,8 +18,9 @@ CARD_FILE = "model/model.json"
 # For the page, as its <meta> and as the header that docs/web.md recommends. WebAssembly is compiled by the
 # worker only, whose policy comes from its own headers.
 PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "media-src 'self' blob:; worker-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; media-src 'self' blob:; worker-src 'self'; manifest-src 'self'; base-uri 'none'; "
+    "form-action 'none'"
 )
 HEADER_POLICY = (
     PAGE_POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'")

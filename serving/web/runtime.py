@@ -49,7 +49,7 @@ def open_runtime(folder: Path) -> Runtime:
 
 
 def install_runtime(cache: Path) -> Runtime:
-    """Return the runtime that the lock file pins; npm downloads it once into the cache and checks its integrity.
+    """Return the runtime that the lock file pins; npm downloads it once and checks its integrity.
 
     Raises:
         UsageError: there is no npm.
@@ -62,8 +62,8 @@ def install_runtime(cache: Path) -> Runtime:
         npm = shutil.which("npm")
         if npm is None:
             raise UsageError(
-                f"the web format needs {PACKAGE} {version}: install npm (part of Node.js), or pass --runtime DIR "
-                "with the files of that package"
+                f"the web format needs {PACKAGE} {version}: install npm (part of Node.js), or pass "
+                "--runtime DIR with the files of that package"
             )
         with write_errors(installed):
             installed.parent.mkdir(parents=True, exist_ok=True)
@@ -80,8 +80,8 @@ def _download(npm: str, folder: Path, version: str) -> None:
     if result.returncode:
         lines = [line.removeprefix("npm error ") for line in result.stderr.splitlines() if line.strip()]
         raise CifarError(
-            f"npm cannot install {PACKAGE} {version} ({'; '.join(lines[:2]) or 'it gives no reason'}): are you "
-            "online? Or pass --runtime DIR with the files of that package"
+            f"npm cannot install {PACKAGE} {version} ({'; '.join(lines[:2]) or 'it gives no reason'}): "
+            "are you online? Or pass --runtime DIR with the files of that package"
         )
 
 

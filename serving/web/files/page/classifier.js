@@ -70,6 +70,7 @@ export async function predict(image, classes, { signal } = {}) {
   const start = performance.now();
   const model = await getModel();
   await ready;
+  const loadMs = performance.now() - start;
   signal?.throwIfAborted();
   const { logits, input, ms } = await askWorker(image, model);
   const totalMs = performance.now() - start;
@@ -80,7 +81,7 @@ export async function predict(image, classes, { signal } = {}) {
     totalMs,
     timing:
       `Answered in ${Math.round(totalMs)} ms on this device: ${milliseconds(ms.decode)} to decode the photo, ` +
-      `${milliseconds(ms.score)} for the network.`,
+      `${milliseconds(ms.score)} for the network${loadMs < 10 ? "" : ", the rest to load it"}.`,
   };
 }
 

@@ -16,7 +16,6 @@ import { decode } from "./decode.js";
 
 ort.env.wasm.numThreads = 1; // more would need headers that isolate the page, which many static hosts cannot send
 ort.env.wasm.wasmPaths = { wasm: new URL("../runtime/ort-wasm-simd-threaded.wasm", import.meta.url).href };
-ort.env.logLevel = "error";
 
 const session = load();
 /** @type {Promise<void>} */
@@ -29,7 +28,8 @@ addEventListener("message", (event) => {
 });
 
 async function load() {
-  const loaded = await ort.InferenceSession.create(new URL("../model/model.onnx", import.meta.url).href);
+  const address = new URL("../model/model.onnx", import.meta.url).href;
+  const loaded = await ort.InferenceSession.create(address, { logSeverityLevel: 3 });
   await loaded.run({ image: tensor({ width: 8, height: 8, rgb: new Uint8Array(8 * 8 * 3) }) }); // the first run is slow
   return loaded;
 }
