@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from serving.app.routes.page import EXAMPLES, PAGE
 from serving.web.runtime import FILES, Runtime
 
+PAGE = Path(__file__).parents[1] / "page"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 WEB_FILES = Path(__file__).parent / "files"  # laid over those of the served page
 MODEL_FILE = "model/model.onnx"
 CARD_FILE = "model/model.json"

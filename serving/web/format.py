@@ -20,7 +20,7 @@ from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.tracking.locations import find_model_version
 from serving.registry.loader import load_scorer
 from serving.web.bundle import CARD_FILE, MODEL_FILE, sizes, write_bundle
-from serving.web.runtime import PACKAGE, Runtime, install_runtime, open_runtime
+from serving.web.runtime import HOW_TO_GET, PACKAGE, Runtime, install_runtime, installed_runtime, open_runtime
 
 logger = logging.getLogger("cifar_mlflow.export")
 
@@ -37,15 +37,17 @@ class _Web(ExportFormat):
         self._runtime = PACKAGE
 
     def missing(self, config: ExportConfig) -> str | None:
-        if config.runtime or shutil.which("npm"):
+        if config.runtime:
+            open_runtime(config.runtime)  # refuses a wrong folder before anything is loaded
             return None
-        return (
-            f"{PACKAGE}; install npm (part of Node.js), or pass --runtime DIR with the files of that package"
-        )
+        return None if installed_runtime(config.cache_dir) or shutil.which("npm") else HOW_TO_GET
 
     def write(self, model: ModelToExport, folder: Path) -> Path:
         config = model.config
-        runtime = open_runtime(config.runtime) if config.runtime else install_runtime(config.cache_dir)
+        if config.runtime:
+            runtime = open_runtime(config.runtime)
+        else:
+            runtime = installed_runtime(config.cache_dir) or install_runtime(config.cache_dir)
         path = folder / ("web" if model.precision == "fp32" else f"web-{model.precision}")
         write_bundle(path, _network(model, folder), _card(model, runtime), runtime)
         logger.info("Files of %s:\n%s", path.name, _listing(path))

@@ -17,6 +17,9 @@ FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 NPM_FILES = ("package.json", "package-lock.json")  # the lock pins version and integrity
 NPM_OPTIONS = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error", "--fetch-retries=1")
 HERE = Path(__file__).parent
+_LOCK = (HERE / "package-lock.json").read_bytes()
+VERSION: str = json.loads(_LOCK)["packages"][f"node_modules/{PACKAGE}"]["version"]
+HOW_TO_GET = f"install npm (part of Node.js), or pass --runtime DIR with the files of {PACKAGE} {VERSION}"
 
 
 @dataclass(frozen=True)
@@ -48,39 +51,43 @@ def open_runtime(folder: Path) -> Runtime:
     return Runtime(dist, content["version"] if content.get("name") == PACKAGE else "of unknown version")
 
 
+def installed_runtime(cache: Path) -> Runtime | None:
+    """Return the runtime that the lock file pins if it is in the cache."""
+    folder = _place_in(cache)
+    return Runtime(folder, VERSION) if folder.is_dir() else None
+
+
 def install_runtime(cache: Path) -> Runtime:
-    """Return the runtime that the lock file pins; npm downloads it once and checks its integrity.
+    """Have npm download the runtime that the lock file pins into the cache and check its integrity.
 
     Raises:
         UsageError: there is no npm.
         CifarError: npm failed, or the cache cannot be written to.
     """
-    lock = (HERE / "package-lock.json").read_bytes()
-    version = json.loads(lock)["packages"][f"node_modules/{PACKAGE}"]["version"]
-    installed = cache / PACKAGE / f"{version}-{hashlib.sha256(lock).hexdigest()[:12]}"
-    if not installed.is_dir():
-        npm = shutil.which("npm")
-        if npm is None:
-            raise UsageError(
-                f"the web format needs {PACKAGE} {version}: install npm (part of Node.js), or pass "
-                "--runtime DIR with the files of that package"
-            )
-        with write_errors(installed):
-            installed.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=installed.parent) as scratch:
-                _download(npm, Path(scratch), version)
-                _keep(Path(scratch) / "node_modules" / PACKAGE, installed)
-    return Runtime(installed, version)
+    npm = shutil.which("npm")
+    if npm is None:
+        raise UsageError(f"--format web: {HOW_TO_GET}")
+    folder = _place_in(cache)
+    with write_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            _download(npm, Path(scratch))
+            _keep(Path(scratch) / "node_modules" / PACKAGE, folder)
+    return Runtime(folder, VERSION)
 
 
-def _download(npm: str, folder: Path, version: str) -> None:
+def _place_in(cache: Path) -> Path:
+    return cache / PACKAGE / f"{VERSION}-{hashlib.sha256(_LOCK).hexdigest()[:12]}"
+
+
+def _download(npm: str, folder: Path) -> None:
     for name in NPM_FILES:
         shutil.copy(HERE / name, folder)
     result = subprocess.run([npm, "ci", *NPM_OPTIONS], cwd=folder, capture_output=True, text=True)
     if result.returncode:
         lines = [line.removeprefix("npm error ") for line in result.stderr.splitlines() if line.strip()]
         raise CifarError(
-            f"npm cannot install {PACKAGE} {version} ({'; '.join(lines[:2]) or 'it gives no reason'}): "
+            f"npm cannot install {PACKAGE} {VERSION} ({'; '.join(lines[:2]) or 'it gives no reason'}): "
             "are you online? Or pass --runtime DIR with the files of that package"
         )
 
