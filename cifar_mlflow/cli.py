@@ -54,6 +54,7 @@ VERBS_ELSEWHERE = {
 # The format object of each `--format`, `package.module:object`, imported by name for the same reason.
 EXPORT_FORMATS = {
     "onnx": "cifar_mlflow.export.onnx:ONNX",
+    "web": "serving.web.format:WEB",
     "savedmodel": "cifar_mlflow.export.keras:SAVEDMODEL",
     "keras": "cifar_mlflow.export.keras:KERAS",
     "h5": "cifar_mlflow.export.keras:H5",

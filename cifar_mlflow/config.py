@@ -35,6 +35,7 @@ ServedPrecision = Literal["fp32", "int8"]  # of one file
 ExportFormatName = Literal[
     "all",
     "onnx",
+    "web",
     "savedmodel",
     "keras",
     "h5",
@@ -337,6 +338,9 @@ class ExportConfig(PlacesConfig, TrackingConfig):
     )
     with_preprocessing: bool = setting(
         False, "Put crop and resize into the file, so that it takes an image of any size (onnx only)."
+    )
+    runtime: Path | None = setting(
+        None, "Folder with the npm package onnxruntime-web, instead of having npm download it (web only)."
     )
     overwrite: bool = setting(False, "Write into a folder that is not empty, and replace files there.")
     license: str = setting("MIT", "License of the model, an SPDX identifier, for the file's metadata.")
