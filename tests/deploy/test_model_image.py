@@ -91,7 +91,7 @@ def test_the_model_answers_in_an_environment_that_the_dockerfile_makes(context: 
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     environment = {
         "PATH": f"{tmp_path}/venv/bin{os.pathsep}/usr/bin{os.pathsep}/bin",
-        "HOME": str(tmp_path),
+        "HOME": os.environ["HOME"],  # has the cache of pip
         **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "TMP"))},
     }
     model = tmp_path / "model"
