@@ -8,12 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cifar_mlflow.config import ExportConfig
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.export.keras import H5, KERAS
 from tests.export.models import block_images, to_export
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("keras", reason=KERAS.missing() or "")
+pytest.importorskip("keras", reason=KERAS.missing(ExportConfig()) or "")
 
 
 def test_keras_loads_both_files_without_our_code_and_can_train_them(tmp_path: Path) -> None:
