@@ -8,9 +8,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from serving.app.admission import PROBES
 from serving.app.champion import Champion, ServedModel
 from serving.app.errors import Refusal
-from serving.app.request_context import RequestContext
+from serving.app.request_context import INFER_ROUTE, MODEL_ROUTE, RequestContext
 from serving.app.schemas import Feedback
 from serving.config import ServeConfig
 from serving.monitoring.drift import DriftWindow
@@ -19,14 +20,12 @@ from serving.monitoring.logging import EXIT_SECONDS, log, stderr_lines, write_ev
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.request_log import RequestLog
 
-ROUTES = frozenset(
-    {
-        "/", "/predict", "/invocations", "/feedback", "/model", "/ready", "/metrics", "/ping", "/health",
-        "/version", "/docs", "/openapi.json",
-    }
-)  # fmt: skip
-# Probes come every few seconds; they are counted, but get a line in the access log only if they fail.
-PROBES = frozenset({"/ping", "/health", "/ready", "/metrics"})
+ROUTES = PROBES | {
+    "/", "/predict", "/invocations", "/feedback", "/model", "/metrics", "/version", "/docs", "/openapi.json",
+    "/v2", MODEL_ROUTE, INFER_ROUTE,
+}  # fmt: skip
+# These requests come every few seconds; they are counted, but get a line in the access log only if they fail.
+QUIET_ROUTES = PROBES | {"/metrics"}
 FLUSH_SECONDS = 0.1
 # A row of the request log with its indexes takes about 300 bytes in SQLite, and 430 in PostgreSQL.
 ROWS_PER_MB = 2000
@@ -107,9 +106,9 @@ class Telemetry:
                 if data:
                     self._images.put(picture["image_sha256"], picture["image_format"], data)
 
-    def turned_away(self, route: str) -> None:
+    def turned_away(self, path: str) -> None:
         """Count a request that was answered with 503 before any work; it has no row in the request log."""
-        self._metrics.turned_away(route)
+        self._metrics.turned_away(_route(path))
         self._turned_away += 1
 
     def measure(self, inside: int, waiting: int, champion: Champion) -> None:
@@ -192,5 +191,5 @@ def _access_events(finished: Sequence[_Finished]) -> list[dict[str, Any]]:
             "event": "request",
         }
         for context, status, seconds in finished
-        if (route := _route(context.path)) not in PROBES or status >= 400
+        if (route := _route(context.path)) not in QUIET_ROUTES or status >= 400
     ]
