@@ -53,6 +53,14 @@ VERBS_ELSEWHERE = {
 EXPORT_FORMATS = {
     "onnx": "cifar_mlflow.export.onnx:ONNX",
     "web": "serving.web.format:WEB",
+    "savedmodel": "cifar_mlflow.export.keras:SAVEDMODEL",
+    "keras": "cifar_mlflow.export.keras:KERAS",
+    "h5": "cifar_mlflow.export.keras:H5",
+    "litert": "cifar_mlflow.export.litert:LITERT",
+    "executorch": "cifar_mlflow.export.executorch:EXECUTORCH",
+    "safetensors": "cifar_mlflow.export.weights_formats:SAFETENSORS",
+    "pt2": "cifar_mlflow.export.pt2:PT2",
+    "hdf5-weights": "cifar_mlflow.export.weights_formats:HDF5_WEIGHTS",
 }
 
 

@@ -36,7 +36,13 @@ ExportFormatName = Literal[
     "all",
     "onnx",
     "web",
+    "savedmodel",
+    "keras",
+    "h5",
+    "litert",
+    "executorch",
     "safetensors",
+    "pt2",
     "hdf5-weights",
     "hdf5",
 ]

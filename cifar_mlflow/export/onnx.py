@@ -20,10 +20,10 @@ import onnxruntime
 import torch
 from onnx import compose, helper
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
-from torch import Tensor, nn
 
 from cifar_mlflow.export.files import FORMAT_VERSION
 from cifar_mlflow.export.format import ExportFormat, Images, ModelToExport, Predict, check_images
+from cifar_mlflow.export.pixels import LogitsOfPixels
 from cifar_mlflow.export.preprocessing import preprocessing_graph
 from cifar_mlflow.export.quantize import quantize
 from cifar_mlflow.files import atomic_write
@@ -45,7 +45,7 @@ def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
     """
     example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
     program = torch.onnx.export(
-        _FromPixels(deepcopy(classifier).cpu()).eval(),
+        LogitsOfPixels(deepcopy(classifier).cpu()).eval(),
         (example,),
         dynamo=True,
         opset_version=OPSET,
@@ -143,22 +143,3 @@ def _put_first(preprocessing: onnx.GraphProto, network: onnx.GraphProto) -> onnx
         output.type.tensor_type.shape.dim[0].dim_value = 1
     first = compose.add_prefix_graph(preprocessing, "preprocessing/", rename_inputs=False)
     return compose.merge_graphs(first, network, io_map=[("preprocessing/images", "images")])
-
-
-class _FromPixels(nn.Module):
-    """Take uint8 (N, H, W, 3) in 0..255 and normalize them in one step instead of two."""
-
-    offset: Tensor
-    scale: Tensor
-
-    def __init__(self, classifier: ImageClassifier) -> None:
-        super().__init__()
-        self.network = classifier.network.to(memory_format=torch.contiguous_format)
-        self.register_buffer("offset", 255 * classifier.mean)
-        self.register_buffer("scale", 1 / (255 * classifier.std))
-
-    def forward(self, images: Tensor) -> Tensor:
-        # contiguous: otherwise the memory order of the channels adds index computations to the graph.
-        pixels = images.permute(0, 3, 1, 2).contiguous().float()
-        logits: Tensor = self.network((pixels - self.offset) * self.scale)
-        return logits
