@@ -8,7 +8,8 @@ BIN := .venv/bin
 .venv/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "Installing PyTorch, MLflow and the other packages into .venv: about 3 GB on Linux, which takes minutes"
+	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 demo: .venv/.ready
@@ -28,18 +29,18 @@ check: .venv/.ready
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not thorough'
+	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow and not thorough'
 
 test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # What would take CI over its time: variants of tests that are in `make test`, and the longest ones.
 thorough: .venv/.ready
-	$(BIN)/pytest -n 2 --dist loadfile -m thorough
+	$(BIN)/pytest -n 2 --dist worksteal -m thorough
 
 ui: .venv/.ready
 	$(BIN)/mlflow ui

@@ -26,6 +26,7 @@ from cifar_mlflow.config import (
     Settings,
     TrainAndRegisterConfig,
     TrainConfig,
+    check_tta,
     resolve_train_config,
     validate,
 )
@@ -37,6 +38,7 @@ from cifar_mlflow.options import run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
 
 HELP_WIDTH = 100
+FEWER_COLLECTIONS = 10_000  # new objects between two collections; Python's default is 700 or 2,000
 # The module of each verb of other packages. They are imported by name, because this package does not depend
 # on tuning and serving.
 VERBS_ELSEWHERE = {
@@ -164,6 +166,7 @@ def train(
         config = resumable_config(resume, given)
     else:
         config = resolve_train_config(given)
+        check_tta(config)
     if print_config:
         return _print_config(validate(RegisterConfig, registration), config)
     with _paused_garbage_collection():
@@ -230,11 +233,17 @@ def _export_weights(model: str, config: ExportConfig) -> None:
 
 @contextmanager
 def _paused_garbage_collection() -> Iterator[None]:
-    """Pause the collector during large imports: it would scan millions of new objects again and again."""
+    """Pause the collector during large imports; exempt what they create from it, and let it run less often.
+
+    It would scan some million objects again and again, which live as long as the process: a second of the
+    four before the first step.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        gc.set_threshold(FEWER_COLLECTIONS)
         gc.enable()
 
 

@@ -394,7 +394,23 @@ def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
     recipe = given.get("recipe") or recipe_for_model(str(model))
     if not isinstance(recipe, str) or recipe not in RECIPES:  # validation names the valid ones
         return validate(TrainConfig, given)
-    return validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
+    config = validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
+    if not config.test and "tta" not in given:  # the recipe's has nothing to augment then
+        config = config.model_copy(update={"tta": "none"})
+    return config
+
+
+def check_tta(config: TrainConfig) -> None:
+    """Check that there is an evaluation for test-time augmentation. Trials of a search have none.
+
+    Raises:
+        UsageError: `tta` is given, but `test` is false.
+    """
+    if config.tta != "none" and not config.test:
+        raise UsageError(
+            f"tta={config.tta} augments the evaluation on the test split, which test=false leaves out: "
+            "drop one of the two"
+        )
 
 
 def validate(config_class: type[S], values: dict[str, Any]) -> S:
