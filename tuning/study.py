@@ -15,9 +15,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.trial import TrialState
 
 from cifar_mlflow.data import ImageDataset, load_dataset
+from cifar_mlflow.data.split import divide
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
-from cifar_mlflow.pipeline import divide
 from cifar_mlflow.tracking.artifacts import log_data
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.run import TrackedRun

@@ -25,8 +25,8 @@ MODEL_FOLDER = "/opt/ml/model"  # in the image
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = Store(tmp_path_factory.mktemp("store"))
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Store:
+    store = Store(tmp_path_factory.mktemp("store"), empty_store)
     store.promote(store.add())
     return store
 
