@@ -14,6 +14,7 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.training.device import Hardware
+from cifar_mlflow.training.distributed import World
 
 HEADLINES = ("accuracy", "f1_macro", "loss", "ece")
 
@@ -24,9 +25,12 @@ def log_start(
     dataset: ImageDataset,
     val_split: Split,
     hardware: Hardware,
+    world: World,
 ) -> None:
-    """Log all that is known before the first step: settings, code, machine, data."""
+    """Log all that is known before the first step: settings, code, machine, processes, data."""
     run.log_settings(config)
+    if world.size > 1:
+        run.log_params({"world_size": world.size, "ranks": world.machines})
     run.log_environment(f"{hardware.name}, {hardware.precision}")
     run.set_tags(
         {
