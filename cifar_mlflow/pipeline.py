@@ -20,7 +20,7 @@ from cifar_mlflow.config import (
     TrainConfig,
     validate,
 )
-from cifar_mlflow.data import ImageDataset, Split, load_dataset
+from cifar_mlflow.data import ImageDataset, SelectedImages, Selection, Split, load_dataset
 from cifar_mlflow.data.split import train_val_indices
 from cifar_mlflow.data.summary import mean_std
 from cifar_mlflow.errors import UsageError
@@ -128,7 +128,7 @@ def train(
     with this_world() as world:
         hardware = set_up_hardware(config, config.precision, world)
         dataset = load_dataset(config)
-        train_split, val_split = divide(dataset, config)
+        train_split, val_split = _divide_lazily(dataset, config)
         if config.test and world.is_main:
             dataset.split("test")  # decode it now: a damaged file should not show up only after the training
         # Only the first process uses MLflow; places and threads may differ between machines.
@@ -252,7 +252,19 @@ def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
     )
 
 
-def build_classifier(config: TrainConfig, dataset: ImageDataset, train_split: Split) -> ImageClassifier:
+def _divide_lazily(dataset: ImageDataset, config: DataConfig) -> tuple[Selection, Split]:
+    """Return what `divide` does, but leave the training images on the disk: each process would copy them."""
+    images = dataset.split("train")
+    train_index, val_index = train_val_indices(dataset, config)
+    return (
+        Selection(SelectedImages(images.images, train_index), images.labels[train_index]),
+        Split(images.images[val_index], images.labels[val_index]),
+    )
+
+
+def build_classifier(
+    config: TrainConfig, dataset: ImageDataset, train_split: Split | Selection
+) -> ImageClassifier:
     """Return a network, normalized by the training images, that starts from `config.weights` if given."""
     mean, std = (values.tolist() for values in mean_std(train_split.images))
     network = build_network(config.model, len(dataset.classes), width=config.width, dropout=config.dropout)

@@ -1,9 +1,10 @@
-"""Training batches, made on the device, which holds all images as bytes.
+"""Training batches, made on the device. A GPU holds all images as bytes; a CPU reads them from the memory map.
 
 All randomness is a function of (seed, epoch, step): a run resumed at any step sees the same batches, and
 there is no generator state to save.
 """
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from cifar_mlflow.config import SMALL_IMAGES_SCALE, TrainConfig
 from cifar_mlflow.data import augment
+from cifar_mlflow.data.dataset import SelectedImages
 
 
 class TrainLoader:
@@ -22,7 +24,8 @@ class TrainLoader:
     small last batch would be a noisy step at the full learning rate, and dropping it would waste images.
 
     Args:
-        images: uint8 (N, H, W, 3); may be read-only, since it is copied to the device.
+        images: uint8 (N, H, W, 3); may be read-only. Copied to a GPU if they fit into half of its free memory;
+            otherwise each batch is.
         labels: int64 (N,).
         num_classes: width of the soft targets of mixup and CutMix.
 
@@ -32,7 +35,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: NDArray[np.uint8] | SelectedImages,
         labels: NDArray[np.int64],
         config: TrainConfig,
         num_classes: int,
@@ -41,11 +44,20 @@ class TrainLoader:
         self.config = config
         self.num_classes = num_classes
         self.device = device
-        self.images = torch.tensor(images, device=device)
         self.labels = torch.tensor(labels, device=device)
-        self.mean_colour = (
-            self.images.mean(dim=(0, 1, 2), dtype=torch.float32) / 255 if config.cutout else None
-        )
+        self._on_host = device.type == "cpu" or _is_too_large(images, device)
+        self._positions = None  # of the images to train on, if `self.images` has others, too
+        if not self._on_host:
+            self.images = torch.tensor(images[:], device=device)
+        elif isinstance(images, SelectedImages):
+            self.images = _shared(images.source)
+            self._positions = torch.from_numpy(images.positions)
+        else:
+            self.images = _shared(images)
+        self.mean_colour = None
+        if config.cutout:
+            own = self.images if self._positions is None else self.images[self._positions]
+            self.mean_colour = (own.mean(dim=(0, 1, 2), dtype=torch.float32) / 255).to(device)
         # The images that alternating flip mirrors in even epochs.
         self.mirrored_first = augment.coin_flips(len(labels), self._generator())
 
@@ -62,11 +74,42 @@ class TrainLoader:
             rng = np.random.default_rng([self.config.seed, epoch, step])
             yield Batch(self, batches[step], epoch, self._generator(epoch, step), rng)
 
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width = self.images.shape[1:3]
+        return height, width
+
+    def windows(self, index: Tensor, shift: Tensor, mirrored: Tensor) -> Tensor:
+        """Return the shifted and mirrored images at `index`, on the device; see `augment.take_windows`."""
+        images = self.images
+        if self._on_host:
+            index = index.cpu() if self._positions is None else self._positions[index.cpu()]
+            if self.device.type != "cpu":
+                images = images[index].to(self.device)
+                index = torch.arange(len(index), device=self.device)
+        return augment.take_windows(images, index, shift, mirrored)
+
     def _generator(self, *position: int) -> torch.Generator:
         """Return the generator of the run (), of an epoch (epoch,) or of a step (epoch, step)."""
         entropy = np.random.SeedSequence([self.config.seed, len(position), *position])
         seed = int(entropy.generate_state(1, np.uint64)[0])
         return torch.Generator(self.device).manual_seed(seed)
+
+
+def _is_too_large(images: NDArray[np.uint8] | SelectedImages, device: torch.device) -> bool:
+    """Return whether the images take more than half of the free memory of a GPU."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return len(images) * images[0].nbytes > free / 2
+
+
+def _shared(images: NDArray[np.uint8]) -> Tensor:
+    """Return a tensor that reads the memory of the array, which is only read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(images)
 
 
 class Batch:
@@ -91,7 +134,7 @@ class Batch:
         self.small = epoch < config.small_images * config.epochs
         self.shift = augment.random_shift(count, config.crop_padding, generator)
         self.mirrored = self._draw_mirrored(epoch, generator)
-        height, width = loader.images.shape[1:3]
+        height, width = loader.image_shape
         if self.small:
             height, width = (round(SMALL_IMAGES_SCALE * side) for side in (height, width))
         self.jitter = self.corners = self.partner = None
@@ -135,7 +178,7 @@ class Batch:
     def _augmented(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
         """Return images, before they are mixed, and labels."""
         loader, index = self.loader, self.index[rows]
-        windows = augment.take_windows(loader.images, index, self.shift[rows], self.mirrored[rows])
+        windows = loader.windows(index, self.shift[rows], self.mirrored[rows])
         # The channels of a pixel are adjacent in memory, so torch calls this view channels_last.
         pixels = windows.permute(0, 3, 1, 2)
         if self.small:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cifar_mlflow.config import TrainConfig
-from cifar_mlflow.data import ImageDataset, Split
+from cifar_mlflow.data import ImageDataset, Selection, Split
 from cifar_mlflow.data.summary import summarize
 from cifar_mlflow.environment import library_versions
 from cifar_mlflow.models.card import ModelCard
@@ -45,7 +45,9 @@ def log_start(
     run.log_dataset(dataset.name, dataset.digest, contexts)
 
 
-def log_data(run: TrackedRun, config: TrainConfig, dataset: ImageDataset, train_split: Split) -> None:
+def log_data(
+    run: TrackedRun, config: TrainConfig, dataset: ImageDataset, train_split: Split | Selection
+) -> None:
     """Log a summary of the data: number of images per class and split, and a figure with samples."""
     from cifar_mlflow.evaluation import figures
 

@@ -77,9 +77,9 @@ class CpuSyncBatchNorm(nn.BatchNorm2d):
 class _GlobalStatistics(torch.autograd.Function):
     """Return images unchanged, with mean and variance per channel over all processes.
 
-    The normalization that follows treats both as constants. The backward pass here adds their derivatives: from
-    the gradient g of an image and x = (image - mean) / std, it makes g - mean(g) - x mean(g x), with means
-    over the images of all processes.
+    The normalization that follows treats both as constants. The backward pass here adds their derivatives:
+    from the gradient g of an image and x = (image - mean) / std, it makes g - mean(g) - x mean(g x), with
+    means over the images of all processes.
     """
 
     @staticmethod

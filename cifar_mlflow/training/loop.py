@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.console import training_bar
-from cifar_mlflow.data import Split
+from cifar_mlflow.data import Selection, Split
 from cifar_mlflow.data.loader import TrainLoader
 from cifar_mlflow.errors import TrainingDivergedError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
@@ -75,7 +75,7 @@ class Training:
         self,
         classifier: ImageClassifier,
         classes: tuple[str, ...],
-        train: Split,
+        train: Split | Selection,
         val: Split,
         config: TrainConfig,
         hardware: Hardware,
@@ -115,9 +115,8 @@ class Training:
         smallest = len(self.loader.labels) // self.loader.steps_per_epoch
         if smallest < needed:
             raise UsageError(
-                f"batch_size: {self.world.size} processes and {self.config.accumulate} parts of a batch need at "
-                f"least {needed} images per step, but with batch_size={self.config.batch_size} the smallest "
-                f"batch has {smallest}"
+                f"{self.world.size} processes and accumulate={self.config.accumulate} need at least {needed} "
+                f"images per step, but with batch_size={self.config.batch_size} the smallest batch has {smallest}"
             )
 
     @property

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.data.loader import TrainLoader
 
 PLAIN: dict[str, Any] = {"crop_padding": 0, "flip": "none"}
@@ -76,6 +77,20 @@ def test_a_resumed_epoch_is_bit_equal() -> None:
     for (images, targets), (images_again, targets_again) in zip(straight[2:], resumed, strict=True):
         assert torch.equal(images, images_again)
         assert torch.equal(targets, targets_again)
+
+
+def test_selected_images_are_read_from_the_array_that_holds_them() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    positions, labels = np.array([3, 39, 0, 8, 21, 20]), np.arange(6)
+    config = resolve_train_config({"model": "cnn", "batch_size": 4, "cutout": 2})
+    ways = [
+        TrainLoader(given, labels, config, 6, torch.device("cpu"))
+        for given in (images[positions], SelectedImages(images, positions))
+    ]
+    for one, other in zip(*(epoch_of(way, 0) for way in ways), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
+    assert ways[1].images.data_ptr() == images.ctypes.data  # not copied
 
 
 @pytest.mark.parametrize("mixing", [{"cutmix": 0.0}, {"mixup": 0.0}, {"mixup": 0.0, "cutmix": 0.0}])
