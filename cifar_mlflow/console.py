@@ -41,7 +41,7 @@ def set_up_logging() -> None:
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback of a defect, without passwords."""
     text = "".join(traceback.format_exception(kind, error, trace))
-    print(printable(redact(rank_prefix() + text)), file=sys.stderr, end="")
+    print(printable(redact(text)), file=sys.stderr, end="")
 
 
 def training_bar() -> Progress:

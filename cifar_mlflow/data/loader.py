@@ -1,4 +1,4 @@
-"""Training batches, made on the device. A GPU holds all images as bytes; a CPU reads them from the memory map.
+"""Training batches, made on the device. A GPU holds all images as bytes; a CPU reads the memory map.
 
 All randomness is a function of (seed, epoch, step): a run resumed at any step sees the same batches, and
 there is no generator state to save.
@@ -24,8 +24,8 @@ class TrainLoader:
     small last batch would be a noisy step at the full learning rate, and dropping it would waste images.
 
     Args:
-        images: uint8 (N, H, W, 3); may be read-only. Copied to a GPU if they fit into half of its free memory;
-            otherwise each batch is.
+        images: uint8 (N, H, W, 3); may be read-only. They are copied to a GPU if they fit into half of its
+            free memory; otherwise each batch is.
         labels: int64 (N,).
         num_classes: width of the soft targets of mixup and CutMix.
 

@@ -116,7 +116,8 @@ class Training:
         if smallest < needed:
             raise UsageError(
                 f"{self.world.size} processes and accumulate={self.config.accumulate} need at least {needed} "
-                f"images per step, but with batch_size={self.config.batch_size} the smallest batch has {smallest}"
+                f"images per step, but with batch_size={self.config.batch_size} the smallest batch has "
+                f"{smallest}"
             )
 
     @property
