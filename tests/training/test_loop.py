@@ -85,8 +85,9 @@ def test_the_weights_depend_on_the_seed_only() -> None:
         {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", **EVERYTHING_THAT_HAS_STATE},
         {"optimizer": "muon", "cutmix": 0.5, **EVERYTHING_THAT_HAS_STATE},
         {"patience": 3},
+        {"precision": "fp16", "accumulate": 2, "activation_checkpointing": True, "dropout": 0.3},
     ],
-    ids=lambda settings: settings.get("optimizer", "patience"),
+    ids=lambda settings: settings.get("optimizer", next(iter(settings))),
 )
 def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, settings: dict[str, Any], steps: int
