@@ -162,6 +162,7 @@ def train(
             logger.info("Run %s (%s) on %s, %s", run.name, run.run_id, hardware.name, hardware.precision)
             world.broadcast(Result(run.run_id, run.name, {}))
             if resume:
+                run.set_tags({"resumed_on": world.machines})
                 training.load_state_dict(world.broadcast(directory.checkpoint.load()))
                 for row in run.missing_epochs(training.history):
                     metrics = {name: value for name, value in row.items() if name not in ("epoch", "seconds")}

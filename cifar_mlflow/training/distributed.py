@@ -89,7 +89,9 @@ class World:
         """Return the world that torchrun describes in the environment; without torchrun, `alone`."""
         if world_size() == 1:
             return cls.alone()
-        local_rank, local_size = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        # Launchers that start one process per machine leave the local numbers out.
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return cls(rank(), world_size(), local_rank, local_size)
 
     def __enter__(self) -> Self:

@@ -137,6 +137,7 @@ def test_a_killed_process_ends_the_run_as_failed_and_it_can_be_resumed(project: 
     assert again.wait() == 0, again.output()
     assert_complete(project)
     assert "error" not in only_run(project).data.tags
+    assert only_run(project).data.tags["resumed_on"].startswith("2 on ")
 
 
 @pytest.mark.slow
