@@ -2,7 +2,8 @@
 
 import os
 from pathlib import Path
-from typing import ClassVar
+from pkgutil import resolve_name
+from typing import ClassVar, get_args
 
 import mlflow
 import pandas as pd
@@ -11,11 +12,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from cifar_mlflow.cli import EXPORT_FORMATS, main
-from cifar_mlflow.config import ExportConfig, ServedPrecision
+from cifar_mlflow.config import ExportConfig, ExportFormatName, ServedPrecision
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export.format import ModelToExport
-from cifar_mlflow.export.job import choose_formats, export
+from cifar_mlflow.export.job import OLD_NAMES, choose_formats, export
 from cifar_mlflow.export.onnx import ONNX
 from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -221,6 +222,12 @@ def test_all_leaves_out_what_cannot_be_written_and_says_why() -> None:
     assert [line.partition(":")[0] for line in left_out] == ["litert", "executorch"]
     assert "pip install 'cifar-mlflow[needy]'" in left_out[0]
     assert left_out[1] == "executorch: has no int8, only fp32"
+
+
+def test_the_config_knows_the_names_of_the_formats() -> None:
+    assert {*get_args(ExportFormatName)} == {*EXPORT_FORMATS, "all", *OLD_NAMES}
+    for name, place in EXPORT_FORMATS.items():
+        assert resolve_name(place).name == name
 
 
 def test_the_old_name_of_a_format_is_known() -> None:
