@@ -140,6 +140,7 @@ def test_a_file_that_answers_differently_is_not_handed_over(model: str) -> None:
     assert "different labels" in last_run().data.tags["error"]
 
 
+@pytest.mark.slow
 def test_the_other_formats_are_still_handed_over(model: str) -> None:
     exported = export(model, [AnotherNetwork(), ONNX], config())
     assert content("out") == {"cnn.onnx"}
@@ -158,6 +159,7 @@ def test_nothing_half_written_is_left(model: str, error: BaseException) -> None:
     assert last_run().info.status == ("FAILED" if isinstance(error, OSError) else "KILLED")
 
 
+@pytest.mark.slow
 def test_only_overwrite_replaces(model: str) -> None:
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")
@@ -173,6 +175,7 @@ def test_only_overwrite_replaces(model: str) -> None:
     assert ONNX.metadata(Path("out/cnn.onnx"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_same_name_is_replaced(model: str) -> None:
     class Folder(type(ONNX)):  # type: ignore[misc]
         def write(self, model: ModelToExport, folder: Path) -> Path:
@@ -200,6 +203,10 @@ def test_a_folder_of_the_same_name_is_replaced(model: str) -> None:
         ("--format onnx --output file", "--output file: name a folder"),
         ("--format safetensors --output out --precision int8", "safetensors: has no int8, only fp32"),
         ("--format pt2 --output out --with-preprocessing", "pt2: cannot contain the preprocessing"),
+        (
+            "--output weights.h5 --with-preprocessing",
+            "--with-preprocessing: not for a single file of weights",
+        ),
         ("--format onnx --output out --precision int4", "precision: Input should be 'fp32' or 'int8'"),
     ],
 )
