@@ -229,6 +229,10 @@ def _is_one_file_of_weights(config: ExportConfig) -> bool:
 
 
 def _export_weights(model: str, config: ExportConfig) -> None:
+    only_for_folders = {"precision", "with_preprocessing", "overwrite", "license"} & config.model_fields_set
+    if only_for_folders:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(only_for_folders))
+        raise UsageError(f"{options}: not for a single file of weights; name a --format and a folder")
     from cifar_mlflow.export import format_for, write_weights
     from cifar_mlflow.export.reference import load_classifier
 

@@ -49,7 +49,7 @@ def write(
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """A small network in the format of the class."""
     contract: type[FormatContract] = request.cls
-    return write(contract.name, "cnn", "fp32", tmp_path_factory.mktemp(contract.name), **contract.options)
+    return write(contract.name, "cnn", "fp32", tmp_path_factory.mktemp(contract.name), **contract.options)  # type: ignore[arg-type]
 
 
 class FormatContract:
