@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve test check thorough ui bench clean
+.PHONY: demo serve web test check thorough ui bench clean
 
 # Editable, so that a change of the code needs no new set-up; a change of the dependencies does.
 .venv/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "Installing PyTorch, MLflow and the other packages into .venv: about 3 GB on Linux, which takes minutes"
+	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 demo: .venv/.ready
@@ -17,6 +18,10 @@ demo: .venv/.ready
 # The champion, until Ctrl-C: http://127.0.0.1:8000
 serve: .venv/.ready
 	$(BIN)/cifar-mlflow serve
+
+# The champion as a page of static files, until Ctrl-C: http://127.0.0.1:8080
+web: .venv/.ready
+	$(BIN)/python -m serving.web
 
 # Lint, types and the quick tests: two to five minutes on two cores.
 check: .venv/.ready

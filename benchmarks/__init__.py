@@ -5,10 +5,17 @@ report, and whose docstring says what is measured and why that is fair. Its name
 """
 
 NAMES = (
+<<<<<<< HEAD
     "training",
     "tracking_cost",
     "data_start",
     "batch",
+=======
+    "start",
+    "training",
+    "tracking_cost",
+    "data_start",
+>>>>>>> main
     "search",
     "trial_cost",
     "serving",

@@ -2,8 +2,8 @@
 
 The limit of the engine is a bare ONNX Runtime session with its default settings, which gets arrays that are
 already decoded. The scorer decodes as well: one thread per core decodes PNG files in memory and scores them
-in batches of 64. `classify` also finds and reads the files, and writes rows; its model is loaded before, as it
-takes the same time for any number of images. These sides take turns in one process, and the figures are
+in batches of 64. `classify` also finds and reads the files, and writes rows; its model is loaded before, as
+it takes the same time for any number of images. These sides take turns in one process, and the figures are
 medians over the rounds. The text has the processor time per image, too, which other load on the machine
 changes less.
 

@@ -21,7 +21,8 @@ from optuna.trial import TrialState
 from benchmarks.harness import Row, progress
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
-from cifar_mlflow.pipeline import build_classifier, divide
+from cifar_mlflow.data.split import divide
+from cifar_mlflow.pipeline import build_classifier
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.loop import Training
 from tuning.optuna_output import silence_optuna

@@ -30,7 +30,8 @@ import torch
 from benchmarks.harness import Row, progress
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
-from cifar_mlflow.pipeline import build_classifier, divide, finish
+from cifar_mlflow.data.split import divide
+from cifar_mlflow.pipeline import build_classifier, finish
 from cifar_mlflow.tracking.artifacts import log_data, log_start
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.run import TrackedRun

@@ -26,8 +26,9 @@ from benchmarks.harness import Row, progress
 from benchmarks.search import NoTracking
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
+from cifar_mlflow.data.split import divide
 from cifar_mlflow.evaluation.report import report_on
-from cifar_mlflow.pipeline import build_classifier, divide
+from cifar_mlflow.pipeline import build_classifier
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.loop import Training
 from tuning.config import SearchConfig

@@ -21,10 +21,12 @@ import yaml
 from cifar_mlflow.config import (
     DataConfig,
     EvaluateConfig,
+    ExportConfig,
     RegisterConfig,
     Settings,
     TrainAndRegisterConfig,
     TrainConfig,
+    check_tta,
     resolve_train_config,
     validate,
 )
@@ -36,6 +38,7 @@ from cifar_mlflow.options import run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
 
 HELP_WIDTH = 100
+FEWER_COLLECTIONS = 10_000  # new objects between two collections; Python's default is 700 or 2,000
 # The module of each verb of other packages. They are imported by name, because this package does not depend
 # on tuning and serving.
 VERBS_ELSEWHERE = {
@@ -47,6 +50,19 @@ VERBS_ELSEWHERE = {
     "serve": "serving.cli",
     "monitor": "serving.cli",
     "demo": "serving.cli",
+}
+# The format object of each `--format`, `package.module:object`, imported by name for the same reason.
+EXPORT_FORMATS = {
+    "onnx": "cifar_mlflow.export.onnx:ONNX",
+    "web": "serving.web.format:WEB",
+    "savedmodel": "cifar_mlflow.export.keras:SAVEDMODEL",
+    "keras": "cifar_mlflow.export.keras:KERAS",
+    "h5": "cifar_mlflow.export.keras:H5",
+    "litert": "cifar_mlflow.export.litert:LITERT",
+    "executorch": "cifar_mlflow.export.executorch:EXECUTORCH",
+    "safetensors": "cifar_mlflow.export.weights_formats:SAFETENSORS",
+    "pt2": "cifar_mlflow.export.pt2:PT2",
+    "hdf5-weights": "cifar_mlflow.export.weights_formats:HDF5_WEIGHTS",
 }
 
 
@@ -150,6 +166,7 @@ def train(
         config = resumable_config(resume, given)
     else:
         config = resolve_train_config(given)
+        check_tta(config)
     if print_config:
         return _print_config(validate(RegisterConfig, registration), config)
     with _paused_garbage_collection():
@@ -171,43 +188,62 @@ def evaluate(given: dict[str, Any]) -> None:
     click.echo(pipeline.evaluate(config).summary())
 
 
-@click.command()
-@click.argument("model", metavar="RUN_ID|FILE|models:/...")
-@click.option(
-    "--format",
-    "name",
-    type=click.Choice(["hdf5", "safetensors"]),
-    help="File format. Default: that of the suffix of --output, else hdf5.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="File to write. Default: <model>.h5 or <model>.safetensors.",
-)
-def export(model: str, name: str | None, output: Path | None) -> None:
-    """Write a trained model, with its description, to a file."""
-    from cifar_mlflow.export import format_for
-    from cifar_mlflow.export.reference import load_classifier
+@verb("export", ExportConfig)
+@click.argument("model", metavar="RUN_ID|runs:/...|models:/...|FILE")
+def export(given: dict[str, Any], model: str) -> None:
+    """Write a trained model to files for other programs, each verified on the validation images."""
+    config = validate(ExportConfig, given)
+    if _is_one_file_of_weights(config):
+        return _export_weights(model, config)
+    from cifar_mlflow.export import job
 
-    file_format = format_for(output, name)
-    classifier, card = load_classifier(model)
-    output = output or Path(f"{card.model}{file_format.suffixes[0]}")
-    file_format.save(output, classifier, card)
-    size = f"{output.stat().st_size / 1e6:.1f} MB"
-    click.echo(f"{printable(str(output))}  {size}, {card.model}, {len(card.classes)} classes")
+    formats, left_out = job.choose_formats(EXPORT_FORMATS, config)
+    exported = job.export(model, formats, config)
+    click.echo(exported.table().to_string(index=False, float_format="{:.4g}".format))
+    for reason in left_out:
+        click.echo(f"Left out: {reason}")
+    if exported.failures:
+        raise CifarError("\n".join(exported.failures))
+    return None
 
 
 for command in (data, train, evaluate, export):
     main.add_command(command)
 
 
+def _is_one_file_of_weights(config: ExportConfig) -> bool:
+    """Return whether `--output` names a file, as before there were other formats than those of weights."""
+    if not config.format:
+        return True
+    of_weights = config.format in (("safetensors",), ("hdf5-weights",), ("hdf5",))
+    return of_weights and (config.output is None or config.output.suffix != "")
+
+
+def _export_weights(model: str, config: ExportConfig) -> None:
+    from cifar_mlflow.export import format_for, write_weights
+    from cifar_mlflow.export.reference import load_classifier
+
+    file_format = format_for(config.output, config.format[0] if config.format else None)
+    classifier, card = load_classifier(model)
+    output = config.output or Path(f"{card.model}{file_format.suffixes[0]}")
+    write_weights(output, file_format, classifier, card)
+    size = f"{output.stat().st_size / 1e6:.1f} MB"
+    click.echo(f"{printable(str(output))}  {size}, {card.model}, {len(card.classes)} classes")
+
+
 @contextmanager
 def _paused_garbage_collection() -> Iterator[None]:
-    """Pause the collector during large imports: it would scan millions of new objects again and again."""
+    """Pause the collector during large imports; exempt what they create from it, and let it run less often.
+
+    It would scan some million objects again and again, which live as long as the process: a second of the
+    four before the first step.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        gc.set_threshold(FEWER_COLLECTIONS)
         gc.enable()
 
 

@@ -31,6 +31,21 @@ RecipeName = Literal["cnn", "fast", "resnet", "vgg", "demo"]
 SplitName = Literal["train", "val", "test"]
 TtaName = Literal["none", "flip", "crops"]
 Precision = Literal["auto", "fp32", "int8"]
+ServedPrecision = Literal["fp32", "int8"]  # of one file
+ExportFormatName = Literal[
+    "all",
+    "onnx",
+    "web",
+    "savedmodel",
+    "keras",
+    "h5",
+    "litert",
+    "executorch",
+    "safetensors",
+    "pt2",
+    "hdf5-weights",
+    "hdf5",
+]
 
 MODELS_WITH_WIDTH = ("cnn", "fast")
 MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
@@ -305,6 +320,37 @@ class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):
     tta: TtaName = setting("none", "Test-time augmentation: none, mirror images, or mirrored crops.")
 
 
+class ExportConfig(PlacesConfig, TrackingConfig):
+    """Export: formats, precision and place of the files."""
+
+    format: tuple[ExportFormatName, ...] = setting(
+        (),
+        "Formats, comma-separated, or all; hdf5 is the old name of hdf5-weights. Default: by the suffix of "
+        "--output, else hdf5-weights.",
+    )
+    precision: tuple[ServedPrecision, ...] = setting(
+        ("fp32",), "Precisions, comma-separated; each format is written in those that it has."
+    )
+    output: Path | None = setting(
+        None,
+        "Folder to write to. A file name (.h5, .hdf5, .safetensors) writes that one file of weights. "
+        "Default for one of these formats: <model>.h5 or <model>.safetensors.",
+    )
+    with_preprocessing: bool = setting(
+        False, "Put crop and resize into the file, so that it takes an image of any size (onnx only)."
+    )
+    runtime: Path | None = setting(
+        None, "Folder with the npm package onnxruntime-web, instead of having npm download it (web only)."
+    )
+    overwrite: bool = setting(False, "Write into a folder that is not empty, and replace files there.")
+    license: str = setting("MIT", "License of the model, an SPDX identifier, for the file's metadata.")
+
+    @field_validator("format", "precision", mode="before")
+    @classmethod
+    def _names_split_at_commas(cls, value: Any) -> Any:
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
 class RegistryConfig(Settings):
     """Registry: the registered model."""
 
@@ -348,7 +394,23 @@ def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
     recipe = given.get("recipe") or recipe_for_model(str(model))
     if not isinstance(recipe, str) or recipe not in RECIPES:  # validation names the valid ones
         return validate(TrainConfig, given)
-    return validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
+    config = validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
+    if not config.test and "tta" not in given:  # the recipe's has nothing to augment then
+        config = config.model_copy(update={"tta": "none"})
+    return config
+
+
+def check_tta(config: TrainConfig) -> None:
+    """Check that there is an evaluation for test-time augmentation. Trials of a search have none.
+
+    Raises:
+        UsageError: `tta` is given, but `test` is false.
+    """
+    if config.tta != "none" and not config.test:
+        raise UsageError(
+            f"tta={config.tta} augments the evaluation on the test split, which test=false leaves out: "
+            "drop one of the two"
+        )
 
 
 def validate(config_class: type[S], values: dict[str, Any]) -> S:

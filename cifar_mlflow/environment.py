@@ -42,5 +42,7 @@ def library_versions() -> dict[str, str]:
 @functools.cache  # takes a tenth of a second, which a search would spend for each trial
 def installed_packages() -> str:
     """Return all installed packages in the format of a requirements file."""
-    packages = {f"{dist.metadata['Name']}=={dist.version}" for dist in importlib.metadata.distributions()}
+    # Each access to `metadata` parses a file again.
+    described = [dist.metadata for dist in importlib.metadata.distributions()]
+    packages = {f"{metadata['Name']}=={metadata['Version']}" for metadata in described}
     return "\n".join(sorted(packages, key=str.lower)) + "\n"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import pandas as pd
 import torch
 
-from cifar_mlflow.config import DataConfig, EvaluateConfig, PlacesConfig, TrainConfig, validate
+from cifar_mlflow.config import EvaluateConfig, PlacesConfig, TrainConfig, validate
 from cifar_mlflow.data import ImageDataset, Split, load_dataset
-from cifar_mlflow.data.split import train_val_indices
+from cifar_mlflow.data.split import divide, warn_of_small_splits
 from cifar_mlflow.data.summary import mean_std
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
@@ -33,7 +33,7 @@ from cifar_mlflow.tracking.artifacts import (
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.run import TrackedRun
-from cifar_mlflow.tracking.store import connect, select_store
+from cifar_mlflow.tracking.store import connect, select_store, store_uri
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.loop import History, Training, no_pruning
 
@@ -112,6 +112,9 @@ def train(
     train_split, val_split = divide(dataset, config)
     if config.test:
         dataset.split("test")  # decode it now: a damaged file should not show up only after the training
+    if callbacks is None:
+        test_size = len(dataset.split("test")) if config.test else 0
+        warn_of_small_splits({"validation": len(val_split), "test": test_size})
     torch.manual_seed(config.seed)
     # A resumed run has its weights in the checkpoint; the file that it started from may be gone.
     initial = config.model_copy(update={"weights": None}) if resume else config
@@ -166,10 +169,10 @@ def resumable_config(run_id: str, given: Mapping[str, object], study: str | None
     cache_dir = validate(TrainConfig, dict(given)).cache_dir
     directory = RunDirectory.of(cache_dir, run_id)
     if not directory.checkpoint.path.exists():
-        known = [run.path.name for run in RunDirectory.all(cache_dir) if run.checkpoint.path.exists()]
+        known = RunDirectory.resumable(cache_dir, store_uri(), study)
         raise UsageError(
             f"run {run_id} cannot be resumed: it has no checkpoint in {directory.path.parent} "
-            f"(a finished run needs none). Resumable there: {', '.join(known) or 'none'}"
+            f"(a finished run needs none). Resumable runs of {store_uri()}: {', '.join(known) or 'none'}"
         )
     if directory.owner is None:
         raise UsageError(f"run {run_id} cannot be resumed: {directory.path}/owner.json is missing or damaged")
@@ -178,16 +181,6 @@ def resumable_config(run_id: str, given: Mapping[str, object], study: str | None
     select_store(directory.owner.tracking_uri)
     settings = directory.checkpoint.load()["config"]
     return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
-
-
-def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
-    """Return the training images without the held-out ones, and the held-out ones."""
-    images = dataset.split("train")
-    train_index, val_index = train_val_indices(dataset, config)
-    return (
-        Split(images.images[train_index], images.labels[train_index]),
-        Split(images.images[val_index], images.labels[val_index]),
-    )
 
 
 def build_classifier(config: TrainConfig, dataset: ImageDataset, train_split: Split) -> ImageClassifier:

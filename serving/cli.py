@@ -10,6 +10,7 @@ from cifar_mlflow.config import (
     RegistryConfig,
     TrainAndRegisterConfig,
     TrainConfig,
+    check_tta,
     resolve_train_config,
     validate,
 )
@@ -18,6 +19,12 @@ from cifar_mlflow.recipes import RECIPES
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 
 DEMO = RECIPES["demo"] | {"recipe": "demo"}
+REST_OF_DEMO = """
+The demo was stopped. `make demo` starts it anew. To continue it instead:
+  source .venv/bin/activate
+  cifar-mlflow train --resume RUN_ID --register      # the run above; then register the model
+  cifar-mlflow promote                               # make it the champion
+  make serve                                         # serve it over HTTP, until Ctrl-C"""
 
 
 @verb("register", RegisterConfig)
@@ -117,10 +124,15 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     """Train on the embedded sample, promote, serve, and classify a photo over HTTP. Takes minutes."""
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     config = resolve_train_config({"recipe": "demo", **given})
+    check_tta(config)
     from cifar_mlflow import pipeline
     from serving.demo import PHOTO, classify_over_http
 
-    result = pipeline.train(config)
+    try:
+        result = pipeline.train(config)
+    except KeyboardInterrupt:
+        click.echo(REST_OF_DEMO, err=True)
+        raise
     click.echo(result.summary())
     ctx.invoke(register, run_id=result.run_id, promote=True, **registration)
     name = validate(RegisterConfig, registration).registered_model

@@ -22,6 +22,7 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.store import store_uri
 
 SAMPLE = ("--dataset", "sample")
 VERBS = main.list_commands(click.Context(main))
@@ -77,6 +78,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--data-dir", "nowhere"], ["nowhere"]),
         (["--dataset", "folder"], ["--data-dir"]),
         (["--resume", "f" * 32], ["f" * 32, "no checkpoint"]),
+        (["--test", "false", "--tta", "flip", *SAMPLE], ["tta=flip", "test=false"]),
         (["--resume", "f" * 32, "--lr", "0.1"], ["leave out lr"]),
     ],
     ids=lambda value: " ".join(value)[:40] if value and str(value[0]).startswith("-") else "",
@@ -148,6 +150,15 @@ def test_the_printed_settings_are_read_back(tmp_path: Path) -> None:
     assert invoke("train", "--config", "config.yaml", "--print-config").output == printed
 
 
+@pytest.mark.parametrize("recipe", ["cnn", "fast"])
+def test_without_the_test_no_augmentation_of_it_is_set(recipe: str, tmp_path: Path) -> None:
+    """The recipe `fast` sets one, which must not stop a training without the test."""
+    printed = invoke("train", "--recipe", recipe, "--test", "false", "--print-config").output
+    assert "tta: none" in printed
+    (tmp_path / "config.yaml").write_text(printed)
+    assert invoke("train", "--config", "config.yaml", "--print-config").output == printed
+
+
 def test_a_password_in_a_setting_is_not_printed() -> None:
     printed = invoke("train", "--mirrors", "http://alice:secret@host/x", "--print-config").output
     assert "http://alice:***@host/x" in printed
@@ -183,7 +194,8 @@ def test_a_user_without_account_and_home_can_train(tmp_path: Path) -> None:
         for key, value in os.environ.items()
         if key not in ("HOME", "XDG_CACHE_HOME", "CIFAR_MLFLOW_CACHE", "USER", "LOGNAME")
     } | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
-    options = [*SAMPLE, "--model", "cnn", "--width", "0.25", "--epochs", "1", "--threads", "1"]
+    images = make_images(tmp_path / "images", "cat", "dog")
+    options = f"--dataset folder --data-dir {images} --model cnn --width 0.25 --epochs 1".split()
 
     def train(*more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", WITHOUT_ACCOUNT, "train", *options, *more]
@@ -415,6 +427,23 @@ def test_a_damaged_owner_file_does_not_affect_other_runs(tmp_path: Path) -> None
         directory.release()
     (tmp_path / "runs" / "a" / "owner.json").write_text("")
     assert [directory.path.name for directory in RunDirectory.all(tmp_path)] == ["b"]
+
+
+def test_a_run_that_cannot_be_resumed_is_answered_with_those_of_this_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "cache"))
+    owners = {"here": (store_uri(), None), "elsewhere": ("http://other", None), "trial": (store_uri(), "s")}
+    for name, (store, study) in owners.items():
+        directory = RunDirectory.of(tmp_path / "cache", name)
+        directory.acquire()
+        directory.write_owner(store, study)
+        directory.checkpoint.save({})
+        directory.release()
+    refused = invoke("train", "--resume", "nosuchrun")
+    assert_refused(refused, 2, "nosuchrun", "here")
+    assert "elsewhere" not in refused.stderr
+    assert "trial" not in refused.stderr
 
 
 def test_only_one_process_can_hold_the_lock_of_a_run(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.trial import TrialState
 
 from cifar_mlflow.data import ImageDataset, load_dataset
+from cifar_mlflow.data.split import divide
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
-from cifar_mlflow.pipeline import divide
 from cifar_mlflow.tracking.artifacts import log_data
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.run import TrackedRun
@@ -29,7 +29,7 @@ from tuning.optuna_output import silence_optuna
 from tuning.report import log_study, snapshot
 from tuning.results import best_trials, failure_reason, own_trials
 from tuning.retrain import retrained_runs, retrainings
-from tuning.storage import HEARTBEAT_SECONDS, STORAGE_ERRORS, Storage, cause, redact_password
+from tuning.storage import STORAGE_ERRORS, Storage, cause, heartbeat_seconds, redact_password
 from tuning.study_spec import StudySpec, read_study_spec
 from tuning.trial_plots import TrialPlotter
 from tuning.warm_start import NON_TUNABLE, PRIOR_RUN
@@ -194,7 +194,7 @@ def _heartbeat(study: optuna.Study, storage: Storage) -> Callable[[], None]:
     def renew_if_due() -> None:
         nonlocal due
         if time.monotonic() > due:
-            due = time.monotonic() + HEARTBEAT_SECONDS
+            due = time.monotonic() + heartbeat_seconds()
             try:
                 storage.record_heartbeats(study)
             except STORAGE_ERRORS as error:  # the workers find out by themselves whether it is an outage

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar_mlflow.errors import UsageError
+import torch
+
+from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export.hdf5 import load_hdf5, save_hdf5
 from cifar_mlflow.export.weights import load_weights_file, save_weights
+from cifar_mlflow.files import atomic_write
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 
@@ -21,8 +24,9 @@ class Format(NamedTuple):
 
 FORMATS = {
     "safetensors": Format((".safetensors",), save_weights, load_weights_file),
-    "hdf5": Format((".h5", ".hdf5"), save_hdf5, load_hdf5),
+    "hdf5-weights": Format((".h5", ".hdf5"), save_hdf5, load_hdf5),
 }
+FORMATS["hdf5"] = FORMATS["hdf5-weights"]  # its name before `--format h5` existed
 _BY_SUFFIX = {suffix: form for form in FORMATS.values() for suffix in form.suffixes}
 
 
@@ -40,6 +44,22 @@ def format_for(output: Path | None, name: str | None) -> Format:
         which = f" for --format {name}" if name else ""
         raise UsageError(f"--output {output}: its name must end in {' or '.join(fitting)}{which}")
     return _BY_SUFFIX[suffix]
+
+
+def write_weights(output: Path, form: Format, classifier: ImageClassifier, card: ModelCard) -> None:
+    """Write a file of weights atomically, after reading it back and comparing it bit by bit.
+
+    Raises:
+        CifarError: the file cannot be written, or differs from the model; what was at `output` is untouched.
+    """
+    with atomic_write(output) as temporary:
+        form.save(temporary, classifier, card)
+        loaded, loaded_card = form.load(temporary)
+        tensors = loaded.state_dict()
+        if loaded_card != card or not all(
+            torch.equal(tensor.cpu(), tensors[name]) for name, tensor in classifier.state_dict().items()
+        ):
+            raise CifarError(f"{output}: the file read back differs from the model; export it again")
 
 
 def load_model_file(path: Path) -> tuple[ImageClassifier, ModelCard]:

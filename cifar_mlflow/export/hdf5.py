@@ -7,10 +7,12 @@ Layout:
                   `data_digest`, `run_id`
     /metrics      one attribute per metric of the run, such as `test/accuracy`
     /libraries    one attribute per library: the version that wrote the file
+    /export       further attributes from `cifar-mlflow export`, such as preprocessing and license
     /weights/...  one dataset per tensor of `state_dict()`, one group per module: the tensor
                   `network.head.weight` is the dataset /weights/network/head/weight
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +34,29 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 
 
-def save_hdf5(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
+def save_hdf5(
+    path: Path, classifier: ImageClassifier, card: ModelCard, about: Mapping[str, str] | None = None
+) -> None:
     """Write a model to `path` atomically.
+
+    Args:
+        about: attributes of /export.
 
     Raises:
         CifarError: the file cannot be written.
     """
-    about = card.model_dump(mode="json")
-    metrics = about.pop("metrics")
+    attributes = card.model_dump(mode="json")
+    metrics = attributes.pop("metrics")
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["cifar_mlflow_format"] = FORMAT_VERSION
         file.attrs["num_classes"] = len(card.classes)
-        file.attrs.update(about)
+        file.attrs.update(attributes)
         file.create_group("metrics").attrs.update(metrics)
         file.create_group("libraries").attrs.update(
             {"torch": str(torch.__version__), "numpy": np.__version__, "h5py": h5py.__version__}
         )
+        if about:
+            file.create_group("export").attrs.update(about)
         for name, tensor in tensors_of(classifier).items():
             file[f"weights/{name.replace('.', '/')}"] = tensor.numpy()
 

@@ -1,19 +1,31 @@
-"""Save models as .onnx: one file that any ONNX runtime can run, from pixels to logits.
+"""Save models as .onnx: one file that any ONNX runtime can run, from pixels to logits or probabilities.
 
-Input `images`: uint8 (N, S, S, 3), RGB. Output `logits`: float32 (N, classes), to be divided by the card's
-temperature before the softmax. N is free, S is the card's image size; the graph normalizes the images. The
-file's metadata has `cifar_mlflow_format` (version) and `card` (the model card as JSON).
+`save_onnx` writes the network that `register` serves. Input `images`: uint8 (N, S, S, 3), RGB. Output
+`logits`: float32 (N, classes), to be divided by the temperature before the softmax. N is free, S is the
+card's image size; the graph normalizes the images. The file's metadata has `cifar_mlflow_format` (version)
+and `card` (the model card as JSON).
+
+The export format `onnx` adds the output `probabilities`, float32 (N, classes), before the logits. With
+preprocessing, the input is `image`, uint8 (H, W, 3) of any size, and N is 1.
 """
 
 import json
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
+import onnx
+import onnxruntime
 import torch
+from onnx import compose, helper
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
-from torch import Tensor, nn
 
 from cifar_mlflow.export.files import FORMAT_VERSION
+from cifar_mlflow.export.format import ExportFormat, Images, ModelToExport, Predict, check_images
+from cifar_mlflow.export.pixels import LogitsOfPixels
+from cifar_mlflow.export.preprocessing import preprocessing_graph
+from cifar_mlflow.export.quantize import quantize
 from cifar_mlflow.files import atomic_write
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -33,7 +45,7 @@ def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
     """
     example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
     program = torch.onnx.export(
-        _FromPixels(deepcopy(classifier).cpu()).eval(),
+        LogitsOfPixels(deepcopy(classifier).cpu()).eval(),
         (example,),
         dynamo=True,
         opset_version=OPSET,
@@ -52,20 +64,82 @@ def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
         program.save(temporary)
 
 
-class _FromPixels(nn.Module):
-    """Take uint8 (N, H, W, 3) in 0..255 and normalize them in one step instead of two."""
+def network_onnx(model: ModelToExport) -> onnx.ModelProto:
+    """Return the network from `images` to `logits` as `save_onnx` describes it, in the model's precision."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "fp32.onnx")
+        save_onnx(path, model.classifier, model.card)
+        if model.precision == "int8":
+            path = Path(folder, "int8.onnx")
+            quantize(Path(folder, "fp32.onnx"), path, model.training_images)
+        return onnx.load(path)
 
-    offset: Tensor
-    scale: Tensor
 
-    def __init__(self, classifier: ImageClassifier) -> None:
-        super().__init__()
-        self.network = classifier.network.to(memory_format=torch.contiguous_format)
-        self.register_buffer("offset", 255 * classifier.mean)
-        self.register_buffer("scale", 1 / (255 * classifier.std))
+class _Onnx(ExportFormat):
+    name = "onnx"
+    precisions = ("fp32", "int8")
+    preprocessing = True
 
-    def forward(self, images: Tensor) -> Tensor:
-        # contiguous: otherwise the memory order of the channels adds index computations to the graph.
-        pixels = images.permute(0, 3, 1, 2).contiguous().float()
-        logits: Tensor = self.network((pixels - self.offset) * self.scale)
-        return logits
+    def write(self, model: ModelToExport, folder: Path) -> Path:
+        network = network_onnx(model)
+        graph = network.graph
+        _add_probabilities(graph, model.card.temperature)
+        if model.config.with_preprocessing:
+            graph = _put_first(preprocessing_graph(model.card.image_size), graph)
+        complete = helper.make_model(
+            graph,
+            opset_imports=network.opset_import,
+            ir_version=network.ir_version,
+            producer_name="cifar-mlflow",
+        )
+        helper.set_model_props(complete, model.metadata())
+        onnx.checker.check_model(complete, full_check=True)
+        path = folder / f"{model.stem}.onnx"
+        path.write_bytes(complete.SerializeToString())
+        return path
+
+    def load(self, path: Path) -> Predict:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (entry,) = session.get_inputs()
+        size = ModelCard.model_validate_json(self.metadata(path)["card"]).image_size
+
+        def run(images: Images) -> np.ndarray:
+            probabilities: np.ndarray = session.run(["probabilities"], {entry.name: images})[0]
+            return probabilities
+
+        def predict(images: Images) -> np.ndarray:
+            check_images(images, size)
+            if entry.name == "images":
+                return run(images)
+            return np.concatenate([run(image) for image in images])
+
+        return predict
+
+    def metadata(self, path: Path) -> dict[str, str]:
+        return {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+
+    def runtime(self) -> str:
+        return f"onnxruntime {onnxruntime.__version__}"
+
+
+ONNX = _Onnx()
+
+
+def _add_probabilities(graph: onnx.GraphProto, temperature: float) -> None:
+    """Add the output `probabilities` before `logits`."""
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(temperature, np.float32), "temperature"))
+    graph.node.append(helper.make_node("Div", ["logits", "temperature"], ["calibrated_logits"]))
+    graph.node.append(helper.make_node("Softmax", ["calibrated_logits"], ["probabilities"], axis=1))
+    (logits,) = graph.output
+    probabilities = deepcopy(logits)
+    probabilities.name = "probabilities"
+    graph.output.insert(0, probabilities)
+
+
+def _put_first(preprocessing: onnx.GraphProto, network: onnx.GraphProto) -> onnx.GraphProto:
+    """Feed the network from the preprocessing, which gives one image at a time."""
+    del network.value_info[:]  # the shapes there have N images
+    for output in network.output:
+        output.type.tensor_type.shape.dim[0].dim_value = 1
+    first = compose.add_prefix_graph(preprocessing, "preprocessing/", rename_inputs=False)
+    return compose.merge_graphs(first, network, io_map=[("preprocessing/images", "images")])

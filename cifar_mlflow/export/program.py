@@ -20,7 +20,7 @@ _RECORDS = re.compile(
     r"[^/]+/(archive_format|archive_version|byteorder|\.data/(version|serialization_id)|models/model\.json"
     r"|data/weights/(weight_\d+|model_weights_config\.json)"
     r"|data/constants/(tensor_\d+|model_constants_config\.json)"
-    r"|data/sample_inputs/model\.pt)"
+    r"|data/sample_inputs/model\.pt|extra/cifar_mlflow\.json)"
 )
 
 

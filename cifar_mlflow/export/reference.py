@@ -30,7 +30,7 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
-    """Load weights, to train or export them, from a file, a run (by its id), or a registered version.
+    """Load weights, to train or export them, from a file, a run (its id or runs:/), or a registered version.
 
     Returns:
         The classifier, in eval mode and on the CPU, and its card.
@@ -45,7 +45,10 @@ def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
             raise UsageError(f"{reference} was not created by cifar-mlflow register: use the id of its run")
         return _load_weights(run_id)
     if reference.startswith("runs:/"):
-        raise UsageError(f"{reference} is an exported program without weights: use the id of its run")
+        run_id = reference.removeprefix("runs:/").partition("/")[0]
+        if not RUN_ID.fullmatch(run_id):
+            raise UsageError(f"{reference} is not the address of a run, such as runs:/<run id>/model")
+        return _load_weights(run_id)
     if RUN_ID.fullmatch(reference):
         return _load_weights(reference)
     path = os.path.expanduser(reference)  # noqa: PTH111 - no error for ~nobody

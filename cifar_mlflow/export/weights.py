@@ -5,6 +5,7 @@ and `card` (the model card as JSON). Format: https://github.com/huggingface/safe
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,13 +24,19 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 
 
-def save_weights(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
+def save_weights(
+    path: Path, classifier: ImageClassifier, card: ModelCard, about: Mapping[str, str] | None = None
+) -> None:
     """Write a model to `path` atomically.
+
+    Args:
+        about: further metadata.
 
     Raises:
         CifarError: the file cannot be written.
     """
     metadata = {
+        **(about or {}),
         "format": "pt",
         "cifar_mlflow_format": str(FORMAT_VERSION),
         "card": json.dumps(card.model_dump(mode="json")),

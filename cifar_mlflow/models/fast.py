@@ -30,8 +30,10 @@ class Fast(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.groups(F.gelu(self.whiten(images)))
-        pooled = F.adaptive_max_pool2d(features, 1).flatten(1)
-        logits: Tensor = self.head(pooled) * HEAD_SCALE
+        # The values are the same. Exporters know amax, but in training it would divide the gradient among
+        # equal maxima.
+        pooled = F.adaptive_max_pool2d(features, 1) if self.training else features.amax((2, 3), keepdim=True)
+        logits: Tensor = self.head(pooled.flatten(1)) * HEAD_SCALE
         return logits
 
     @torch.no_grad()

@@ -5,50 +5,26 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_mlflow.config import Precision
-from cifar_mlflow.data import Split
+from cifar_mlflow.config import Precision, ServedPrecision
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.evaluation.paired_test import PairedTest
 from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.export.images import EvalSet
 from cifar_mlflow.export.onnx import save_onnx
+from cifar_mlflow.export.quantize import quantize
+from cifar_mlflow.export.verify import disagreement
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.engine import Engine
-from serving.registry.paired_test import PairedTest
-from serving.registry.quantize import quantize
-
-# The precision of one candidate; `Precision` has `auto` as well.
-ServedPrecision = Literal["fp32", "int8"]
 
 logger = logging.getLogger("cifar_mlflow.register")
 
-# An export changes the order of floating-point operations, which flips a label in rare cases. More than one
-# in a thousand means that the export is wrong.
-MIN_AGREEMENT = 0.999
 BATCH_SIZES = (1, 16)
 TIMING_ROUNDS = 10
-
-
-@dataclass(frozen=True, eq=False)
-class EvalSet:
-    """The images by which candidates are compared: validation images, or training images without any."""
-
-    split: Literal["val", "train"]
-    images: Split
-
-    @property
-    def held_out(self) -> bool:
-        return self.split == "val"
-
-    def __str__(self) -> str:
-        count = f"{len(self.images):,}"
-        if self.held_out:
-            return f"{count} validation images"
-        return f"{count} training images, as no images were held out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +105,8 @@ def build_candidates(
                 milliseconds=milliseconds[name],
             )
         )
-    disagreement = 1 - candidates[0].agreement
-    if candidates[0].agreement < MIN_AGREEMENT:
-        raise CifarError(
-            f"the exported network and the trained one give different labels for {disagreement:.2%} of "
-            f"{eval_set}; at most {1 - MIN_AGREEMENT:.2%} are allowed"
-        )
+    if reason := disagreement(candidates[0].agreement, eval_set):
+        raise CifarError(reason)
     return candidates
 
 

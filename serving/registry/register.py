@@ -13,32 +13,27 @@ import time
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import mlflow
-import numpy as np
 import pandas as pd
 from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
-from cifar_mlflow.config import DataConfig, PlacesConfig, RegisterConfig, validate
-from cifar_mlflow.data import Split, load_dataset
+from cifar_mlflow.config import PlacesConfig, RegisterConfig, ServedPrecision
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.calibration import softmax
+from cifar_mlflow.export.images import EvalSet, load_images
 from cifar_mlflow.export.reference import load_classifier
-from cifar_mlflow.models.card import ModelCard, ServedCard
-from cifar_mlflow.pipeline import divide
+from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
-from serving.registry.candidates import Candidate, EvalSet, build_candidates, choose
+from serving.registry.candidates import Candidate, build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
 from serving.registry.scorer_folder import describe, write_scorer_folder
 from serving.registry.versions import version_tags
 
 logger = logging.getLogger("cifar_mlflow.register")
 
-# Training images in the evaluation set of a run without validation images.
-TRAINING_IMAGES = 2_000
 # Images that the logged model has to classify.
 CHECKED_IMAGES = 16
 CONFIDENCE_TOLERANCE = 1e-3
@@ -51,7 +46,7 @@ class RegisteredVersion:
     name: str
     number: str
     run_id: str
-    precision: Literal["fp32", "int8"]
+    precision: ServedPrecision
     message: str
 
 
@@ -68,14 +63,14 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
     _check_run(run_id)
     classifier, card = load_classifier(run_id)
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
-    training, eval_set = _load_images(card, places)
+    params = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)).data.params
+    training, eval_set = load_images(card, params, places)
     logger.info("Exporting %s of run %s, evaluated on %s", card.model, run_id, eval_set)
     with tempfile.TemporaryDirectory() as scratch:
         candidates = build_candidates(
             classifier, card, training.images, eval_set, config.serve_precision, Path(scratch)
         )
         chosen, decision = choose(candidates, config.serve_precision)
-        logger.info("Served as %s", decision)
         served = describe(chosen, candidates, card, eval_set, config.target_accuracy)
         folder = Path(scratch, "scorer")
         files = write_scorer_folder(folder, chosen.model, served)
@@ -92,7 +87,6 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         )
     )
     message = f"version {number} of {config.registered_model}: {card.model} as {decision}"
-    logger.info("Registered %s", message)
     return RegisteredVersion(config.registered_model, number, run_id, chosen.precision, message)
 
 
@@ -111,34 +105,6 @@ def _check_run(run_id: str) -> None:
     if run.status == "RUNNING":
         raise UsageError(f"run {run_id} is not finished: wait for its end, or resume it if it was killed")
     call_mlflow(lambda: mlflow.set_experiment(experiment_id=run.experiment_id))
-
-
-def _load_images(card: ModelCard, places: dict[str, Any]) -> tuple[Split, EvalSet]:
-    """Return the training images of the run and the images to evaluate it on.
-
-    Raises:
-        UsageError: the images differ from those the run was trained on.
-    """
-    params = call_mlflow(lambda: mlflow.MlflowClient().get_run(card.run_id)).data.params
-    of_run = {
-        key: params[key]
-        for key in ("dataset", "data_dir", "mirrors")
-        if params.get(key) not in (None, "None")
-    }
-    split = {"image_size": card.image_size, "val_size": card.val_size, "split_seed": card.split_seed}
-    config = validate(DataConfig, {**of_run, **split, **places})
-    dataset = load_dataset(config)
-    if dataset.digest != card.data_digest:
-        raise UsageError(
-            f"run {card.run_id} was trained on other images than those of {config.data_dir or dataset.name} "
-            f"(digest {card.data_digest[:12]}, found {dataset.digest[:12]}); name the place of its "
-            "own images with --data-dir"
-        )
-    training, validation = divide(dataset, config)
-    if len(validation):
-        return training, EvalSet("val", validation)
-    drawn = np.sort(np.random.default_rng(0).permutation(len(training))[:TRAINING_IMAGES])
-    return training, EvalSet("train", Split(training.images[drawn], training.labels[drawn]))
 
 
 def _check_logged_model(model: Path, card: ServedCard, chosen: Candidate, eval_set: EvalSet) -> None:

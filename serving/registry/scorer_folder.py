@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 from cifar_mlflow.evaluation.calibration import expected_calibration_error, softmax
+from cifar_mlflow.export.images import EvalSet
 from cifar_mlflow.models.card import AbstentionInfo, ModelCard, OodInfo, ServedCard
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.scorer.predictor import CARD_FILE, FORMAT, MODEL_FILE
 from serving.monitoring.drift import reference_of
 from serving.registry.abstention import Thresholds, energy, fit_thresholds, ood_auroc, ood_images
-from serving.registry.candidates import Candidate, EvalSet
+from serving.registry.candidates import Candidate
 
 logger = logging.getLogger("cifar_mlflow.register")
 

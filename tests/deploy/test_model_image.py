@@ -25,8 +25,8 @@ MODEL_FOLDER = "/opt/ml/model"  # in the image
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = Store(tmp_path_factory.mktemp("store"))
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Store:
+    store = Store(tmp_path_factory.mktemp("store"), empty_store)
     store.promote(store.add())
     return store
 
@@ -91,7 +91,7 @@ def test_the_model_answers_in_an_environment_that_the_dockerfile_makes(context: 
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     environment = {
         "PATH": f"{tmp_path}/venv/bin{os.pathsep}/usr/bin{os.pathsep}/bin",
-        "HOME": str(tmp_path),
+        "HOME": os.environ["HOME"],  # has the cache of pip
         **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "TMP"))},
     }
     model = tmp_path / "model"

@@ -1,5 +1,6 @@
 """Each verb of the command line and each route of the service, once, for `make check`."""
 
+import base64
 import importlib
 import json
 import pkgutil
@@ -100,7 +101,7 @@ def test_each_verb_and_each_route_works(
     finally:
         assert server.stop() == 0
     log = f"sqlite:///{server.folder}/requests.db"
-    assert "2 requests" in commands.run("monitor", "--request-log", log)
+    assert "4 requests" in commands.run("monitor", "--request-log", log)
 
     assert commands.verbs == set(main.list_commands(click.Context(main)))
 
@@ -118,4 +119,14 @@ def visit_every_route(client: Client, photo: bytes) -> None:
     table = {"inputs": {"image": ["!"]}, "params": {"on_error": "null"}}
     (row,) = client.send("POST", "/invocations", json=table).json()["predictions"]
     assert row["error"]["code"] == "not_base64"
+
+    assert client.send("GET", "/v2").json()["extensions"] == ["binary_tensor_data"]
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        assert client.send("GET", path).json()[path.rpartition("/")[2]] is True
+    image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(photo).decode()]}
+    for model in ("/v2/models/cifar10", "/v2/models/cifar10/versions/1"):
+        assert client.send("GET", model).json()["versions"] == ["1"]
+        assert client.send("GET", f"{model}/ready").json()["ready"] is True
+        tensors = client.send("POST", f"{model}/infer", json={"inputs": [image]}).json()["outputs"]
+        assert tensors[0]["data"] == ["red"]
     assert client.untouched() == []

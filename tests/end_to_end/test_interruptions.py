@@ -35,6 +35,17 @@ def wait_for_epoch(project: Project, epoch: int) -> None:
     project.wait_for(lambda: f"epoch {epoch}/{EPOCHS}  " in project.output(), f"epoch {epoch}")
 
 
+def test_an_interrupted_demo_tells_how_to_get_the_rest(project: Project) -> None:
+    process = project.start("demo", *project.quick, *LONG)
+    wait_for_epoch(project, 1)
+    assert project.stop(process, signal.SIGINT) == 130
+    (run,) = project.runs
+    rest = project.output().partition(f"train --resume {run.info.run_id}")[2]
+    resume, promote = "cifar-mlflow train --resume RUN_ID --register", "cifar-mlflow promote"
+    assert resume in rest
+    assert promote in rest.partition(resume)[2]
+
+
 @pytest.mark.parametrize(
     ("signum", "code"),
     [

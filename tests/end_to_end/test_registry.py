@@ -21,10 +21,14 @@ def registered(
     folder = tmp_path_factory.mktemp("registered")
     with open_project(folder, images, empty_store, shared_cache) as project:
         output = project.train("--register", "--serve-precision", "fp32", "--epochs", "4")
+        assert "The validation split has only 12 images" in output
+        assert "The test split has only 12 images" in output
         assert "Registered version 1 of cifar10: cnn as fp32" in output
         project.train("--epochs", "1", "--lr", "1e-4")
         output = project.invoke("register", project.runs[0].info.run_id, "--target_accuracy", "0.8")
         assert "Registered version 2 of cifar10: cnn as" in output
+        decision = output.partition("cnn as ")[2].splitlines()[0]
+        assert output.count(decision) == 1
         yield project
 
 

@@ -4,7 +4,9 @@ from typing import get_args
 
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torchvision.models.vgg import cfgs, make_layers
 
 from cifar_mlflow.config import ModelName
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -73,6 +75,43 @@ def test_parameter_counts_are_those_of_the_published_networks() -> None:
     assert millions("resnet50") == 23.5
     assert millions("vgg16") == 14.7
     assert millions("fast") == 2.0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnet_is_torchvisions_with_another_stem(name: ModelName) -> None:
+    """Same weights from the same seed, same names in the same order, same logits: all bit for bit."""
+    torch.manual_seed(0)
+    ours = build_network(name, 10)
+    torch.manual_seed(0)
+    peer = getattr(torchvision.models, name)(num_classes=10)
+    peer.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(peer.conv1.weight, mode="fan_out", nonlinearity="relu")
+    peer.maxpool = nn.Identity()
+    _check_twins(ours, peer)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg13", "vgg16", "vgg19"])
+def test_vgg_has_the_convolutions_of_torchvision(name: ModelName) -> None:
+    torch.manual_seed(0)
+    ours = build_network(name, 10)
+    torch.manual_seed(0)
+    peer = make_layers(cfgs[{"vgg11": "A", "vgg13": "B", "vgg16": "D", "vgg19": "E"}[name]], batch_norm=True)
+    nn.Linear(512, 10)
+    for module in peer:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    _check_twins(ours.get_submodule("features"), peer)
+
+
+def _check_twins(ours: nn.Module, peer: nn.Module) -> None:
+    own, other = ours.state_dict(), peer.state_dict()
+    assert list(own) == list(other)
+    assert all(torch.equal(own[key], other[key]) for key in own)
+    images = torch.rand(2, 3, 32, 32)
+    for _ in range(2):  # in training mode, the batch norms move
+        assert torch.equal(ours(images), peer(images))
+    with torch.inference_mode():
+        assert torch.equal(ours.eval()(images), peer.eval()(images))
 
 
 @pytest.mark.parametrize("name", ["cnn", "fast"])

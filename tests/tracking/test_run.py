@@ -128,12 +128,11 @@ def test_commands_can_open_a_new_store_at_the_same_time(
 ) -> None:
     monkeypatch.delenv("CIFAR_MLFLOW_PATIENCE")
     context = multiprocessing.get_context("spawn")
-    together = context.Barrier(3)
-    commands = [
-        context.Process(target=begin, args=(f"sqlite:///{tmp_path / 'new.db'}", together)) for _ in range(3)
-    ]
+    together = context.Barrier(2)
+    arguments = (f"sqlite:///{tmp_path / 'new.db'}", together)
+    commands = [context.Process(target=begin, args=arguments) for _ in range(2)]
     for command in commands:
         command.start()
     for command in commands:
         command.join()
-    assert [command.exitcode for command in commands] == [0, 0, 0]
+    assert [command.exitcode for command in commands] == [0, 0]

@@ -31,11 +31,11 @@ EXAMPLES = {
         "curl -F file=@cat.jpg {url}/predict",
         "curl -F file=@cat.jpg -F file=@cat.jpg '{url}/predict?top_k=2'",
         "curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg {url}/predict",
-        "(printf '{{\"image\": \"'; base64 -w0 cat.jpg; printf '\"}}') |\n"
+        "(printf '{{\"image\": \"'; base64 < cat.jpg | tr -d '\\n'; printf '\"}}') |\n"
         "    curl -H 'Content-Type: application/json' --data-binary @- {url}/predict",
     ],
     "/invocations": [
-        "(echo image; base64 -w0 cat.jpg) |\n"
+        "(echo image; base64 < cat.jpg | tr -d '\\n') |\n"
         "    curl -H 'Content-Type: text/csv' --data-binary @- {url}/invocations",
     ],
     "/v2/models/{name}/infer": [

@@ -166,6 +166,7 @@ def test_a_worker_that_dies_during_an_outage_of_the_registry_is_replaced_afterwa
     assert server.stop() == 0
 
 
+@pytest.mark.thorough
 def test_the_server_stops_while_a_worker_waits_for_the_registry(
     start: Callable[..., Server], store: Store
 ) -> None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from cifar_mlflow.config import Precision
 from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.evaluation.paired_test import PairedTest
+from cifar_mlflow.export.images import EvalSet
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
-from serving.registry.candidates import Candidate, EvalSet, build_candidates, choose
-from serving.registry.paired_test import PairedTest
+from serving.registry.candidates import Candidate, build_candidates, choose
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CARD = ModelCard(model="cnn", classes=("a", "b", "c"), image_size=32, mean=MEAN, std=STD, width=0.25)

@@ -18,6 +18,7 @@ from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import DataConfig, EvaluateConfig
 from cifar_mlflow.data import Split, load_dataset
+from cifar_mlflow.data.split import divide
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.evaluation.report import report_on
@@ -32,7 +33,7 @@ def validation(trained: Trained, cache_dir: Path) -> Split:
     config = DataConfig(
         dataset="folder", data_dir=trained.images, val_size=0.5, split_seed=7, cache_dir=cache_dir
     )
-    return pipeline.divide(load_dataset(config), config)[1]
+    return divide(load_dataset(config), config)[1]
 
 
 def versions(client: mlflow.MlflowClient) -> list[Any]:
@@ -128,7 +129,7 @@ def test_int8_is_registered_with_the_metrics_of_both_candidates(
     config = DataConfig(
         dataset="folder", data_dir=trained.folder / "vivid", val_size=0.5, cache_dir=shared_cache
     )
-    data = pipeline.divide(load_dataset(config), config)[1]
+    data = divide(load_dataset(config), config)[1]
     np.testing.assert_array_equal(scorer.score(data.images).probabilities.argmax(1), data.labels)
     assert client.get_model_version("cifar10", "1").tags["val_accuracy"] == "1.0"
     metrics = client.get_run(trained.easy).data.metrics

@@ -42,7 +42,6 @@ def quantize(model: Path, path: Path, images: NDArray[np.uint8]) -> None:
         images: training images, uint8 (N, S, S, 3), N > 0. The ranges of the activations are measured on up
             to 400 of them; the draw is seeded.
     """
-    drawn = np.random.default_rng(CALIBRATION_SEED).permutation(len(images))[:CALIBRATION_IMAGES]
     graph = onnx.load(model).graph
     first = next(node.name for node in graph.node if node.op_type == "Conv")
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +51,7 @@ def quantize(model: Path, path: Path, images: NDArray[np.uint8]) -> None:
         quantize_static(
             str(prepared),
             str(path),
-            _CalibrationBatches(images[np.sort(drawn)]),
+            _CalibrationBatches(calibration_images(images)),
             op_types_to_quantize=QUANTIZED_OPERATORS,
             # Its input is the image itself, with only three channels: there is nothing to gain.
             nodes_to_exclude=[first],
@@ -63,6 +62,12 @@ def quantize(model: Path, path: Path, images: NDArray[np.uint8]) -> None:
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={"CalibMovingAverage": True},
         )
+
+
+def calibration_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return up to 400 of the images, drawn by a fixed seed and in their order."""
+    drawn = np.random.default_rng(CALIBRATION_SEED).permutation(len(images))[:CALIBRATION_IMAGES]
+    return images[np.sort(drawn)]
 
 
 class _CalibrationBatches(CalibrationDataReader):

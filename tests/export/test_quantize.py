@@ -9,10 +9,10 @@ import torch
 from onnx import numpy_helper
 
 from cifar_mlflow.export.onnx import save_onnx
+from cifar_mlflow.export.quantize import quantize
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
-from serving.registry.quantize import quantize
 
 
 def block_images(count: int, seed: int) -> np.ndarray:

@@ -1,0 +1,204 @@
+"""The job of `cifar-mlflow export`: write a model in several formats and hand over only what was verified.
+
+Every file is written into a temporary folder, opened with the format's own runtime, and compared with the
+trained network on the validation images. A file that passes is moved into place; any other is deleted.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
+
+import mlflow
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cifar_mlflow.config import ExportConfig, PlacesConfig
+from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.export.format import ExportFormat, ModelToExport
+from cifar_mlflow.export.images import load_images
+from cifar_mlflow.export.reference import load_classifier
+from cifar_mlflow.export.verify import Measured, objection, predict_labels, time_one_image
+from cifar_mlflow.files import write_errors
+from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.retry import call_mlflow
+from cifar_mlflow.tracking.store import connect
+
+logger = logging.getLogger(__name__)
+
+OLD_NAMES = {"hdf5": "hdf5-weights"}
+# The settings `dataset` by the names in model cards; any other name is that of a folder.
+DATASETS = {"cifar10": "cifar10", "cifar10-sample": "sample"}
+FILE_SUFFIXES = {".onnx", ".keras", ".h5", ".hdf5", ".tflite", ".pte", ".pt2", ".safetensors"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files that were handed over, and the reasons why others were not."""
+
+    run_id: str
+    rows: list[Measured]
+    failures: list[str]
+
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame([asdict(row) for row in self.rows])
+
+
+def choose_formats(table: Mapping[str, str], config: ExportConfig) -> tuple[list[ExportFormat], list[str]]:
+    """Return the formats that `config` names, and for `all` a sentence about each that is left out.
+
+    Args:
+        table: by name, where the `ExportFormat` is: `package.module:object`.
+
+    Raises:
+        UsageError: a format that was named lacks an extra, or does not support the other options.
+    """
+    names = [OLD_NAMES.get(name, name) for name in config.format]
+    every = "all" in names
+    formats, left_out = [], []
+    for name in table if every else dict.fromkeys(names):
+        form: ExportFormat = resolve_name(table[name])
+        if reason := _unsupported(form, config):
+            left_out.append(f"{name}: {reason}")
+        else:
+            formats.append(form)
+    if left_out and (not every or not formats):
+        raise UsageError("\n".join(left_out))
+    return formats, left_out
+
+
+def _unsupported(form: ExportFormat, config: ExportConfig) -> str | None:
+    """Return why a format cannot be written on this machine with these options; None if it can."""
+    if command := form.missing(config):
+        return f"needs a package that is not installed: {command}"
+    if not set(form.precisions) & set(config.precision):
+        return f"has no {' or '.join(config.precision)}, only {', '.join(form.precisions)}"
+    if config.with_preprocessing and not form.preprocessing:
+        return "cannot contain the preprocessing: leave out --with-preprocessing"
+    return None
+
+
+def export(reference: str, formats: Sequence[ExportFormat], config: ExportConfig) -> Exported:
+    """Write a model in several formats into the folder `config.output`, in an MLflow run of its own.
+
+    Args:
+        reference: a run id, a runs:/ or models:/ address, or a file of weights.
+        formats: as `choose_formats` returns them.
+
+    Raises:
+        UsageError: there is no such model, its images are not there, or the folder may not be written to.
+        CifarError: no file was handed over.
+    """
+    folder = _output_folder(config)
+    classifier, card = load_classifier(reference)
+    places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
+    training, eval_set = load_images(card, _where_trained(card), places)
+    expected = predict_logits(classifier, eval_set.images.images).argmax(axis=1)
+    connect(config.experiment)
+    name = config.run_name or f"export-{card.model}-{card.data}"
+    rows: list[Measured] = []
+    failures: list[str] = []
+    with (
+        StopRequest() as stop,
+        tracked_run(kind="export", name=name, cache_dir=config.cache_dir) as (run, _),
+        stop.at_once(),
+    ):
+        logger.info("Exporting %s of %s, verified on %s", card.model, reference, eval_set)
+        run.log_settings(config)
+        run.log_params({"model_uri": reference})
+        run.set_tags({"model_run_id": card.run_id, "verified_on": str(eval_set)})
+        for form in formats:
+            for precision in [p for p in config.precision if p in form.precisions]:
+                model = ModelToExport(
+                    classifier, card, reference, training.images, eval_set, precision, config
+                )
+                try:
+                    rows.append(_write_verified(form, model, expected, folder))
+                except CifarError as error:
+                    failures.append(f"{form.name} as {precision} was not written: {error}")
+        if not rows:
+            raise CifarError("\n".join(failures))
+        exported = Exported(run.run_id, rows, failures)
+        run.log_csv(exported.table(), "exports.csv")
+        run.log_metrics({name: value for row in rows for name, value in row.metrics().items()}, step=0)
+        if failures:
+            run.set_tags({"error": "; ".join(failures)})
+        return exported
+
+
+def _output_folder(config: ExportConfig) -> Path:
+    folder = config.output
+    if folder is None:
+        raise UsageError("--output: name the folder to write to")
+    if folder.suffix.lower() in FILE_SUFFIXES or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"--output {folder}: name a folder; the files in it are named after the model")
+    with write_errors(folder):
+        if folder.is_dir() and any(folder.iterdir()) and not config.overwrite:
+            raise UsageError(
+                f"--output {folder} is not empty: choose another folder, or add --overwrite to replace the "
+                "files there that have the same names"
+            )
+    return folder
+
+
+def _where_trained(card: ModelCard) -> dict[str, str]:
+    """Return the params of the run that trained the model; without it, only the name of its data set."""
+    by_name = {"dataset": DATASETS.get(card.data, "folder")}
+    try:
+        run = call_mlflow(lambda: mlflow.MlflowClient().get_run(card.run_id), "not in this store")
+    except UsageError:  # a file, exported elsewhere
+        return by_name
+    return by_name | run.data.params
+
+
+def _write_verified(
+    form: ExportFormat, model: ModelToExport, expected: NDArray[np.int64], folder: Path
+) -> Measured:
+    """Write, run, measure and compare one file, and move it into the folder.
+
+    Raises:
+        CifarError: it cannot be written, or differs too much from the trained network; nothing is left.
+    """
+    images = model.eval_set.images
+    with _scratch_for(folder) as scratch:
+        path = form.write(model, scratch)
+        predict = form.load(path)
+        labels = predict_labels(predict, images.images)
+        if reason := objection(model.precision, labels, expected, model.eval_set):
+            raise CifarError(reason)
+        measured = Measured(
+            format=form.name,
+            precision=model.precision,
+            file=path.name,
+            megabytes=_size(path) / 1e6,
+            agreement=float((labels == expected).mean()),
+            accuracy=float((labels == images.labels).mean()),
+            ms_per_image=time_one_image(predict, images.images),
+            runtime=form.runtime(),
+        )
+        target = folder / path.name
+        folder.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():  # a folder can only be renamed to a name that is free
+            target.rename(scratch / "replaced")
+        path.replace(target)
+        return measured
+
+
+@contextmanager
+def _scratch_for(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder on the file system of `folder`, which may not exist yet."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    with write_errors(folder), TemporaryDirectory(prefix=".export-", dir=nearest) as scratch:
+        yield Path(scratch)
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,62 @@
+"""Models to export: untrained networks that tell images of coloured blocks apart, and such images."""
+
+import numpy as np
+import torch
+
+from cifar_mlflow.config import ExportConfig, ServedPrecision
+from cifar_mlflow.data import Split
+from cifar_mlflow.export.format import ModelToExport
+from cifar_mlflow.export.images import EvalSet
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
+
+CLASSES = ("cat", "Hund", "größerer Vogel", "鳥")
+MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
+
+
+def block_images(count: int, seed: int) -> np.ndarray:
+    """Return uint8 (count, 32, 32, 3): 4 x 4 coloured blocks, which even an untrained network tells apart."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    return blocks.repeat(8, axis=1).repeat(8, axis=2)
+
+
+def untrained(name: str) -> tuple[ImageClassifier, ModelCard]:
+    """Return a network with running statistics and a head that spreads its answers over the classes."""
+    width = 0.25 if name in ("cnn", "fast") else 1.0
+    card = ModelCard(
+        model=name,
+        classes=CLASSES,
+        image_size=32,
+        mean=MEAN,
+        std=STD,
+        width=width,
+        temperature=0.37,
+        run_id="f" * 32,
+        metrics={"test/accuracy": 0.8125},
+    )
+    torch.manual_seed(0)
+    network = build_network(name, len(CLASSES), width=width)  # type: ignore[arg-type]
+    classifier = ImageClassifier(network, MEAN, STD)
+    pixels = torch.from_numpy(block_images(64, seed=0)).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        for _ in range(20):
+            classifier(pixels)
+        head = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
+        logits = classifier.eval()(pixels)
+        head.weight /= logits.std()
+        if head.bias is not None:
+            head.bias.copy_(head.bias - logits.mean(0) / logits.std())
+    return classifier, card
+
+
+def to_export(
+    name: str, precision: ServedPrecision = "fp32", config: ExportConfig | None = None
+) -> ModelToExport:
+    classifier, card = untrained(name)
+    images = block_images(100, seed=1)
+    eval_set = EvalSet("val", Split(images, np.zeros(len(images), np.int64)))
+    return ModelToExport(
+        classifier, card, "models:/cifar10/7", block_images(40, seed=2), eval_set, precision,
+        config or ExportConfig(license="CC-BY-4.0"),
+    )  # fmt: skip
