@@ -5,18 +5,13 @@ report, and whose docstring says what is measured and why that is fair. Its name
 """
 
 NAMES = (
-<<<<<<< HEAD
-    "training",
-    "tracking_cost",
-    "data_start",
-    "batch",
-=======
     "start",
     "training",
     "tracking_cost",
     "data_start",
->>>>>>> main
+    "batch",
     "search",
+    "search_storage",
     "trial_cost",
     "serving",
     "service",

@@ -80,7 +80,7 @@ class Worker:
             connect(self.spec.experiment)
             while True:
                 stop.raise_if_asked()
-                claimed = self.storage.retry_on_outage(self._claim_trial)
+                claimed = self.storage.retry_on_outage(self.claim_trial)
                 if claimed is None:
                     if not self.storage.retry_on_outage(self._waits_for_others):
                         return
@@ -103,13 +103,14 @@ class Worker:
         if self.spec.index or (self.spec.deadline and time.time() > self.spec.deadline):
             return False
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        others = sum(trial.user_attrs.get("host", self.storage.host) != self.storage.host for trial in running)
+        here = self.storage.host
+        others = sum(trial.user_attrs.get("host", here) != here for trial in running)
         if others:
             logger.info("Waiting for %d trials of other machines, to restart those of a lost one", others)
         return others > 0
 
     @ignore_optuna_warnings()
-    def _claim_trial(self) -> tuple[TrialCallbacks, FileLock, bool] | None:
+    def claim_trial(self) -> tuple[TrialCallbacks, FileLock, bool] | None:
         """Return the next trial, its acquired lock and whether it is a restart; None if all is done."""
         with self.storage.exclusive():
             trials = self.study.get_trials(deepcopy=False)
