@@ -3,8 +3,8 @@
 Every request is simulated: it goes to a ready replica at random, as with a Kubernetes Service, waits until
 the requests before it are answered, and is refused (503) if the queue of that replica is full. Every 15 s,
 the autoscaler follows the published algorithm of the HorizontalPodAutoscaler: replicas x value / target,
-where replicas that start count as idle; no change within 10 %; at most a doubling or four more at a time;
-and down only to the largest number of the last five minutes.
+where replicas without metrics yet count as idle; no change within 10 %; at most a doubling or four more at a
+time; and down only to the largest number of the last five minutes.
 
 Measured: the rate of a replica. Assumed, and options here: the load, the time until a new replica is ready,
 and the age of the metrics. Assumed as well: all requests are equal, and a replica answers one after another.
@@ -112,19 +112,21 @@ def simulate(load: Load, replica: Replica, scaler: Scaler, seed: int = 0) -> Out
     free_at = [0.0] * scaler.minimum  # for each ready replica: when its last request will be answered
     starting: list[float] = []  # for each replica that starts: when it is ready
     wanted: deque[tuple[float, int]] = deque()  # recommendations of the stabilization window
-    values: deque[tuple[float, float]] = deque()  # metrics that are not old enough to be seen
-    seen = 0.0
+    samples: deque[tuple[float, float, int]] = deque()  # time, mean and replicas; too new to be seen yet
+    seen, measured = 0.0, scaler.minimum
     busy, next_sync = 0.0, SYNC_SECONDS
     for now in arrivals(load, draw):
         while now >= next_sync:
             in_flight = sum(max(0.0, free - next_sync) for free in free_at) * replica.rate
             cpu = min(1.0, busy / SYNC_SECONDS / len(free_at))
-            values.append((next_sync, cpu if scaler.signal == "cpu" else in_flight / len(free_at)))
-            while values and values[0][0] <= next_sync - scaler.lag:
-                seen = values.popleft()[1]
+            mean = cpu if scaler.signal == "cpu" else in_flight / len(free_at)
+            samples.append((next_sync, mean, len(free_at)))
+            while samples and samples[0][0] <= next_sync - scaler.lag:
+                _, seen, measured = samples.popleft()
             free_at += [ready for ready in starting if ready <= next_sync]
             starting = [ready for ready in starting if ready > next_sync]
-            count = resize(len(free_at), len(starting), seen / scaler.target, scaler, wanted, next_sync)
+            count = len(free_at) + len(starting)
+            count = resize(count, measured, seen / scaler.target, scaler, wanted, next_sync)
             starting += [next_sync + replica.start] * (count - len(free_at) - len(starting))
             while count < len(free_at) + len(starting):
                 (starting or free_at).pop()
@@ -142,17 +144,18 @@ def simulate(load: Load, replica: Replica, scaler: Scaler, seed: int = 0) -> Out
 
 
 def resize(
-    ready: int, starting: int, ratio: float, scaler: Scaler, wanted: deque[tuple[float, int]], now: float
+    count: int, measured: int, ratio: float, scaler: Scaler, wanted: deque[tuple[float, int]], now: float
 ) -> int:
     """Return the number of replicas that the autoscaler asks for.
 
     Args:
-        ratio: value of the signal divided by its target.
+        count: number of replicas now.
+        measured: number of replicas when the signal was measured.
+        ratio: mean of the signal divided by its target.
         wanted: the proposals of the stabilization window, to which this one is added.
     """
-    count = ready + starting
     if ratio > 1:
-        ratio = max(1.0, ratio * ready / count)
+        ratio = max(1.0, ratio * min(1.0, measured / count))
     proposal = count if abs(ratio - 1) <= TOLERANCE else math.ceil(count * ratio)
     proposal = min(proposal, max(2 * count, count + 4))
     proposal = min(max(proposal, scaler.minimum), scaler.maximum)
