@@ -31,6 +31,7 @@ from cifar_mlflow.config import (
     validate,
 )
 from cifar_mlflow.console import set_up_logging
+from cifar_mlflow.environment import rank, rank_prefix, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.interrupt import Interrupted, terminable
 from cifar_mlflow.names import printable
@@ -83,8 +84,8 @@ class Group(click.Group):
             with terminable():
                 return super().invoke(ctx)
         except CifarError as error:
-            click.echo(f"Error: {error}", err=True)
-            if "MLFLOW_RUN_ID" in os.environ:  # otherwise spare the slow import
+            click.echo(f"{rank_prefix()}Error: {error}", err=True)
+            if "MLFLOW_RUN_ID" in os.environ and rank() == 0:  # otherwise spare the slow import
                 from cifar_mlflow.tracking.lifecycle import tag_project_run
 
                 tag_project_run(str(error))
@@ -110,9 +111,15 @@ class Group(click.Group):
     },
 )
 @click.version_option(package_name="cifar-mlflow")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Image classification on CIFAR-10, tracked with MLflow."""
     set_up_logging()
+    if world_size() > 1 and ctx.invoked_subcommand != "train":
+        raise UsageError(
+            f"torchrun started {world_size()} processes of {ctx.invoked_subcommand}, but only train divides "
+            "its work among processes: start this command without torchrun"
+        )
     try:
         Path.home()
     except RuntimeError:  # no HOME and no account, as in some containers: MLflow could not be imported
@@ -159,20 +166,22 @@ def train(
 ) -> None:
     """Train a model and track it as an MLflow run."""
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
-    if resume:
-        with _paused_garbage_collection():
-            from cifar_mlflow.pipeline import resumable_config
-
-        config = resumable_config(resume, given)
-    else:
-        config = resolve_train_config(given)
+    config = None if resume else resolve_train_config(given)
+    if config:
         check_tta(config)
-    if print_config:
-        return _print_config(validate(RegisterConfig, registration), config)
+    if print_config and config:
+        return _print_config(validate(RegisterConfig, registration), config) if rank() == 0 else None
     with _paused_garbage_collection():
         from cifar_mlflow import pipeline
+        from cifar_mlflow.training.distributed import this_world
 
-    result = pipeline.train(config, resume)
+    with this_world():
+        config = config or pipeline.resumable_config(str(resume), given)
+        if print_config:
+            return _print_config(validate(RegisterConfig, registration), config) if rank() == 0 else None
+        result = pipeline.train(config, resume)
+    if rank() > 0:  # the first process of torchrun has the results
+        return None
     click.echo(result.summary())
     if register:
         run_verb(ctx, "register", run_id=result.run_id, **registration)
@@ -220,6 +229,10 @@ def _is_one_file_of_weights(config: ExportConfig) -> bool:
 
 
 def _export_weights(model: str, config: ExportConfig) -> None:
+    only_for_folders = {"precision", "with_preprocessing", "overwrite", "license"} & config.model_fields_set
+    if only_for_folders:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(only_for_folders))
+        raise UsageError(f"{options}: not for a single file of weights; name a --format and a folder")
     from cifar_mlflow.export import format_for, write_weights
     from cifar_mlflow.export.reference import load_classifier
 

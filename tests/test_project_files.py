@@ -12,6 +12,7 @@ import yaml
 from cifar_mlflow.config import (
     DataConfig,
     EvaluateConfig,
+    ExportConfig,
     ModelName,
     RecipeName,
     RegisterConfig,
@@ -54,6 +55,7 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
         ("tune", TuneAndPromoteConfig),
         ("demo", TrainAndRegisterConfig),
         ("evaluate", EvaluateConfig),
+        ("export", ExportConfig),
         ("register", RegisterConfig),
         ("promote", RegistryConfig),
         ("rollback", RegistryConfig),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cifar_mlflow.config import DataConfig
-from cifar_mlflow.data.dataset import ImageDataset, Split
+from cifar_mlflow.data.dataset import ImageDataset, SelectedImages, Selection, Split
 from cifar_mlflow.errors import UsageError
 
 FEW_IMAGES = 100  # an accuracy on fewer images is uncertain by ten points or more
@@ -41,6 +41,16 @@ def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
     train_index, val_index = train_val_indices(dataset, config)
     return (
         Split(images.images[train_index], images.labels[train_index]),
+        Split(images.images[val_index], images.labels[val_index]),
+    )
+
+
+def divide_lazily(dataset: ImageDataset, config: DataConfig) -> tuple[Selection, Split]:
+    """Return what `divide` does, but leave the training images on the disk: each process would copy them."""
+    images = dataset.split("train")
+    train_index, val_index = train_val_indices(dataset, config)
+    return (
+        Selection(SelectedImages(images.images, train_index), images.labels[train_index]),
         Split(images.images[val_index], images.labels[val_index]),
     )
 

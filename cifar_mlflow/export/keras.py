@@ -75,8 +75,7 @@ class _SavedModel(_Tensorflow):
 
             size = model.card.image_size
             archive = ExportArchive()
-            archive.track(network)
-            archive.add_endpoint(
+            archive.add_endpoint(  # tracks the weights; `track` would store them a second time
                 SIGNATURE,
                 lambda images: network(images, training=False),
                 [tf.TensorSpec((None, size, size, 3), tf.uint8, name="images")],

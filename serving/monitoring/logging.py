@@ -22,7 +22,7 @@ import structlog
 from structlog.typing import Processor
 
 QUEUE_LINES = 10_000
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.1
 EXIT_SECONDS = 2.0
 STDERR = 2  # file descriptor
 LEVELS = {

@@ -26,7 +26,7 @@ ROUTES = PROBES | {
 }  # fmt: skip
 # These requests come every few seconds; they are counted, but get a line in the access log only if they fail.
 QUIET_ROUTES = PROBES | {"/metrics"}
-FLUSH_SECONDS = 0.02
+FLUSH_SECONDS = 0.1
 # A row of the request log with its indexes takes about 300 bytes in SQLite, and 430 in PostgreSQL.
 ROWS_PER_MB = 2000
 

@@ -24,6 +24,7 @@ def main(model_uri: str, output: Path, port: int) -> None:
         sys.exit(error.exit_code)
     scorer.close()
     precision = scorer.card["precision"]
+    stem = scorer.card["model"] if precision == "fp32" else f"{scorer.card['model']}-{precision}"
     command = [
         "export",
         model_uri,
@@ -35,7 +36,7 @@ def main(model_uri: str, output: Path, port: int) -> None:
     if code := subprocess.run([sys.executable, "-m", "cifar_mlflow", *command]).returncode:
         sys.exit(code)
     try:
-        server = create_server(output / ("web" if precision == "fp32" else f"web-{precision}"), port)
+        server = create_server(output / f"{stem}-web", port)
     except OSError as error:
         click.echo(
             f"Error: port {port} cannot be used ({error.strerror}): choose another with --port", err=True

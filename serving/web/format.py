@@ -48,7 +48,7 @@ class _Web(ExportFormat):
             runtime = open_runtime(config.runtime)
         else:
             runtime = installed_runtime(config.cache_dir) or install_runtime(config.cache_dir)
-        path = folder / ("web" if model.precision == "fp32" else f"web-{model.precision}")
+        path = folder / f"{model.stem}-web"
         write_bundle(path, _network(model, folder), _card(model, runtime), runtime)
         logger.info("Files of %s:\n%s", path.name, _listing(path))
         return path

@@ -203,7 +203,7 @@ def test_the_printed_config_repeats_the_training(project: Project) -> None:
     printed = project.invoke("train", *project.quick, "--lr", "0.02", "--print-config")
     (project.folder / "config.yaml").write_text(printed)
     assert yaml.safe_load(printed)["lr"] == 0.02
-    project.run("train", "--config", "config.yaml")
+    project.invoke("train", "--config", "config.yaml")
     again = project.invoke("train", "--config", "config.yaml", "--epochs", "1", "--print-config")
     assert yaml.safe_load(again) == yaml.safe_load(printed) | {"epochs": 1}
     (run,) = project.runs
@@ -241,7 +241,7 @@ def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) ->
     assert "could not be written" in run.data.tags["error"]
 
 
-@pytest.mark.parametrize("entry_point", ["main", "demo"])
+@pytest.mark.parametrize("entry_point", ["main", pytest.param("demo", marks=pytest.mark.thorough)])
 def test_mlflow_run_trains_in_the_run_that_it_created(
     project: Project, entry_point: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,8 @@
 
 import os
 from pathlib import Path
-from typing import ClassVar
+from pkgutil import resolve_name
+from typing import ClassVar, get_args
 
 import mlflow
 import pandas as pd
@@ -11,11 +12,11 @@ import torch
 from click.testing import CliRunner, Result
 
 from cifar_mlflow.cli import EXPORT_FORMATS, main
-from cifar_mlflow.config import ExportConfig, ServedPrecision
+from cifar_mlflow.config import ExportConfig, ExportFormatName, ServedPrecision
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export.format import ModelToExport
-from cifar_mlflow.export.job import choose_formats, export
+from cifar_mlflow.export.job import OLD_NAMES, choose_formats, export
 from cifar_mlflow.export.onnx import ONNX
 from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -139,6 +140,7 @@ def test_a_file_that_answers_differently_is_not_handed_over(model: str) -> None:
     assert "different labels" in last_run().data.tags["error"]
 
 
+@pytest.mark.slow
 def test_the_other_formats_are_still_handed_over(model: str) -> None:
     exported = export(model, [AnotherNetwork(), ONNX], config())
     assert content("out") == {"cnn.onnx"}
@@ -157,6 +159,7 @@ def test_nothing_half_written_is_left(model: str, error: BaseException) -> None:
     assert last_run().info.status == ("FAILED" if isinstance(error, OSError) else "KILLED")
 
 
+@pytest.mark.slow
 def test_only_overwrite_replaces(model: str) -> None:
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")
@@ -172,6 +175,7 @@ def test_only_overwrite_replaces(model: str) -> None:
     assert ONNX.metadata(Path("out/cnn.onnx"))
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_same_name_is_replaced(model: str) -> None:
     class Folder(type(ONNX)):  # type: ignore[misc]
         def write(self, model: ModelToExport, folder: Path) -> Path:
@@ -199,6 +203,10 @@ def test_a_folder_of_the_same_name_is_replaced(model: str) -> None:
         ("--format onnx --output file", "--output file: name a folder"),
         ("--format safetensors --output out --precision int8", "safetensors: has no int8, only fp32"),
         ("--format pt2 --output out --with-preprocessing", "pt2: cannot contain the preprocessing"),
+        (
+            "--output weights.h5 --with-preprocessing",
+            "--with-preprocessing: not for a single file of weights",
+        ),
         ("--format onnx --output out --precision int4", "precision: Input should be 'fp32' or 'int8'"),
     ],
 )
@@ -221,6 +229,12 @@ def test_all_leaves_out_what_cannot_be_written_and_says_why() -> None:
     assert [line.partition(":")[0] for line in left_out] == ["litert", "executorch"]
     assert "pip install 'cifar-mlflow[needy]'" in left_out[0]
     assert left_out[1] == "executorch: has no int8, only fp32"
+
+
+def test_the_config_knows_the_names_of_the_formats() -> None:
+    assert {*get_args(ExportFormatName)} == {*EXPORT_FORMATS, "all", *OLD_NAMES}
+    for name, place in EXPORT_FORMATS.items():
+        assert resolve_name(place).name == name
 
 
 def test_the_old_name_of_a_format_is_known() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from cifar_mlflow.config import MODELS_WITH_WIDTH
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
-from cifar_mlflow.export import load_model_file
+from cifar_mlflow.export import FORMATS, load_model_file, write_weights
 from cifar_mlflow.export.hdf5 import save_hdf5
 from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models.card import ModelCard
@@ -167,6 +167,22 @@ def test_folders_are_created_and_the_file_is_readable_by_others(
     finally:
         os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_file_that_reads_back_differently_is_not_handed_over(
+    tmp_path: Path, classifier: ImageClassifier
+) -> None:
+    def save_other(path: Path, _: ImageClassifier, card: ModelCard) -> None:
+        torch.manual_seed(1)
+        save_weights(path, ImageClassifier(build_network("cnn", 4, width=0.25), card.mean, card.std), card)
+
+    output = tmp_path / "model.safetensors"
+    write_weights(output, FORMATS["safetensors"], classifier, CARD)
+    before = output.read_bytes()
+    with pytest.raises(CifarError, match=r"model\.safetensors: the file read back differs from the model"):
+        write_weights(output, FORMATS["safetensors"]._replace(save=save_other), classifier, CARD)
+    assert output.read_bytes() == before
+    assert os.listdir(tmp_path) == [output.name]  # noqa: PTH208
 
 
 @pytest.mark.parametrize("suffix", SAVERS)

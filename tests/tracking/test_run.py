@@ -3,6 +3,7 @@
 import multiprocessing
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.synchronize import Barrier
@@ -12,7 +13,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.tracking import lifecycle
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
@@ -136,3 +137,31 @@ def test_commands_can_open_a_new_store_at_the_same_time(
     for command in commands:
         command.join()
     assert [command.exitcode for command in commands] == [0, 0]
+
+
+@pytest.mark.slow
+def test_system_metrics_are_logged_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    logged = []
+    for asked in (True, False):
+        with tracked_run(kind="train", name="a", cache_dir=tmp_path, system_metrics=asked) as (run, _):
+            for _ in range(200 if asked else 5):
+                time.sleep(0.1)
+                metrics = mlflow.MlflowClient().get_run(run.run_id).data.metrics
+                if "system/cpu_utilization_percentage" in metrics:
+                    break
+        logged.append("system/cpu_utilization_percentage" in metrics)
+    assert logged == [True, False]
+
+
+def test_system_metrics_without_psutil_are_refused_before_a_run_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with (
+        pytest.raises(UsageError, match=r"pip install 'cifar-mlflow\[system\]'"),
+        tracked_run(kind="train", name="a", cache_dir=tmp_path, system_metrics=True),
+    ):
+        pass
+    assert not mlflow.search_runs(output_format="list")

@@ -91,7 +91,7 @@ def exported(trained: Trained, runtime: Runtime, shared_cache: Path) -> Result:
 @pytest.fixture(scope="session")
 def folder(exported: Result, trained: Trained) -> Path:
     assert exported.exit_code == 0, exported.output
-    return trained.folder / "out" / "web-int8"
+    return trained.folder / "out" / "cnn-int8-web"
 
 
 @pytest.fixture(scope="session")

@@ -162,11 +162,11 @@ def test_a_run_has_no_thresholds_so_the_page_is_never_unsure(
     with working_in(trained.folder, shared_cache):
         result = export(trained.run_id, *options)
     assert result.exit_code == 0, result.output
-    card = json.loads((tmp_path / "web/model/model.json").read_text())
+    card = json.loads((tmp_path / "cnn-web/model/model.json").read_text())
     assert not {"uncertain", "ood"} & card.keys()
 
     noise = encode(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8), "PNG")
-    with served(tmp_path / "web") as bare:
+    with served(tmp_path / "cnn-web") as bare:
         page = open_page(bare.url)
         page.set_input_files("#files", upload("noise.png", noise, "image/png"))
         expect(page.locator("#reading .detail")).to_have_text(re.compile(r"^[<>]?\d+% sure$"))
