@@ -31,7 +31,12 @@ check: .venv/.ready
 	$(BIN)/mypy
 	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow and not thorough'
 
-test: .venv/.ready
+# Ray and Spark for the tests of `classify --engine`; Spark needs Java, too.
+.venv/.engines: .venv/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[ray,spark]'
+	touch $@
+
+test: .venv/.engines
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/lint-imports
@@ -39,7 +44,7 @@ test: .venv/.ready
 	$(BIN)/pytest -n 2 --dist worksteal
 
 # What would take CI over its time: variants of tests that are in `make test`, the longest ones, and all export formats.
-thorough: .venv/.ready
+thorough: .venv/.engines
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[tensorflow,litert,executorch]'
 	$(BIN)/pytest -n 2 --dist worksteal -m thorough
 	$(BIN)/pytest -n 2 --dist worksteal tests/export

@@ -29,7 +29,7 @@ logger = logging.getLogger("cifar_mlflow.tuning")
 T = TypeVar("T")
 
 # Each machine renews the heartbeats of its trials; without one for the grace period, others restart them.
-HEARTBEAT_SECONDS = 30
+MAX_HEARTBEAT_SECONDS = 30
 DEFAULT_GRACE_SECONDS = 600
 # Query parameters of a database URL that hold a password.
 PASSWORD_PARAMETERS = ("password", "passwd", "pwd", "sslpassword")
@@ -90,7 +90,7 @@ class Storage:
                 self.database = RDBStorage(
                     self.url,
                     engine_kwargs={"connect_args": arguments, "pool_pre_ping": True},
-                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    heartbeat_interval=heartbeat_seconds(),
                     grace_period=grace_seconds(),
                     heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
                 )
@@ -196,6 +196,11 @@ def grace_seconds() -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise UsageError(f"CIFAR_MLFLOW_GRACE must be a positive whole number of seconds (got {text!r})")
     return int(text)
+
+
+def heartbeat_seconds() -> int:
+    """Return after how many seconds heartbeats are renewed: several times in the grace period."""
+    return max(1, min(MAX_HEARTBEAT_SECONDS, grace_seconds() // 4))
 
 
 def _is_sqlite_file(url: str) -> bool:

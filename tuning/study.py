@@ -29,7 +29,7 @@ from tuning.optuna_output import silence_optuna
 from tuning.report import log_study, snapshot
 from tuning.results import best_trials, failure_reason, own_trials
 from tuning.retrain import retrained_runs, retrainings
-from tuning.storage import HEARTBEAT_SECONDS, STORAGE_ERRORS, Storage, cause, redact_password
+from tuning.storage import STORAGE_ERRORS, Storage, cause, heartbeat_seconds, redact_password
 from tuning.study_spec import StudySpec, read_study_spec
 from tuning.trial_plots import TrialPlotter
 from tuning.warm_start import NON_TUNABLE, PRIOR_RUN
@@ -194,7 +194,7 @@ def _heartbeat(study: optuna.Study, storage: Storage) -> Callable[[], None]:
     def renew_if_due() -> None:
         nonlocal due
         if time.monotonic() > due:
-            due = time.monotonic() + HEARTBEAT_SECONDS
+            due = time.monotonic() + heartbeat_seconds()
             try:
                 storage.record_heartbeats(study)
             except STORAGE_ERRORS as error:  # the workers find out by themselves whether it is an outage

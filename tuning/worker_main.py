@@ -34,7 +34,7 @@ from tuning.results import own_trials
 from tuning.retrain import retrain
 from tuning.samplers import build_pruner, build_sampler
 from tuning.space import Space
-from tuning.storage import Storage
+from tuning.storage import Storage, heartbeat_seconds
 from tuning.study_spec import WorkerSpec
 from tuning.warm_start import NON_TUNABLE
 
@@ -71,14 +71,22 @@ class Worker:
         return study
 
     def run_trials(self) -> None:
-        """Run trials until none is left."""
+        """Run trials until none is left.
+
+        The first worker of a machine stays until the trials of other machines have ended, too: if one of
+        these machines is lost, its trial is restarted here.
+        """
         with StopRequest() as stop:
             connect(self.spec.experiment)
             while True:
                 stop.raise_if_asked()
-                claimed = self.storage.retry_on_outage(self._claim_trial)
+                claimed = self.storage.retry_on_outage(self.claim_trial)
                 if claimed is None:
-                    return
+                    if not self.storage.retry_on_outage(self._waits_for_others):
+                        return
+                    with stop.at_once():
+                        time.sleep(heartbeat_seconds())
+                    continue
                 callbacks, lock, is_restart = claimed
                 prefix_log_lines(f"trial {callbacks.trial.number}")
                 try:
@@ -91,8 +99,18 @@ class Worker:
                 finally:
                     lock.release()
 
+    def _waits_for_others(self) -> bool:
+        if self.spec.index or (self.spec.deadline and time.time() > self.spec.deadline):
+            return False
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        here = self.storage.host
+        others = sum(trial.user_attrs.get("host", here) != here for trial in running)
+        if others:
+            logger.info("Waiting for %d trials of other machines, to restart those of a lost one", others)
+        return others > 0
+
     @ignore_optuna_warnings()
-    def _claim_trial(self) -> tuple[TrialCallbacks, FileLock, bool] | None:
+    def claim_trial(self) -> tuple[TrialCallbacks, FileLock, bool] | None:
         """Return the next trial, its acquired lock and whether it is a restart; None if all is done."""
         with self.storage.exclusive():
             trials = self.study.get_trials(deepcopy=False)

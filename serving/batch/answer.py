@@ -1,12 +1,10 @@
-"""Turn images into rows: by our scorer, or by the registered MLflow model."""
+"""Turn images into rows, batch by batch."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
-from mlflow.pyfunc import PyFuncModel
 
 from cifar_mlflow.scorer.predictor import Scorer
 from serving.batch.read import File
@@ -39,21 +37,6 @@ class ScorerAnswerer:
 
     def answers(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
         return self._scorer.answers(self._scorer.score(np.stack(images)), self._top_k)
-
-
-class PyfuncAnswerer:
-    """Pass the bytes to an MLflow model that `register` made."""
-
-    def __init__(self, model: PyFuncModel, top_k: int) -> None:
-        self._model = model
-        self._params = {"top_k": top_k, "on_error": "null"}
-
-    def prepare(self, data: bytes) -> bytes:
-        return data
-
-    def answers(self, images: list[bytes]) -> list[dict[str, Any]]:
-        answers: list[dict[str, Any]] = self._model.predict(pd.DataFrame({"image": images}), self._params)
-        return answers
 
 
 def batches(files: Iterable[File], check: Callable[[], None] = lambda: None) -> Iterator[list[File]]:

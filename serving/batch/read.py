@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cifar_mlflow.scorer.preprocess import MAX_BYTES, BadImage, image_bytes
@@ -16,7 +17,8 @@ from serving.batch.rows import FileError, Outcome, file_stamp, path_text
 from serving.batch.tables import TablePart, read_cells
 
 READER_THREADS = 4
-READ_AHEAD = 128
+CHUNK = 16  # images per task: handing small images over one by one would cost as much as decoding them
+READ_AHEAD = 8  # tasks
 
 Prepare = Callable[[bytes], Any]
 # Path and state of a file: the outcome of an earlier run that still holds, if there is one.
@@ -55,17 +57,22 @@ def read_images(
         UsageError: a table is damaged or no longer exists.
         CifarError: its storage does not answer.
     """
-    ahead: deque[Future[File]] = deque()
+    ahead: deque[Future[list[File]]] = deque()
     pool = ThreadPoolExecutor(READER_THREADS)
+    tasks = _tasks(found, prepare, find_earlier)
     try:
-        for task in _tasks(found, prepare, find_earlier):
-            ahead.append(pool.submit(task))
+        while chunk := list(islice(tasks, CHUNK)):
+            ahead.append(pool.submit(_run, chunk))
             if len(ahead) > READ_AHEAD:
-                yield ahead.popleft().result()
+                yield from ahead.popleft().result()
         while ahead:
-            yield ahead.popleft().result()
+            yield from ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _run(tasks: list[Callable[[], File]]) -> list[File]:
+    return [task() for task in tasks]
 
 
 def _tasks(found: Found, prepare: Prepare, find_earlier: FindEarlier) -> Iterator[Callable[[], File]]:
@@ -93,10 +100,11 @@ def _read_file(
         if not regular:  # reading a pipe would block
             return file._replace(error=FileError(file.text, "not_a_file", "It is not a regular file."))
         if remote:
-            data = read_url(path, MAX_BYTES + 1)
+            data = read_url(path, MAX_BYTES + 1 if size > MAX_BYTES else None)
         else:
             with open(path, "rb") as opened:  # noqa: PTH123
-                data = opened.read(MAX_BYTES + 1)
+                # Not MAX_BYTES: to allocate that many takes as long as to decode a small image.
+                data = opened.read(min(size, MAX_BYTES) + 1)
     except Exception as error:
         if not remote and not isinstance(error, OSError):
             raise

@@ -90,11 +90,10 @@ def list_url(url: str, suffixes: tuple[str, ...]) -> dict[str, Stamp]:
     return {system.unstrip_protocol(name): _stamp(found[name]) for name in sorted(found)}
 
 
-def read_url(url: str, limit: int) -> bytes:
-    """Return the first `limit` bytes of a file."""
+def read_url(url: str, end: int | None) -> bytes:
+    """Return the bytes of a file, or those before `end`."""
     system, path = file_system(url)
-    with system.open(path, "rb", block_size=limit) as file:
-        content: bytes = file.read(limit)
+    content: bytes = system.cat_file(path, start=None if end is None else 0, end=end)
     return content
 
 

@@ -21,10 +21,15 @@ def _binary(name: str) -> str | None:
 
 
 class Postgres:
-    """A server that can be taken away and brought back."""
+    """A server that can be taken away and brought back.
 
-    def __init__(self, port: int) -> None:
+    Args:
+        settings: options of the server. By default, it may lose data when the machine crashes.
+    """
+
+    def __init__(self, port: int, settings: str = "-c fsync=off") -> None:
         self.port = port
+        self._settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         self._user: dict[str, Any] = {"user": NOBODY} if os.geteuid() == 0 else {}
         if self._user:
@@ -37,7 +42,7 @@ class Postgres:
         return f"postgresql+psycopg://tester@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} {self._settings}"
         self._call("pg_ctl", "start", "-w", "-D", str(self.folder / "data"), "-l", str(self.folder / "log"),
                    "-o", options)  # fmt: skip
 

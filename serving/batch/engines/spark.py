@@ -10,10 +10,10 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.pyfunc import PyFuncModel
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.tracking.retry import first_line
-from serving.batch.answer import PyfuncAnswerer
 from serving.batch.dataset import Part, finished_parts
 from serving.batch.extras import import_extra
 from serving.batch.worker import Job, classify_part
@@ -55,6 +55,21 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
     finally:
         if spark is not None:
             spark.stop()
+
+
+class PyfuncAnswerer:
+    """Pass the bytes to an MLflow model that `register` made."""
+
+    def __init__(self, model: PyFuncModel, top_k: int) -> None:
+        self._model = model
+        self._params = {"top_k": top_k, "on_error": "null"}
+
+    def prepare(self, data: bytes) -> bytes:
+        return data
+
+    def answers(self, images: list[bytes]) -> list[dict[str, Any]]:
+        answers: list[dict[str, Any]] = self._model.predict(pd.DataFrame({"image": images}), self._params)
+        return answers
 
 
 class _Task:
