@@ -30,8 +30,8 @@ class Written(NamedTuple):
 
 def write(name: str, architecture: str, precision: str, folder: Path, **options: object) -> Written:
     form: ExportFormat = resolve_name(EXPORT_FORMATS[name])
-    for module in form.modules:
-        pytest.importorskip(module, reason=form.missing() or "")
+    if command := form.missing():
+        pytest.skip(command)
     config = ExportConfig.model_validate({"license": "CC-BY-4.0", **options})
     model = to_export(architecture, precision, config)  # type: ignore[arg-type]
     path = form.write(model, folder)
