@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve test check thorough ui bench clean
+.PHONY: demo serve web test check thorough ui bench clean
 
 # Editable, so that a change of the code needs no new set-up; a change of the dependencies does.
 .venv/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "Installing PyTorch, MLflow and the other packages into .venv: about 3 GB on Linux, which takes minutes"
+	$(BIN)/pip install --disable-pip-version-check -e '.[dev]'
 	touch $@
 
 demo: .venv/.ready
@@ -18,26 +19,30 @@ demo: .venv/.ready
 serve: .venv/.ready
 	$(BIN)/cifar-mlflow serve
 
+# The champion as a page of static files, until Ctrl-C: http://127.0.0.1:8080
+web: .venv/.ready
+	$(BIN)/python -m serving.web
+
 # Lint, types and the quick tests: two to five minutes on two cores.
 check: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not thorough'
+	$(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow and not thorough'
 
 test: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
 # What would take CI over its time: variants of tests that are in `make test`, the longest ones, and all export formats.
 thorough: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[tensorflow,litert,executorch]'
-	$(BIN)/pytest -n 2 --dist loadfile -m thorough
-	$(BIN)/pytest -n 2 --dist loadfile tests/export
+	$(BIN)/pytest -n 2 --dist worksteal -m thorough
+	$(BIN)/pytest -n 2 --dist worksteal tests/export
 
 ui: .venv/.ready
 	$(BIN)/mlflow ui

@@ -53,6 +53,9 @@ TRAINING = {
     "val_size": 0.5,
 }
 START_SECONDS = 120
+WARM_UP_SECONDS = 2
+IDLE_SECONDS = 120
+IDLE_WINDOW_SECONDS = 0.5
 
 
 class Trained(NamedTuple):
@@ -197,7 +200,6 @@ def wrk(
     done = subprocess.run(
         command, cwd=sending.body.parent, env=environment, capture_output=True, text=True, check=True
     )
-    time.sleep(1)  # the server still works on requests that wrk dropped at its end
     result = json.loads(done.stdout[done.stdout.index("{") :])
     if result["failed"] or not result["requests"] or (result["refused"] and not may_refuse):
         raise RuntimeError(f"{url} failed under load: {done.stdout}")
@@ -215,17 +217,56 @@ def median(loads: Iterable[Load]) -> Load:
     return Load(rates, p50s, p99s, int(refused))
 
 
+def warm_wrk(server: Server, path: str, sending: Sending, connections: int, seconds: int) -> Load:
+    """Warm a server up with the same number of connections, then measure it."""
+    url = server.address + path
+    wrk(url, sending, connections, WARM_UP_SECONDS)
+    wait_until_idle(server)
+    load = wrk(url, sending, connections, seconds)
+    wait_until_idle(server)
+    return load
+
+
+def wait_until_idle(server: Server) -> None:
+    """Wait until a server uses less than a tenth of a core: it still works on what wrk dropped at its end.
+
+    Raises:
+        RuntimeError: it does not come to rest.
+    """
+    deadline = time.monotonic() + IDLE_SECONDS
+    while time.monotonic() < deadline:
+        before = sum(_cpu_seconds(process) for process in _processes(server))
+        time.sleep(IDLE_WINDOW_SECONDS)
+        after = sum(_cpu_seconds(process) for process in _processes(server))
+        if after - before < IDLE_WINDOW_SECONDS / 10:
+            return
+    raise RuntimeError(f"the server at {server.address} does not come to rest")
+
+
 def memory(server: Server) -> float:
     """Return resident megabytes of the largest process of a server, which holds the model."""
-    sizes = [0.0]
+    return max((_resident_megabytes(process) for process in _processes(server)), default=0.0)
+
+
+def _processes(server: Server) -> Iterator[Path]:
     for process in Path("/proc").glob("[0-9]*"):
-        try:
+        with suppress(ProcessLookupError, FileNotFoundError):
             if os.getpgid(int(process.name)) == server.process_group:
-                found = re.search(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
-                sizes.append(int(found[1]) / 1024 if found else 0)
-        except (ProcessLookupError, FileNotFoundError):
-            continue
-    return max(sizes)
+                yield process
+
+
+def _cpu_seconds(process: Path) -> float:
+    with suppress(ProcessLookupError, FileNotFoundError):
+        user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def _resident_megabytes(process: Path) -> float:
+    with suppress(ProcessLookupError, FileNotFoundError):
+        found = re.search(r"VmRSS:\s+(\d+) kB", (process / "status").read_text())
+        return int(found[1]) / 1024 if found else 0.0
+    return 0.0
 
 
 def png(image: np.ndarray) -> bytes:

@@ -12,8 +12,8 @@ Peers that use our own scorer, so that only the HTTP side differs:
 All sides run on the same machine with one process that holds the network (LitServe and MLServer add one that
 receives requests). The load comes from wrk with one thread and keep-alive connections. A request has one
 image of 32x32 pixels: as a PNG for our service and FastAPI, as a PNG in base64 for LitServe, as 3,072 floats
-for the others. The servers take turns; each is warmed up with the number of connections measured next;
-figures are medians over the rounds.
+for the others. The servers take turns; each is warmed up with the number of connections measured next, and
+measured when it has come to rest; figures are medians over the rounds.
 
 Overload: three times as many connections as requests may wait in the service. Each that is refused pauses so
 that, in total, ten times as many requests are sent as the service can answer. wrk takes a fifth of a core.
@@ -34,7 +34,21 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Row, progress
-from benchmarks.load import Load, Sending, Trained, as_json, median, png, post, running, started, train, wrk
+from benchmarks.load import (
+    Load,
+    Sending,
+    Trained,
+    as_json,
+    median,
+    png,
+    post,
+    running,
+    started,
+    train,
+    wait_until_idle,
+    warm_wrk,
+    wrk,
+)
 from cifar_mlflow.export.reference import load_classifier
 from serving.registry.mlflow_model import download
 from serving.registry.mlflow_server import Server, free_port, mlflow_server
@@ -47,7 +61,6 @@ P99_AT_MOST = {MLFLOW: 0.25, LITSERVE: 0.25, FASTAPI_SCORER: 0.5}
 TARGET_CONNECTIONS = 16
 MLSERVER_COMMAND = Path(__file__).parents[1] / ".venv-mlserver/bin/mlserver"
 QUEUE_LIMIT = 256  # the default of the service
-WARM_UP_SECONDS = 2
 TURN_SECONDS = 2
 BUSY = 64  # connections that keep the service fully busy
 
@@ -69,10 +82,9 @@ def measure(
         for _ in range(rounds):
             for side in sending:
                 with server_of(side, trained, folder) as (server, path):
-                    url = server.address + path
-                    post(url, sending[side])
+                    post(server.address + path, sending[side])
                     loads_of_round = {
-                        count: warm_wrk(url, sending[side], count, seconds) for count in connections
+                        count: warm_wrk(server, path, sending[side], count, seconds) for count in connections
                     }
                 measured[side].append(loads_of_round)
                 progress(f"  {side}: {loads_of_round}")
@@ -81,15 +93,10 @@ def measure(
             for side, rounds_of_side in measured.items()
         }
         with server_of(OURS, trained, folder) as (server, path):
-            overload = overload_rows(server.address + path, sending[OURS], seconds)
+            overload = overload_rows(server, path, sending[OURS], seconds)
         cost = telemetry_row(trained, folder, sending[OURS], turns)
     rows = [row for count in connections for row in load_rows(count, loads, trained)]
     return [*rows, *overload, cost]
-
-
-def warm_wrk(url: str, sending: Sending, connections: int, seconds: int) -> Load:
-    wrk(url, sending, connections, WARM_UP_SECONDS)
-    return wrk(url, sending, connections, seconds)
 
 
 def prepare(trained: Trained, folder: Path, peers: tuple[str, ...]) -> dict[str, Sending]:
@@ -201,12 +208,12 @@ def load_rows(count: int, loads: dict[str, dict[int, Load]], trained: Trained) -
         )
 
 
-def overload_rows(url: str, sending: Sending, seconds: int) -> list[Row]:
-    busy = wrk(url, sending, BUSY, seconds)
+def overload_rows(server: Server, path: str, sending: Sending, seconds: int) -> list[Row]:
+    busy = warm_wrk(server, path, sending, BUSY, seconds)
     clients = 3 * QUEUE_LIMIT
     # QUEUE_LIMIT clients wait for an answer; the others are refused nine times as often as one is answered.
     pause = (clients - QUEUE_LIMIT) / (9 * busy.rate)
-    load = wrk(url, sending, clients, seconds, may_refuse=True, pause=pause)
+    load = wrk(server.address + path, sending, clients, seconds, may_refuse=True, pause=pause)
     refused = load.refused / seconds
     offered = load.rate + refused
     progress(f"  overload: {load}")
@@ -237,6 +244,7 @@ def telemetry_row(trained: Trained, folder: Path, sending: Sending, turns: int) 
         for number in range(turns + 1):
             for side, server in (("with", usual), ("without", bare)):
                 rate = wrk(f"{server.address}/predict", sending, 16, TURN_SECONDS).rate
+                wait_until_idle(server)
                 if number:  # the first turn is a warm-up
                     rates[side].append(rate)
     loaded, free = statistics.median(rates["with"]), statistics.median(rates["without"])

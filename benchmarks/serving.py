@@ -27,7 +27,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from benchmarks.harness import Row, progress
-from benchmarks.load import Load, Sending, as_json, median, memory, png, post, train, wrk
+from benchmarks.load import Load, Sending, as_json, median, memory, png, post, train, warm_wrk
 from cifar_mlflow.scorer.preprocess import decode_image
 from serving.registry.mlflow_server import mlflow_server
 
@@ -84,11 +84,9 @@ def measure(
 def under_load(model_uri: str, sending: Sending, connections: tuple[int, ...], seconds: int) -> Measured:
     begin = time.perf_counter()
     with mlflow_server(model_uri) as server:
-        url = f"{server.address}/invocations"
-        post(url, sending)
+        post(f"{server.address}/invocations", sending)
         start = time.perf_counter() - begin
-        wrk(url, sending, connections[-1], 2)  # warm-up
-        loads = {count: wrk(url, sending, count, seconds) for count in connections}
+        loads = {count: warm_wrk(server, "/invocations", sending, count, seconds) for count in connections}
         return Measured(start, memory(server), loads)
 
 

@@ -135,7 +135,7 @@ def train_tracked(config: TrainConfig, dataset: ImageDataset) -> Cost:
     training = new_training(config, dataset)
     with tracked_run(kind="benchmark", name="tracked", cache_dir=config.cache_dir) as (run, directory):
         once = Clocked(run)
-        log_start(cast(TrackedRun, once), config, dataset, val, training.hardware)
+        log_start(cast(TrackedRun, once), config, dataset, val, training.hardware, training.world)
         log_data(cast(TrackedRun, once), config, dataset, train)
 
         metrics, checkpoint = Clocked(run), Clocked(directory.checkpoint)

@@ -26,10 +26,12 @@ from cifar_mlflow.config import (
     Settings,
     TrainAndRegisterConfig,
     TrainConfig,
+    check_tta,
     resolve_train_config,
     validate,
 )
 from cifar_mlflow.console import set_up_logging
+from cifar_mlflow.environment import rank, rank_prefix, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.interrupt import Interrupted, terminable
 from cifar_mlflow.names import printable
@@ -37,6 +39,7 @@ from cifar_mlflow.options import run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
 
 HELP_WIDTH = 100
+FEWER_COLLECTIONS = 10_000  # new objects between two collections; Python's default is 700 or 2,000
 # The module of each verb of other packages. They are imported by name, because this package does not depend
 # on tuning and serving.
 VERBS_ELSEWHERE = {
@@ -52,6 +55,7 @@ VERBS_ELSEWHERE = {
 # The format object of each `--format`, `package.module:object`, imported by name for the same reason.
 EXPORT_FORMATS = {
     "onnx": "cifar_mlflow.export.onnx:ONNX",
+    "web": "serving.web.format:WEB",
     "savedmodel": "cifar_mlflow.export.keras:SAVEDMODEL",
     "keras": "cifar_mlflow.export.keras:KERAS",
     "h5": "cifar_mlflow.export.keras:H5",
@@ -80,8 +84,8 @@ class Group(click.Group):
             with terminable():
                 return super().invoke(ctx)
         except CifarError as error:
-            click.echo(f"Error: {error}", err=True)
-            if "MLFLOW_RUN_ID" in os.environ:  # otherwise spare the slow import
+            click.echo(f"{rank_prefix()}Error: {error}", err=True)
+            if "MLFLOW_RUN_ID" in os.environ and rank() == 0:  # otherwise spare the slow import
                 from cifar_mlflow.tracking.lifecycle import tag_project_run
 
                 tag_project_run(str(error))
@@ -107,9 +111,15 @@ class Group(click.Group):
     },
 )
 @click.version_option(package_name="cifar-mlflow")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Image classification on CIFAR-10, tracked with MLflow."""
     set_up_logging()
+    if world_size() > 1 and ctx.invoked_subcommand != "train":
+        raise UsageError(
+            f"torchrun started {world_size()} processes of {ctx.invoked_subcommand}, but only train divides "
+            "its work among processes: start this command without torchrun"
+        )
     try:
         Path.home()
     except RuntimeError:  # no HOME and no account, as in some containers: MLflow could not be imported
@@ -156,19 +166,22 @@ def train(
 ) -> None:
     """Train a model and track it as an MLflow run."""
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
-    if resume:
-        with _paused_garbage_collection():
-            from cifar_mlflow.pipeline import resumable_config
-
-        config = resumable_config(resume, given)
-    else:
-        config = resolve_train_config(given)
-    if print_config:
-        return _print_config(validate(RegisterConfig, registration), config)
+    config = None if resume else resolve_train_config(given)
+    if config:
+        check_tta(config)
+    if print_config and config:
+        return _print_config(validate(RegisterConfig, registration), config) if rank() == 0 else None
     with _paused_garbage_collection():
         from cifar_mlflow import pipeline
+        from cifar_mlflow.training.distributed import this_world
 
-    result = pipeline.train(config, resume)
+    with this_world():
+        config = config or pipeline.resumable_config(str(resume), given)
+        if print_config:
+            return _print_config(validate(RegisterConfig, registration), config) if rank() == 0 else None
+        result = pipeline.train(config, resume)
+    if rank() > 0:  # the first process of torchrun has the results
+        return None
     click.echo(result.summary())
     if register:
         run_verb(ctx, "register", run_id=result.run_id, **registration)
@@ -233,11 +246,17 @@ def _export_weights(model: str, config: ExportConfig) -> None:
 
 @contextmanager
 def _paused_garbage_collection() -> Iterator[None]:
-    """Pause the collector during large imports: it would scan millions of new objects again and again."""
+    """Pause the collector during large imports; exempt what they create from it, and let it run less often.
+
+    It would scan some million objects again and again, which live as long as the process: a second of the
+    four before the first step.
+    """
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        gc.set_threshold(FEWER_COLLECTIONS)
         gc.enable()
 
 

@@ -35,6 +35,7 @@ ServedPrecision = Literal["fp32", "int8"]  # of one file
 ExportFormatName = Literal[
     "all",
     "onnx",
+    "web",
     "savedmodel",
     "keras",
     "h5",
@@ -45,6 +46,7 @@ ExportFormatName = Literal[
     "hdf5-weights",
     "hdf5",
 ]
+TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 MODELS_WITH_WIDTH = ("cnn", "fast")
 MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
@@ -208,7 +210,9 @@ class OptimizeConfig(Settings):
     """Optimization: the optimizer, its schedule, and the length of the training."""
 
     epochs: int = setting(30, "Number of passes over the training images.", ge=1, le=10_000)
-    batch_size: int = setting(128, "Images per step.", ge=1, le=65_536)
+    batch_size: int = setting(
+        128, "Images per step, over all processes and parts of the batch.", ge=1, le=65_536
+    )
     optimizer: Literal["sgd", "adamw", "muon"] = setting(
         "sgd",
         "sgd (with Nesterov momentum), adamw, or muon (for convolution filters, with SGD for the rest).",
@@ -236,8 +240,10 @@ class OptimizeConfig(Settings):
     patience: int = setting(
         0, "Epochs without a better validation loss after which to stop; 0 disables early stopping.", ge=0
     )
-    precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "Precision of the forward and backward pass; auto is bf16 on hardware with bf16 instructions."
+    precision: TrainPrecision = setting(
+        "auto",
+        "Precision of the forward and backward pass; auto is bf16 on hardware with bf16 instructions, fp16 "
+        "(with a scaled loss) on older GPUs with tensor cores, and fp32 elsewhere.",
     )
     seed: int = setting(
         0, "Seed of the initial weights, the order of the images and the augmentation.", ge=0, lt=2**32
@@ -252,6 +258,24 @@ class HardwareConfig(Settings):
     deterministic: bool = setting(False, "Use only bit-reproducible kernels.")
 
 
+class MemoryConfig(Settings):
+    """Memory and speed: for large models and batches."""
+
+    accumulate: int = setting(
+        1,
+        "Number of parts of a batch whose gradients are added up, to save memory. The step is that of the "
+        "whole batch, except that batch norm sees one part at a time.",
+        ge=1,
+        le=1024,
+    )
+    activation_checkpointing: bool = setting(
+        False, "Compute activations again in the backward pass instead of keeping them: less memory, slower."
+    )
+    compile: bool = setting(
+        False, "Compile the network with torch.compile: minutes at the start, then faster steps on a GPU."
+    )
+
+
 class TrackingConfig(Settings):
     """Tracking: the experiment and the run in MLflow."""
 
@@ -261,9 +285,14 @@ class TrackingConfig(Settings):
         min_length=1,
     )
     run_name: str | None = setting(None, "Name of the MLflow run. Default: job or model, and data set.")
+    system_metrics: bool = setting(
+        False, "Log MLflow's system metrics: load of processor, memory, disk and network (needs psutil)."
+    )
 
 
-class TrainConfig(DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, HardwareConfig, TrackingConfig):
+class TrainConfig(
+    DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, MemoryConfig, HardwareConfig, TrackingConfig
+):
     """Training: the recipe and the final evaluation."""
 
     recipe: RecipeName | None = setting(
@@ -303,6 +332,15 @@ class TrainConfig(DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, Hardwa
         return self
 
     @model_validator(mode="after")
+    def _each_part_has_an_image(self) -> Self:
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate={self.accumulate} divides a batch into more parts than it has images: "
+                f"batch_size={self.batch_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _patience_needs_validation(self) -> Self:
         if self.patience and not self.val_size:
             raise ValueError("patience watches the validation loss: it needs a val_size above 0")
@@ -337,6 +375,9 @@ class ExportConfig(PlacesConfig, TrackingConfig):
     )
     with_preprocessing: bool = setting(
         False, "Put crop and resize into the file, so that it takes an image of any size (onnx only)."
+    )
+    runtime: Path | None = setting(
+        None, "Folder with the npm package onnxruntime-web, instead of having npm download it (web only)."
     )
     overwrite: bool = setting(False, "Write into a folder that is not empty, and replace files there.")
     license: str = setting("MIT", "License of the model, an SPDX identifier, for the file's metadata.")
@@ -390,7 +431,23 @@ def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
     recipe = given.get("recipe") or recipe_for_model(str(model))
     if not isinstance(recipe, str) or recipe not in RECIPES:  # validation names the valid ones
         return validate(TrainConfig, given)
-    return validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
+    config = validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
+    if not config.test and "tta" not in given:  # the recipe's has nothing to augment then
+        config = config.model_copy(update={"tta": "none"})
+    return config
+
+
+def check_tta(config: TrainConfig) -> None:
+    """Check that there is an evaluation for test-time augmentation. Trials of a search have none.
+
+    Raises:
+        UsageError: `tta` is given, but `test` is false.
+    """
+    if config.tta != "none" and not config.test:
+        raise UsageError(
+            f"tta={config.tta} augments the evaluation on the test split, which test=false leaves out: "
+            "drop one of the two"
+        )
 
 
 def validate(config_class: type[S], values: dict[str, Any]) -> S:

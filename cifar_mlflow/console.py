@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cifar_mlflow.environment import rank, rank_prefix
 from cifar_mlflow.names import printable
 from cifar_mlflow.redact import redact
 
@@ -18,7 +19,7 @@ console = Console(stderr=True)
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return printable(redact(super().format(record)))
+        return printable(redact(rank_prefix() + super().format(record)))
 
 
 def set_up_logging() -> None:
@@ -44,7 +45,7 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: Tra
 
 
 def training_bar() -> Progress:
-    """Return a progress bar for all steps of a training; it shows nothing outside a terminal."""
+    """Return a progress bar for all steps of a training, shown by one process and only in a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -53,5 +54,5 @@ def training_bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or rank() > 0,
     )

@@ -1,7 +1,8 @@
-"""The code and libraries of a run, which are needed to repeat it beside its settings and data."""
+"""What surrounds a run: its code and libraries, which are needed to repeat it, and its processes."""
 
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -42,5 +43,22 @@ def library_versions() -> dict[str, str]:
 @functools.cache  # takes a tenth of a second, which a search would spend for each trial
 def installed_packages() -> str:
     """Return all installed packages in the format of a requirements file."""
-    packages = {f"{dist.metadata['Name']}=={dist.version}" for dist in importlib.metadata.distributions()}
+    # Each access to `metadata` parses a file again.
+    described = [dist.metadata for dist in importlib.metadata.distributions()]
+    packages = {f"{metadata['Name']}=={metadata['Version']}" for metadata in described}
     return "\n".join(sorted(packages, key=str.lower)) + "\n"
+
+
+def world_size() -> int:
+    """Return the number of processes that torchrun started for this job; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
+
+
+def rank() -> int:
+    """Return the number of this process among them; 0 is the one that talks to MLflow."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
+
+
+def rank_prefix() -> str:
+    """Return what the lines of this process on the terminal start with: nothing, or `[rank 1] `."""
+    return f"[rank {rank()}] " if rank() else ""

@@ -6,14 +6,15 @@ What is needed only after the training (metrics, figures, export) is imported la
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 import torch
 
-from cifar_mlflow.config import EvaluateConfig, PlacesConfig, TrainConfig, validate
-from cifar_mlflow.data import ImageDataset, Split, load_dataset
-from cifar_mlflow.data.split import divide
+from cifar_mlflow.config import EvaluateConfig, PlacesConfig, TrackingConfig, TrainConfig, validate
+from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
+from cifar_mlflow.data.split import divide, divide_lazily, warn_of_small_splits
 from cifar_mlflow.data.summary import mean_std
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
@@ -30,11 +31,16 @@ from cifar_mlflow.tracking.artifacts import (
     log_start,
     log_weights,
 )
-from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
+from cifar_mlflow.tracking.lifecycle import (
+    close_run_of_killed_process,
+    close_stale_runs,
+    tracked_run,
+)
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.run import TrackedRun
-from cifar_mlflow.tracking.store import connect, select_store
+from cifar_mlflow.tracking.store import connect, select_store, store_uri
 from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.training.distributed import PeerLostError, this_world
 from cifar_mlflow.training.loop import History, Training, no_pruning
 
 if TYPE_CHECKING:
@@ -44,6 +50,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 IMAGES_FOR_INITIALIZATION = 5_000  # enough for the whitening layer's statistics of patches
+# torchrun kills processes 30 seconds after it has asked them to stop.
+SECONDS_TO_END_A_RUN = 20
 HEADLINES = ("accuracy", "accuracy_tta", "f1_macro", "loss", "ece")
 
 
@@ -99,6 +107,9 @@ def train(
 ) -> Result:
     """Train, evaluate, and log everything as one run.
 
+    Under torchrun each process calls this; the first one writes the run, and the result of the others has no
+    metrics.
+
     Args:
         resume: id of a run to continue; `config` is then that of `resumable_config`.
         callbacks: hooks of the search that the training belongs to.
@@ -107,48 +118,88 @@ def train(
         CifarError: something failed; a run that was started is FAILED and has the error as a tag.
         Interrupted: a signal arrived; the run is KILLED and can be resumed.
     """
-    hardware = set_up_hardware(config, config.precision)
-    dataset = load_dataset(config)
-    train_split, val_split = divide(dataset, config)
-    if config.test:
-        dataset.split("test")  # decode it now: a damaged file should not show up only after the training
-    torch.manual_seed(config.seed)
-    # A resumed run has its weights in the checkpoint; the file that it started from may be gone.
-    initial = config.model_copy(update={"weights": None}) if resume else config
-    classifier = build_classifier(initial, dataset, train_split)
-    training = Training(classifier, dataset.classes, train_split, val_split, config, hardware)
-    connect(config.experiment, resume)
-    close_stale_runs(config.cache_dir, resume)
+    with this_world() as world:
+        hardware = set_up_hardware(config, config.precision, world)
+        dataset = load_dataset(config)
+        train_split, val_split = divide_lazily(dataset, config)
+        if config.test and world.is_main:
+            dataset.split("test")  # decode it now: a damaged file should not show up only after the training
+        if callbacks is None and world.is_main:
+            test_size = len(dataset.split("test")) if config.test else 0
+            warn_of_small_splits({"validation": len(val_split), "test": test_size})
+        # Only the first process uses MLflow; places and threads may differ between machines.
+        own = {*PlacesConfig.model_fields, *TrackingConfig.model_fields, "threads"}
+        world.check_same({**config.model_dump(exclude=own), "sha256 of the images": dataset.digest})
+        torch.manual_seed(config.seed)
+        # A resumed run has its weights in the checkpoint; the file that it started from may be gone.
+        initial = config.model_copy(update={"weights": None}) if resume or not world.is_main else config
+        classifier = build_classifier(initial, dataset, train_split)
+        training = Training(classifier, dataset.classes, train_split, val_split, config, hardware, world)
+        if not world.is_main:
+            return _train_with_main(training, resume)
+        connect(config.experiment, resume)
+        close_stale_runs(config.cache_dir, resume)
 
-    name = config.run_name or f"{config.model}-{dataset.name}"
-    with (
-        StopRequest() as stop,
-        tracked_run(
-            kind="train",
-            name=name,
-            cache_dir=config.cache_dir,
-            resume=resume,
-            study=callbacks.study if callbacks else None,
-            tags=callbacks.tags if callbacks else None,
-        ) as (run, directory),
-    ):
-        if callbacks:
-            callbacks.on_start(run.run_id)
-        logger.info("Run %s (%s) on %s, %s", run.name, run.run_id, hardware.name, hardware.precision)
-        if resume:
-            training.load_state_dict(directory.checkpoint.load())
-            for row in run.missing_epochs(training.history):
-                metrics = {name: value for name, value in row.items() if name not in ("epoch", "seconds")}
-                run.log_metrics(metrics, step=int(row["epoch"]))
-        else:
-            log_start(run, config, dataset, val_split, hardware)
-            directory.checkpoint.save(training.state_dict())
-        best = training.fit(run, directory.checkpoint, stop, callbacks.prune if callbacks else no_pruning)
-        with stop.at_once():  # the last epoch is in the checkpoint
-            if not (callbacks and callbacks.skip_model_export):
-                log_data(run, config, dataset, train_split)
-            metrics = finish(run, config, dataset, val_split, training, best, callbacks)
-        return Result(run.run_id, run.name, metrics)
+        name = config.run_name or f"{config.model}-{dataset.name}"
+        with (
+            StopRequest() as stop,
+            tracked_run(
+                kind="train",
+                name=name,
+                cache_dir=config.cache_dir,
+                resume=resume,
+                study=callbacks.study if callbacks else None,
+                tags=callbacks.tags if callbacks else None,
+                system_metrics=config.system_metrics,
+            ) as (run, directory),
+        ):
+            if callbacks:
+                callbacks.on_start(run.run_id)
+            logger.info("Run %s (%s) on %s, %s", run.name, run.run_id, hardware.name, hardware.precision)
+            world.broadcast(Result(run.run_id, run.name, {}))
+            if resume:
+                run.set_tags({"resumed_on": world.machines})
+                training.load_state_dict(world.broadcast(directory.checkpoint.load()))
+                for row in run.missing_epochs(training.history):
+                    metrics = {name: value for name, value in row.items() if name not in ("epoch", "seconds")}
+                    run.log_metrics(metrics, step=int(row["epoch"]))
+            else:
+                log_start(run, config, dataset, val_split, hardware, world)
+                directory.checkpoint.save(training.state_dict())
+            try:
+                best = training.fit(
+                    run, directory.checkpoint, stop, callbacks.prune if callbacks else no_pruning
+                )
+            except PeerLostError as error:
+                raise PeerLostError(f"{error}{directory.resume_hint}") from error
+            with stop.at_once():  # the last epoch is in the checkpoint
+                if not (callbacks and callbacks.skip_model_export):
+                    log_data(run, config, dataset, train_split)
+                metrics = finish(run, config, dataset, val_split, training, best, callbacks)
+            return Result(run.run_id, run.name, metrics)
+
+
+class _Unrecorded:
+    """Receives the metrics in a process that does not write the run."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        pass
+
+
+def _train_with_main(training: Training, resume: str | None) -> Result:
+    """Take part in the training of the first process, which writes the run and the checkpoint."""
+    world, config = training.world, training.config
+    with StopRequest() as stop:
+        result: Result = world.broadcast(None)
+        logger.info("takes part in run %s on %s", result.run_id, training.hardware.name)
+        try:
+            if resume:
+                training.load_state_dict(world.broadcast(None))
+            training.fit(_Unrecorded(), None, stop)
+        except PeerLostError:
+            close_run_of_killed_process(config.cache_dir, result.run_id, SECONDS_TO_END_A_RUN)
+            raise
+        return result
 
 
 def resumable_config(run_id: str, given: Mapping[str, object], study: str | None = None) -> TrainConfig:
@@ -164,23 +215,33 @@ def resumable_config(run_id: str, given: Mapping[str, object], study: str | None
     if others := sorted(set(given) - {*PlacesConfig.model_fields}):
         raise UsageError(f"--resume takes the settings of the run: leave out {', '.join(others)}")
     cache_dir = validate(TrainConfig, dict(given)).cache_dir
+    world = this_world()
+    # The checkpoint is on the machine of the first process.
+    settings = world.broadcast(_settings_of_run(cache_dir, run_id, study) if world.is_main else None)
+    return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
+
+
+def _settings_of_run(cache_dir: Path, run_id: str, study: str | None) -> dict[str, Any]:
+    """Return the settings in the checkpoint of an interrupted run, and select its MLflow store."""
     directory = RunDirectory.of(cache_dir, run_id)
     if not directory.checkpoint.path.exists():
-        known = [run.path.name for run in RunDirectory.all(cache_dir) if run.checkpoint.path.exists()]
+        known = RunDirectory.resumable(cache_dir, store_uri(), study)
         raise UsageError(
             f"run {run_id} cannot be resumed: it has no checkpoint in {directory.path.parent} "
-            f"(a finished run needs none). Resumable there: {', '.join(known) or 'none'}"
+            f"(a finished run needs none). Resumable runs of {store_uri()}: {', '.join(known) or 'none'}"
         )
     if directory.owner is None:
         raise UsageError(f"run {run_id} cannot be resumed: {directory.path}/owner.json is missing or damaged")
     if directory.owner.study != study:
         raise UsageError(f"run {run_id} is a trial of a study{directory.resume_hint}")
     select_store(directory.owner.tracking_uri)
-    settings = directory.checkpoint.load()["config"]
-    return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
+    settings: dict[str, Any] = directory.checkpoint.load()["config"]
+    return settings
 
 
-def build_classifier(config: TrainConfig, dataset: ImageDataset, train_split: Split) -> ImageClassifier:
+def build_classifier(
+    config: TrainConfig, dataset: ImageDataset, train_split: Split | Selection
+) -> ImageClassifier:
     """Return a network, normalized by the training images, that starts from `config.weights` if given."""
     mean, std = (values.tolist() for values in mean_std(train_split.images))
     network = build_network(config.model, len(dataset.classes), width=config.width, dropout=config.dropout)
@@ -212,7 +273,7 @@ def finish(
 
     device = training.hardware.device
     history = pd.DataFrame(training.history).set_index("epoch")
-    metrics = {"train_seconds": training.seconds}
+    metrics = {"train_seconds": training.seconds, "peak_memory_mib": float(training.peak_memory_mib)}
     if callbacks:
         metrics |= callbacks.measure(best, device)
     temperature, deferred = 1.0, False
@@ -316,7 +377,9 @@ def evaluate(config: EvaluateConfig) -> Result:
     name = config.run_name or f"evaluate-{card.model}-{dataset.name}"
     with (
         StopRequest() as stop,
-        tracked_run(kind="evaluate", name=name, cache_dir=config.cache_dir) as (run, _),
+        tracked_run(
+            kind="evaluate", name=name, cache_dir=config.cache_dir, system_metrics=config.system_metrics
+        ) as (run, _),
         stop.at_once(),
     ):
         logger.info("Run %s (%s): %s on %s images", run.name, run.run_id, config.model_uri, f"{len(data):,}")

@@ -10,6 +10,7 @@ from cifar_mlflow.config import (
     RegistryConfig,
     TrainAndRegisterConfig,
     TrainConfig,
+    check_tta,
     resolve_train_config,
     validate,
 )
@@ -18,6 +19,12 @@ from cifar_mlflow.recipes import RECIPES
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 
 DEMO = RECIPES["demo"] | {"recipe": "demo"}
+REST_OF_DEMO = """
+The demo was stopped. `make demo` starts it anew. To continue it instead:
+  source .venv/bin/activate
+  cifar-mlflow train --resume RUN_ID --register      # the run above; then register the model
+  cifar-mlflow promote                               # make it the champion
+  make serve                                         # serve it over HTTP, until Ctrl-C"""
 
 
 @verb("register", RegisterConfig)
@@ -63,18 +70,32 @@ def rollback(given: dict[str, Any]) -> None:
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.pass_context
 def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) -> None:
-    """Classify image files, the images in folders, and files that match patterns."""
+    """Classify image files, the images in folders, and files that match patterns, here or at URLs.
+
+    A .parquet file stands for the images in its column `image`, a .txt file for the files that it lists.
+    """
     config = validate(ClassifyConfig, given)
     from serving.batch import classify as classify_files
-    from serving.batch import load_scorer, print_summary
+    from serving.batch import classify_on_engine, load_scorer, print_summary
 
-    summary = classify_files(
-        paths,
-        load_scorer(config.model_uri),
-        output=config.output,
-        sort_into=config.sort_into,
-        top_k=config.top_k if "top_k" in config.model_fields_set else None,
-    )
+    top_k = config.top_k if "top_k" in config.model_fields_set else None
+    if config.output is not None and config.into_folder:
+        summary = classify_on_engine(
+            paths,
+            config.model_uri,
+            config.output,
+            engine=config.engine,
+            cluster=config.cluster,
+            top_k=top_k,
+        )
+    else:
+        summary = classify_files(
+            paths,
+            load_scorer(config.model_uri),
+            output=Path(config.output) if config.output else None,
+            sort_into=config.sort_into,
+            top_k=top_k,
+        )
     print_summary(summary)
     ctx.exit(summary.exit_code)
 
@@ -103,10 +124,15 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     """Train on the embedded sample, promote, serve, and classify a photo over HTTP. Takes minutes."""
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     config = resolve_train_config({"recipe": "demo", **given})
+    check_tta(config)
     from cifar_mlflow import pipeline
     from serving.demo import PHOTO, classify_over_http
 
-    result = pipeline.train(config)
+    try:
+        result = pipeline.train(config)
+    except KeyboardInterrupt:
+        click.echo(REST_OF_DEMO, err=True)
+        raise
     click.echo(result.summary())
     ctx.invoke(register, run_id=result.run_id, promote=True, **registration)
     name = validate(RegisterConfig, registration).registered_model

@@ -4,7 +4,7 @@ import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 from pydantic import SecretStr, field_validator, model_validator
 
@@ -18,11 +18,42 @@ class ClassifyConfig(Settings):
         "models:/cifar10@champion",
         "Model: models:/<name>@<alias>, models:/<name>/<version>, a run id, or a folder.",
     )
-    output: Path | None = setting(
-        None, "Result file: .csv, .jsonl or .parquet. Images that it contains already are skipped."
+    output: str | None = setting(
+        None,
+        "Result file (.csv, .jsonl or .parquet), or a folder or URL that ends in / for a Parquet file per "
+        "1,000 images. Images that it contains already are skipped.",
+        min_length=1,
+    )
+    engine: Literal["local", "ray", "spark"] = setting(
+        "local", "Runs the classification: this process, or a Ray or Spark cluster (--output is a folder)."
+    )
+    cluster: str | None = setting(
+        None,
+        "Address of the Ray cluster, or Spark master. Default: RAY_ADDRESS or that of spark-submit, else "
+        "this machine.",
+        min_length=1,
     )
     sort_into: Path | None = setting(None, "Copy the images to this folder, into one sub-folder per class.")
     top_k: int = setting(3, "Number of likeliest classes per image in the result file.", ge=1)
+
+    @property
+    def into_folder(self) -> bool:
+        """Return whether the output is a folder."""
+        return self.output is not None and (self.engine != "local" or self.output.endswith("/"))
+
+    @model_validator(mode="after")
+    def _has_an_output_for_the_engine(self) -> Self:
+        if self.engine != "local" and self.output is None:
+            raise ValueError(f"--engine {self.engine} needs --output FOLDER, which all workers can write")
+        if self.cluster and self.engine == "local":
+            raise ValueError("--cluster needs --engine ray or --engine spark")
+        if self.sort_into and self.into_folder:
+            raise ValueError("--sort-into needs a result file as --output, and --engine local")
+        if self.into_folder and str(self.output).endswith((".csv", ".jsonl", ".parquet")):
+            raise ValueError(
+                f"--engine {self.engine} writes a folder: choose another --output than a file name"
+            )
+        return self
 
 
 class ServeConfig(Settings):

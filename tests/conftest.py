@@ -1,13 +1,12 @@
 """Fixtures for every test: no settings of the user leak in, and nothing is left behind."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
-import mlflow
 import pytest
 from hypothesis import settings
-
-from tests.scorer_folders import write_scorer_folder
 
 # A slow machine is no failure, and a failure must come again when the test is run again.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -25,9 +24,24 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new SQLite store of MLflow; making one takes seconds, so the tests copy it."""
+    import mlflow  # slow; the process that only starts the workers of pytest-xdist does not need it
+
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Two workers of pytest-xdist share two cores: threads of torch would mostly wait for each other."""
+    if "torch" in sys.modules:  # by the tests that need it
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture
+def mlflow_store(empty_store: Path, tmp_path: Path) -> Path:
+    """An empty store at the address that `_isolated` sets."""
+    return Path(shutil.copy(empty_store, tmp_path))
 
 
 @pytest.fixture(autouse=True)
@@ -56,4 +70,6 @@ def real_data_dir() -> Path:
 @pytest.fixture(scope="session")
 def scorer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A scorer folder that classifies images by their colour."""
+    from tests.scorer_folders import write_scorer_folder
+
     return write_scorer_folder(tmp_path_factory.mktemp("scorer") / "colours")

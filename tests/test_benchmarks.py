@@ -13,10 +13,11 @@ from benchmarks import NAMES
 from benchmarks.harness import Row, in_fresh_process, markdown, measure
 
 # One thread, because two that wait for each other on a busy machine are many times slower.
-LONG = ("search", "trial_cost", "serving", "service", "soak")
+LONG = ("start", "tracking_cost", "data_start", "search", "trial_cost", "serving", "service", "soak")
 DIFFERENCES = ("check", "start to first answer, without", "throughput that")
 TINY_TRIAL = {"width": 0.25, "dataset": "folder", "data_dir": "images", "val_size": 0.25, "threads": 1}
 TINY: dict[str, dict[str, Any]] = {
+    "start": {"rounds": 1, "model": "cnn"},
     "training": {"targets": {"cnn": 1}, "images": 4, "batch_size": 2, "rounds": 1, "threads": 1},
     "tracking_cost": {
         "epochs": 1,

@@ -22,6 +22,7 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.store import store_uri
 
 SAMPLE = ("--dataset", "sample")
 VERBS = main.list_commands(click.Context(main))
@@ -51,6 +52,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.usefixtures("mlflow_store")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -76,6 +78,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--data-dir", "nowhere"], ["nowhere"]),
         (["--dataset", "folder"], ["--data-dir"]),
         (["--resume", "f" * 32], ["f" * 32, "no checkpoint"]),
+        (["--test", "false", "--tta", "flip", *SAMPLE], ["tta=flip", "test=false"]),
         (["--resume", "f" * 32, "--lr", "0.1"], ["leave out lr"]),
     ],
     ids=lambda value: " ".join(value)[:40] if value and str(value[0]).startswith("-") else "",
@@ -147,6 +150,15 @@ def test_the_printed_settings_are_read_back(tmp_path: Path) -> None:
     assert invoke("train", "--config", "config.yaml", "--print-config").output == printed
 
 
+@pytest.mark.parametrize("recipe", ["cnn", "fast"])
+def test_without_the_test_no_augmentation_of_it_is_set(recipe: str, tmp_path: Path) -> None:
+    """The recipe `fast` sets one, which must not stop a training without the test."""
+    printed = invoke("train", "--recipe", recipe, "--test", "false", "--print-config").output
+    assert "tta: none" in printed
+    (tmp_path / "config.yaml").write_text(printed)
+    assert invoke("train", "--config", "config.yaml", "--print-config").output == printed
+
+
 def test_a_password_in_a_setting_is_not_printed() -> None:
     printed = invoke("train", "--mirrors", "http://alice:secret@host/x", "--print-config").output
     assert "http://alice:***@host/x" in printed
@@ -174,6 +186,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_user_without_account_and_home_can_train(tmp_path: Path) -> None:
     """Containers often run as a user id without an account."""
     environment = {
@@ -181,7 +194,8 @@ def test_a_user_without_account_and_home_can_train(tmp_path: Path) -> None:
         for key, value in os.environ.items()
         if key not in ("HOME", "XDG_CACHE_HOME", "CIFAR_MLFLOW_CACHE", "USER", "LOGNAME")
     } | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
-    options = [*SAMPLE, "--model", "cnn", "--width", "0.25", "--epochs", "1", "--threads", "1"]
+    images = make_images(tmp_path / "images", "cat", "dog")
+    options = f"--dataset folder --data-dir {images} --model cnn --width 0.25 --epochs 1".split()
 
     def train(*more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", WITHOUT_ACCOUNT, "train", *options, *more]
@@ -239,15 +253,13 @@ def test_an_invalid_patience_is_refused(value: str, monkeypatch: pytest.MonkeyPa
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_each_verb_refuses_an_invalid_patience_before_it_begins(arguments: list[str], tmp_path: Path) -> None:
-    environment = {**os.environ, "CIFAR_MLFLOW_PATIENCE": "abc"}
-    done = subprocess.run(
-        [sys.executable, "-m", "cifar_mlflow", *arguments], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "CIFAR_MLFLOW_PATIENCE" in done.stderr
-    assert "'abc'" in done.stderr
+def test_each_verb_refuses_an_invalid_patience_before_it_begins(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "abc")
+    result = invoke(*arguments)
+    assert_refused(result, 2, "CIFAR_MLFLOW_PATIENCE", "'abc'")
+    assert result.stderr.count("\n") == 1, result.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -285,6 +297,7 @@ def test_a_read_only_cache_is_named() -> None:
     assert_refused(result, 1, "/proc/nowhere", "cache_dir")
 
 
+@pytest.mark.usefixtures("mlflow_store")
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
@@ -398,6 +411,7 @@ def test_paths_are_absolute_and_may_begin_with_a_tilde(tmp_path: Path) -> None:
     assert f"data_dir: {tmp_path / 'here'}\n" in printed
 
 
+@pytest.mark.usefixtures("mlflow_store")
 def test_a_deleted_experiment_is_named_with_a_remedy() -> None:
     client = mlflow.MlflowClient()
     client.delete_experiment(client.create_experiment("gone"))
@@ -413,6 +427,23 @@ def test_a_damaged_owner_file_does_not_affect_other_runs(tmp_path: Path) -> None
         directory.release()
     (tmp_path / "runs" / "a" / "owner.json").write_text("")
     assert [directory.path.name for directory in RunDirectory.all(tmp_path)] == ["b"]
+
+
+def test_a_run_that_cannot_be_resumed_is_answered_with_those_of_this_store(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "cache"))
+    owners = {"here": (store_uri(), None), "elsewhere": ("http://other", None), "trial": (store_uri(), "s")}
+    for name, (store, study) in owners.items():
+        directory = RunDirectory.of(tmp_path / "cache", name)
+        directory.acquire()
+        directory.write_owner(store, study)
+        directory.checkpoint.save({})
+        directory.release()
+    refused = invoke("train", "--resume", "nosuchrun")
+    assert_refused(refused, 2, "nosuchrun", "here")
+    assert "elsewhere" not in refused.stderr
+    assert "trial" not in refused.stderr
 
 
 def test_only_one_process_can_hold_the_lock_of_a_run(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from cifar_mlflow.cli import main
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.names import printable
 
@@ -71,10 +73,13 @@ def test_data_summarizes_and_draws_any_name(photos: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_train_logs_any_name(photos: Path) -> None:
+def test_train_logs_any_name(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"model": "cnn", "width": "0.25", "epochs": "1", "threads": "1", "dropout": "0"}
-    done = run("train", photos, *(part for name, value in settings.items() for part in (f"--{name}", value)))
-    assert "Glyph" not in done.stderr
+    options = [part for name, value in settings.items() for part in (f"--{name}", value)]
+    monkeypatch.chdir(photos.parent)
+    done = CliRunner().invoke(main, ["train", "--dataset", "folder", "--data-dir", str(photos), *options])
+    assert done.exit_code == 0, done.output
+    assert "Glyph" not in done.output
     (logged,) = mlflow.search_runs(experiment_names=["cifar10"], output_format="list")
     assert logged.info.status == "FINISHED"
     assert logged.data.params["data_dir"].endswith("K\\xe4tzchen photos")

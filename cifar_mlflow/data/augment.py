@@ -1,6 +1,7 @@
 """Augment a whole batch with a few tensor operations, on the device that holds the images.
 
-All randomness comes from the generator argument: the same generator state gives the same batch.
+Functions with a generator draw random values for a whole batch: the same generator state gives the same
+values. The others apply such values to all images of the batch, or to some of them.
 """
 
 import torch
@@ -48,13 +49,24 @@ def coin_flips(count: int, generator: torch.Generator) -> Tensor:
     return torch.randint(2, (count,), generator=generator, device=generator.device).bool()
 
 
-def cutout(images: Tensor, size: int, colour: Tensor, generator: torch.Generator) -> Tensor:
-    """Blank one random square in each image (T. DeVries and G. Taylor, arXiv 1708.04552).
+def square_corners(
+    count: int, height: int, width: int, size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return two int64 (count, 1): the first row and column of a random square of `size` in each image."""
+    device = generator.device
+    top = torch.randint(height - size + 1, (count, 1), generator=generator, device=device)
+    left = torch.randint(width - size + 1, (count, 1), generator=generator, device=device)
+    return top, left
+
+
+def cutout(images: Tensor, top: Tensor, left: Tensor, size: int, colour: Tensor) -> Tensor:
+    """Blank one square in each image (T. DeVries and G. Taylor, arXiv 1708.04552).
 
     Unlike in the paper, the square lies inside the image, so that every image loses the same area.
 
     Args:
         images: float (B, 3, H, W).
+        top, left: int64 (B, 1), from `square_corners`.
         size: side of the square in pixels, at most the image's smaller side.
         colour: float (3,), usually the mean of the data, which carries no information.
 
@@ -62,25 +74,28 @@ def cutout(images: Tensor, size: int, colour: Tensor, generator: torch.Generator
         float (B, 3, H, W).
     """
     height, width = images.shape[2:]
-    device = images.device
-    top = torch.randint(height - size + 1, (len(images), 1), generator=generator, device=device)
-    left = torch.randint(width - size + 1, (len(images), 1), generator=generator, device=device)
-    rows = torch.arange(height, device=device) - top
-    columns = torch.arange(width, device=device) - left
+    rows = torch.arange(height, device=images.device) - top
+    columns = torch.arange(width, device=images.device) - left
     in_rows, in_columns = (rows >= 0) & (rows < size), (columns >= 0) & (columns < size)
     square = in_rows[:, None, :, None] & in_columns[:, None, None, :]
     return torch.where(square, colour.view(1, 3, 1, 1), images)
 
 
-def jitter(images: Tensor, brightness: float, contrast: float, generator: torch.Generator) -> Tensor:
-    """Jitter brightness and contrast of each image.
+def jitter_factors(
+    count: int, brightness: float, contrast: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return two float32 (count, 1, 1, 1): factors in 1 +- `brightness` and in 1 +- `contrast`."""
+    uniform = 2 * torch.rand((2, count, 1, 1, 1), generator=generator, device=generator.device) - 1
+    return 1 + brightness * uniform[0], 1 + contrast * uniform[1]
 
-    Multiply the image by a factor in 1 +- `brightness` and its deviation from its mean by one in 1 +-
-    `contrast`; clip the result to 0..1. Images are float (B, 3, H, W) in 0..1.
+
+def jitter(images: Tensor, brighter: Tensor, harder: Tensor) -> Tensor:
+    """Multiply each image by `brighter` and its deviation from its mean by `harder`; clip to 0..1.
+
+    Args:
+        images: float (B, 3, H, W) in 0..1.
+        brighter, harder: float (B, 1, 1, 1), from `jitter_factors`.
     """
-    shape = (2, len(images), 1, 1, 1)
-    uniform = 2 * torch.rand(shape, generator=generator, device=images.device) - 1
-    brighter, harder = 1 + brightness * uniform[0], 1 + contrast * uniform[1]
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     # Both are affine, so one pass over the pixels applies them together.
     return torch.addcmul(brighter * mean * (1 - harder), images, brighter * harder).clamp_(0, 1)
@@ -102,39 +117,54 @@ def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
     return F.one_hot(labels, num_classes).float()
 
 
-def mixup(images: Tensor, targets: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_partners(count: int, generator: torch.Generator) -> Tensor:
+    """Return int64 (count,), a permutation: with which image of the batch each image is mixed."""
+    return torch.randperm(count, generator=generator, device=generator.device)
+
+
+def mixup(
+    images: Tensor, partners: Tensor, targets: Tensor, partner_targets: Tensor, share: float
+) -> tuple[Tensor, Tensor]:
     """Blend each image, and its targets, with another one of the batch (H. Zhang et al., arXiv 1710.09412).
 
     Args:
-        images: float (B, 3, H, W).
-        targets: float (B, num_classes), rows that sum to 1.
+        images, partners: float (B, 3, H, W).
+        targets, partner_targets: float (B, num_classes), rows that sum to 1.
         share: weight of the image itself, 0..1, the same for the whole batch.
     """
-    partner = torch.randperm(len(images), generator=generator, device=images.device)
-    return images.lerp(images[partner], 1 - share), targets.lerp(targets[partner], 1 - share)
+    return images.lerp(partners, 1 - share), targets.lerp(partner_targets, 1 - share)
+
+
+Rectangle = tuple[slice, slice]
+
+
+def random_rectangle(height: int, width: int, share: float, generator: torch.Generator) -> Rectangle:
+    """Return rows and columns with the aspect ratio of the image and an area of 1 - `share` of it.
+
+    It lies around a random pixel and is clipped at the edges.
+    """
+    middle = torch.rand(2, generator=generator, device=generator.device).tolist()
+    side = (1 - share) ** 0.5
+    return _span(middle[0], side, height), _span(middle[1], side, width)
 
 
 def cutmix(
-    images: Tensor, targets: Tensor, share: float, generator: torch.Generator
+    images: Tensor, partners: Tensor, targets: Tensor, partner_targets: Tensor, rectangle: Rectangle
 ) -> tuple[Tensor, Tensor]:
     """Replace a rectangle of each image by that of another one and mix the targets by area.
 
-    S. Yun et al., arXiv 1905.04899. The rectangle is the same for the whole batch; it has the image's aspect
-    ratio and, before it is clipped at the edge, an area of 1 - `share`. Arguments as for `mixup`.
+    S. Yun et al., arXiv 1905.04899. The rectangle, from `random_rectangle`, is the same for the whole batch.
+    Other arguments as for `mixup`.
     """
+    rows, columns = rectangle
     height, width = images.shape[2:]
-    middle = torch.rand(2, generator=generator, device=images.device).tolist()
-    side = (1 - share) ** 0.5
-    top, bottom = _span(middle[0], side, height)
-    left, right = _span(middle[1], side, width)
-    partner = torch.randperm(len(images), generator=generator, device=images.device)
     mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    taken = (bottom - top) * (right - left) / (height * width)
-    return mixed, targets.lerp(targets[partner], taken)
+    mixed[:, :, rows, columns] = partners[:, :, rows, columns]
+    taken = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
+    return mixed, targets.lerp(partner_targets, taken)
 
 
-def _span(middle: float, share: float, size: int) -> tuple[int, int]:
-    """Return start and end pixel (exclusive) of a span around `middle` (0..1), clipped at the edges."""
+def _span(middle: float, share: float, size: int) -> slice:
+    """Return the pixels of a span around `middle` (0..1), clipped at the edges."""
     half = share * size / 2
-    return max(0, round(middle * size - half)), min(size, round(middle * size + half))
+    return slice(max(0, round(middle * size - half)), min(size, round(middle * size + half)))

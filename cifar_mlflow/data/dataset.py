@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,6 +32,40 @@ class Split:
     """
 
     images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class SelectedImages:
+    """Images of an array at some positions, read when they are used: the array may be larger than memory.
+
+    Args:
+        source: uint8 (M, H, W, 3), usually a memory map.
+        positions: int64 (N,), into `source`.
+    """
+
+    def __init__(self, source: np.ndarray, positions: np.ndarray) -> None:
+        self.source = source
+        self.positions = positions
+        self.shape = (len(positions), *source.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Index by a slice, an integer or an array of them, and further dimensions as in an array."""
+        rows, *rest = key if isinstance(key, tuple) else (key,)
+        images: np.ndarray = self.source[(self.positions[rows], *rest)]
+        return images
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Like `Split`, with images that are read when they are used."""
+
+    images: SelectedImages
     labels: np.ndarray
 
     def __len__(self) -> int:

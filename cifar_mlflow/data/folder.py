@@ -32,12 +32,13 @@ class _Files:
 def folder_source(directory: Path | None, image_size: int, cache_dir: Path) -> Source:
     """Return the images of `directory/train/CLASS/*` and `directory/test/CLASS/*`.
 
-    Without `directory/train`, the class folders are those in `directory`. Without `directory/test`, a tenth
-    of each class becomes the test split. Hidden files are ignored. A class is named after its folder; bytes
-    that are not UTF-8 are escaped.
+    With neither `train` nor `test`, the class folders are those in `directory`. Without `directory/test`, a
+    tenth of each class becomes the test split. Hidden files are ignored. A class is named after its folder;
+    bytes that are not UTF-8 are escaped.
 
     Raises:
-        UsageError: there is no such folder, it has fewer than two classes, or a class has too few images.
+        UsageError: there is no such folder, it has `test` without `train` or fewer than two classes, or a
+            class has too few images.
         CifarError: a file cannot be read; `read` raises it for a file that is not an image.
     """
     if directory is None:
@@ -60,6 +61,12 @@ def folder_source(directory: Path | None, image_size: int, cache_dir: Path) -> S
 def _find(directory: Path) -> tuple[tuple[str, ...], dict[SourceSplit, _Files], tuple[int, ...]]:
     """Return the classes, the files of each split, and how many of each class were set aside for the test."""
     has_train, has_test = (directory / "train").is_dir(), (directory / "test").is_dir()
+    # A folder `test` that holds images, not folders, is a class of that name.
+    if has_test and not has_train and any(path.is_dir() for path in (directory / "test").iterdir()):
+        raise UsageError(
+            f"data_dir: {directory} has a folder test, but no folder train for the other images: move the "
+            f"class folders for the training into {directory / 'train'}"
+        )
     root = directory / "train" if has_train else directory
     folders = _class_folders(root)
     files = _list(folders)

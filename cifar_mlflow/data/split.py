@@ -1,10 +1,16 @@
 """Hold out a share of the training images for validation: same seed, same split, on every machine."""
 
+import logging
+from collections.abc import Mapping
+
 import numpy as np
 
 from cifar_mlflow.config import DataConfig
-from cifar_mlflow.data.dataset import ImageDataset, Split
+from cifar_mlflow.data.dataset import ImageDataset, SelectedImages, Selection, Split
 from cifar_mlflow.errors import UsageError
+
+FEW_IMAGES = 100  # an accuracy on fewer images is uncertain by ten points or more
+logger = logging.getLogger(__name__)
 
 
 def train_val_indices(dataset: ImageDataset, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -39,6 +45,16 @@ def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
     )
 
 
+def divide_lazily(dataset: ImageDataset, config: DataConfig) -> tuple[Selection, Split]:
+    """Return what `divide` does, but leave the training images on the disk: each process would copy them."""
+    images = dataset.split("train")
+    train_index, val_index = train_val_indices(dataset, config)
+    return (
+        Selection(SelectedImages(images.images, train_index), images.labels[train_index]),
+        Split(images.images[val_index], images.labels[val_index]),
+    )
+
+
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Hold out round(n * share) of the n images of each class, at least one, at random by `seed`.
 
@@ -59,6 +75,20 @@ def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.nd
         parts.append(rng.permutation(members)[:count])
     held_out = np.sort(np.concatenate(parts))
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
+
+
+def warn_of_small_splits(sizes: Mapping[str, int]) -> None:
+    """Log a warning for each split, given by name and number of images, that is too small to be trusted."""
+    for name, size in sizes.items():
+        if 0 < size < FEW_IMAGES:
+            points = 98 / size**0.5  # half of the 95 % interval of a share of 1/2, in percent
+            logger.warning(
+                "The %s split has only %d images, so an accuracy on it is uncertain by up to %.0f points: "
+                "add images before you trust it",
+                name,
+                size,
+                points,
+            )
 
 
 def _count_in_words(dataset: ImageDataset, label: int) -> str:

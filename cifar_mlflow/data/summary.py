@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from cifar_mlflow.config import DataConfig
-from cifar_mlflow.data.dataset import ImageDataset
+from cifar_mlflow.data.dataset import ImageDataset, SelectedImages
 from cifar_mlflow.data.split import train_val_indices
 
 CHANNELS = ("red", "green", "blue")
@@ -26,7 +26,7 @@ def summarize(dataset: ImageDataset, config: DataConfig, with_test: bool = True)
     return pd.DataFrame(counts, index=pd.Index(dataset.classes, name="class"))
 
 
-def mean_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_std(images: np.ndarray | SelectedImages) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of each channel over all pixels.
 
     Args:
@@ -39,7 +39,7 @@ def mean_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return stats["mean"].to_numpy(), stats["std"].to_numpy()
 
 
-def channel_stats(images: np.ndarray) -> pd.DataFrame:
+def channel_stats(images: np.ndarray | SelectedImages) -> pd.DataFrame:
     """Return rows red, green and blue; columns mean, std, min and max, in units where 255 is 1.
 
     Args:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from cifar_mlflow.data.dataset import SelectedImages
 from cifar_mlflow.evaluation.calibration import Floats, Labels, calibration_error_of
 from cifar_mlflow.evaluation.labels import label, text_style
 
@@ -220,7 +221,11 @@ def _caption(true: str, predicted: str, confidence: float) -> str:
 
 
 def sample_grid(
-    images: NDArray[np.uint8], labels: Labels, classes: Sequence[str], title: str, per_class: int = 10
+    images: NDArray[np.uint8] | SelectedImages,
+    labels: Labels,
+    classes: Sequence[str],
+    title: str,
+    per_class: int = 10,
 ) -> Figure:
     """Show the first images of each class, one row per class.
 

@@ -1,4 +1,4 @@
-"""Class names in pictures: any name becomes text that matplotlib can draw, in the fonts that are installed.
+"""Class names in figures: any name becomes text that matplotlib can draw, in the fonts that are installed.
 
 matplotlib's own font lacks emoji and most scripts of Asia, and replaces missing characters by boxes, with a
 warning for each.

@@ -1,7 +1,7 @@
 """Predict the logits of a whole split in batches, with or without test-time augmentation."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from cifar_mlflow.config import TtaName
 
 Model = Callable[[Tensor], Tensor]
+ComputePrecision = Literal["fp32", "bf16", "fp16"]
+
+
+def autocast(device: torch.device, precision: ComputePrecision) -> AbstractContextManager[object]:
+    """Return the context in which a network computes in this precision; its weights stay in fp32."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
 @torch.inference_mode()
@@ -22,7 +29,7 @@ def predict_logits(
     *,
     batch_size: int = 500,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a device is immutable
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: ComputePrecision = "fp32",
     tta: TtaName = "none",
 ) -> NDArray[np.float32]:
     """Return the logits of all images, in order.
@@ -46,7 +53,7 @@ def predict_logits(
         raise ValueError(f"images must be uint8 (N, H, W, 3), N > 0: got {images.dtype} {images.shape}")
     predict = _WITH_TTA[tta]
     logits = []
-    with _eval_mode(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with _eval_mode(model), autocast(device, precision):
         for start in range(0, len(images), batch_size):
             batch = _to_input(images[start : start + batch_size], device)
             logits.append(predict(model, batch).float().cpu())

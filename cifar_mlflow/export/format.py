@@ -86,7 +86,7 @@ class ExportFormat(ABC):
     precisions: ClassVar[tuple[ServedPrecision, ...]] = ("fp32",)
     preprocessing: ClassVar[bool] = False
 
-    def missing(self) -> str | None:
+    def missing(self, config: ExportConfig) -> str | None:
         """Return the command that installs what is missing; None if nothing is.
 
         It must be quick: `--format all` asks every format.

@@ -76,7 +76,7 @@ def choose_formats(table: Mapping[str, str], config: ExportConfig) -> tuple[list
 
 def _unsupported(form: ExportFormat, config: ExportConfig) -> str | None:
     """Return why a format cannot be written on this machine with these options; None if it can."""
-    if command := form.missing():
+    if command := form.missing(config):
         return f"needs a package that is not installed: {command}"
     if not set(form.precisions) & set(config.precision):
         return f"has no {' or '.join(config.precision)}, only {', '.join(form.precisions)}"

@@ -6,7 +6,7 @@ from torch import nn
 
 from cifar_mlflow.config import MODELS_WITH_DROPOUT, MODELS_WITH_WIDTH, ModelName
 
-# Module of each builder, imported when it is needed: torchvision, in two of them, takes seconds.
+# Module of each builder.
 BUILDERS: dict[ModelName, str] = {
     "cnn": "cnn",
     "fast": "fast",

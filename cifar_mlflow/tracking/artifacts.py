@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 from cifar_mlflow.config import TrainConfig
-from cifar_mlflow.data import ImageDataset, Split
+from cifar_mlflow.data import ImageDataset, Selection, Split
 from cifar_mlflow.data.summary import summarize
 from cifar_mlflow.environment import library_versions
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.training.device import Hardware
+from cifar_mlflow.training.distributed import World
 
 HEADLINES = ("accuracy", "f1_macro", "loss", "ece")
 
@@ -24,9 +25,12 @@ def log_start(
     dataset: ImageDataset,
     val_split: Split,
     hardware: Hardware,
+    world: World,
 ) -> None:
-    """Log all that is known before the first step: settings, code, machine, data."""
+    """Log all that is known before the first step: settings, code, machine, processes, data."""
     run.log_settings(config)
+    if world.size > 1:
+        run.log_params({"world_size": world.size, "ranks": world.machines})
     run.log_environment(f"{hardware.name}, {hardware.precision}")
     run.set_tags(
         {
@@ -41,7 +45,9 @@ def log_start(
     run.log_dataset(dataset.name, dataset.digest, contexts)
 
 
-def log_data(run: TrackedRun, config: TrainConfig, dataset: ImageDataset, train_split: Split) -> None:
+def log_data(
+    run: TrackedRun, config: TrainConfig, dataset: ImageDataset, train_split: Split | Selection
+) -> None:
     """Log a summary of the data: number of images per class and split, and a figure with samples."""
     from cifar_mlflow.evaluation import figures
 

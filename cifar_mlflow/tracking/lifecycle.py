@@ -1,5 +1,6 @@
 """The start and the end of a run: it ends FINISHED, FAILED or KILLED, and never stays RUNNING."""
 
+import importlib.util
 import logging
 import os
 import socket
@@ -13,7 +14,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.config import patience_seconds
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.retry import first_line, retry_on_outage
 from cifar_mlflow.tracking.run import TrackedRun, TrackingLostError
@@ -31,6 +32,7 @@ def tracked_run(
     resume: str | None = None,
     study: str | None = None,
     tags: dict[str, str] | None = None,
+    system_metrics: bool = False,
 ) -> Iterator[tuple[TrackedRun, RunDirectory]]:
     """Start a run, and end it as FINISHED, FAILED (with the error as a tag) or KILLED after the block.
 
@@ -41,22 +43,30 @@ def tracked_run(
         resume: id of the run to continue; its directory is in `cache_dir`.
         study: name of the study that the run belongs to; `tune` continues its stopped runs.
         tags: tags that the run has from its creation on.
+        system_metrics: let MLflow log the load of the machine.
 
     Raises:
+        UsageError: system metrics need psutil, which is not installed.
         CifarError: another process is working on the run to resume, which is left alone.
     """
+    if system_metrics and importlib.util.find_spec("psutil") is None:
+        raise UsageError("system_metrics: MLflow needs psutil for them: pip install 'cifar-mlflow[system]'")
+    how: dict[str, Any] = {
+        "tags": tags,
+        "log_system_metrics": system_metrics or None,
+    }  # None: as MLflow is set up
     # `mlflow run` has created a run. Pass its id on each attempt: MLflow deletes the variable when it first
     # reads it, and would start another run after an outage.
     if run_id := resume or os.environ.get("MLFLOW_RUN_ID"):
         directory = RunDirectory.of(cache_dir, run_id)
         directory.acquire()  # before anything else: a run that another process writes must not be touched
         try:
-            active = _start(run_id=run_id, run_name=None if resume else name, tags=tags)
+            active = _start(run_id=run_id, run_name=None if resume else name, **how)
         except BaseException:
             directory.release()
             raise
     else:
-        active = _start(run_name=name, tags=tags)
+        active = _start(run_name=name, **how)
         directory = RunDirectory.of(cache_dir, active.info.run_id)
     run = TrackedRun(active.info.run_id, active.info.run_name)
     if store_uri().startswith("http"):
@@ -101,21 +111,36 @@ def close_stale_runs(cache_dir: Path, resume: str | None = None) -> None:
     A run qualifies if its directory is here and its lock is free. Runs of other machines, and the run to
     `resume`, are left alone.
     """
-    client, store = mlflow.MlflowClient(), store_uri()
     for directory in RunDirectory.all(cache_dir):
-        run_id = directory.path.name
-        if run_id == resume or not directory.belongs_to(store) or not directory.try_acquire():
-            continue
-        try:
-            info = client.get_run(run_id).info
-            if info.status == "RUNNING":
-                client.set_tag(run_id, "error", "its process was killed")
-                client.set_terminated(run_id, "KILLED")
-                logger.warning("Run %s (%s) was killed%s", info.run_name, run_id, directory.resume_hint)
-        except MlflowException as error:
-            logger.warning("Run %s cannot be looked up: %s", run_id, first_line(error))
-        finally:
-            directory.release()
+        if directory.path.name != resume and directory.belongs_to(store_uri()) and directory.try_acquire():
+            _close_dead_run(directory, "KILLED", "its process was killed")
+
+
+def close_run_of_killed_process(cache_dir: Path, run_id: str, seconds: float) -> None:
+    """Mark a run as FAILED if the process that wrote it was killed; for a process that trained with it.
+
+    Args:
+        seconds: how long to wait for that process, if it lives, to end the run itself. A process on another
+            machine cannot be seen: its run is left alone.
+    """
+    directory = RunDirectory.of(cache_dir, run_id)
+    if directory.belongs_to(store_uri()) and directory.try_acquire(seconds):
+        _close_dead_run(directory, "FAILED", "the process that wrote the run was killed")
+
+
+def _close_dead_run(directory: RunDirectory, status: str, reason: str) -> None:
+    """End a run that is still RUNNING although no process holds its lock, and release the lock."""
+    client, run_id = mlflow.MlflowClient(), directory.path.name
+    try:
+        info = client.get_run(run_id).info
+        if info.status == "RUNNING":
+            client.set_tag(run_id, "error", reason)
+            client.set_terminated(run_id, status)
+            logger.warning("Run %s (%s) was killed%s", info.run_name, run_id, directory.resume_hint)
+    except MlflowException as error:
+        logger.warning("Run %s cannot be looked up: %s", run_id, first_line(error))
+    finally:
+        directory.release()
 
 
 def tag_project_run(error: str) -> None:

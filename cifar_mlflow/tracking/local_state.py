@@ -57,6 +57,15 @@ class RunDirectory:
             if directory.owner is not None:
                 yield directory
 
+    @classmethod
+    def resumable(cls, cache_dir: Path, tracking_uri: str, study: str | None) -> list[str]:
+        """Return the ids of runs with a checkpoint that this machine wrote to this store, in this study."""
+        return [
+            run.path.name
+            for run in cls.all(cache_dir)
+            if run.checkpoint.path.exists() and run.owner == Owner(tracking_uri, socket.gethostname(), study)
+        ]
+
     def write_owner(self, tracking_uri: str, study: str | None = None) -> None:
         """Record who writes the run. Hold the lock: with a free one, the owner would look dead.
 

@@ -1,14 +1,16 @@
 """The device that a training runs on, and its precision."""
 
 import os
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from cifar_mlflow.config import HardwareConfig
+from cifar_mlflow.config import HardwareConfig, TrainPrecision
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.evaluation.predict import ComputePrecision, autocast
+from cifar_mlflow.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Hardware:
     """A device, and the precision of the forward and backward pass on it (weights stay in fp32)."""
 
     device: torch.device
-    precision: Literal["fp32", "bf16"]
+    precision: ComputePrecision
 
     @property
     def name(self) -> str:
@@ -28,16 +30,31 @@ class Hardware:
         return f"{torch.cpu.get_capabilities().get('cpu_name', 'CPU')}, {torch.get_num_threads()} threads"
 
     def autocast(self) -> AbstractContextManager[object]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return autocast(self.device, self.precision)
+
+    def peak_memory_mib(self) -> int:
+        """Return the largest memory so far, in MiB: of torch's tensors on a GPU, else of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) // 2**20
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak // (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def set_up_hardware(config: HardwareConfig, precision: Literal["auto", "fp32", "bf16"] = "fp32") -> Hardware:
+def set_up_hardware(
+    config: HardwareConfig, precision: TrainPrecision = "fp32", world: World | None = None
+) -> Hardware:
     """Choose device and precision, and set torch's process-wide state: threads and determinism.
 
+    Args:
+        world: the processes that share this machine's cores, and have a GPU each.
+
     Raises:
-        UsageError: this machine does not have the device.
+        UsageError: this machine does not have the device, or not for all processes.
     """
-    torch.set_num_threads(config.threads or _available_cores())
+    world = world or World.alone()
+    torch.set_num_threads(config.threads or max(1, _available_cores() // world.local_size))
     if torch.are_deterministic_algorithms_enabled() != config.deterministic:
         torch.use_deterministic_algorithms(config.deterministic)  # only if needed: it imports the compiler
     if config.deterministic:
@@ -47,9 +64,33 @@ def set_up_hardware(config: HardwareConfig, precision: Literal["auto", "fp32", "
     torch.set_float32_matmul_precision("high")
 
     device = torch.device(_choose_device(config.device))
-    if precision == "auto":
-        precision = "bf16" if bf16_is_fast(device) else "fp32"
-    return Hardware(device, precision)
+    if world.size > 1:
+        device = _own_device(device, world)
+    return Hardware(device, _auto_precision(device) if precision == "auto" else precision)
+
+
+def _own_device(device: torch.device, world: World) -> torch.device:
+    """Return the device of this process among those that share the machine."""
+    if device.type == "mps":
+        raise UsageError("device: an Apple GPU serves one process; choose --device cpu or leave torchrun out")
+    if device.type != "cuda":
+        return device
+    if world.local_size > torch.cuda.device_count():
+        raise UsageError(
+            f"device: this machine has {torch.cuda.device_count()} GPUs for the {world.local_size} processes "
+            "that torchrun started on it: lower --nproc-per-node, or choose --device cpu"
+        )
+    own = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(own)
+    return own
+
+
+def _auto_precision(device: torch.device) -> ComputePrecision:
+    if bf16_is_fast(device):
+        return "bf16"
+    # Volta and Turing have tensor cores for fp16 only; older GPUs have none.
+    tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    return "fp16" if tensor_cores else "fp32"
 
 
 def _available_cores() -> int:

@@ -14,23 +14,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.console import training_bar
-from cifar_mlflow.data import Split
+from cifar_mlflow.data import Selection, Split
 from cifar_mlflow.data.loader import TrainLoader
-from cifar_mlflow.errors import TrainingDivergedError
+from cifar_mlflow.errors import TrainingDivergedError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
-from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.interrupt import Interrupted, StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import Hardware
-from cifar_mlflow.training.optimizers import build_optimizers
+from cifar_mlflow.training.distributed import World
 from cifar_mlflow.training.schedules import lr_factor
+from cifar_mlflow.training.step import Step
 
 logger = logging.getLogger(__name__)
 
@@ -73,18 +75,22 @@ class Training:
         self,
         classifier: ImageClassifier,
         classes: tuple[str, ...],
-        train: Split,
+        train: Split | Selection,
         val: Split,
         config: TrainConfig,
         hardware: Hardware,
+        world: World | None = None,
     ) -> None:
-        self.classifier = classifier.to(hardware.device).to(memory_format=torch.channels_last)
+        self.world = world or World.alone()
         self.classes = classes
         self.val = val
         self.config = config
         self.hardware = hardware
         self.loader = TrainLoader(train.images, train.labels, config, len(classes), hardware.device)
-        self.optimizers = build_optimizers(self.classifier, config)
+        self._check_batches()
+        self.take_step = Step(classifier, config, hardware, self.world)
+        self.classifier = self.take_step.classifier
+        self.optimizers = self.take_step.optimizers
         self.averaged = (
             AveragedModel(self.classifier, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
             if config.ema
@@ -97,10 +103,22 @@ class Training:
         self.correct = torch.zeros((), dtype=torch.long, device=hardware.device)  # predictions in these steps
         self.epoch_seconds = 0.0  # of these steps
         self.seconds = 0.0  # of completed epochs, including validation
+        self.peak_memory_mib = 0  # of the process that needed most, at the end
         self.history: History = []
         self.best_loss = math.inf
         self.best_epoch = 0
         self.best_weights: dict[str, Tensor] | None = None
+
+    def _check_batches(self) -> None:
+        """Check that each process has an image in each part of each batch."""
+        needed = self.world.size * self.config.accumulate
+        smallest = len(self.loader.labels) // self.loader.steps_per_epoch
+        if smallest < needed:
+            raise UsageError(
+                f"{self.world.size} processes and accumulate={self.config.accumulate} need at least {needed} "
+                f"images per step, but with batch_size={self.config.batch_size} the smallest batch has "
+                f"{smallest}"
+            )
 
     @property
     def evaluated(self) -> ImageClassifier:
@@ -133,12 +151,13 @@ class Training:
 
         Raises:
             TrainingDivergedError: the loss became NaN or infinite; the last good checkpoint is kept.
-            Interrupted: `stop` was requested; the checkpoint is written.
+            Interrupted: `stop` was requested, in any process; the checkpoint is written.
+            PeerLostError: another process of the training is gone.
         """
         self._imports = threading.Thread(
             target=importlib.import_module, args=("cifar_mlflow.evaluation.report",), name="imports"
         )
-        with _running(self._imports), training_bar() as bar:
+        with _running(self._imports), self.world.explained(), training_bar() as bar:
             task = bar.add_task("", total=self.config.epochs * self.loader.steps_per_epoch, note="")
             while not (prune(self.history) or self.finished):
                 for _ in self._train_epoch():
@@ -148,17 +167,19 @@ class Training:
                     )
                     if bar.live.is_started and self._may_wait_for_device():
                         bar.update(task, note=f"loss {self.losses[-1]:.3f}")
-                    if stop and stop.signum:
+                    if stop and (signum := self.world.max(stop.signum or 0)):
                         self._raise_if_diverged()
                         self._raise_if_weights_diverged()
                         if checkpoint:
                             checkpoint.save(self.state_dict())
-                        stop.raise_if_asked()
+                        raise Interrupted(signum)
                 metrics = self._finish_epoch()
                 if checkpoint:
                     checkpoint.save(self.state_dict())
                 recorder.log_metrics(metrics, step=self.epoch)
-                logger.info("%s", self._epoch_line(metrics))
+                if self.world.is_main:
+                    logger.info("%s", self._epoch_line(metrics))
+            self.peak_memory_mib = self.world.max(self.hardware.peak_memory_mib())
         if self.best_weights is not None:
             self.evaluated.load_state_dict(self.best_weights)
         return self.evaluated.eval()
@@ -170,35 +191,21 @@ class Training:
         self.classifier.train()
         resumed_seconds, start = self.epoch_seconds, time.perf_counter()
         last_line = start
-        for images, targets in loader.epoch(self.epoch, first_step=self.step):
+        for batch in loader.epoch(self.epoch, first_step=self.step):
             progress = (self.epoch * loader.steps_per_epoch + self.step) / total_steps
-            factor = lr_factor(config.schedule, config.warmup, progress)
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["initial_lr"] * factor
-                optimizer.zero_grad(set_to_none=True)
-
-            with self.hardware.autocast():
-                logits = self.classifier(images)
-            loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
-            loss.backward()
-            if config.grad_clip:
-                torch.nn.utils.clip_grad_norm_(self.classifier.parameters(), config.grad_clip)
-            for optimizer in self.optimizers:
-                optimizer.step()
+            loss, correct = self.take_step(batch, lr_factor(config.schedule, config.warmup, progress))
             if self.averaged:
                 self.averaged.update_parameters(self.classifier)
 
-            hard_targets = targets if targets.ndim == 1 else targets.argmax(1)
-            self.correct += (logits.detach().argmax(1) == hard_targets).sum()
-            self.losses.append(loss.detach())
+            self.correct += correct
+            self.losses.append(loss)
             self.step += 1
-            self.seen += len(images)
+            self.seen += len(batch)
             now = time.perf_counter()
             self.epoch_seconds = resumed_seconds + now - start
             if self._may_wait_for_device():
                 self._raise_if_diverged()
-            if now - last_line > SECONDS_BETWEEN_LOG_LINES:
+            if now - last_line > SECONDS_BETWEEN_LOG_LINES and self.world.is_main:
                 last_line = now
                 logger.info(
                     "epoch %d/%d step %d/%d loss %.3f",
@@ -215,6 +222,7 @@ class Training:
 
     def _raise_if_diverged(self) -> None:
         """Check the latest losses, no more than needed, since this runs after each step on a CPU."""
+        self.world.wait_for(self.hardware.device)
         losses = torch.stack(self.losses[-STEPS_BETWEEN_CHECKS:])
         bad = (~torch.isfinite(losses)).nonzero()
         if len(bad):
@@ -249,13 +257,7 @@ class Training:
 
         start = time.perf_counter()
         if len(self.val.labels):
-            logits = predict_logits(
-                self.evaluated,
-                self.val.images,
-                device=self.hardware.device,
-                precision=self.hardware.precision,
-            )
-            scalars = evaluate_logits(logits, self.val.labels, self.classes).scalars("val")
+            scalars = evaluate_logits(self._predict_val(), self.val.labels, self.classes).scalars("val")
             metrics |= {name: scalars[name] for name in ("val/loss", "val/accuracy", "val/f1_macro")}
         self.seconds += self.epoch_seconds + time.perf_counter() - start
         self.epoch += 1
@@ -266,6 +268,19 @@ class Training:
             self.best_weights = {name: t.detach().clone() for name, t in self.evaluated.state_dict().items()}
         self.history.append({"epoch": self.epoch, "seconds": self.seconds, **metrics})
         return metrics
+
+    def _predict_val(self) -> NDArray[np.float32]:
+        """Return the logits of all validation images (N, classes); each process computes its share."""
+        share = self.world.share(len(self.val))
+        logits = np.zeros((0, len(self.classes)), np.float32)
+        if share.stop > share.start:
+            logits = predict_logits(
+                self.evaluated,
+                self.val.images[share.start : share.stop],
+                device=self.hardware.device,
+                precision=self.hardware.precision,
+            )
+        return self.world.gather_rows(torch.from_numpy(logits)).numpy()
 
     def _epoch_line(self, metrics: dict[str, float]) -> str:
         shown = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second")
@@ -284,6 +299,7 @@ class Training:
             "classifier": self.classifier.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.take_step.scaler.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.hardware.device) if cuda else None,
             "epoch": self.epoch,
@@ -306,6 +322,8 @@ class Training:
             self.averaged.load_state_dict(state["averaged"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        if scaler := state.get("scaler"):  # empty without fp16
+            self.take_step.scaler.load_state_dict(scaler)
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.hardware.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.hardware.device)

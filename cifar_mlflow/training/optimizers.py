@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.training.device import bf16_is_fast
+from cifar_mlflow.training.distributed import World
 
 AUX_MOMENTUM = 0.85  # of the SGD beside Muon, as in Muon's CIFAR-10 record
 
@@ -39,11 +40,16 @@ class AdamW(_WithoutCompiler, torch.optim.AdamW):
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
-def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: TrainConfig, world: World | None = None
+) -> list[torch.optim.Optimizer]:
     """Return optimizers for all trainable parameters of `model`; each parameter is in exactly one group.
 
     For sgd and adamw: one optimizer with two groups, with and without weight decay. For muon: Muon for the
     filters of convolutions, and SGD at `aux_lr` for the rest.
+
+    Args:
+        world: processes with the same gradients, among which Muon divides its work.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizers: list[torch.optim.Optimizer]
@@ -57,7 +63,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         filters = [p for p in trainable if p.ndim == 4]
         rest = _decay_groups([p for p in trainable if p.ndim != 4], config.weight_decay)
         optimizers = [
-            Muon(filters, lr=config.lr, momentum=config.momentum),
+            Muon(filters, lr=config.lr, momentum=config.momentum, world=world),
             SGD(rest, lr=config.aux_lr, momentum=AUX_MOMENTUM, nesterov=True),
         ]
     for optimizer in optimizers:
@@ -84,24 +90,36 @@ class Muon(_WithoutCompiler):
     norm that follows cancels its scale, and with a fixed scale `lr` means the same throughout the training.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float) -> None:
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, momentum: float, world: World | None = None
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
+        self._world = world or World.alone()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         assert closure is None, "Muon takes no closure"
         for group in self.param_groups:
-            # Stack the banks of each shape: the matrices are small, and each call has a fixed cost.
-            by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[(len(parameter), parameter[0].numel())].append(parameter)
-            for parameters in by_shape.values():
-                directions = [self._direction(p, group["momentum"]).flatten(1) for p in parameters]
-                steps = orthogonalize(torch.stack(directions))
-                for parameter, step in zip(parameters, steps, strict=True):
-                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-                    parameter.add_(step.view_as(parameter), alpha=-group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            directions = [self._direction(p, group["momentum"]).flatten(1) for p in parameters]
+            for parameter, step in zip(parameters, self._orthogonalized(directions), strict=True):
+                parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
+                parameter.add_(step.view_as(parameter), alpha=-group["lr"])
+
+    def _orthogonalized(self, matrices: list[Tensor]) -> list[Tensor]:
+        """Return the orthogonalized matrices; each process computes its share of the work and sends it."""
+        if self._world.size == 1 or not matrices:
+            return _orthogonalize_all(matrices)
+        owners = _divide_work([_cost(matrix) for matrix in matrices], self._world.size)
+        order = [index for owned in owners for index in owned]
+        steps = torch.cat([matrices[index].flatten() for index in order])
+        views = steps.split([matrices[index].numel() for index in order])
+        step_of = dict(zip(order, views, strict=True))
+        own = owners[self._world.rank]
+        for index, step in zip(own, _orthogonalize_all([matrices[i] for i in own]), strict=True):
+            step_of[index].copy_(step.flatten())
+        self._world.gather_shares(steps, [sum(matrices[i].numel() for i in owned) for owned in owners])
+        return [step_of[index].view_as(matrix) for index, matrix in enumerate(matrices)]
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         """Update the momentum buffer and return the Nesterov direction."""
@@ -111,6 +129,32 @@ class Muon(_WithoutCompiler):
             state["momentum_buffer"] = torch.zeros_like(parameter)
         state["momentum_buffer"].mul_(momentum).add_(parameter.grad)
         return parameter.grad.add(state["momentum_buffer"], alpha=momentum)
+
+
+def _orthogonalize_all(matrices: list[Tensor]) -> list[Tensor]:
+    """Return the orthogonalized matrices (rows, columns), in the order of the argument."""
+    # Stack the matrices of each shape: they are small, and each call has a fixed cost.
+    by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for index, matrix in enumerate(matrices):
+        by_shape[matrix.shape].append(index)
+    steps: dict[int, Tensor] = {}
+    for indices in by_shape.values():
+        stacked = orthogonalize(torch.stack([matrices[index] for index in indices]))
+        steps |= zip(indices, stacked, strict=True)
+    return [steps[index] for index in range(len(matrices))]
+
+
+def _cost(matrix: Tensor) -> int:
+    """Return the number of multiplications of an iteration, up to a factor."""
+    return min(matrix.shape) * matrix.numel()
+
+
+def _divide_work(costs: list[int], processes: int) -> list[list[int]]:
+    """Return the items of each process: the most expensive first, each to the process with the least work."""
+    owners: list[list[int]] = [[] for _ in range(processes)]
+    for item in sorted(range(len(costs)), key=lambda item: -costs[item]):
+        min(owners, key=lambda owned: sum(costs[i] for i in owned)).append(item)
+    return owners
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 3) -> Tensor:

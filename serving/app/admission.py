@@ -1,9 +1,11 @@
 """Admission control: the number of requests that a process works on at a time."""
 
-from serving.app.request_context import LOGGED_ROUTES
+from serving.app.request_context import LOGGED_ROUTES, MODEL_ROUTE
 
 # An orchestrator restarts a server that does not answer these, so a busy server must not refuse them.
-PROBES = frozenset({"/ping", "/health", "/ready"})
+PROBES = frozenset(
+    {"/ping", "/health", "/ready", "/v2/health/live", "/v2/health/ready", f"{MODEL_ROUTE}/ready"}
+)
 # An upload takes a connection and some kilobytes; `request_body` limits the memory of all their bodies.
 MAX_UPLOADS = 1000
 

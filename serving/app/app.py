@@ -8,12 +8,14 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from serving.app.direct_routes import DirectRoute, DirectRoutes
 from serving.app.errors import Refusal, http_error, invalid_parameter, refused
 from serving.app.middleware import RequestMiddleware
 from serving.app.openapi import build_openapi
 from serving.app.path_prefix import PathPrefix
-from serving.app.routes import docs, feedback, invocations, model, page, predict, status
+from serving.app.routes import docs, feedback, invocations, model, open_inference, page, predict, status
 from serving.app.routes.status import update_metrics
+from serving.app.schemas import PredictParameters
 from serving.app.state import AppState
 
 DESCRIPTION = "Classify images: the class, how confident the model is, and whether that is enough to rely on."
@@ -40,13 +42,15 @@ def create_app(state: AppState) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = state
-    for routes in (predict, invocations, feedback, model, status, docs, page):
+    for routes in (predict, invocations, open_inference, feedback, model, status, docs, page):
         app.include_router(routes.router)
     app.add_exception_handler(Refusal, refused)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid_parameter)  # type: ignore[arg-type]
     document = build_openapi(app)
     app.openapi = lambda: document  # type: ignore[method-assign]
+    direct = {"/predict": DirectRoute(predict.predict, PredictParameters)}
+    app.add_middleware(DirectRoutes, routes=direct)
     app.add_middleware(RequestMiddleware, state=state)
     app.add_middleware(PathPrefix)
     return app

@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import socket
 import time
 from collections import OrderedDict
 
@@ -87,7 +88,14 @@ class AccessControl:
 
 
 def _is_loopback(host: str) -> bool:
+    """Return whether a server at this host can be reached from this machine only.
+
+    The system knows spellings such as 127.1, and names from /etc/hosts.
+    """
+    if host.lower().rstrip(".") == "localhost":
+        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
+        found = socket.getaddrinfo(host, None)
+    except OSError:  # the server will not be able to listen either
+        return False
+    return all(ipaddress.ip_address(str(address[0])).is_loopback for *_, address in found)

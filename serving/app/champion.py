@@ -115,7 +115,7 @@ class Champion:
                 model.requests -= 1
                 is_unused = model.is_retired and not model.requests
             if is_unused:
-                model.scorer.close()
+                _close(model)
 
     def problems(self) -> list[str]:
         """Return what an operator should look after; anybody may read it."""
@@ -223,7 +223,7 @@ class Champion:
             old.is_retired = True
             is_unused = not old.requests
         if is_unused:
-            old.scorer.close()
+            _close(old)
         self.refused = self.reason = self._refused_files = None
         logger.info("Serving %s in place of %s", new, old)
 
@@ -236,6 +236,11 @@ class Champion:
         except Exception as error:  # each kind of artifact store has its own exceptions
             return first_line(error)
         return sorted((file.path, file.file_size) for file in files)
+
+
+def _close(model: ServedModel) -> None:
+    """Close a retired model without waiting: its network may be stuck."""
+    threading.Thread(target=model.scorer.close, name="close-model", daemon=True).start()
 
 
 def _digests(tags: dict[str, str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from starlette.requests import Request
 
-from cifar_mlflow.scorer.predictor import Scorer
+from cifar_mlflow.scorer.predictor import Scorer, Scores
 from serving.app.champion import ServedModel
 from serving.app.decoding import DecodedImage
 from serving.app.errors import Refusal
@@ -19,10 +19,14 @@ NO_ANSWER: dict[str, Any] = {
 
 
 class Classified(NamedTuple):
-    """Both lists are in the order of the request; each answer has an `error`, None or an object."""
+    """Both lists are in the order of the request; each answer has an `error`, None or an object.
+
+    `scores` has a row for each image without an error, or is None.
+    """
 
     answers: list[dict[str, Any]]
     images: list[DecodedImage]
+    scores: Scores | None
     decode_ms: float
     score_ms: float
 
@@ -49,7 +53,7 @@ async def classify(
     answers = _answers(served.scorer, scored, top_k or min(DEFAULT_TOP_K, classes))
     context.pictures = [image.record for image in scored.images]
     context.files = [image.data for image in scored.images]
-    return Classified(answers, scored.images, scored.decode_ms, scored.score_ms)
+    return Classified(answers, scored.images, scored.scores, scored.decode_ms, scored.score_ms)
 
 
 def _answers(scorer: Scorer, scored: Scored, top_k: int) -> list[dict[str, Any]]:

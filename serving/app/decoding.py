@@ -33,11 +33,11 @@ class DecodedImage(NamedTuple):
 
 
 def decode(scorer: Scorer, content: Any) -> DecodedImage:
-    """Decode bytes, or the text of base64 or a data URL; any other value becomes an error."""
+    """Decode bytes, the text of base64 or a data URL, or pixels, uint8 (H, W, 3); others become an error."""
     begun = time.perf_counter()
     record: dict[str, Any] = {}
     try:
-        data = image_bytes(content)
+        data = bmp_file(content) if isinstance(content, np.ndarray) else image_bytes(content)
         record |= {"image_sha256": hashlib.sha256(data).hexdigest(), "image_bytes": len(data)}
         pixels = scorer.decode(data)
         record["image_format"] = picture_format(data)
@@ -51,6 +51,8 @@ def decode(scorer: Scorer, content: Any) -> DecodedImage:
 
 def is_small(content: Any) -> bool:
     """Tell from the header alone whether it takes about 0.1 ms to decode or refuse."""
+    if isinstance(content, np.ndarray):
+        return max(content.shape) <= SMALL_SIDE
     if not isinstance(content, bytes | str):
         return True
     if len(content) > SMALL_BYTES:
@@ -63,6 +65,13 @@ def is_small(content: Any) -> bool:
         return False
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     return max(width, height) <= SMALL_SIDE and not any(chunk in data for chunk in _COMPRESSED_CHUNKS)
+
+
+def bmp_file(pixels: np.ndarray) -> bytes:
+    """Return an image file of uint8 (H, W, 3): pixels are limited, resized and logged like files."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "bmp")
+    return file.getvalue()
 
 
 def data_url(pixels: np.ndarray) -> str:

@@ -1,12 +1,14 @@
 """Errors as clients see them: a status, a code for programs and a sentence for people."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 # Statuses of the error codes of an image; every other code has 400.
 _IMAGE_STATUS = {
@@ -40,18 +42,36 @@ def too_slow() -> Refusal:
     return Refusal(504, "timeout", "The server was too slow for this request.")
 
 
-def error_response(refusal: Refusal) -> Response:
-    content = json.dumps({"error": {"code": refusal.code, "message": refusal.message}})
-    return Response(content, refusal.status, refusal.headers, "application/json")
+def bad_parameter(errors: Sequence[Any]) -> Refusal:
+    """Return the refusal for pydantic's errors about the query parameters."""
+    return Refusal(400, "bad_param", f"{errors[0]['loc'][-1]}: {errors[0]['msg']}.")
 
 
-async def refused(request: Request, refusal: Refusal) -> Response:
+def error_response(refusal: Refusal) -> ASGIApp:
+    """Return a response in our own form, or for paths below /v2 in that of the Open Inference Protocol."""
+
+    def response(error: object) -> Response:
+        content = json.dumps({"error": error})
+        return Response(content, refusal.status, refusal.headers, "application/json")
+
+    own = response({"code": refusal.code, "message": refusal.message})
+    open_inference = response(refusal.message)
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        is_open_inference = path == "/v2" or path.startswith("/v2/")
+        await (open_inference if is_open_inference else own)(scope, receive, send)
+
+    return respond
+
+
+async def refused(request: Request, refusal: Refusal) -> ASGIApp:
     """Exception handler: respond with a refusal, and note its code for the logs."""
     request.scope["context"].error_code = refusal.code
     return error_response(refusal)
 
 
-async def http_error(request: Request, error: HTTPException) -> Response:
+async def http_error(request: Request, error: HTTPException) -> ASGIApp:
     """Exception handler: respond to an unknown path or method."""
     if error.status_code == 405:
         message = "This path does not support this method; /docs lists both."
@@ -59,8 +79,6 @@ async def http_error(request: Request, error: HTTPException) -> Response:
     return await refused(request, Refusal(404, "not_found", "There is nothing at this path; see /docs."))
 
 
-async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
+async def invalid_parameter(request: Request, error: RequestValidationError) -> ASGIApp:
     """Exception handler: respond to a query parameter that FastAPI rejects."""
-    first = error.errors()[0]
-    message = f"{first['loc'][-1]}: {first['msg']}."
-    return await refused(request, Refusal(400, "bad_param", message))
+    return await refused(request, bad_parameter(error.errors()))

@@ -3,18 +3,22 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from starlette.requests import Request
 
 from cifar_mlflow.scorer.engine import MAX_BATCH
 from cifar_mlflow.scorer.predictor import Scorer, Scores
+from serving.app.batching import Batcher, Job
 from serving.app.decoding import DecodedImage, decode, is_small
 from serving.app.errors import Refusal, overloaded, too_slow
 from serving.app.request_body import ClientGoneError
+from serving.app.worker_threads import WorkerThreads
+
+T = TypeVar("T")
 
 # Images that a thread decodes before it turns to another request.
 DECODE_CHUNK = 8
@@ -44,13 +48,12 @@ class Inference:
     """
 
     def __init__(self, threads: int, limit: int, timeout: float) -> None:
-        self._pool = ThreadPoolExecutor(threads, "decode")
+        self._pool = WorkerThreads(threads, "decode")
         self._threads = threads
         self._limit = limit
         self._timeout = timeout
         self._table = asyncio.Semaphore(1)
-        self._batches: set[Future[np.ndarray]] = set()
-        self._last_batch = 0.0
+        self._batcher = Batcher()
         self._tasks: set[asyncio.Task[None]] = set()
         self.waiting = 0
 
@@ -67,17 +70,19 @@ class Inference:
         if self.waiting and self.waiting + len(contents) > self._limit:
             raise overloaded()
         self.waiting += len(contents)
-        work: list[Future[Any]] = []
+        chunks: list[Future[Any]] = []
+        jobs: list[Job] = []
         try:
             async with self._deadline(request, too_slow):
                 begun = time.perf_counter()
-                images = await self._decode(scorer, contents, work)
+                images = await self._decode(scorer, contents, chunks)
                 decoded = time.perf_counter()
                 pixels = [image.pixels for image in images if image.pixels is not None]
-                scores = await self._score(scorer, pixels, work)
+                scores = await self._score(scorer, pixels, jobs)
                 scored = time.perf_counter()
         finally:
-            self._when_ended(work, lambda: self._release(len(contents)))
+            batches = [logits for job in jobs if (logits := job.drop()) is not None]
+            self._when_ended(_drop(chunks) + batches, lambda: self._release(len(contents)))
         return Scored(images, scores, 1000 * (decoded - begun), 1000 * (scored - decoded))
 
     @asynccontextmanager
@@ -100,20 +105,34 @@ class Inference:
                 await asyncio.wrap_future(table)
             yield table.result()
         finally:
-            self._when_ended([table], self._table.release)
+            self._when_ended(_drop([table]), self._table.release)
+
+    async def run(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function in one of the decoding threads.
+
+        Raises:
+            Refusal: 504, it took too long.
+            ClientGoneError: the client has disconnected.
+        """
+        async with self._deadline(request, too_slow):
+            return await asyncio.wrap_future(self._pool.submit(function, *arguments))
 
     def failure(self) -> str | None:
         """Return why images get no answers, None if they do.
 
-        The network is stuck if batches wait, and none was finished within the time of a request.
+        The network is stuck if batches wait, and none was finished within the time of a request. Decoding is
+        stuck if no thread has finished anything within that time.
         """
-        stalled = time.monotonic() - self._last_batch
-        if self._batches and stalled > self._timeout:
-            return f"No batch was finished in the last {stalled:.0f} seconds, and {len(self._batches)} wait."
+        stalled = self._batcher.stalled_seconds()
+        if stalled > self._timeout:
+            return f"No batch was finished in the last {stalled:.0f} seconds, and {len(self._batcher)} wait."
+        stuck = self._pool.stuck_seconds()
+        if stuck > self._timeout:
+            return f"No image or table was decoded in the last {stuck:.0f} seconds: all threads are busy."
         return None
 
     def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
 
     @asynccontextmanager
     async def _deadline(self, request: Request, refusal: Callable[[], Refusal]) -> AsyncIterator[None]:
@@ -150,7 +169,7 @@ class Inference:
                 watcher.cancel()
 
     async def _decode(
-        self, scorer: Scorer, contents: Sequence[Any], work: list[Future[Any]]
+        self, scorer: Scorer, contents: Sequence[Any], submitted: list[Future[Any]]
     ) -> list[DecodedImage]:
         if len(contents) == 1 and is_small(contents[0]):
             return [decode(scorer, contents[0])]
@@ -162,46 +181,38 @@ class Inference:
         for first in range(0, len(contents), DECODE_CHUNK * self._threads):
             last = min(first + DECODE_CHUNK * self._threads, len(contents))
             chunks = [self._pool.submit(decode_chunk, start) for start in range(first, last, DECODE_CHUNK)]
-            work += chunks
+            submitted += chunks
             for chunk in chunks:
                 decoded = await asyncio.wrap_future(chunk)
                 images += decoded
         return images
 
-    async def _score(
-        self, scorer: Scorer, pixels: list[np.ndarray], work: list[Future[Any]]
-    ) -> Scores | None:
+    async def _score(self, scorer: Scorer, pixels: list[np.ndarray], jobs: list[Job]) -> Scores | None:
         if not pixels:
             return None
-        logits = []
+        parts = []
         for start in range(0, len(pixels), MAX_BATCH):
-            batch = scorer.engine.submit(np.stack(pixels[start : start + MAX_BATCH]))
-            work.append(batch)
-            if not self._batches:
-                self._last_batch = time.monotonic()
-            self._batches.add(batch)
-            batch.add_done_callback(self._batch_ended)
-            logits.append(await asyncio.wrap_future(batch))
-        return scorer.scores(logits[0] if len(logits) == 1 else np.concatenate(logits))
-
-    def _batch_ended(self, batch: "Future[np.ndarray]") -> None:
-        """Called in the thread of the engine."""
-        self._batches.discard(batch)
-        if not batch.cancelled():
-            self._last_batch = time.monotonic()
+            job = self._batcher.submit(scorer, pixels[start : start + MAX_BATCH])
+            jobs.append(job)
+            parts.append(await job.scores)
+        return parts[0] if len(parts) == 1 else Scores(*map(np.concatenate, zip(*parts, strict=True)))
 
     def _release(self, count: int) -> None:
         self.waiting -= count
 
-    def _when_ended(self, work: list[Future[Any]], action: Callable[[], None]) -> None:
-        """Drop the work that has not started, and call the function once the rest has ended."""
-        running = [future for future in work if not (future.done() or future.cancel())]
+    def _when_ended(self, running: list[Future[Any]], action: Callable[[], None]) -> None:
+        """Call the function once the work has ended."""
         if running:
             task = asyncio.create_task(_wait_and_call(running, action))
             self._tasks.add(task)  # the event loop keeps weak references only
             task.add_done_callback(self._tasks.discard)
         else:
             action()
+
+
+def _drop(work: list[Future[Any]]) -> list[Future[Any]]:
+    """Drop the work that has not started; return the rest that has not ended."""
+    return [future for future in work if not (future.done() or future.cancel())]
 
 
 async def _wait_and_call(running: list[Future[Any]], action: Callable[[], None]) -> None:

@@ -9,17 +9,19 @@ import logging
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from filelock import FileLock, Timeout
 from starlette.types import ASGIApp
 
 from cifar_mlflow.errors import UsageError
@@ -37,6 +39,7 @@ WORKER_HEALTH_SECONDS = 30
 RETRY_SECONDS = 5
 # Each connection takes a file descriptor; many systems allow 1024 by default but more on request.
 OPEN_FILES = 65_536
+METRICS_PREFIX = "cifar-mlflow-metrics-"
 _CONFIG_VARIABLE = "CIFAR_MLFLOW_WORKER_CONFIG"
 
 
@@ -90,8 +93,8 @@ def _serve_in_workers(config: ServeConfig, listener: socket.socket) -> None:
         os.environ["CIFAR_MLFLOW_API_KEY"] = config.api_key.get_secret_value()
     os.environ["CIFAR_MLFLOW_REQUEST_LOG"] = config.request_log
     os.environ[_CONFIG_VARIABLE] = config.model_dump_json(exclude={"api_key", "request_log"})
-    with tempfile.TemporaryDirectory(dir=_shared_memory()) as metrics:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+    with _metrics_folder() as metrics:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
         logging.getLogger("uvicorn.error").setLevel(logging.INFO)  # reports each worker that dies
         uvicorn.run(
             f"{__name__}:{create_worker_app.__name__}",
@@ -146,15 +149,20 @@ def _listen(listener: socket.socket, config: ServeConfig) -> None:
         listener.listen(BACKLOG)
     except OSError as error:  # another server that was started at the same time has been faster
         raise _cannot_listen(config.host, config.port, error) from error
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    log.info("listening", address=f"http://{host}:{listener.getsockname()[1]}", workers=config.workers)
+    address = _authority(config.host, listener.getsockname()[1])
+    log.info("listening", address=f"http://{address}", workers=config.workers)
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
     reason = error.strerror or str(error)
     return UsageError(
-        f"cannot listen on {host}:{port}: {reason}; --port selects another port, 0 any free one"
+        f"cannot listen on {_authority(host, port)}: {reason}; --port selects another port, 0 any free one"
     )
+
+
+def _authority(host: str, port: int) -> str:
+    """Return host and port as in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _allow_open_files() -> None:
@@ -164,10 +172,27 @@ def _allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, maximum))
 
 
-def _shared_memory() -> Path | None:
-    """Return a folder for the workers' metrics, which are memory-mapped: a full disk would crash a worker."""
-    folder = Path("/dev/shm")
-    return folder if os.access(folder, os.W_OK) else None
+@contextmanager
+def _metrics_folder() -> Iterator[Path]:
+    """Yield a folder for the workers' metrics; remove it afterwards, and those of servers that were killed.
+
+    The metrics are memory-mapped, and a full disk would crash a worker: the folder is in shared memory if
+    the system has it. The server holds a lock in its folder, which the kernel frees when the server dies.
+    """
+    shared = Path("/dev/shm")
+    parent = shared if os.access(shared, os.W_OK) else Path(tempfile.gettempdir())
+    for file in parent.glob(f"{METRICS_PREFIX}*/lock"):
+        with suppress(Timeout, OSError), FileLock(file, timeout=0):  # in use, or another user's
+            shutil.rmtree(file.parent, ignore_errors=True)
+    # Hidden from other servers that start at this moment until it is locked.
+    hidden = Path(tempfile.mkdtemp(prefix=f".{METRICS_PREFIX}", dir=parent))
+    folder = hidden.with_name(hidden.name[1:])
+    with FileLock(hidden / "lock"):
+        hidden.rename(folder)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open_state(config: ServeConfig) -> AppState:

@@ -8,7 +8,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.app.admission import Slot
 from serving.app.errors import Refusal, error_response, overloaded
 from serving.app.request_body import ClientGoneError, RequestBody
-from serving.app.request_context import LOGGED_ROUTES, RequestContext, new_request_id, parse_client_id
+from serving.app.request_context import (
+    LOGGED_ROUTES,
+    RequestContext,
+    new_request_id,
+    parse_client_id,
+    route_of,
+)
 from serving.app.state import AppState
 
 SECURITY_HEADERS = [
@@ -48,7 +54,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, headers = scope["path"].removeprefix(scope.get("root_path", "")), _headers(scope)
+        path, headers = route_of(scope["path"].removeprefix(scope.get("root_path", ""))), _headers(scope)
         client = scope["client"][0] if scope["client"] else ""
         client_id = parse_client_id(headers.get(b"x-request-id"))
         context = RequestContext(new_request_id(), path, client, client_id)

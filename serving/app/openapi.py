@@ -7,15 +7,22 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from serving.app.schemas import ErrorResponse, Feedback, ImageList, InvocationsBody, SingleImage
+from serving.app.schemas import (
+    ErrorResponse,
+    Feedback,
+    ImageList,
+    InferRequest,
+    InvocationsBody,
+    SingleImage,
+)
 
 # Bodies that the routes read themselves, because their media type decides how.
-_BODIES: list[type[BaseModel]] = [SingleImage, ImageList, InvocationsBody, Feedback]
+_BODIES: list[type[BaseModel]] = [SingleImage, ImageList, InvocationsBody, Feedback, InferRequest]
 _REFERENCE = "#/components/schemas/{model}"
 _DESCRIPTIONS = {
     400: "The request, or every image in it, is wrong.",
     401: "The key is missing or wrong.",
-    404: "The answer is unknown.",
+    404: "The answer or the model is unknown.",
     408: "The body came too slowly.",
     413: "The request or an image is too large.",
     415: "The content type or the image format is not supported.",
@@ -27,10 +34,10 @@ _DESCRIPTIONS = {
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe the errors of a route: these statuses, and those that every route has."""
+def errors(*statuses: int, model: type[BaseModel] = ErrorResponse) -> dict[int | str, dict[str, Any]]:
+    """Describe the errors of a route, of the form `model`: these statuses, and those that every route has."""
     return {
-        status: {"model": ErrorResponse, "description": _DESCRIPTIONS[status]}
+        status: {"model": model, "description": _DESCRIPTIONS[status]}
         for status in sorted({400, 401, 429, 500, 503, *statuses})
     }
 

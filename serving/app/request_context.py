@@ -9,7 +9,10 @@ from typing import Any
 
 from serving.monitoring.records import Record
 
-LOGGED_ROUTES = frozenset({"/predict", "/invocations"})
+MODEL_ROUTE = "/v2/models/{name}"
+INFER_ROUTE = f"{MODEL_ROUTE}/infer"
+LOGGED_ROUTES = frozenset({"/predict", "/invocations", INFER_ROUTE})
+_MODEL_PATH = re.compile(r"/v2/models/[^/]+(?:/versions/[^/]+)?(/ready|/infer)?")
 _random_digits: list[str] = []
 _VALID_CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -19,6 +22,7 @@ class RequestContext:
     """A request and its answer. Routes find it in `scope["context"]`.
 
     Attributes:
+        path: the route, see `route_of`.
         request_id: our own id, the key of the request log. `/feedback` accepts feedback by this id, so only
             the client that received the answer may know it.
         client_id: the client's X-Request-ID, None if it sent none or one that cannot be logged.
@@ -64,6 +68,13 @@ class RequestContext:
             )
             for item, picture in enumerate(self.pictures or [{"error_code": self.error_code}])
         ]
+
+
+def route_of(path: str) -> str:
+    """Return the path without the name and version of a model: limits, logs and metrics go by the route."""
+    path = path.removesuffix("\n")  # the router accepts it
+    match = _MODEL_PATH.fullmatch(path) if path.startswith("/v2/") else None
+    return path if match is None else f"{MODEL_ROUTE}{match[1] or ''}"
 
 
 def new_request_id() -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WithJsonSchema, model_validator
 
 from cifar_mlflow.models.card import AbstentionInfo, OodInfo
 
@@ -58,6 +58,18 @@ class Timings(BaseModel):
     decode: float = Field(description="Decoding of the images.")
     score: float = Field(description="Waiting for the network, and inference.")
     total: float = Field(description="From the first byte of the request to the response.")
+
+
+class PredictParameters(BaseModel):
+    """The query parameters of /predict."""
+
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="How many of the likeliest classes to return; default 3, at most all."
+    )
+    input: bool = Field(
+        default=False,
+        description="Whether to return the image that the network saw, as a data URL of a PNG.",
+    )
 
 
 class PredictResponse(BaseModel):
@@ -195,3 +207,118 @@ class InvocationsBody(BaseModel):
     )
     instances: list[EncodedImage] | Columns | None = Field(default=None, description="As `inputs`.")
     params: InvocationsParams | None = None
+
+
+class OpenInferenceError(BaseModel):
+    """The body of every error below /v2."""
+
+    error: str = Field(description="A sentence for people.")
+
+
+class ServerMetadata(BaseModel):
+    name: str
+    version: str = Field(description="Of the HTTP API.")
+    extensions: list[str] = Field(description="Extensions of the protocol that the server supports.")
+
+
+class LiveResponse(BaseModel):
+    live: Literal[True]
+
+
+class ServerReadyResponse(BaseModel):
+    ready: Literal[True]
+
+
+class ModelReadyResponse(BaseModel):
+    name: str
+    ready: Literal[True]
+
+
+class TensorMetadata(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1 stands for any size.")
+
+
+class ModelMetadata(BaseModel):
+    name: str
+    versions: list[str] = Field(description="The version that is served.")
+    platform: str
+    inputs: list[TensorMetadata] = Field(description="A request has one of them.")
+    outputs: list[TensorMetadata]
+
+
+InputName = Literal["image", "pixels"]
+OutputName = Literal["label", "class_index", "probabilities", "uncertain"]
+
+
+class InputParameters(_OnlyItsFields):
+    binary_data_size: StrictInt | None = Field(
+        default=None, ge=0, description="Number of bytes of the tensor, which follow the JSON."
+    )
+
+
+class InferInput(BaseModel):
+    """A batch of images: files as BYTES of shape [n] or [n, 1], or RGB values as UINT8 of [n, h, w, 3]."""
+
+    name: InputName
+    datatype: Literal["BYTES", "UINT8"] = Field(description="BYTES for `image`, UINT8 for `pixels`.")
+    shape: list[Annotated[StrictInt, Field(ge=0)]] = Field(min_length=1, max_length=4, fail_fast=True)
+    parameters: InputParameters = InputParameters()
+    data: list[Any] | None = Field(
+        default=None,
+        description="The elements, flat or nested: base64 text or data URLs for `image`, whole numbers from "
+        "0 to 255 for `pixels`. Absent if `binary_data_size` is given.",
+    )
+
+
+class OutputParameters(_OnlyItsFields):
+    binary_data: StrictBool | None = Field(
+        default=None, description="Whether the tensor follows the JSON of the response as bytes."
+    )
+
+
+class RequestedOutput(BaseModel):
+    name: OutputName
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferParameters(_OnlyItsFields):
+    binary_data_output: StrictBool = Field(
+        default=False, description="The value of `binary_data` for outputs that do not set it."
+    )
+
+
+class InferRequest(BaseModel):
+    """A request of the Open Inference Protocol v2; unknown parameters are refused, other fields ignored."""
+
+    id: str | None = Field(default=None, description="Returned in the response.")
+    parameters: InferParameters = InferParameters()
+    inputs: list[InferInput] = Field(min_length=1, max_length=1, fail_fast=True)
+    outputs: list[RequestedOutput] | None = Field(
+        default=None, max_length=4, fail_fast=True, description="The tensors to return; default all."
+    )
+
+
+class TensorSize(BaseModel):
+    binary_data_size: int = Field(description="Number of bytes of the tensor, which follow the JSON.")
+
+
+class InferOutput(TensorMetadata):
+    """A tensor with a row per image; it has `data`, flat, or its size in `parameters`."""
+
+    shape: list[int]
+    data: list[str | float | bool] | None = None
+    parameters: TensorSize | None = None
+
+
+class InferResponseParameters(BaseModel):
+    request_id: str = Field(description="Also in the header X-Request-ID; /feedback refers to it.")
+
+
+class InferResponse(BaseModel):
+    id: str | None = Field(default=None, description="Of the request; absent if it had none.")
+    model_name: str
+    model_version: str
+    parameters: InferResponseParameters
+    outputs: list[InferOutput]

@@ -1,4 +1,4 @@
-"""Find the images that a user names: files, folders, patterns."""
+"""Find the images that a user names: files, folders, patterns, URLs, lists of paths, Parquet files."""
 
 # Strings, because creating a million Path objects takes seconds.
 # ruff: noqa: PTH112, PTH118, PTH207
@@ -9,29 +9,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cifar_mlflow.errors import CifarError, UsageError
+from serving.batch import tables
+from serving.batch.remote import Stamp, file_system, is_url, list_url, local_path, storage_errors
+from serving.batch.tables import TablePart, table_parts
 
+PATH_LIST = ".txt"
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 @dataclass
 class Found:
-    """The files to classify, in order and without duplicates.
+    """The images to classify, in order and without duplicates.
 
     Attributes:
-        files: paths, relative if the user named a relative path.
+        files: local paths, relative if the user named a relative path, and URLs.
+        stamps: the state of the files that a remote file system listed; others have to be asked for.
+        tables: parts of Parquet files.
         unreadable: folders that cannot be read, with the reason.
+        folder: where relative paths begin, for a worker in another folder.
     """
 
     files: list[str] = field(default_factory=list)
+    stamps: dict[str, Stamp] = field(default_factory=dict)
+    tables: list[TablePart] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    folder: str = ""
+
+    @property
+    def count(self) -> int:
+        """Return the number of images."""
+        return len(self.files) + sum(part.rows for part in self.tables)
+
+    def locate(self, path: str) -> str:
+        """Return where the file at one of the paths is."""
+        return path if is_url(path) else os.path.join(self.folder, path)
 
 
 def find_images(paths: Sequence[str], exclude: Path | None = None) -> Found:
     """Return the files at `paths`, in that order; the files of a folder sorted by name, before sub-folders.
 
     A folder stands for the files below it that have the suffix of an image and are not hidden. A file that is
-    named itself, or by a pattern such as `photos/**/*.jpg`, is taken whatever its name. Symbolic links are
-    followed; a file that can be reached on two ways is returned once.
+    named itself, or by a pattern such as `photos/**/*.jpg`, is taken whatever its name, with two exceptions:
+    a .parquet file stands for the images in its rows, and a .txt file for the image files that it names, one
+    path or URL per line. URLs may name the same. Symbolic links are followed; a file that can be reached on
+    two ways is returned once.
 
     Args:
         exclude: a folder; files in it are not returned.
@@ -41,8 +62,10 @@ def find_images(paths: Sequence[str], exclude: Path | None = None) -> Found:
         CifarError: there are no images.
     """
     search = _Search(exclude)
-    for path in map(os.path.expanduser, paths):  # a shell does not expand ~ in quotes
-        if os.path.lexists(path):
+    for path in map(os.path.expanduser, map(local_path, paths)):  # a shell does not expand ~ in quotes
+        if is_url(path):
+            search.add_url(path)
+        elif os.path.lexists(path):
             if search.is_excluded(os.path.realpath(path)):
                 raise UsageError(f"{path} is in {exclude}, where the copies go: choose another --sort-into")
             search.add(path)
@@ -53,7 +76,7 @@ def find_images(paths: Sequence[str], exclude: Path | None = None) -> Found:
                 search.add(match)
         else:
             raise UsageError(f"{path}: no such file or folder")
-    if not search.found.files:
+    if not search.found.count:
         reasons = "".join(f"\n  {folder}: {why}" for folder, why in search.found.unreadable.items())
         raise CifarError(f"no images in {', '.join(paths)} (looked for {' '.join(SUFFIXES)}){reasons}")
     return search.found
@@ -73,8 +96,28 @@ class _Search:
         return root is not None and (real == root or real.startswith(os.path.join(root, "")))
 
     def add(self, path: str) -> None:
-        add = self._add_folder if os.path.isdir(path) else self._add_file
-        add(path, os.path.realpath(path))
+        if os.path.isdir(path):
+            self._add_folder(path, os.path.realpath(path))
+        else:
+            self._add_named(path, os.path.realpath(path))
+
+    def add_url(self, url: str) -> None:
+        for file, stamp in list_url(url, SUFFIXES).items():
+            self._add_named(file, file)
+            self.found.stamps[file] = stamp
+
+    def _add_named(self, path: str, real: str) -> None:
+        """Add a file that the user named, or that matches a pattern or a URL."""
+        suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
+        if suffix == tables.SUFFIX and real not in self._files:
+            self._files.add(real)
+            self.found.tables += table_parts(path)
+        elif suffix == PATH_LIST:
+            for line in _read_lines(path):
+                named = local_path(line)
+                self._add_file(named, named if is_url(named) else os.path.realpath(named))
+        else:
+            self._add_file(path, real)
 
     def _add_file(self, path: str, real: str) -> None:
         if real not in self._files and not self.is_excluded(real):
@@ -102,6 +145,23 @@ class _Search:
                 elif entry.name.lower().endswith(SUFFIXES):
                     self._add_file(entry.path, target)
             pending += reversed(subfolders)
+
+
+def _read_lines(path: str) -> list[str]:
+    """Return the lines of a text file that are not empty.
+
+    Raises:
+        UsageError: the file does not exist or is not UTF-8.
+        CifarError: the storage does not answer.
+    """
+    system, inside = file_system(path)
+    with storage_errors(path):
+        content: bytes = system.cat_file(inside)
+    try:
+        lines = content.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a list of paths: it is not UTF-8") from error
+    return [line for line in (line.rstrip("\r") for line in lines) if line]
 
 
 def _visible_entries(folder: str) -> Iterator[os.DirEntry[str]]:

@@ -33,7 +33,7 @@ class Summary:
     """
 
     files: int
-    output: Path | None = None
+    output: str | None = None
     sorted_into: Path | None = None
     done: int = 0
     earlier: int = 0

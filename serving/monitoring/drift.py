@@ -26,8 +26,8 @@ def image_statistics(image: NDArray[np.uint8]) -> tuple[float, float]:
     Args:
         image: uint8 (S, S, 3).
     """
-    # Integer arithmetic takes a third of the time of mean() and std().
-    values = image.ravel().astype(np.int64)
+    # Takes a fifth of the time of mean() and std(); sums of integers are exact in float64.
+    values = image.ravel().astype(np.float64)
     mean = float(values.sum()) / values.size
     variance = max(0.0, float(values @ values) / values.size - mean * mean)
     return mean / 255, variance**0.5 / 255

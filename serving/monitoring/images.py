@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cifar_mlflow.errors import CifarError
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 QUEUE_BYTES = 32_000_000
 CHECK_SECONDS = 600.0
+RETRY_SECONDS = 2.0
 CLOSE_SECONDS = 5.0
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WebP": "webp", "BMP": "bmp", "GIF": "gif"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -34,7 +36,7 @@ class ImageFolder:
 
     Attributes:
         dropped: number of images that were given up: too many waited, or they could not be written.
-        failing: why the last image could not be written; None if all is well.
+        failing: why images cannot be written; None if all is well. Tried again every few seconds.
 
     Raises:
         CifarError: the folder cannot be written.
@@ -46,8 +48,7 @@ class ImageFolder:
         self._bytes = mb * 1e6
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with temporary_sibling(self._folder / "probe") as probe:
-                probe.touch()
+            self._probe()
         except OSError as error:
             raise CifarError(f"images_dir {folder} cannot be written: {error.strerror}") from error
         self.dropped = 0
@@ -93,14 +94,27 @@ class ImageFolder:
                 self._delete_outdated()
                 written, next_check = 0, time.monotonic() + CHECK_SECONDS
             if not self._queue:
-                self._wake.wait(max(0.0, next_check - time.monotonic()))
+                wait = max(0.0, next_check - time.monotonic())
+                self._wake.wait(wait if self.failing is None else min(wait, RETRY_SECONDS))
                 self._wake.clear()
+                if self.failing is not None:
+                    self._try_again()
                 continue
             name, data = self._queue[0]
             written += self._write(self._folder / name, data)
             with self._lock:
                 self._queue.popleft()
                 self._queue_bytes -= len(data)
+
+    def _probe(self) -> None:
+        """Raise OSError if the folder cannot be written."""
+        with temporary_sibling(self._folder / "probe") as probe:
+            probe.touch()
+
+    def _try_again(self) -> None:
+        with suppress(OSError):
+            self._probe()
+            self.failing = None
 
     def _write(self, path: Path, data: bytes) -> int:
         """Return the number of bytes by which the folder grew."""

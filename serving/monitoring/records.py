@@ -13,7 +13,7 @@ class Record:
         request_id: the answer's `request_id`.
         item: position of the image in the request, from 0.
         time: arrival of the request, in Unix seconds.
-        route: "/predict" or "/invocations".
+        route: "/predict", "/invocations" or "/v2/models/{name}/infer".
         status: HTTP status of the answer; 0 or 499 if the connection was closed before it.
         error_code: error of the image or of the whole request, such as not_an_image.
         model_version: such as "cifar10/3".

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 QUEUE_LIMIT = 20_000  # entries, about 15 MB
 BATCH_ROWS = 1000
-FLUSH_SECONDS = 0.1
+FLUSH_SECONDS = 0.3
 RETRY_SECONDS = 1.0
 RETENTION_SECONDS = 5.0  # between two checks for outdated rows
 SILENCE_SECONDS = 5.0  # a database that takes longer for a batch counts as unavailable

@@ -5,28 +5,28 @@ next, the same code takes three times as long, because the caches of the CPU hol
 """
 
 import asyncio
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from serving.app.admission import PROBES
 from serving.app.champion import Champion, ServedModel
 from serving.app.errors import Refusal
-from serving.app.request_context import RequestContext
+from serving.app.request_context import INFER_ROUTE, MODEL_ROUTE, RequestContext
 from serving.app.schemas import Feedback
 from serving.config import ServeConfig
 from serving.monitoring.drift import DriftWindow
 from serving.monitoring.images import ImageFolder
-from serving.monitoring.logging import EXIT_SECONDS, log, stderr_lines
+from serving.monitoring.logging import EXIT_SECONDS, log, stderr_lines, write_events
 from serving.monitoring.metrics import Metrics
 from serving.monitoring.request_log import RequestLog
 
-ROUTES = frozenset(
-    {
-        "/", "/predict", "/invocations", "/feedback", "/model", "/ready", "/metrics", "/ping", "/health",
-        "/version", "/docs", "/openapi.json",
-    }
-)  # fmt: skip
-# Probes come every few seconds; they are counted, but get a line in the access log only if they fail.
-PROBES = frozenset({"/ping", "/health", "/ready", "/metrics"})
-FLUSH_SECONDS = 0.02
+ROUTES = PROBES | {
+    "/", "/predict", "/invocations", "/feedback", "/model", "/metrics", "/version", "/docs", "/openapi.json",
+    "/v2", MODEL_ROUTE, INFER_ROUTE,
+}  # fmt: skip
+# These requests come every few seconds; they are counted, but get a line in the access log only if they fail.
+QUIET_ROUTES = PROBES | {"/metrics"}
+FLUSH_SECONDS = 0.1
 # A row of the request log with its indexes takes about 300 bytes in SQLite, and 430 in PostgreSQL.
 ROWS_PER_MB = 2000
 
@@ -90,8 +90,7 @@ class Telemetry:
                 self._record(request)
             except Exception:  # one request must not cost the records of the others
                 log.exception("request not recorded", request_id=request.context.request_id)
-        for request in finished:
-            _log_access(request)
+        write_events(_access_events(finished))
 
     def _record(self, finished: _Finished) -> None:
         context, status, seconds = finished
@@ -107,9 +106,9 @@ class Telemetry:
                 if data:
                     self._images.put(picture["image_sha256"], picture["image_format"], data)
 
-    def turned_away(self, route: str) -> None:
+    def turned_away(self, path: str) -> None:
         """Count a request that was answered with 503 before any work; it has no row in the request log."""
-        self._metrics.turned_away(route)
+        self._metrics.turned_away(_route(path))
         self._turned_away += 1
 
     def measure(self, inside: int, waiting: int, champion: Champion) -> None:
@@ -128,7 +127,7 @@ class Telemetry:
         metrics.registry_up.set(champion.registry_problem is None)
         metrics.refused(champion.refused)
         metrics.drift(self._drift.psi() if self._drift is not None else {})
-        metrics.request_log_up.set(self._failing is None)
+        metrics.request_log_up.set(self._log is None or self._log.failing is None)
         metrics.request_log_dropped(sum(sink.dropped for sink in self._sinks))
         metrics.log_lines_dropped(stderr_lines().dropped)
 
@@ -168,10 +167,6 @@ class Telemetry:
     def _sinks(self) -> list[RequestLog | ImageFolder]:
         return [sink for sink in (self._log, self._images) if sink is not None]
 
-    @property
-    def _failing(self) -> str | None:
-        return next((sink.failing for sink in self._sinks if sink.failing), None)
-
 
 def _route(path: str) -> str:
     """Return a label for a path; paths that strangers invent must not become labels."""
@@ -180,20 +175,21 @@ def _route(path: str) -> str:
     return "/page" if path.startswith("/page/") else "other"
 
 
-def _log_access(finished: _Finished) -> None:
-    context, status, seconds = finished
-    route = _route(context.path)
-    if route in PROBES and status < 400:
-        return
-    log.info(
-        "request",
-        request_id=context.request_id,
-        client_id=context.client_id,
-        route=route,
-        status=status,
-        ms=round(1000 * seconds, 2),
-        client=context.client,
-        model=context.model_version,
-        pictures=len(context.pictures),
-        error=context.error_code,
-    )
+def _access_events(finished: Sequence[_Finished]) -> list[dict[str, Any]]:
+    """Return the lines of the access log; probes that succeed have none."""
+    return [
+        {
+            "request_id": context.request_id,
+            "client_id": context.client_id,
+            "route": route,
+            "status": status,
+            "ms": round(1000 * seconds, 2),
+            "client": context.client,
+            "model": context.model_version,
+            "pictures": len(context.pictures),
+            "error": context.error_code,
+            "event": "request",
+        }
+        for context, status, seconds in finished
+        if (route := _route(context.path)) not in QUIET_ROUTES or status >= 400
+    ]

@@ -1,8 +1,8 @@
 // @ts-check
 /** The camera panel: take a photo, or classify the camera's picture continuously. */
 
-import { predict } from "./api.js";
 import { Camera, cameraAllowed } from "./camera.js";
+import { predict } from "./classifier.js";
 import { announce, byId, showNotice, showPanel } from "./dom.js";
 import { LiveLoop } from "./live-loop.js";
 import { currentModel, modelOf } from "./model.js";
@@ -26,7 +26,7 @@ async function classify(signal) {
 }
 
 /**
- * @param {import("./api.js").Answer} answer
+ * @param {import("./answer.js").Answer} answer
  * @param {number} rate
  */
 async function onAnswer(answer, rate) {
@@ -34,7 +34,7 @@ async function onAnswer(answer, rate) {
   if (!loop.running) return;
   showNotice(null);
   view.show(answer.prediction, model, { steady: true });
-  byId("rate").textContent = `${Math.round(rate)} images per second, ${Math.round(answer.roundTripMs)} ms each`;
+  byId("rate").textContent = `${Math.round(rate)} images per second, ${Math.round(answer.totalMs)} ms each`;
   announceWhenSteady(answer.prediction);
 }
 
@@ -45,7 +45,7 @@ let announced = "";
 /**
  * Announce a prediction once, and only after it has been the same for a while: a screen reader cannot read out
  * ten predictions per second.
- * @param {import("./api.js").Prediction} prediction
+ * @param {import("./answer.js").Prediction} prediction
  */
 function announceWhenSteady(prediction) {
   const verdict = prediction.uncertain ? "Not sure" : prediction.label;

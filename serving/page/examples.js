@@ -34,7 +34,7 @@ function exampleButton(file, onFiles) {
       const blob = await (await fetch(address)).blob();
       onFiles([new File([blob], file, { type: blob.type })]);
     } catch {
-      showNotice("The example could not be loaded: the service does not answer.");
+      showNotice("The example could not be loaded. Are you online?");
     }
   });
   return button;

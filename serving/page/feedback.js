@@ -1,16 +1,15 @@
 // @ts-check
 /** Asks the user whether a prediction is right, and if not, for the correct class. */
 
-import { sendFeedback } from "./api.js";
 import { element } from "./dom.js";
 
 /**
  * @param {HTMLElement} root
- * @param {string} requestId
+ * @param {import("./answer.js").SendFeedback} sendFeedback
  * @param {string} label The predicted class.
  * @param {readonly string[]} classes
  */
-export function askForFeedback(root, requestId, label, classes) {
+export function askForFeedback(root, sendFeedback, label, classes) {
   const problem = element("p", { className: "notice", hidden: true });
   problem.setAttribute("role", "alert");
 
@@ -20,7 +19,7 @@ export function askForFeedback(root, requestId, label, classes) {
    */
   async function send(correct, truth) {
     try {
-      await sendFeedback(requestId, correct, truth);
+      await sendFeedback(correct, truth);
     } catch (error) {
       problem.textContent = /** @type {Error} */ (error).message;
       problem.hidden = false;

@@ -11,6 +11,11 @@ export function percent(share) {
   return `${Math.round(share * 100)}%`;
 }
 
+/** @param {number} ms */
+export function milliseconds(ms) {
+  return ms < 10 ? ms.toFixed(1) : Math.round(ms).toString();
+}
+
 /**
  * @param {readonly string[]} words
  * @returns {string} "a, b or c"

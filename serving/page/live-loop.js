@@ -4,9 +4,9 @@
  * between are dropped, so that a slow connection builds up no queue. An answer never replaces a newer one.
  */
 
-import { ServiceError } from "./api.js";
+import { ClassifierError } from "./answer.js";
 
-/** @typedef {import("./api.js").Answer} Answer */
+/** @typedef {import("./answer.js").Answer} Answer */
 
 const MAX_IN_FLIGHT = 2;
 const MIN_INTERVAL_MS = 45; // about 20 frames per second; more cannot be seen, but would cost the service
@@ -81,7 +81,7 @@ export class LiveLoop {
 
   /** @param {Error} error */
   #handleError(error) {
-    const seconds = error instanceof ServiceError ? error.retryAfter : 0;
+    const seconds = error instanceof ClassifierError ? error.retryAfter : 0;
     if (seconds) {
       this.#notBefore = performance.now() + seconds * 1000;
       this.callbacks.onBusy(error.message, seconds);

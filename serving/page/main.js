@@ -1,9 +1,8 @@
 // @ts-check
 /** The page: photos come from files, the camera or the examples, and a panel shows their predictions. */
 
-import { onKeyNeeded, predict } from "./api.js";
-import { askForKey } from "./api-key.js";
 import { closeCamera, setUpCameraPanel } from "./camera-panel.js";
+import { predict } from "./classifier.js";
 import { announce, byId, showNotice, showPanel } from "./dom.js";
 import { showExamples } from "./examples.js";
 import { joinWords } from "./format.js";
@@ -70,7 +69,7 @@ async function classifySeveral(files, signal) {
  * Show one photo of the grid in full, with a button that leads back.
  * @param {import("./photo-grid.js").Row} row
  * @param {HTMLElement} card
- * @param {import("./api.js").Model} model
+ * @param {import("./answer.js").Model} model
  */
 function openRow(row, card, model) {
   showPhoto(row.file);
@@ -97,7 +96,6 @@ async function showModel() {
   byId("about").textContent = `Model ${name}, version ${version}${right}.`;
 }
 
-onKeyNeeded(askForKey);
 onPhotos(onFiles);
 setUpCameraPanel(onFiles, cancelWork);
 showModel().catch((error) => showNotice(error.message));

@@ -1,9 +1,9 @@
 // @ts-check
-/** The model that the service serves; fetched once, and again after a promotion. */
+/** The model that answers; fetched once, and again after a promotion. */
 
-import { getModel } from "./api.js";
+import { getModel } from "./classifier.js";
 
-/** @typedef {import("./api.js").Model} Model */
+/** @typedef {import("./answer.js").Model} Model */
 
 /** @type {Promise<Model> | null} */
 let fetched = null;
@@ -19,7 +19,7 @@ export function currentModel() {
 
 /**
  * Return the model that gave an answer: another one may have been promoted since the page was opened.
- * @param {import("./api.js").Answer} answer
+ * @param {import("./answer.js").Answer} answer
  * @returns {Promise<Model>}
  */
 export async function modelOf({ model: { name, version } }) {

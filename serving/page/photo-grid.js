@@ -1,13 +1,13 @@
 // @ts-check
 /** The panel of several photos: a grid that fills as the answers arrive, and a CSV file of them. */
 
-import { predict } from "./api.js";
+import { predict } from "./classifier.js";
 import { download, toCsv } from "./csv.js";
 import { announce, byId, element } from "./dom.js";
 import { percent } from "./format.js";
 
-/** @typedef {import("./api.js").Answer} Answer */
-/** @typedef {import("./api.js").Model} Model */
+/** @typedef {import("./answer.js").Answer} Answer */
+/** @typedef {import("./answer.js").Model} Model */
 /** @typedef {{file: File, answer?: Answer, error?: string}} Row */
 
 const MAX_IN_FLIGHT = 4; // enough to fill a batch of the network, and few enough to leave room for other users

@@ -4,8 +4,8 @@
 import { element } from "./dom.js";
 import { percent } from "./format.js";
 
-/** @typedef {import("./api.js").Prediction} Prediction */
-/** @typedef {import("./api.js").Model} Model */
+/** @typedef {import("./answer.js").Prediction} Prediction */
+/** @typedef {import("./answer.js").Model} Model */
 
 const MAX_BARS = 10;
 
@@ -66,7 +66,7 @@ export class PredictionView {
   }
 
   /**
-   * @param {import("./api.js").ClassScore[]} scores
+   * @param {import("./answer.js").ClassScore[]} scores
    * @param {string} best
    */
   #drawBars(scores, best) {
@@ -90,7 +90,7 @@ function createBar() {
 }
 
 /**
- * @param {import("./api.js").ClassScore[]} scores
+ * @param {import("./answer.js").ClassScore[]} scores
  * @param {readonly string[]} classes
  */
 function inClassOrder(scores, classes) {

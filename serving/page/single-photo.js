@@ -5,8 +5,8 @@ import { announce, byId } from "./dom.js";
 import { askForFeedback } from "./feedback.js";
 import { PredictionView, spokenAnswer } from "./prediction-view.js";
 
-/** @typedef {import("./api.js").Answer} Answer */
-/** @typedef {import("./api.js").Model} Model */
+/** @typedef {import("./answer.js").Answer} Answer */
+/** @typedef {import("./answer.js").Model} Model */
 
 const view = new PredictionView(byId("reading"));
 /** @type {HTMLImageElement} */
@@ -40,7 +40,7 @@ export function showPhoto(file) {
  * @param {Answer} answer
  * @param {Model} model
  */
-export function showAnswer({ requestId, prediction, ms, roundTripMs }, model) {
+export function showAnswer({ prediction, timing, sendFeedback }, model) {
   view.show(prediction, model);
   announce(spokenAnswer(prediction));
   const size = model.image_size;
@@ -48,19 +48,12 @@ export function showAnswer({ requestId, prediction, ms, roundTripMs }, model) {
   seen.alt = `The same in ${size} by ${size} pixels, as the network sees it`;
   byId("seen-caption").textContent = `The network’s view, ${size}\u00a0×\u00a0${size}`;
   byId("seen-figure").hidden = false;
-  byId("timing").textContent =
-    `Answered in ${Math.round(roundTripMs)} ms: ` +
-    `${milliseconds(ms.decode)} to decode the photo, ${milliseconds(ms.score)} for the network, the rest in transit.`;
-  askForFeedback(byId("feedback"), requestId, prediction.label, model.classes);
+  byId("timing").textContent = timing;
+  if (sendFeedback) askForFeedback(byId("feedback"), sendFeedback, prediction.label, model.classes);
 }
 
 /** @param {string} message */
 export function showFailure(message) {
   view.fail(message);
   announce(`No answer. ${message}`);
-}
-
-/** @param {number} ms */
-function milliseconds(ms) {
-  return ms < 10 ? ms.toFixed(1) : Math.round(ms).toString();
 }

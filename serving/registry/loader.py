@@ -58,6 +58,23 @@ def load_scorer(model_uri: str, threads: int | None = None) -> Scorer:
     return _load(folder, model_uri, threads)
 
 
+def pin_model(model_uri: str) -> str:
+    """Return an address of the same model that is valid in every folder and does not follow an alias.
+
+    Args:
+        model_uri: see `load_scorer`.
+
+    Raises:
+        UsageError: there is no such model.
+        CifarError: MLflow does not answer.
+    """
+    if re.fullmatch(r"[0-9a-f]{32}", model_uri):
+        return f"runs:/{model_uri}/scorer"
+    if model_uri.startswith(("models:/", "runs:/")):
+        return _locate(model_uri)[0]
+    return os.path.abspath(os.path.expanduser(model_uri))  # noqa: PTH100, PTH111 - see load_scorer
+
+
 def _load_from_mlflow(model_uri: str, threads: int | None) -> Scorer:
     cache = default_cache_dir() / "scorers"
     with write_errors(cache):

@@ -71,7 +71,6 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
             classifier, card, training.images, eval_set, config.serve_precision, Path(scratch)
         )
         chosen, decision = choose(candidates, config.serve_precision)
-        logger.info("Served as %s", decision)
         served = describe(chosen, candidates, card, eval_set, config.target_accuracy)
         folder = Path(scratch, "scorer")
         files = write_scorer_folder(folder, chosen.model, served)
@@ -88,7 +87,6 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         )
     )
     message = f"version {number} of {config.registered_model}: {card.model} as {decision}"
-    logger.info("Registered %s", message)
     return RegisteredVersion(config.registered_model, number, run_id, chosen.precision, message)
 
 

@@ -54,7 +54,8 @@ def test_coin_flips_are_fair() -> None:
 def test_cutout_blanks_one_square_with_the_given_colour(size: int) -> None:
     images = photos(count=50).permute(0, 3, 1, 2) / 255
     colour = torch.tensor([-1.0, -2.0, -3.0])
-    result = augment.cutout(images, size, colour, generator())
+    corners = augment.square_corners(50, 10, 12, size, generator())
+    result = augment.cutout(images, *corners, size, colour)
     blanked = (result == colour.view(1, 3, 1, 1)).all(dim=1)
     assert (blanked.sum(dim=(1, 2)) == size * size).all()
     for mask in blanked:
@@ -67,7 +68,7 @@ def test_cutout_blanks_one_square_with_the_given_colour(size: int) -> None:
 def test_jitter_changes_brightness_and_contrast_within_bounds() -> None:
     images = 0.3 + 0.2 * torch.rand(200, 3, 8, 8, generator=generator())
     spread = images.std(dim=(1, 2, 3)) / images.mean(dim=(1, 2, 3))
-    result = augment.jitter(images, 0.2, 0.3, generator(1))
+    result = augment.jitter(images, *augment.jitter_factors(200, 0.2, 0.3, generator(1)))
     brighter = result.mean(dim=(1, 2, 3)) / images.mean(dim=(1, 2, 3))
     harder = result.std(dim=(1, 2, 3)) / result.mean(dim=(1, 2, 3)) / spread
     for factors, bound in ((brighter, 0.2), (harder, 0.3)):
@@ -76,16 +77,27 @@ def test_jitter_changes_brightness_and_contrast_within_bounds() -> None:
 
 
 def test_jitter_stays_in_the_range_of_pixels() -> None:
-    result = augment.jitter(photos(count=50).permute(0, 3, 1, 2) / 255, 0.9, 0.9, generator())
+    factors = augment.jitter_factors(50, 0.9, 0.9, generator())
+    result = augment.jitter(photos(count=50).permute(0, 3, 1, 2) / 255, *factors)
     assert result.min() == 0
     assert result.max() == 1
+
+
+def mix(name: str, images: Tensor, targets: Tensor, share: float, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Mix images with random other ones of the batch."""
+    drawn = generator(seed)
+    partner = augment.random_partners(len(images), drawn)
+    both = (images, images[partner], targets, targets[partner])
+    if name == "mixup":
+        return augment.mixup(*both, share)
+    return augment.cutmix(*both, augment.random_rectangle(images.shape[2], images.shape[3], share, drawn))
 
 
 @given(share=st.floats(0, 1), seed=st.integers(0, 1000), name=st.sampled_from(["mixup", "cutmix"]))
 def test_mixed_targets_sum_to_one(share: float, seed: int, name: str) -> None:
     images = photos().permute(0, 3, 1, 2) / 255
     targets = augment.soft_targets(torch.arange(6) % 4, 4)
-    mixed, soft = getattr(augment, name)(images, targets, share, generator(seed))
+    mixed, soft = mix(name, images, targets, share, seed)
     assert mixed.shape == images.shape
     torch.testing.assert_close(soft.sum(1), torch.ones(6))
     assert soft.min() >= 0
@@ -95,7 +107,7 @@ def test_mixup_blends_images_and_targets_alike() -> None:
     # Each image shows only the one-hot vector of its label, so both must blend in the same way.
     targets = augment.soft_targets(torch.arange(3), 3)
     images = targets[:, :, None, None].expand(3, 3, 8, 8)
-    mixed, soft = augment.mixup(images, targets, 0.7, generator())
+    mixed, soft = mix("mixup", images, targets, 0.7)
     torch.testing.assert_close(mixed.mean(dim=(2, 3)), soft)
 
 
@@ -103,6 +115,6 @@ def test_mixup_blends_images_and_targets_alike() -> None:
 def test_cutmix_mixes_targets_by_area(share: float) -> None:
     targets = augment.soft_targets(torch.arange(3), 3)
     images = targets[:, :, None, None].expand(3, 3, 16, 16)
-    mixed, soft = augment.cutmix(images, targets, share, generator())
+    mixed, soft = mix("cutmix", images, targets, share)
     torch.testing.assert_close(mixed.mean(dim=(2, 3)), soft)
     assert ((mixed == 0) | (mixed == 1)).all()

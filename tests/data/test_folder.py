@@ -302,6 +302,19 @@ def test_errors_name_the_folder(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_test_folder_without_a_train_folder_is_refused(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    fill(photos, "cat", "dog")
+    fill(photos / "test", "cat", "dog")
+    with pytest.raises(UsageError, match=r"has a folder test, but no folder train .*photos/train"):
+        load(tmp_path)
+
+
+def test_a_class_may_be_called_test(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", "cat", "test")
+    assert load(tmp_path).classes == ("cat", "test")
+
+
 def test_every_class_without_images_is_named(tmp_path: Path) -> None:
     fill(tmp_path / "photos", "a", "b")
     for name in ("x", "y"):

@@ -10,7 +10,6 @@ from typing import Any
 import click
 import pytest
 import sqlalchemy
-from mlflow.cli import cli as mlflow_cli
 
 from serving.config import ServeConfig
 from tests.deploy.files import DEPLOY, read_yaml
@@ -87,6 +86,8 @@ def test_services_address_each_other_by_name_and_port() -> None:
 
 
 def test_mlflow_accepts_its_options_and_its_host_name() -> None:
+    from mlflow.cli import cli as mlflow_cli  # slow to import
+
     command = SERVICES["mlflow"]["command"]
     assert command[0] == "mlflow"
     assert isinstance(mlflow_cli, click.Group)

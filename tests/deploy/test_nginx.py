@@ -14,7 +14,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_every_route_is_answered_as_without_nginx(port: int, service: Service) -> None:
-    for path in ("/", "/page/main.js", "/ping", "/health", "/ready", "/model", "/docs", "/openapi.json"):
+    pages = ("/", "/page/main.js", "/model", "/docs", "/openapi.json", "/v2")
+    for path in (*pages, "/ping", "/health", "/ready", "/v2/health/live", "/v2/health/ready"):
         direct = requests.get(f"http://{service.address}{path}", timeout=60)
         proxied = requests.get(f"http://127.0.0.1:{port}{path}", timeout=60)
         assert proxied.status_code == direct.status_code == 200, path
@@ -40,7 +41,8 @@ def test_request_ids_pass_in_both_directions(port: int) -> None:
 
 
 def test_errors_of_the_service_pass_unchanged(port: int, service: Service) -> None:
-    for path, body in (("/predict", b"no image"), ("/nowhere", PHOTO), ("/feedback", b"{}")):
+    infer = "/v2/models/cifar10/infer"
+    for path, body in (("/predict", b"no image"), ("/nowhere", PHOTO), ("/feedback", b"{}"), (infer, b"{}")):
         direct = requests.post(f"http://{service.address}{path}", data=body, timeout=60)
         proxied = requests.post(f"http://127.0.0.1:{port}{path}", data=body, timeout=60)
         assert direct.status_code >= 400

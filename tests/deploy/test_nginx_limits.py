@@ -90,6 +90,16 @@ def test_a_service_that_is_down_gives_502(start: Callable[..., int]) -> None:
     assert answer.headers["Retry-After"]
 
 
+def test_below_v2_a_refusal_has_the_form_of_the_open_inference_protocol(start: Callable[..., int]) -> None:
+    url = f"http://127.0.0.1:{start(f'127.0.0.1:{free_port()}', prefix='/cifar')}/cifar"
+    message = "The service cannot be reached. Try again in a moment."
+    for path in ("/v2", "/v2?a=b", "/v2/health/ready", "/v2/models/cifar10/infer"):
+        answer = requests.get(url + path, timeout=60)
+        assert (answer.status_code, answer.json()) == (502, {"error": message})
+    for path in ("/v20", "/model"):
+        assert requests.get(url + path, timeout=60).json()["error"]["code"] == "unreachable"
+
+
 def test_a_service_that_hangs_gives_504(start: Callable[..., int]) -> None:
     hanging = Recorder(silent=True)
     answer = predict(start(hanging.address, changes={"proxy_read_timeout 35s": "proxy_read_timeout 1s"}))

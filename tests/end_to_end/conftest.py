@@ -16,8 +16,11 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from mlflow.entities import Run
 from PIL import Image
+
+from cifar_mlflow.cli import main
 
 # A training that takes a second: three classes of plain colours and a narrow network.
 QUICK = ("--model", "cnn", "--width", "0.25", "--epochs", "2", "--batch-size", "16", "--threads", "1")
@@ -86,12 +89,28 @@ class Project:
         assert "Traceback" not in output, output
         return output
 
+    def invoke(self, *arguments: str, code: int = 0) -> str:
+        """Run `cifar-mlflow` like `run`, but in this process.
+
+        For tests of what a command does. A new process needs seconds to import torch and MLflow.
+        """
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            for name in ("MLFLOW_TRACKING_URI", "CIFAR_MLFLOW_CACHE", "CIFAR_MLFLOW_PATIENCE"):
+                patch.setenv(name, self.env[name])
+            patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
+            patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+            result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == code, result.output
+        assert isinstance(result.exception, SystemExit | None), result.exception
+        return result.output
+
     def output(self) -> str:
         return (self.folder / "output").read_text()
 
     def train(self, *arguments: str, code: int = 0) -> str:
-        """Run a quick training on the folder of images."""
-        return self.run("train", *self.quick, *arguments, code=code)
+        """Run a quick training on the folder of images, in this process."""
+        return self.invoke("train", *self.quick, *arguments, code=code)
 
     @property
     def quick(self) -> tuple[str, ...]:
@@ -101,7 +120,7 @@ class Project:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"waited for {what}\n{self.output()}"
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     def stop(self, process: subprocess.Popen[str], signum: int) -> int:
         """Send a signal and return the exit code."""
@@ -144,7 +163,7 @@ def trained(
 ) -> Iterator[Project]:
     """Return a project with one finished training, for tests that only read it or add to it."""
     with open_project(tmp_path_factory.mktemp("trained"), images, empty_store, shared_cache) as started:
-        started.train("--tta", "flip", "--seed", "3", "--run-name", "trained")
+        started.run("train", *started.quick, "--tta", "flip", "--seed", "3", "--run-name", "trained")
         yield started
 
 

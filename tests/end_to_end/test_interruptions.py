@@ -14,8 +14,11 @@ import pytest
 from cifar_mlflow.export import load_model_file
 from tests.end_to_end.conftest import Project
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
-LONG = ("--epochs", "60")
+EPOCHS = 30
+LONG = ("--epochs", str(EPOCHS))
 
 
 def weights_of(project: Project, run_id: str) -> dict[str, list[float]]:
@@ -29,10 +32,20 @@ def epochs_in(project: Project, run_id: str) -> list[int]:
 
 
 def wait_for_epoch(project: Project, epoch: int) -> None:
-    project.wait_for(lambda: f"epoch {epoch}/60  " in project.output(), f"epoch {epoch}")
+    project.wait_for(lambda: f"epoch {epoch}/{EPOCHS}  " in project.output(), f"epoch {epoch}")
 
 
-@pytest.mark.slow
+def test_an_interrupted_demo_tells_how_to_get_the_rest(project: Project) -> None:
+    process = project.start("demo", *project.quick, *LONG)
+    wait_for_epoch(project, 1)
+    assert project.stop(process, signal.SIGINT) == 130
+    (run,) = project.runs
+    rest = project.output().partition(f"train --resume {run.info.run_id}")[2]
+    resume, promote = "cifar-mlflow train --resume RUN_ID --register", "cifar-mlflow promote"
+    assert resume in rest
+    assert promote in rest.partition(resume)[2]
+
+
 @pytest.mark.parametrize(
     ("signum", "code"),
     [
@@ -55,15 +68,14 @@ def test_a_signal_ends_the_run_as_killed_and_resuming_gives_the_weights_of_an_un
     project.run("train", "--resume", run.info.run_id)
     resumed = project.client.get_run(run.info.run_id)
     assert resumed.info.status == "FINISHED"
-    assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, 61))
+    assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, EPOCHS + 1))
     assert resumed.data.metrics["test/accuracy"] == 1.0
 
     if signum == signal.SIGTERM:  # once is enough for the long comparison
-        project.train(*LONG)
+        project.run("train", *project.quick, *LONG)
         assert weights_of(project, project.runs[0].info.run_id) == weights_of(project, run.info.run_id)
 
 
-@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once(project: Project) -> None:
     process = project.start("train", *project.quick, *LONG, "--batch-size", "1")
     wait_for_epoch(project, 1)
@@ -75,7 +87,6 @@ def test_a_second_ctrl_c_stops_at_once(project: Project) -> None:
     assert run.info.status == "KILLED"
 
 
-@pytest.mark.slow
 def test_a_run_killed_by_sigkill_is_closed_and_can_be_resumed(project: Project) -> None:
     process = project.start("train", *project.quick, *LONG)
     wait_for_epoch(project, 3)
@@ -88,14 +99,13 @@ def test_a_run_killed_by_sigkill_is_closed_and_can_be_resumed(project: Project) 
     killed = project.client.get_run(run.info.run_id)
     assert (killed.info.status, killed.data.tags["error"]) == ("KILLED", "its process was killed")
 
-    project.run("train", "--resume", run.info.run_id)
+    project.invoke("train", "--resume", run.info.run_id)
     resumed = project.client.get_run(run.info.run_id)
     assert resumed.info.status == "FINISHED"
     assert "error" not in resumed.data.tags
-    assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, 61))
+    assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, EPOCHS + 1))
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_live_run_is_neither_closed_nor_resumed_by_another_process(project: Project) -> None:
     process = project.start("train", *project.quick, *LONG, "--epochs", "5000")
@@ -103,13 +113,12 @@ def test_a_live_run_is_neither_closed_nor_resumed_by_another_process(project: Pr
     (run,) = project.runs
     project.train("--epochs", "1")
     assert project.client.get_run(run.info.run_id).info.status == "RUNNING"
-    refusal = project.run("train", "--resume", run.info.run_id, code=1)
+    refusal = project.invoke("train", "--resume", run.info.run_id, code=1)
     assert "is being trained by another process" in refusal
     assert project.client.get_run(run.info.run_id).info.status == "RUNNING"
     assert project.stop(process, signal.SIGTERM) == 143
 
 
-@pytest.mark.slow
 def test_ctrl_c_in_mlflow_run_saves_the_checkpoint_and_prints_how_to_resume(project: Project) -> None:
     """The terminal interrupts MLflow and the training at once, and MLflow also sends a SIGTERM.
 
@@ -125,7 +134,7 @@ def test_ctrl_c_in_mlflow_run_saves_the_checkpoint_and_prints_how_to_resume(proj
         process = subprocess.Popen(
             [
                 sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local",
-                *parameters, "-Pepochs=60",
+                *parameters, f"-Pepochs={EPOCHS}",
             ],
             cwd=project.folder, stdout=output, stderr=output, start_new_session=True,
             env=project.env | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
@@ -136,21 +145,7 @@ def test_ctrl_c_in_mlflow_run_saves_the_checkpoint_and_prints_how_to_resume(proj
     (run,) = project.runs
     assert (run.info.status, run.data.tags["error"]) == ("FAILED", "stopped by SIGINT")
     assert f"train --resume {run.info.run_id}" in project.output()
-    project.run("train", "--resume", run.info.run_id)
-    assert project.client.get_run(run.info.run_id).info.status == "FINISHED"
-
-
-@pytest.mark.slow
-def test_a_run_of_another_machine_is_left_alone(project: Project) -> None:
-    """This machine cannot see its process, so a free lock means nothing."""
-    process = project.start("train", *project.quick, *LONG)
-    project.wait_for(lambda: "epoch 1/60  " in project.output(), "epoch 1")
-    project.stop(process, signal.SIGKILL)
-    (run,) = project.runs
-    owner = Path(project.env["CIFAR_MLFLOW_CACHE"], "runs", run.info.run_id, "owner.json")
-    owner.write_text(owner.read_text().replace(socket.gethostname(), "elsewhere"))
-    project.train("--epochs", "1")
-    assert project.client.get_run(run.info.run_id).info.status == "RUNNING"
+    assert Path(project.env["CIFAR_MLFLOW_CACHE"], "runs", run.info.run_id, "checkpoint.pt").exists()
 
 
 class Server:
@@ -197,24 +192,23 @@ def server(project: Project, free_port: int) -> Iterator[Server]:
     running.stop()
 
 
-@pytest.mark.slow
 def test_training_continues_during_an_outage_of_the_tracking_server(project: Project, server: Server) -> None:
     process = project.start("train", *project.quick, *LONG)
     wait_for_epoch(project, 2)
     server.stop()
     project.wait_for(lambda: "its metrics are kept" in project.output(), "the outage to be noticed")
-    epoch = project.output().count("/60  ")
+    epoch = project.output().count(f"/{EPOCHS}  ")
     wait_for_epoch(project, epoch + 3)  # the training goes on
     server.start()
     assert process.wait(timeout=240) == 0, project.output()
     assert "MLflow is back" in project.output() or "trying again" in project.output()
     (run,) = project.runs
     assert run.info.status == "FINISHED"
-    assert epochs_in(project, run.info.run_id)[:60] == list(range(1, 61))
+    assert epochs_in(project, run.info.run_id)[:EPOCHS] == list(range(1, EPOCHS + 1))
     assert "test/confusion_matrix.png" in project.artifacts(run.info.run_id)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_password_of_the_server_is_neither_shown_nor_stored(project: Project, server: Server) -> None:
     project.env["MLFLOW_TRACKING_URI"] = server.uri.replace("http://", "http://alice:secret@")
     process = project.start("train", *project.quick, *LONG, "--mirrors", "http://bob:secret@host/x")
@@ -226,7 +220,7 @@ def test_the_password_of_the_server_is_neither_shown_nor_stored(project: Project
     for file in ("owner.json", "checkpoint.pt"):
         assert (local / file).stat().st_mode & 0o077 == 0
 
-    output = project.output() + project.run("train", "--resume", run.info.run_id)
+    output = project.output() + project.invoke("train", "--resume", run.info.run_id)
     assert f"http://alice:***@127.0.0.1:{server.port}/#/experiments/" in output
     assert "secret" not in output
     finished = project.client.get_run(run.info.run_id)
@@ -235,7 +229,6 @@ def test_the_password_of_the_server_is_neither_shown_nor_stored(project: Project
     assert finished.data.params["mirrors"] == "http://bob:***@host/x"
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_lasting_outage_is_an_error_that_says_how_to_complete_the_run(
     project: Project, server: Server
@@ -252,8 +245,8 @@ def test_a_lasting_outage_is_an_error_that_says_how_to_complete_the_run(
 
     server.start()
     (run,) = project.runs
-    project.run("train", "--resume", run.info.run_id)
+    project.invoke("train", "--resume", run.info.run_id)
     completed = project.client.get_run(run.info.run_id)
     assert completed.info.status == "FINISHED"
-    assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, 61))
+    assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, EPOCHS + 1))
     assert "test/accuracy" in completed.data.metrics

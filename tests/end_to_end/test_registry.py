@@ -21,33 +21,37 @@ def registered(
     folder = tmp_path_factory.mktemp("registered")
     with open_project(folder, images, empty_store, shared_cache) as project:
         output = project.train("--register", "--serve-precision", "fp32", "--epochs", "4")
+        assert "The validation split has only 12 images" in output
+        assert "The test split has only 12 images" in output
         assert "Registered version 1 of cifar10: cnn as fp32" in output
         project.train("--epochs", "1", "--lr", "1e-4")
-        output = project.run("register", project.runs[0].info.run_id, "--target_accuracy", "0.8")
+        output = project.invoke("register", project.runs[0].info.run_id, "--target_accuracy", "0.8")
         assert "Registered version 2 of cifar10: cnn as" in output
+        decision = output.partition("cnn as ")[2].splitlines()[0]
+        assert output.count(decision) == 1
         yield project
 
 
 def test_promote_refuse_force_and_roll_back(registered: Project) -> None:
-    assert "no previous champion" in registered.run("rollback", code=2)
-    assert registered.run("promote", "1").startswith("version 1 ")
-    refusal = registered.run("promote", registered.runs[0].info.run_id, code=1)
+    assert "no previous champion" in registered.invoke("rollback", code=2)
+    assert registered.invoke("promote", "1").startswith("version 1 ")
+    refusal = registered.invoke("promote", registered.runs[0].info.run_id, code=1)
     assert "it is worse than the champion" in refusal
-    assert "already" in registered.run("promote", code=1)
-    assert "It was forced" in registered.run("promote", "2", "--force")
+    assert "already" in registered.invoke("promote", code=1)
+    assert "It was forced" in registered.invoke("promote", "2", "--force")
     assert champion(registered) == "2"
-    assert "in place of version 2" in registered.run("rollback")
+    assert "in place of version 2" in registered.invoke("rollback")
     assert champion(registered) == "1"
 
 
 def test_classify_uses_the_champion(registered: Project, images: Path) -> None:
-    registered.run("promote", "1", "--force", code=1 if champion(registered) == "1" else 0)
+    registered.invoke("promote", "1", "--force", code=1 if champion(registered) == "1" else 0)
     folder = registered.folder / "photos"
     folder.mkdir()
     (folder / "broken.png").write_bytes(b"no image")
     for color in ("red", "green", "blue"):
         (folder / f"{color}.png").write_bytes((images / color / "00.png").read_bytes())
-    output = registered.run("classify", "photos", "--output", "answers.csv", "--top_k", "2")
+    output = registered.invoke("classify", "photos", "--output", "answers.csv", "--top_k", "2")
     assert "photos/broken.png: This is not a picture" in output
     answers = pd.read_csv(registered.folder / "answers.csv").set_index("path")
     for color in ("red", "green", "blue"):
@@ -57,7 +61,7 @@ def test_classify_uses_the_champion(registered: Project, images: Path) -> None:
 def test_evaluate_and_export_use_the_trained_weights_of_a_version(registered: Project) -> None:
     version = registered.client.get_model_version("cifar10", "1")
     registered.client.set_registered_model_alias("cifar10", "tried", "1")
-    output = registered.run(
+    output = registered.invoke(
         "evaluate", "--model", "models:/cifar10@tried", "--dataset", "folder", "--threads", "1",
         "--data-dir", str(registered.images),
     )  # fmt: skip
@@ -67,7 +71,7 @@ def test_evaluate_and_export_use_the_trained_weights_of_a_version(registered: Pr
     for name, value in evaluated.data.metrics.items():
         assert value == pytest.approx(trained.data.metrics[name], abs=1e-6), name
 
-    registered.run("export", "models:/cifar10/1", "--output", "served.safetensors")
+    registered.invoke("export", "models:/cifar10/1", "--output", "served.safetensors")
     assert load_model_file(registered.folder / "served.safetensors")[1].run_id == version.run_id
 
 
@@ -75,7 +79,7 @@ def test_export_refuses_a_version_that_register_did_not_make(registered: Project
     mlflow.set_tracking_uri(registered.env["MLFLOW_TRACKING_URI"])
     run_id = registered.client.get_model_version("cifar10", "1").run_id
     mlflow.register_model(f"runs:/{run_id}/model", "elsewhere")
-    output = registered.run("export", "models:/elsewhere/1", code=2)
+    output = registered.invoke("export", "models:/elsewhere/1", code=2)
     assert "models:/elsewhere/1 was not created by cifar-mlflow register" in output
 
 
@@ -97,7 +101,7 @@ def test_export_refuses_a_version_that_register_did_not_make(registered: Project
 def test_a_wrong_argument_is_reported_in_words(
     registered: Project, arguments: tuple[str, ...], message: str
 ) -> None:
-    assert message in registered.run(*arguments, code=2)
+    assert message in registered.invoke(*arguments, code=2)
 
 
 def champion(project: Project) -> str | None:

@@ -19,6 +19,8 @@ from PIL import Image
 from cifar_mlflow.config import TrainConfig
 from tests.end_to_end.conftest import Project
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PICTURES = {
     "data/samples.png",
@@ -97,17 +99,16 @@ def test_figures_and_tables_agree_with_the_metrics(trained: Project) -> None:
             assert image.width >= 600
 
 
-@pytest.mark.slow
 def test_every_saved_format_gives_the_same_predictions(trained: Project) -> None:
     """The pt2 program and the weights of the run, and an exported HDF5 file."""
     run = trained.trained_run
-    trained.run("export", run.info.run_id, "--format", "hdf5", "--output", "model.h5")
+    trained.invoke("export", run.info.run_id, "--format", "hdf5", "--output", "model.h5")
     with h5py.File(trained.folder / "model.h5") as file:
         assert list(file.attrs["classes"]) == ["blue", "green", "red"]
 
     expected = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
     for reference in (run.info.run_id, f"runs:/{run.info.run_id}/model", "model.h5"):
-        trained.run(
+        trained.invoke(
             "evaluate", "--model", reference, "--dataset", "folder", "--data-dir", str(trained.images),
             "--threads", "1", "--tta", "flip",
         )  # fmt: skip
@@ -118,7 +119,6 @@ def test_every_saved_format_gives_the_same_predictions(trained: Project) -> None
         assert "test/confusion_matrix.png" in trained.artifacts(evaluated.info.run_id)
 
 
-@pytest.mark.slow
 def test_the_mlflow_model_is_not_a_pickle_and_accepts_any_batch(
     trained: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,31 +132,28 @@ def test_the_mlflow_model_is_not_a_pickle_and_accepts_any_batch(
     assert model.metadata.get_input_schema().inputs[0].shape == (-1, 3, 32, 32)
 
 
-@pytest.mark.slow
 def test_a_registered_model_is_evaluated_by_its_alias(trained: Project) -> None:
     run = trained.trained_run
     mlflow.set_tracking_uri(trained.env["MLFLOW_TRACKING_URI"])
     version = mlflow.register_model(f"runs:/{run.info.run_id}/model", "colours")
     trained.client.set_registered_model_alias("colours", "champion", version.version)
     images = ("--dataset", "folder", "--data-dir", str(trained.images))
-    trained.run("evaluate", "--model-uri", "models:/colours@champion", *images, "--split", "val")
+    trained.invoke("evaluate", "--model-uri", "models:/colours@champion", *images, "--split", "val")
     assert trained.runs[0].data.metrics["val/accuracy"] == run.data.metrics["val/accuracy"]
 
 
-@pytest.mark.slow
 def test_fine_tuning_starts_from_a_run_and_replaces_the_head(trained: Project) -> None:
     project, run = trained, trained.trained_run
     two_classes = project.folder / "two"
     for name in ("blue", "red"):
         (two_classes / name).parent.mkdir(exist_ok=True)
         (two_classes / name).symlink_to(project.images / name)
-    output = project.run(
+    output = project.invoke(
         "train", *project.quick, "--data-dir", str(two_classes), "--weights", run.info.run_id, "--epochs", "1"
     )
     assert f"Starts from {run.info.run_id}; new for 2 classes: head.weight" in output
 
 
-@pytest.mark.slow
 def test_without_a_test_split_or_validation_the_run_says_so(project: Project) -> None:
     project.train("--val-size", "0", "--test", "false")
     (run,) = project.runs
@@ -166,25 +163,23 @@ def test_without_a_test_split_or_validation_the_run_says_so(project: Project) ->
     assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"train"}
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_model_is_validated_on_images_it_was_not_trained_on(project: Project) -> None:
     """Whatever split is requested: its training images would give a higher accuracy."""
     project.train("--val-size", "0.25", "--split-seed", "5", "--test", "false")
     (trained,) = project.runs
     images = ("--dataset", "folder", "--data-dir", str(project.images))
-    project.run("evaluate", "--model", trained.info.run_id, *images, "--split", "val", "--threads", "1")
+    project.invoke("evaluate", "--model", trained.info.run_id, *images, "--split", "val", "--threads", "1")
     evaluated = project.runs[0]
     assert (evaluated.data.params["val_size"], evaluated.data.params["split_seed"]) == ("0.25", "5")
     assert evaluated.data.metrics["val/loss"] == trained.data.metrics["val/loss"]
 
     project.train("--val-size", "0", "--test", "false")
     all_images = project.runs[0].info.run_id
-    output = project.run("evaluate", "--model", all_images, *images, "--split", "val", code=2)
+    output = project.invoke("evaluate", "--model", all_images, *images, "--split", "val", code=2)
     assert "the val split of images0 is empty" in output
 
 
-@pytest.mark.slow
 def test_a_registered_pickle_is_refused(project: Project) -> None:
     """Even if it claims to be ours: MLflow would execute its code."""
     mlflow.set_tracking_uri(project.env["MLFLOW_TRACKING_URI"])
@@ -198,28 +193,26 @@ def test_a_registered_pickle_is_refused(project: Project) -> None:
     )
     with mlflow.start_run() as run:
         mlflow.log_artifacts(str(folder), "model")
-    output = project.run(
+    output = project.invoke(
         "evaluate", "--model", f"runs:/{run.info.run_id}/model", "--dataset", "sample", code=2
     )
     assert "is not a model that cifar_mlflow logged" in output
 
 
-@pytest.mark.slow
 def test_the_printed_config_repeats_the_training(project: Project) -> None:
-    printed = project.run("train", *project.quick, "--lr", "0.02", "--print-config")
+    printed = project.invoke("train", *project.quick, "--lr", "0.02", "--print-config")
     (project.folder / "config.yaml").write_text(printed)
     assert yaml.safe_load(printed)["lr"] == 0.02
-    project.run("train", "--config", "config.yaml")
-    again = project.run("train", "--config", "config.yaml", "--epochs", "1", "--print-config")
+    project.invoke("train", "--config", "config.yaml")
+    again = project.invoke("train", "--config", "config.yaml", "--epochs", "1", "--print-config")
     assert yaml.safe_load(again) == yaml.safe_load(printed) | {"epochs": 1}
     (run,) = project.runs
     assert run.data.params["lr"] == "0.02"
 
 
-@pytest.mark.slow
 def test_a_nan_loss_ends_the_run_as_failed_with_the_reason(trained: Project) -> None:
     project = trained
-    project.run("export", project.trained_run.info.run_id, "--output", "broken.h5")
+    project.invoke("export", project.trained_run.info.run_id, "--output", "broken.h5")
     with h5py.File(project.folder / "broken.h5", "r+") as file:
         file["weights/network/head/weight"][...] = np.nan
     output = project.train("--weights", "broken.h5", code=1)
@@ -229,7 +222,6 @@ def test_a_nan_loss_ends_the_run_as_failed_with_the_reason(trained: Project) -> 
     assert run.data.tags["error"].startswith("the loss became nan at step 1")
 
 
-@pytest.mark.slow
 def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) -> None:
     """A limit on the file size stands for the full disk: the checkpoint exceeds it, the store does not."""
     process = project.start(
@@ -249,8 +241,7 @@ def test_a_full_disk_ends_the_run_as_failed_with_the_reason(project: Project) ->
     assert "could not be written" in run.data.tags["error"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("entry_point", ["main", "demo"])
+@pytest.mark.parametrize("entry_point", ["main", pytest.param("demo", marks=pytest.mark.thorough)])
 def test_mlflow_run_trains_in_the_run_that_it_created(
     project: Project, entry_point: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,7 +271,6 @@ def test_mlflow_run_trains_in_the_run_that_it_created(
         )
 
 
-@pytest.mark.slow
 def test_mlflow_run_with_an_invalid_setting_tags_the_run_with_the_reason(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +285,7 @@ def test_mlflow_run_with_an_invalid_setting_tags_the_run_with_the_reason(
 
 
 @pytest.mark.real_data
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_real_images_train(project: Project, real_data_dir: Path) -> None:
     """All 50,000 images, with the smallest network that still learns something."""
     project.run(

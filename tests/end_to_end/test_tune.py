@@ -19,7 +19,7 @@ FEW = ("--epochs", "3", "--pruner", "asha")
 
 
 def search(project: Project, *arguments: str, code: int = 0) -> str:
-    return project.run("tune", *project.quick, *FEW, *arguments, code=code)
+    return project.invoke("tune", *project.quick, *FEW, *arguments, code=code)
 
 
 def parent_of(project: Project) -> Run:
@@ -53,16 +53,16 @@ def untestable(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 def searched(
     tmp_path_factory: pytest.TempPathFactory, untestable: Path, empty_store: Path, shared_cache: Path
 ) -> Iterator[tuple[Project, str]]:
-    """A finished search of 7 trials by two workers, on images with a damaged test split."""
+    """A finished search of 5 trials by two workers, on images with a damaged test split."""
     folder = tmp_path_factory.mktemp("searched")
     with open_project(folder, untestable, empty_store, shared_cache) as project:
-        yield project, search(project, "--trials", "7", "--workers", "2", "--threads", "2")
+        yield project, search(project, "--trials", "5", "--workers", "2", "--threads", "2")
 
 
 @pytest.mark.slow
 def test_a_search_never_reads_the_test_split(searched: tuple[Project, str]) -> None:
     project, _ = searched
-    assert len(trials_of(project)) == 7
+    assert len(trials_of(project)) == 5
     assert not any(name.startswith("test/") for run in trials_of(project) for name in run.data.metrics)
     output = project.train(code=1)  # a training reads the test split and so finds the damage
     assert "damaged.png" in output
@@ -73,7 +73,7 @@ def test_each_trial_is_a_run_below_the_study_with_what_a_training_has(searched: 
     project, _ = searched
     parent, trials = parent_of(project), trials_of(project)
     assert parent.info.status == "FINISHED"
-    assert [run.data.tags["optuna.trial"] for run in trials] == [str(number) for number in range(7)]
+    assert [run.data.tags["optuna.trial"] for run in trials] == [str(number) for number in range(5)]
     for run, trial in zip(trials, study_of(project).trials, strict=True):
         assert run.info.status == "FINISHED"
         assert run.data.tags["optuna.state"] == trial.state.name
@@ -101,7 +101,7 @@ def test_the_run_of_the_study_has_its_results(searched: tuple[Project, str]) -> 
     assert float(parent.data.tags["best.value"]) == best.value
     assert parent.data.params["sampler"] == "tpe"
     table = pd.read_csv(project.client.download_artifacts(parent.info.run_id, "search/trials.csv"))
-    assert len(table) == 7
+    assert len(table) == 5
     assert project.artifacts(parent.info.run_id) >= {
         "search/history.png",
         "search/study.html",
@@ -127,12 +127,12 @@ def test_the_same_command_does_nothing_and_more_trials_continue_the_study(
 ) -> None:
     project, _ = searched
     before = [run.info.run_id for run in trials_of(project)]
-    assert "already has 7 trials" in search(project, "--trials", "7")
-    output = search(project, "--trials", "8", "--retrain-best", code=1)  # which reads the test split
+    assert "already has 5 trials" in search(project, "--trials", "7")
+    output = search(project, "--trials", "6", "--retrain-best", code=1)  # which reads the test split
     assert "damaged.png" in output
     after = [run.info.run_id for run in trials_of(project) if "retrained" not in run.data.tags]
-    assert after[:7] == before
-    assert len(after) == 8
+    assert after[:5] == before
+    assert len(after) == 6
     assert not [run for run in project.runs if run.info.status == "RUNNING"]
 
 
@@ -269,6 +269,7 @@ def test_a_network_too_large_for_the_memory_fails_only_its_trial(project: Projec
     assert (run.info.status, run.data.tags["optuna.state"]) == ("FAILED", "FAIL")
 
 
+@pytest.mark.usefixtures("mlflow_store")
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -306,9 +307,9 @@ def test_a_wrong_search_is_refused_before_the_first_trial(
 
 @pytest.mark.slow
 def test_the_best_trial_of_a_search_is_promoted_if_it_is_better(
-    project: Project, trained: Project, images: Path
+    project: Project,
 ) -> None:
-    output = search(project, "--trials", "2", "--promote", "--serve-precision", "fp32")
+    output = search(project, "--trials", "1", "--promote", "--serve-precision", "fp32")
     assert "Registered version 1 of cifar10" in output
     champion = project.client.get_model_version_by_alias("cifar10", "champion")
     assert champion.run_id == parent_of(project).data.tags["best.run_id"]

@@ -26,8 +26,10 @@ from tests.end_to_end.test_interruptions import weights_of
 from tests.end_to_end.test_tune import parent_of, study_of, trials_of
 from tuning.report import reproduce_command
 
+pytestmark = pytest.mark.slow
+
 # Trials long enough to be interrupted, whose results depend on nothing but their own settings.
-EPOCHS = 40
+EPOCHS = 20
 STEADY = ("--epochs", str(EPOCHS), "--pruner", "none", "--sampler", "random", "--optimizer", "sgd")
 
 
@@ -79,7 +81,6 @@ def ended(pid: int) -> bool:
         return True
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "killed", ["all", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("parent", "worker"))]
 )
@@ -118,11 +119,10 @@ def test_kill_9(project: Project, killed: str) -> None:
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)])
 def test_the_printed_command_continues_the_search(project: Project, signum: int) -> None:
     """After Ctrl-C the search itself prints it; after `kill -9`, the next command does."""
-    process = project.start(*command(project, "--trials", "2"))
+    process = project.start(*command(project, "--trials", "1"))
     wait_for_epoch(project, 0, 2)
     workers = workers_of(process)
     project.stop(process, signum)
@@ -133,10 +133,9 @@ def test_the_printed_command_continues_the_search(project: Project, signum: int)
     (again,) = printed  # the same for the run of the search and for that of its trial
     project.run(*shlex.split(again)[1:])
     assert "trial 0: continues from its checkpoint" in project.output()
-    assert_nothing_is_lost(project, 2)
+    assert_nothing_is_lost(project, 1)
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
     process = project.start(*command(project, "--trials", "2", "--workers", "2", "--threads", "2"))
@@ -165,7 +164,6 @@ def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
     assert_nothing_is_lost(project, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Project) -> None:
     # Trial 0 of another study of the same name, whose storage is gone.
@@ -187,7 +185,7 @@ def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Pro
     assert project.client.get_run(other).info.lifecycle_stage == "active"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_database_deleted_during_the_search_is_reported_as_lost(project: Project) -> None:
     """The error says what is lost and kept, and the way that it shows works."""
     process = project.start(*command(project, "--trials", "3"))
@@ -221,14 +219,13 @@ def postgres(free_port: int) -> Iterator[Postgres]:
     server.remove()
 
 
-@pytest.mark.slow
 def test_commands_on_several_machines_share_a_postgresql_that_may_go_away(
     project: Project, postgres: Postgres
 ) -> None:
     """Two commands of two workers each, as on two machines: each trial is run exactly once."""
     arguments = (
         *("tune", *project.quick, "--epochs", "6", "--sampler", "random", "--pruner", "asha"),
-        *("--storage", postgres.url, "--trials", "12", "--workers", "2", "--threads", "2"),
+        *("--storage", postgres.url, "--trials", "8", "--workers", "2", "--threads", "2"),
     )
     first = project.start(*arguments)
     log = project.folder / "first"
@@ -244,17 +241,16 @@ def test_commands_on_several_machines_share_a_postgresql_that_may_go_away(
     assert (log.read_text() + project.output()).count("Joining the search of run") == 1
 
     study = optuna.load_study(study_name="folder", storage=postgres.url)
-    assert [trial.number for trial in study.trials] == list(range(12))
+    assert [trial.number for trial in study.trials] == list(range(8))
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
     runs = trials_of(project)
-    assert [run.data.tags["optuna.trial"] for run in runs] == [str(number) for number in range(12)]
+    assert [run.data.tags["optuna.trial"] for run in runs] == [str(number) for number in range(8)]
     assert [trial.user_attrs["run_id"] for trial in study.trials] == [run.info.run_id for run in runs]
     assert not [run for run in project.runs if run.info.status != "FINISHED"]
     trained = log.read_text().count(": complete") + log.read_text().count(": pruned")
-    assert 0 < trained < 12  # both took part
+    assert 0 < trained < 8  # both took part
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_the_trial_of_a_lost_machine_is_restarted_by_another(project: Project) -> None:
     project.env["CIFAR_MLFLOW_GRACE"] = "3"
@@ -281,7 +277,6 @@ def test_the_trial_of_a_lost_machine_is_restarted_by_another(project: Project) -
     assert not [run for run in project.runs if run.info.status == "RUNNING"]
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_passwords_are_stored_and_printed_nowhere(
     project: Project, postgres: Postgres, request: pytest.FixtureRequest
@@ -353,7 +348,7 @@ def is_healthy(address: str) -> bool:
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_search_continues_after_its_folder_was_moved(project: Project, tmp_path: Path) -> None:
     """Database, tracking store and artifacts are in the folder; the checkpoint is in the cache."""
     before, after = tmp_path / "before", tmp_path / "after"

@@ -53,7 +53,9 @@ class Case:
         return evaluate_logits(self.logits, self.labels, self.classes)
 
 
-@pytest.fixture(params=[CIFAR, ODD, MANY, WORLD], ids=["10", "2", "100", "world"])
+@pytest.fixture(
+    params=[CIFAR, ODD, pytest.param(MANY, marks=pytest.mark.slow), WORLD], ids=["10", "2", "100", "world"]
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 

@@ -51,12 +51,15 @@ def untrained(name: str) -> tuple[ImageClassifier, ModelCard]:
 
 
 def to_export(
-    name: str, precision: ServedPrecision = "fp32", config: ExportConfig | None = None
+    name: str,
+    precision: ServedPrecision = "fp32",
+    config: ExportConfig | None = None,
+    reference: str = "models:/cifar10/7",
 ) -> ModelToExport:
     classifier, card = untrained(name)
     images = block_images(100, seed=1)
     eval_set = EvalSet("val", Split(images, np.zeros(len(images), np.int64)))
     return ModelToExport(
-        classifier, card, "models:/cifar10/7", block_images(40, seed=2), eval_set, precision,
+        classifier, card, reference, block_images(40, seed=2), eval_set, precision,
         config or ExportConfig(license="CC-BY-4.0"),
     )  # fmt: skip

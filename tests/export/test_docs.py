@@ -34,7 +34,7 @@ def test_the_snippet_gives_the_label_of_the_scorer(
 ) -> None:
     name, _, option = snippet.partition("-with-")
     form: ExportFormat = resolve_name(EXPORT_FORMATS[name])
-    if command := form.missing():
+    if command := form.missing(ExportConfig()):
         pytest.skip(command)
     monkeypatch.chdir(tmp_path)
     model = to_export("fast", config=ExportConfig(with_preprocessing=bool(option)))

@@ -8,11 +8,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from cifar_mlflow.config import ExportConfig
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.export.keras import H5, KERAS, prepare_tensorflow
 from tests.export.models import block_images, to_export
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(KERAS.missing() is not None, reason=KERAS.missing() or "")]
+MISSING = KERAS.missing(ExportConfig())
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=MISSING or "")]
 
 
 def test_keras_loads_both_files_without_our_code_and_can_train_them(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Models that an earlier release registered are served and loaded, and answer as they did then.
+"""Models that an earlier release registered are served, loaded and promoted, and answer as they did then.
 
 The code of that commit wrote `tests/fixtures/registered_at_00676c6`: the registered model (`scorer`), the
 model of its run (`model`), its weights, and in version.json the tags and the expected answers.
@@ -26,9 +26,12 @@ from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.export.reference import load_model
+from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.scorer.preprocess import decode_image
+from serving.registry.loader import load_scorer
 from serving.registry.mlflow_model import save_model
 from serving.registry.mlflow_server import free_port, mlflow_server
+from serving.registry.promotion import promote
 from tests.scorer_folders import write_scorer_folder
 
 ROOT = Path(__file__).parents[2]
@@ -139,6 +142,21 @@ def test_the_service_answers_as_before(service: str) -> None:
 def test_mlflow_models_serve_answers_as_before() -> None:
     with mlflow_server(f"models:/{NAME}@champion") as server:
         assert invocations(server.address) == expected_answers()
+
+
+def test_the_loader_gives_the_same_answers() -> None:
+    scorer = load_scorer(str(FIXTURE / "scorer"))
+    scores = scorer.score(np.stack([scorer.decode(image) for image in IMAGES]))
+    assert answers_of(scorer.answers(scores, 3)) == expected_answers()
+    assert ServedCard.model_validate(scorer.card).precision == "fp32"
+
+
+def test_a_version_with_the_tags_of_an_older_release_can_be_promoted(store: str) -> None:
+    client = mlflow.MlflowClient(store, store)
+    client.delete_registered_model_alias(NAME, "champion")
+    message = promote("1", NAME, force=False).message
+    assert message.startswith("version 1 (fp32, validation accuracy 0.4930) is now the champion")
+    assert load_scorer(f"models:/{NAME}@champion").card["run_id"] == VERSION["run_id"]
 
 
 def test_an_old_and_a_new_model_answer_in_one_process(tmp_path: Path) -> None:

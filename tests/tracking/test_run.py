@@ -1,7 +1,9 @@
 """The start and end of a run: its status, its local files, and the error that the user sees."""
 
 import multiprocessing
+import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.synchronize import Barrier
@@ -11,7 +13,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.tracking import lifecycle
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
@@ -21,7 +23,7 @@ from cifar_mlflow.tracking.store import connect
 
 
 @pytest.fixture(autouse=True)
-def _experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _experiment(tmp_path: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0.1")
     connect("ends")
@@ -72,6 +74,17 @@ def test_a_run_that_could_not_be_marked_is_closed_by_the_next_training(
     assert mlflow.MlflowClient().get_run(run_id).info.status == "KILLED"
 
 
+def test_a_run_of_another_machine_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine cannot see its process, so a free lock means nothing."""
+    with monkeypatch.context() as kill:
+        kill.setattr(lifecycle, "_end", lambda *_: mlflow.end_run("RUNNING"))
+        run_id, directory = fail(tmp_path, ValueError(), with_checkpoint=True)
+    owner = directory.path / "owner.json"
+    owner.write_text(owner.read_text().replace(socket.gethostname(), "elsewhere"))
+    close_stale_runs(tmp_path)
+    assert mlflow.MlflowClient().get_run(run_id).info.status == "RUNNING"
+
+
 def test_the_lock_of_a_run_that_cannot_be_started_is_released(tmp_path: Path) -> None:
     run_id, directory = fail(tmp_path, ValueError(), with_checkpoint=True)
     mlflow.MlflowClient().delete_run(run_id)
@@ -116,12 +129,39 @@ def test_commands_can_open_a_new_store_at_the_same_time(
 ) -> None:
     monkeypatch.delenv("CIFAR_MLFLOW_PATIENCE")
     context = multiprocessing.get_context("spawn")
-    together = context.Barrier(3)
-    commands = [
-        context.Process(target=begin, args=(f"sqlite:///{tmp_path / 'new.db'}", together)) for _ in range(3)
-    ]
+    together = context.Barrier(2)
+    arguments = (f"sqlite:///{tmp_path / 'new.db'}", together)
+    commands = [context.Process(target=begin, args=arguments) for _ in range(2)]
     for command in commands:
         command.start()
     for command in commands:
         command.join()
-    assert [command.exitcode for command in commands] == [0, 0, 0]
+    assert [command.exitcode for command in commands] == [0, 0]
+
+
+@pytest.mark.slow
+def test_system_metrics_are_logged_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psutil")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    logged = []
+    for asked in (True, False):
+        with tracked_run(kind="train", name="a", cache_dir=tmp_path, system_metrics=asked) as (run, _):
+            for _ in range(200 if asked else 5):
+                time.sleep(0.1)
+                metrics = mlflow.MlflowClient().get_run(run.run_id).data.metrics
+                if "system/cpu_utilization_percentage" in metrics:
+                    break
+        logged.append("system/cpu_utilization_percentage" in metrics)
+    assert logged == [True, False]
+
+
+def test_system_metrics_without_psutil_are_refused_before_a_run_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with (
+        pytest.raises(UsageError, match=r"pip install 'cifar-mlflow\[system\]'"),
+        tracked_run(kind="train", name="a", cache_dir=tmp_path, system_metrics=True),
+    ):
+        pass
+    assert not mlflow.search_runs(output_format="list")

@@ -1,5 +1,6 @@
 """The store of a run: absolute, without its password, and found again or refused after a move."""
 
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -12,10 +13,11 @@ from cifar_mlflow.tracking.store import connect, select_store, store_uri
 
 
 @pytest.fixture
-def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def old(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with MLflow's default store and a run that has artifacts."""
     folder = tmp_path / "old"
     folder.mkdir()
+    shutil.copy(empty_store, folder)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     connect("moved")

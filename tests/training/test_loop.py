@@ -16,6 +16,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.training.distributed import World
 from cifar_mlflow.training.loop import Training
 
 CLASSES = ("bright", "dark")
@@ -51,14 +52,14 @@ def images(seed: int, count: int) -> Split:
     return Split(pixels.astype(np.uint8), labels.astype(np.int64))
 
 
-def make_training(**settings: Any) -> Training:
+def make_training(world: World | None = None, **settings: Any) -> Training:
     small = {"model": "cnn", "width": 0.25, "epochs": 3, "batch_size": 16, "threads": 1, "lr": 0.01}
     config = validate(TrainConfig, {**small, **settings})
     hardware = set_up_hardware(config, config.precision)
     torch.manual_seed(config.seed)
     network = build_network(config.model, len(CLASSES), width=config.width, dropout=config.dropout)
     classifier = ImageClassifier(network, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return Training(classifier, CLASSES, images(1, 48), images(2, 20), config, hardware)
+    return Training(classifier, CLASSES, images(1, 48), images(2, 20), config, hardware, world)
 
 
 def weights(classifier: ImageClassifier) -> dict[str, torch.Tensor]:
@@ -84,8 +85,9 @@ def test_the_weights_depend_on_the_seed_only() -> None:
         {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", **EVERYTHING_THAT_HAS_STATE},
         {"optimizer": "muon", "cutmix": 0.5, **EVERYTHING_THAT_HAS_STATE},
         {"patience": 3},
+        {"precision": "fp16", "accumulate": 2, "activation_checkpointing": True, "dropout": 0.3},
     ],
-    ids=lambda settings: settings.get("optimizer", "patience"),
+    ids=lambda settings: settings.get("optimizer", next(iter(settings))),
 )
 def test_an_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, settings: dict[str, Any], steps: int

@@ -491,7 +491,7 @@ def spaces(draw: st.DrawFn) -> dict[str, Any]:
     return forms
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(forms=spaces())
 def test_conditions_make_a_valid_space_or_are_refused(
     forms: dict[str, Any], tmp_path_factory: pytest.TempPathFactory

@@ -4,10 +4,13 @@ import base64
 import hashlib
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
+
+from serving.app.dependencies import app_state
 
 router = APIRouter(include_in_schema=False)
 
@@ -28,12 +31,17 @@ EXAMPLES = {
         "curl -F file=@cat.jpg {url}/predict",
         "curl -F file=@cat.jpg -F file=@cat.jpg '{url}/predict?top_k=2'",
         "curl -H 'Content-Type: image/jpeg' --data-binary @cat.jpg {url}/predict",
-        "(printf '{{\"image\": \"'; base64 -w0 cat.jpg; printf '\"}}') |\n"
+        "(printf '{{\"image\": \"'; base64 < cat.jpg | tr -d '\\n'; printf '\"}}') |\n"
         "    curl -H 'Content-Type: application/json' --data-binary @- {url}/predict",
     ],
     "/invocations": [
-        "(echo image; base64 -w0 cat.jpg) |\n"
+        "(echo image; base64 < cat.jpg | tr -d '\\n') |\n"
         "    curl -H 'Content-Type: text/csv' --data-binary @- {url}/invocations",
+    ],
+    "/v2/models/{name}/infer": [
+        '(printf \'{{"inputs": [{{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["\'\n'
+        " base64 -w0 cat.jpg; printf '\"]}}]}}') |\n"
+        "    curl --data-binary @- {url}/v2/models/{name}/infer",
     ],
     "/feedback": [
         "curl -H 'Content-Type: application/json' {url}/feedback \\\n"
@@ -46,12 +54,13 @@ EXAMPLES = {
 
 @router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
-    html = render(request.app.openapi(), str(request.base_url).rstrip("/"))
+    name = quote(app_state(request).champion.current.name)
+    html = render(request.app.openapi(), str(request.base_url).rstrip("/"), name)
     return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
 
-def render(openapi: dict[str, Any], url: str) -> str:
-    """Return the page; `url` is the address of the service, for the examples."""
+def render(openapi: dict[str, Any], url: str, name: str) -> str:
+    """Return the page; the examples have the address of the service and the name of the model."""
     info = openapi["info"]
     parts = [f"<h1>{escape(info['title'])}</h1><p>{escape(info['description'])}"]
     for path, operations in openapi["paths"].items():
@@ -59,7 +68,8 @@ def render(openapi: dict[str, Any], url: str) -> str:
             parts.append(
                 f"<h2><code>{method.upper()} {path}</code></h2><p>{escape(operation['description'])}"
             )
-            parts += [f"<pre>{escape(example.format(url=url))}</pre>" for example in EXAMPLES.get(path, [])]
+            examples = [example.format(url=url, name=name) for example in EXAMPLES.get(path, [])]
+            parts += [f"<pre>{escape(example)}</pre>" for example in examples]
             parts += [
                 f"<p><code>{parameter['name']}</code>: {escape(parameter['description'])}"
                 for parameter in operation.get("parameters", [])

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -38,10 +39,10 @@ RED, LIME, BLUE = image("red"), image("lime"), image("blue")
 class Store:
     """An MLflow store in a folder that holds versions of one registered model."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, empty_store: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.uri = f"sqlite:///{folder / 'mlflow.db'}"
+        self.uri = f"sqlite:///{shutil.copy(empty_store, folder)}"
         self.client = mlflow.MlflowClient(self.uri, self.uri)
         artifacts = (folder / "artifacts").as_uri()
         self.experiment = self.client.create_experiment("colours", artifact_location=artifacts)
@@ -51,8 +52,11 @@ class Store:
 
     def add(self, **card: Any) -> str:
         """Add a version, return its number. `card` overrides fields of its scorer.json."""
+        return self.add_folder(write_scorer_folder(self.folder / f"scorer{self.number + 1}", **card))
+
+    def add_folder(self, folder: Path) -> str:
+        """Add the model of a scorer folder as a version, return its number."""
         self.number += 1
-        folder = write_scorer_folder(self.folder / f"scorer{self.number}", **card)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", self.uri)
             patch.setenv("MLFLOW_EXPERIMENT_ID", self.experiment)
@@ -193,7 +197,7 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, "the condition does not become true"
-        time.sleep(0.05)
+        time.sleep(0.02)
     return found
 
 
@@ -205,16 +209,16 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def shared_store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Store:
     """A store with one version, the champion. Tests must not change it."""
-    store = Store(tmp_path_factory.mktemp("store"))
+    store = Store(tmp_path_factory.mktemp("store"), empty_store)
     store.promote(store.add())
     return store
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "store")
+def store(tmp_path: Path, empty_store: Path) -> Store:
+    store = Store(tmp_path / "store", empty_store)
     store.promote(store.add())
     return store
 

@@ -17,14 +17,19 @@ ENDLESS = image((255, 1, 0))  # days
 
 def save_stalling_model(folder: Path) -> str:
     """Write the model to a new folder and return its path."""
+    save_model(write_stalling_scorer(folder), folder / "model")
+    return str(folder / "model")
+
+
+def write_stalling_scorer(folder: Path) -> Path:
+    """Write the scorer folder of the model into a new folder and return its path."""
     folder.mkdir()
     network = (folder / "network.onnx").absolute()
     onnx.save(_network(), network)
     digest = hashlib.sha256(network.read_bytes()).hexdigest()
     scorer = write_scorer_folder(folder / "scorer", files={"model.onnx": digest})
     network.replace(scorer / "model.onnx")
-    save_model(scorer, folder / "model")
-    return str(folder / "model")
+    return scorer
 
 
 def _network() -> onnx.ModelProto:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 
+from serving.app.schemas import PredictResponse
 from serving.registry.mlflow_model import save_model
 from serving.registry.mlflow_server import mlflow_server
 from tests.serving.app.conftest import BLUE, LIME, NAME, RED, ROOT, Server, image
@@ -98,6 +99,14 @@ def test_input_true_returns_the_image_that_the_network_saw(server: Server) -> No
     kind, _, content = answer["input"].partition(",")
     assert kind == "data:image/png;base64"
     assert base64.b64decode(content)[:4] == b"\x89PNG"
+
+
+def test_the_answer_has_the_documented_fields(server: Server) -> None:
+    files = [("file", ("a.png", RED)), ("file", ("b.png", b"no picture"))]
+    for query in ("", "?input=true&top_k=1&another=x"):
+        answer = requests.post(f"{server.url}/predict{query}", files=files, timeout=60).json()
+        assert PredictResponse.model_validate(answer).model_dump(exclude_unset=True) == answer
+        assert [each["error"] is None for each in answer["predictions"]] == [True, False]
 
 
 def test_the_request_id_of_a_client_comes_back_in_the_header(server: Server) -> None:

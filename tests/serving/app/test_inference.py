@@ -1,8 +1,11 @@
 """Work that nobody waits for any more, and a network that does not get on, at a real server."""
 
 import asyncio
+import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +14,17 @@ from typing import Any
 
 import pytest
 import requests
+from PIL import Image
 from starlette.requests import Request
 from starlette.types import Message
 
+from serving.app.app import create_app
 from serving.app.errors import Refusal
 from serving.app.inference import Inference
 from serving.app.state import AppState
 from serving.config import ServeConfig
-from tests.serving.app.conftest import BLUE, RED, Server, until
-from tests.serving.app.stalling_model import ENDLESS, SLOW, save_stalling_model
+from tests.serving.app.conftest import BLUE, RED, ROOT, Server, Store, until
+from tests.serving.app.stalling_model import ENDLESS, SLOW, save_stalling_model, write_stalling_scorer
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +134,118 @@ def test_an_engine_that_is_closed_is_a_failure(model: str, tmp_path: Path) -> No
         state.close()
 
 
+def test_a_new_champion_replaces_one_whose_network_is_stuck(
+    start: Callable[..., Server], store: Store
+) -> None:
+    store.promote(store.add_folder(write_stalling_scorer(store.folder / "stalling")))
+    server = start(store.uri, "--follow-seconds", "0.2", "--request-timeout", "10").wait()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            endless = pool.submit(server.predict, ENDLESS)
+            until(lambda: waiting(server) == 1)
+            store.promote("1")
+            until(lambda: server.ready()["model"]["version"] == "1")
+            assert endless.result().status_code == 504
+        assert server.predict(BLUE).json()["predictions"][0]["label"] == "blue"
+    finally:
+        server.stop(signal.SIGKILL)
+
+
+def test_the_images_that_the_network_saw_are_encoded_in_a_thread(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, threads = Image.SAVE["PNG"], []
+
+    def save_and_note_thread(*arguments: Any) -> None:
+        threads.append(threading.current_thread().name)
+        save(*arguments)
+
+    monkeypatch.setitem(Image.SAVE, "PNG", save_and_note_thread)
+    state = AppState(ServeConfig(model_uri=model, request_log="none"))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(asyncio.run, _predict(state, RED, b"input=true")).result()
+    assert answer["predictions"][0]["input"].startswith("data:image/png;base64,")
+    assert threads == ["decode"]
+
+
+async def _predict(state: AppState, data: bytes, query: bytes) -> Any:
+    """Send a request to the application without a server; close the state."""
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": query,
+        "headers": [(b"host", b"localhost"), (b"content-type", b"image/png"), (b"content-length", b"1")],
+        "client": None,
+    }
+    bodies = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": data}
+
+    async def send(message: Message) -> None:
+        bodies.append(message.get("body", b""))
+
+    app = create_app(state)
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
+    return json.loads(b"".join(bodies))
+
+
+def test_decoding_threads_that_hang_are_a_failure() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, _hang()).result()
+
+
+async def _hang() -> None:
+    inference, go_on = Inference(threads=2, limit=1, timeout=0.2), threading.Event()
+    try:
+        for _ in range(2):
+            assert inference.failure() is None
+            with pytest.raises(Refusal):
+                await inference.run(_request(), go_on.wait)
+        await asyncio.to_thread(until, inference.failure)
+        assert "all threads are busy" in str(inference.failure())
+        go_on.set()
+        await asyncio.to_thread(until, lambda: inference.failure() is None)
+    finally:
+        go_on.set()
+        inference.close()
+
+
+def test_a_decoding_thread_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    program = """
+import asyncio, threading
+from serving.app.errors import Refusal
+from serving.app.inference import Inference
+from tests.serving.app.test_inference import _request
+
+async def main():
+    inference = Inference(threads=1, limit=1, timeout=0.2)
+    try:
+        await inference.run(_request(), threading.Event().wait)
+    except Refusal:
+        inference.close()
+        print("closed")
+
+asyncio.run(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "closed\n"
+
+
+def _request() -> Request:
+    """Return a request whose client never disconnects."""
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    return Request({"type": "http"}, receive)
+
+
 def test_a_table_keeps_its_turn_until_the_reading_has_ended() -> None:
     # In a thread: other tests of this process keep an event loop in the main thread.
     with ThreadPoolExecutor(1) as pool:
@@ -136,11 +253,7 @@ def test_a_table_keeps_its_turn_until_the_reading_has_ended() -> None:
 
 
 async def _read_two_tables() -> None:
-    async def never_disconnect() -> Message:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    request = Request({"type": "http"}, never_disconnect)
+    request = _request()
     inference = Inference(threads=2, limit=1, timeout=0.2)
     go_on = threading.Event()
 

@@ -14,7 +14,9 @@ from threading import Thread
 
 import pytest
 import requests
+from click.testing import CliRunner, Result
 
+from cifar_mlflow.cli import main
 from serving.registry.mlflow_server import free_port
 from tests.serving.app.conftest import BLUE, RED, ROOT, Server, Store, children, image, until
 
@@ -27,7 +29,13 @@ def rows(server: Server) -> list[tuple[str, str]]:
         return log.execute("select request_id, label from request_log").fetchall()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "signum",
+    [
+        signal.SIGTERM,
+        *(pytest.param(signum, marks=pytest.mark.thorough) for signum in (signal.SIGINT, signal.SIGHUP)),
+    ],
+)
 def test_accepted_requests_are_answered_before_the_process_ends(
     start: Callable[..., Server], shared_store: Store, signum: int
 ) -> None:
@@ -97,6 +105,33 @@ def test_workers_stop_when_their_parent_is_killed(start: Callable[..., Server], 
     server = start(shared_store.uri, "--workers", "2").wait()
     os.kill(server.process.pid, signal.SIGKILL)
     until(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs shared memory")
+def test_the_metrics_of_a_killed_server_are_removed_by_the_next_one(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    def folders(server: Server) -> set[Path]:
+        environment = Path(f"/proc/{children(server.process.pid)[0]}/environ").read_bytes()
+        return {
+            Path(os.fsdecode(entry.partition(b"=")[2]))
+            for entry in environment.split(b"\0")
+            if entry.startswith(b"PROMETHEUS_MULTIPROC_DIR=")
+        }
+
+    killed, living = (start(shared_store.uri, "--workers", "2").wait() for _ in range(2))
+    (left,), (used,) = folders(killed), folders(living)
+    os.killpg(killed.process.pid, signal.SIGKILL)
+    killed.process.wait()
+    assert left.is_dir()
+    following = start(shared_store.uri, "--workers", "2").wait()
+    assert not left.exists()
+    assert used.is_dir()
+    assert living.predict().ok
+    (own,) = folders(following)
+    assert following.stop() == living.stop() == 0
+    assert not own.exists()
+    assert not used.exists()
 
 
 def test_a_kill_loses_at_most_the_last_second_of_the_request_log(
@@ -208,6 +243,7 @@ def test_ready_tells_the_images_from_the_request_log(
     until(lambda: server.ready()["problems"])
     problem = "the images of requests cannot be written; the log of the process says why"
     assert server.ready()["problems"] == [problem]
+    assert "cifar_request_log_up 1.0" in requests.get(f"{server.url}/metrics", timeout=60).text.splitlines()
 
 
 def test_images_dir_keeps_the_images(start: Callable[..., Server], shared_store: Store) -> None:
@@ -217,6 +253,20 @@ def test_images_dir_keeps_the_images(start: Callable[..., Server], shared_store:
     server.stop()
     kept = [path for path in (server.folder / "kept").rglob("*") if path.is_file()]
     assert sorted(path.read_bytes() for path in kept) == sorted([RED, BLUE])
+
+
+@pytest.fixture
+def refused(shared_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run `serve` in this process, with options for which it does not start."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", shared_store.uri)
+
+    def serve(*options: str) -> Result:
+        result = CliRunner().invoke(main, ["serve", *options])
+        assert isinstance(result.exception, SystemExit)  # anything else would be a traceback
+        return result
+
+    return serve
 
 
 @pytest.mark.parametrize(
@@ -231,15 +281,13 @@ def test_images_dir_keeps_the_images(start: Callable[..., Server], shared_store:
     ],
 )
 def test_invalid_settings_are_reported_in_one_line(
-    start: Callable[..., Server], shared_store: Store, options: tuple[str, str], message: str
+    refused: Callable[..., Result], options: tuple[str, str], message: str
 ) -> None:
-    server = start(shared_store.uri, *options)
-    assert server.process.wait(120) in (1, 2)
-    text = server.log.read_text()
-    assert "Error: " in text
-    assert message in text
-    assert "Traceback" not in text
-    assert "short" not in text.replace("too short", "") or options[0] != "--api-key"
+    result = refused(*options)
+    assert result.exit_code in (1, 2)
+    assert "Error: " in result.stderr
+    assert message in result.stderr
+    assert "short" not in result.stderr.replace("too short", "") or options[0] != "--api-key"
 
 
 @pytest.mark.parametrize(
@@ -250,23 +298,23 @@ def test_invalid_settings_are_reported_in_one_line(
         ("localhost", "127.0.0.1"),
         ("::", "127.0.0.1"),
         ("127.0.0.1", "0.0.0.0"),
+        ("::", "::1"),
     ],
 )
-def test_a_port_that_is_taken_is_reported(
-    start: Callable[..., Server], shared_store: Store, first: str, second: str
-) -> None:
+def test_a_port_that_is_taken_is_reported(refused: Callable[..., Result], first: str, second: str) -> None:
     if first == "::" and not socket.has_dualstack_ipv6():
         pytest.skip("no IPv6")
     family = socket.AF_INET6 if first == "::" else socket.AF_INET
     with socket.create_server((first, 0), family=family, dualstack_ipv6=first == "::") as taken:
-        server = start(shared_store.uri, "--host", second, "--port", str(taken.getsockname()[1]))
-        assert server.process.wait(120) == 2
-    assert server.log.read_text().count("\n") == 1
-    assert f"cannot listen on {second}:" in server.log.read_text()
-    assert "--port selects another port" in server.log.read_text()
+        result = refused("--host", second, "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    host = f"[{second}]" if ":" in second else second
+    assert f"cannot listen on {host}:" in result.stderr
+    assert "--port selects another port" in result.stderr
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.thorough)])
 def test_of_two_servers_started_at_the_same_time_one_serves(
     start: Callable[..., Server], shared_store: Store, workers: str
 ) -> None:

@@ -48,7 +48,7 @@ def test_a_host_that_is_not_a_name_of_the_server_is_refused(server: Server) -> N
     assert requests.get(f"{server.url}/ready", headers={"Host": "10.0.0.7"}, timeout=60).ok  # a probe
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "::1"])
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost.", "127.0.0.1", "127.1", "::1"])
 def test_a_loopback_address_in_any_spelling_limits_the_names(host: str) -> None:
     access = AccessControl(ServeConfig(host=host))
     access.check("/model", "127.0.0.1", {b"host": b"localhost:8000"})

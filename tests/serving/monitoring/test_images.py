@@ -49,6 +49,18 @@ def test_a_failure_ends_with_the_next_image_that_is_stored(tmp_path: Path) -> No
     assert folder.dropped == 1
 
 
+def test_a_failure_ends_without_another_image_when_the_folder_is_back(tmp_path: Path) -> None:
+    path, away = tmp_path / "images", tmp_path / "away"
+    folder = open_folder(path)
+    path.rename(away)
+    folder.put("ab" * 32, "JPEG", b"new")
+    wait_until(lambda: folder.failing is not None, "the failure is reported")
+    away.rename(path)
+    wait_until(lambda: folder.failing is None, "the failure is over")
+    folder.close()
+    assert list(path.iterdir()) == []
+
+
 def test_images_that_do_not_fit_into_the_queue_are_counted(tmp_path: Path) -> None:
     folder = open_folder(tmp_path / "images")
     folder.put("ab" * 32, "PNG", bytes(33_000_000))

@@ -28,9 +28,9 @@ HOUR = 3600.0
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Store:
     """Three versions: with a reference of validation images, of training images, and without one."""
-    store = Store(tmp_path_factory.mktemp("store"))
+    store = Store(tmp_path_factory.mktemp("store"), empty_store)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (500, 32, 32, 3), dtype=np.uint8)
     probabilities = rng.dirichlet(np.ones(len(CLASSES)), 500)

@@ -163,16 +163,19 @@ def test_both_candidates_are_evaluated_on_the_same_images(tmp_path: Path) -> Non
         assert f"serve/{each.precision}/val_accuracy" in each.metrics("val")
 
 
+@pytest.mark.slow
 def test_fp32_alone_is_built_if_it_was_requested(tmp_path: Path) -> None:
     (fp32,) = built(tmp_path, "fp32")
     assert [path.name for path in tmp_path.iterdir()] == ["fp32.onnx"]
     assert choose([fp32], "fp32") == (fp32, "fp32, as requested")
 
 
+@pytest.mark.slow
 def test_auto_does_not_compare_candidates_on_training_images(tmp_path: Path) -> None:
     (fp32,) = built(tmp_path, "auto", split="train")
     assert choose([fp32], "auto") == (fp32, "fp32: no images were held out to compare int8 with it")
 
 
+@pytest.mark.slow
 def test_int8_on_request_is_built_without_validation_images(tmp_path: Path) -> None:
     assert [each.precision for each in built(tmp_path, "int8", split="train")] == ["fp32", "int8"]

@@ -1,66 +1,20 @@
 // @ts-check
-/** A client of the HTTP API. The addresses are relative, so that the page also works below a path prefix. */
+/** Classifies by the HTTP API. The addresses are relative, so that the page also works below a path prefix. */
 
-/** @typedef {{label: string, confidence: number}} ClassScore A class and its probability, 0..1. */
-/**
- * @typedef {object} Prediction
- * @property {string} label
- * @property {number} confidence 0..1
- * @property {ClassScore[]} top_k The classes, most likely first.
- * @property {boolean} uncertain
- * @property {string} input The network's input as a data URL.
- */
-/**
- * @typedef {object} Answer
- * @property {string} requestId
- * @property {{name: string, version: string}} model
- * @property {Prediction} prediction
- * @property {{decode: number, score: number, total: number}} ms Times on the server.
- * @property {number} roundTripMs Time from here to the server and back.
- */
-/**
- * @typedef {object} Model The fields of /model that the page uses.
- * @property {string} name
- * @property {string} version
- * @property {string[]} classes
- * @property {number} image_size Side of the network's input, in pixels.
- * @property {"crop" | "squash"} fit
- * @property {Record<string, number>} [metrics]
- * @property {{confidence_below?: number}} [uncertain]
- */
+import { ClassifierError } from "./answer.js";
+import { askForKey } from "./api-key.js";
+import { milliseconds } from "./format.js";
+
+/** @typedef {import("./answer.js").Answer} Answer */
+/** @typedef {import("./answer.js").Model} Model */
 
 const KEY = "cifar-mlflow-api-key";
 const MAX_TRIES = 5;
 const LARGE_BYTES = 8 * 2 ** 20;
 
-/** The service refused a request or could not be reached; the message is for the user. */
-export class ServiceError extends Error {
-  /**
-   * @param {string} message
-   * @param {number} [status] 0 if there was no response.
-   * @param {number} [retryAfter] Seconds after which to try again; 0 if trying again is no use.
-   */
-  constructor(message, status = 0, retryAfter = 0) {
-    super(message);
-    this.status = status;
-    this.retryAfter = retryAfter;
-  }
-}
-
 let key = sessionStorage.getItem(KEY);
-/** @type {(wrong: boolean) => Promise<string | null>} */
-let askForKey = async () => null;
 /** @type {Promise<string | null> | null} */
 let pendingKey = null;
-
-/**
- * Set the function that asks the user for an API key.
- * @param {(wrong: boolean) => Promise<string | null>} callback `wrong`: the previous key was rejected. It returns
- *   null if the user has no key.
- */
-export function onKeyNeeded(callback) {
-  askForKey = callback;
-}
 
 /** @returns {Promise<Model>} */
 export async function getModel() {
@@ -86,15 +40,17 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES } = {}
         signal,
       });
       const body = await response.json();
+      const totalMs = performance.now() - start;
       return {
         requestId: body.request_id,
         model: body.model,
         prediction: body.predictions[0],
-        ms: body.timings_ms,
-        roundTripMs: performance.now() - start,
+        totalMs,
+        timing: describe(totalMs, body.timings_ms),
+        sendFeedback: (correct, label) => sendFeedback(body.request_id, correct, label),
       };
     } catch (error) {
-      const wait = error instanceof ServiceError ? error.retryAfter : 0;
+      const wait = error instanceof ClassifierError ? error.retryAfter : 0;
       if (!wait || attempt === tries) throw error;
       await new Promise((resolve) => setTimeout(resolve, wait * 1000));
       signal?.throwIfAborted();
@@ -103,11 +59,22 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES } = {}
 }
 
 /**
+ * @param {number} totalMs
+ * @param {{decode: number, score: number}} ms Times on the server.
+ */
+function describe(totalMs, { decode, score }) {
+  return (
+    `Answered in ${Math.round(totalMs)} ms: ${milliseconds(decode)} to decode the photo, ` +
+    `${milliseconds(score)} for the network, the rest in transit.`
+  );
+}
+
+/**
  * @param {string} requestId Id of the answer.
  * @param {boolean} correct
  * @param {string | null} label The correct class; null if it is none of the model's classes.
  */
-export async function sendFeedback(requestId, correct, label) {
+async function sendFeedback(requestId, correct, label) {
   await send("feedback", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
@@ -126,7 +93,7 @@ async function send(path, init = {}) {
     const sentKey = key;
     const headers = { ...init.headers, ...(sentKey && { Authorization: `Bearer ${sentKey}` }) };
     const response = await fetch(path, { ...init, headers }).catch((error) => {
-      throw init.signal?.aborted ? error : new ServiceError(connectionError(init.body));
+      throw init.signal?.aborted ? error : new ClassifierError(connectionError(init.body));
     });
     if (response.ok) return response;
     if (response.status !== 401 || !(key !== sentKey || (await newKey(sentKey !== null)))) {
@@ -161,5 +128,5 @@ async function responseError(response) {
     () => null, // an HTML page of a proxy
   );
   const message = explanation ?? `The service responded with status ${response.status}.`;
-  return new ServiceError(message, response.status, Number(response.headers.get("Retry-After")) || 0);
+  return new ClassifierError(message, Number(response.headers.get("Retry-After")) || 0);
 }

@@ -1,0 +1,70 @@
+"""Engine `ray`: Ray Data runs actors that hold a scorer each; a part is a batch."""
+
+import logging
+import pickle
+from collections.abc import Generator
+from typing import Any
+
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.tracking.retry import first_line
+from serving.batch.dataset import Part
+from serving.batch.extras import import_extra
+from serving.batch.worker import Job, classify_part, load_answerer
+
+THREADS = 1  # of an actor, which occupies one core
+
+
+class PartScorer:
+    """The actor: loads the scorer once, then classifies parts.
+
+    Ray starts an actor again when its process dies, and repeats the part that it was working on.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._answerer = load_answerer(job, THREADS)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        parts = [pickle.loads(content) for content in batch["part"]]
+        return {"name": [classify_part(part, self._job, self._answerer) for part in parts]}
+
+
+def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
+    """Yield the name of each part when its file is written.
+
+    Args:
+        cluster: address of a Ray cluster. Default: RAY_ADDRESS, or else a cluster of this machine's cores
+            that ends with the job.
+
+    Raises:
+        UsageError: Ray is not installed.
+        CifarError: the cluster does not answer, or a worker failed.
+    """
+    ray = import_extra("ray", "cifar-mlflow[ray]", "--engine ray")
+    data = import_extra("ray.data", "cifar-mlflow[ray]", "--engine ray")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        ray.init(address=cluster, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
+    except Exception as error:  # Ray raises plain exceptions
+        raise CifarError(f"Ray at {cluster or 'this machine'} did not start: {first_line(error)}") from error
+    try:
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False  # `progress` shows it
+        cores = int(ray.cluster_resources().get("CPU", 1))
+        names = data.from_items(
+            [{"part": pickle.dumps(part)} for part in parts], override_num_blocks=len(parts)
+        ).map_batches(
+            PartScorer,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            num_cpus=THREADS,
+            compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cores, len(parts)))),
+        )
+        for row in names.iter_rows():
+            yield row["name"]
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise CifarError(f"Ray stopped: {first_line(cause)}; the same command continues") from error
+    finally:
+        ray.shutdown()

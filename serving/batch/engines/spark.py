@@ -1,0 +1,102 @@
+"""Engine `spark`: Spark's Python workers call the registered MLflow model; a part is a task."""
+
+import os
+import pickle
+import sys
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import Any
+
+import mlflow
+import pandas as pd
+
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.tracking.retry import first_line
+from serving.batch.answer import PyfuncAnswerer
+from serving.batch.dataset import Part, finished_parts
+from serving.batch.extras import import_extra
+from serving.batch.worker import Job, classify_part
+
+# This machine's cores; a task may fail three times, as on a cluster (Spark's `local[*]` allows no failure).
+LOCAL = "local[*,4]"
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
+    """Yield the name of each part when its file is found in the output.
+
+    Args:
+        cluster: master, such as spark://host:7077 or yarn. Default: that of `spark-submit`, or else this
+            machine.
+
+    Raises:
+        UsageError: PySpark is not installed.
+        CifarError: there is no Java, the cluster does not answer, or a task failed four times.
+    """
+    sql = import_extra("pyspark.sql", "cifar-mlflow[spark]", "--engine spark")
+    errors = import_extra("pyspark.errors", "cifar-mlflow[spark]", "--engine spark")
+    java = import_extra("py4j.protocol", "cifar-mlflow[spark]", "--engine spark")
+    builder = sql.SparkSession.builder.appName("cifar-mlflow classify")
+    builder = builder.config("spark.ui.showConsoleProgress", "false").config("spark.log.level", "OFF")
+    # Spark's own default is the first `python3` in PATH.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    if cluster or "PYSPARK_GATEWAY_PORT" not in os.environ:  # spark-submit sets the variable
+        builder = builder.master(cluster or LOCAL)
+    spark = None
+    try:
+        spark = builder.getOrCreate()
+        tasks = [(pickle.dumps(part),) for part in parts]
+        frame = spark.sparkContext.parallelize(tasks, len(tasks)).toDF("part binary")
+        names = frame.mapInPandas(_Task(job), "name string")
+        yield from _watch(names, job, {part.name for part in parts})
+    except (errors.PySparkException, java.Py4JError) as error:
+        raise CifarError(f"Spark stopped: {_reason(error)}; the same command continues") from error
+    finally:
+        if spark is not None:
+            spark.stop()
+
+
+class _Task:
+    """The function that Spark runs on its workers."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self, frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for frame in frames:
+            parts = [pickle.loads(content) for content in frame["part"]]
+            answerer = _load_pyfunc(self._job)
+            names = [classify_part(part, self._job, answerer) for part in parts]
+            yield pd.DataFrame({"name": names})
+
+
+@cache  # Spark keeps the worker process for further tasks
+def _load_pyfunc(job: Job) -> PyfuncAnswerer:
+    mlflow.set_tracking_uri(job.tracking_uri)
+    return PyfuncAnswerer(mlflow.pyfunc.load_model(job.model_uri), job.top_k)
+
+
+def _watch(names: Any, job: Job, pending: set[str]) -> Generator[str]:
+    """Run the Spark job in a thread, and yield the name of each part that appears in the output."""
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(names.collect)
+        try:
+            while not running.done():
+                wait([running], SECONDS_BETWEEN_LOOKS)
+                finished = pending & finished_parts(job.output)
+                pending -= finished
+                yield from finished
+            running.result()
+        finally:
+            names.sparkSession.sparkContext.cancelAllJobs()
+    yield from pending & finished_parts(job.output)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the line of a Java or Python stack trace that says what failed."""
+    lines = [line for line in str(error).splitlines() if line and not line.startswith(("\t", " "))]
+    named = [
+        line for line in lines if line.partition(":")[0].rpartition(".")[2].endswith(("Error", "Exception"))
+    ]
+    return named[-1] if named else first_line(error)

@@ -1,0 +1,53 @@
+// @ts-check
+/**
+ * What a classifier tells the page. The page asks `./classifier.js`, which has two implementations with the same
+ * functions: the one in this folder asks the HTTP API, and the one in serving/web/ runs the network in the browser.
+ */
+
+/** @typedef {{label: string, confidence: number}} ClassScore A class and its probability, 0..1. */
+/**
+ * @typedef {object} Prediction
+ * @property {string} label
+ * @property {number} confidence 0..1
+ * @property {ClassScore[]} top_k The classes, most likely first.
+ * @property {boolean} uncertain
+ * @property {string} input The network's input as a data URL.
+ */
+/**
+ * @typedef {object} Answer
+ * @property {string} requestId Empty if there was no request.
+ * @property {{name: string, version: string}} model
+ * @property {Prediction} prediction
+ * @property {number} totalMs Time from the call to the answer.
+ * @property {string} timing A sentence about the time and its parts.
+ * @property {SendFeedback} [sendFeedback] Absent if nobody receives feedback.
+ */
+/**
+ * Report whether the prediction is right.
+ * @callback SendFeedback
+ * @param {boolean} correct
+ * @param {string | null} label The correct class; null if it is none of the model's classes.
+ * @returns {Promise<void>}
+ */
+/**
+ * @typedef {object} Model
+ * @property {string} name
+ * @property {string} version
+ * @property {string[]} classes
+ * @property {number} image_size Side of the network's input, in pixels.
+ * @property {"crop" | "squash"} fit
+ * @property {Record<string, number>} [metrics]
+ * @property {{confidence_below?: number}} [uncertain]
+ */
+
+/** There is no answer; the message is for the user. */
+export class ClassifierError extends Error {
+  /**
+   * @param {string} message
+   * @param {number} [retryAfter] Seconds after which to try again; 0 if trying again is no use.
+   */
+  constructor(message, retryAfter = 0) {
+    super(message);
+    this.retryAfter = retryAfter;
+  }
+}

@@ -1,0 +1,155 @@
+"""A training on two processes that torchrun starts: one run, with the right status at its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from tests.end_to_end.conftest import Project
+
+LONG = ("--epochs", "60")
+
+
+class Torchrun:
+    """torchrun with two processes of `cifar-mlflow` on this machine; their output goes to a file."""
+
+    def __init__(self, project: Project, *arguments: str) -> None:
+        self.project = project
+        self.file = project.folder / f"torchrun-{len(project.processes)}"
+        with self.file.open("w") as output:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                    "-m", "cifar_mlflow", *arguments,
+                ],
+                cwd=project.folder, env=project.env | {"OMP_NUM_THREADS": "1"}, text=True,
+                stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        project.processes.append(self.process)
+
+    def output(self) -> str:
+        return self.file.read_text()
+
+    def wait(self) -> int:
+        return self.process.wait(timeout=120)
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 120
+        while text not in self.output():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.05)
+
+    def kill(self, rank: int) -> None:
+        """Kill the process of a rank, as the kernel does when memory runs out."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                variables = (folder / "environ").read_bytes().split(b"\0")
+            except OSError:  # it has ended
+                continue
+            if parent == self.process.pid and b"RANK=%d" % rank in variables:
+                os.kill(int(folder.name), signal.SIGKILL)
+                return
+        raise AssertionError(f"no process of rank {rank}")
+
+
+def train(project: Project, *arguments: str) -> Torchrun:
+    return Torchrun(project, "train", *project.quick, *arguments)
+
+
+def resume(project: Project, run: Run) -> Torchrun:
+    return Torchrun(project, "train", "--resume", run.info.run_id)
+
+
+def only_run(project: Project) -> Run:
+    (run,) = project.runs
+    return run
+
+
+def assert_complete(project: Project) -> None:
+    """Check that the only run is finished and has the metrics of each epoch."""
+    run = only_run(project)
+    assert run.info.status == "FINISHED"
+    history = project.client.get_metric_history(run.info.run_id, "val/accuracy")
+    assert sorted({metric.step for metric in history}) == list(range(1, 61))
+    assert run.data.metrics["test/accuracy"] == 1.0
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_with_the_result_of_one_process(project: Project) -> None:
+    fp32 = ("--epochs", "3", "--precision", "fp32")
+    two = train(project, *fp32)
+    assert two.wait() == 0, two.output()
+    run = only_run(project)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["world_size"] == "2"
+    assert run.data.params["batch_size"] == "16"
+    assert run.data.params["ranks"].startswith("2 on ")
+    assert run.data.metrics["peak_memory_mib"] > 50
+    lines = [line for line in two.output().splitlines() if "takes part in run" in line]
+    assert [line.startswith("[rank 1] ") for line in lines] == [True]
+    assert two.output().count("epoch 3/3 ") == 1
+
+    project.train(*fp32)
+    alone = project.runs[0]
+    assert "world_size" not in alone.data.params
+    for name in ("val/accuracy", "test/accuracy", "train/loss"):
+        assert run.data.metrics[name] == pytest.approx(alone.data.metrics[name], abs=0.02), name
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_ends_the_run_as_killed_and_any_number_of_processes_resumes_it(
+    project: Project,
+) -> None:
+    two = train(project, *LONG)
+    two.wait_for("epoch 3/60  ")
+    second = resume(project, only_run(project))
+    assert second.wait() != 0
+    assert "is being trained by another process" in second.output()
+    assert only_run(project).info.status == "RUNNING"
+
+    two.process.send_signal(signal.SIGTERM)
+    two.wait()
+    run = only_run(project)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "stopped by SIGTERM")
+    assert f"train --resume {run.info.run_id}" in two.output()
+    project.run("train", "--resume", run.info.run_id)
+    assert_complete(project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.thorough)])
+def test_a_killed_process_ends_the_run_as_failed_and_it_can_be_resumed(project: Project, rank: int) -> None:
+    two = train(project, *LONG)
+    two.wait_for("epoch 3/60  ")
+    two.kill(rank)
+    assert two.wait() != 0
+    run = only_run(project)
+    assert run.info.status == "FAILED"
+    assert "was killed" in run.data.tags["error"]
+    again = resume(project, run)
+    assert again.wait() == 0, again.output()
+    assert_complete(project)
+    assert "error" not in only_run(project).data.tags
+    assert only_run(project).data.tags["resumed_on"].startswith("2 on ")
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_more_processes_than_images_per_step_are_refused_before_a_run_starts(project: Project) -> None:
+    two = train(project, "--batch-size", "1")
+    assert two.wait() != 0
+    assert "2 processes and accumulate=1 need at least 2 images per step" in two.output()
+    assert project.runs == []
+
+
+def test_only_train_runs_on_several_processes(project: Project) -> None:
+    project.env |= {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2", "RANK": "1"}
+    output = project.run("evaluate", "--model", "model.h5", code=2)
+    assert output.startswith("[rank 1] Error: torchrun started 2 processes of evaluate")

@@ -1,0 +1,300 @@
+"""A folder as output: one row for each image of any kind of input, however often the command is run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from cifar_mlflow.cli import main
+from cifar_mlflow.errors import CifarError, UsageError
+from serving.batch import Summary, classify, classify_on_engine, load_scorer
+from tests.scorer_folders import write_scorer_folder
+from tests.serving.batch.test_classify import BLUE, GREEN, RED, paint
+
+GOOD = {"photos/a.png": "red", "photos/b.png": "green", "photos/c.png": "blue", "photos/d.png": "red"}
+
+
+@pytest.fixture
+def model(scorer_folder: Path) -> str:
+    return str(scorer_folder)
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of two files, so that a few files make several."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("serving.batch.dataset.PART_FILES", 2)
+
+
+@pytest.fixture
+def _photos() -> None:
+    for path, colour in zip(GOOD, (RED, GREEN, BLUE, RED), strict=True):
+        paint(path, colour)
+
+
+@pytest.fixture
+def bucket() -> Any:
+    """Return an empty file system in memory."""
+    system = fsspec.filesystem("memory")
+    if system.exists("/"):
+        system.rm("/", recursive=True)
+    return system
+
+
+def read(folder: str) -> pd.DataFrame:
+    """Read the dataset as any user of Parquet would."""
+    return pd.read_parquet(folder)
+
+
+def labels(folder: str) -> dict[str, str]:
+    table = read(folder)
+    assert table["path"].is_unique
+    return dict(zip(table["path"], table["label"].fillna(""), strict=True))
+
+
+def files(folder: str) -> dict[str, int]:
+    """Return the time of writing of each part."""
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder).glob("part-*")}
+
+
+def run(*paths: str, model: str, output: str = "out/", **options: Any) -> Summary:
+    return classify_on_engine(paths, model, output, **options)
+
+
+def write_table(path: str, images: list[Any], column: str = "image", **options: Any) -> None:
+    pq.write_table(pa.table({"id": range(len(images)), column: images}), path, **options)
+
+
+# Inputs
+
+
+@pytest.mark.usefixtures("_photos")
+def test_every_kind_of_input_gives_the_rows_that_a_single_file_has(model: str, bucket: Any) -> None:
+    good = Path("photos/a.png").read_bytes()
+    Path("photos/cut.png").write_bytes(good[:60])
+    Path("photos/empty.jpg").touch()
+    Path("photos/dangling.png").symlink_to("nowhere")
+    os.mkfifo("photos/pipe.png")
+    write_table("hub.parquet", [{"bytes": good, "path": "x"}, {"bytes": b"no", "path": "y"}, None], "img")
+    write_table("plain.parquet", [good, None, b""])
+    bucket.pipe({"/in/x.png": good, "/in/bad.jpg": b"no", "/in/.hidden.png": good, "/in/notes.txt": b"no"})
+    bucket.pipe("/more/y.png", good)
+    Path("list.txt").write_text(
+        "photos/a.png\r\nphotos/missing.png\n\nmemory://more/y.png\nmemory://more/z.png\n"
+    )
+    inputs = [
+        *("photos", "hub.parquet", "plain.parquet", "memory://in", "memory://mor*/y.png", "list.txt"),
+        f"file://{Path('photos/b.png').absolute()}",
+    ]
+    summary = run(*inputs, model=model)
+    errors = {
+        "photos/cut.png": "truncated_image",
+        "photos/dangling.png": "unreadable",
+        "photos/empty.jpg": "empty_image",
+        "photos/missing.png": "unreadable",
+        "photos/pipe.png": "not_a_file",
+        "hub.parquet#1": "not_an_image",
+        "hub.parquet#2": "missing_image",
+        "plain.parquet#1": "missing_image",
+        "plain.parquet#2": "empty_image",
+        "memory:///in/bad.jpg": "not_an_image",
+        "memory://more/z.png": "unreadable",
+    }
+    in_memory = ["memory:///in/x.png", "memory:///more/y.png"]
+    reds = [*in_memory, "memory://more/y.png", "hub.parquet#0", "plain.parquet#0"]
+    table = read("out").set_index("path")
+    assert labels("out") == {**GOOD, **dict.fromkeys(reds, "red"), **dict.fromkeys(errors, "")}
+    assert table["error_code"].dropna().to_dict() == errors
+    assert (summary.files, summary.done, summary.failed) == (len(table), len(table), len(errors))
+    classify(inputs, load_scorer(model), output=Path("single.parquet"))
+    single = pd.read_parquet("single.parquet").set_index("path")
+    pd.testing.assert_frame_equal(table.sort_index(), single.sort_index())
+
+
+@pytest.mark.usefixtures("_photos")
+def test_a_single_file_continues_with_urls_and_tables(model: str, bucket: Any) -> None:
+    good = Path("photos/a.png").read_bytes()
+    bucket.pipe("/in/x.png", good)
+    write_table("rows.parquet", [good, b"no"])
+    inputs = ["memory://in/x.png", "rows.parquet"]
+    scorer = load_scorer(model)
+    assert classify(inputs, scorer, output=Path("out.csv")).earlier == 0
+    assert classify(inputs, scorer, output=Path("out.csv")).earlier == 3
+    assert pd.read_csv("out.csv")["path"].tolist() == [
+        "memory:///in/x.png",
+        "rows.parquet#0",
+        "rows.parquet#1",
+    ]
+
+
+def test_row_groups_are_divided_among_parts_and_rows_keep_their_numbers(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.batch.tables.MIN_ROWS", 5)
+    photos = [paint(f"{i}.png", (RED, GREEN, BLUE)[i]).read_bytes() for i in range(3)]
+    write_table("rows.parquet", [photos[i % 3] for i in range(20)], row_group_size=3)
+    run("rows.parquet", model=model)
+    assert labels("out") == {f"rows.parquet#{i}": ("red", "green", "blue")[i % 3] for i in range(20)}
+    assert sorted(pq.read_metadata(path).num_rows for path in Path("out").glob("part-*")) == [2, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("memory://nothing", "memory://nothing: no such file or folder"),
+        ("memory://empty/*.png", r"memory://empty/\*.png: no such file, or no images there"),
+        ("nosuch://a", "nosuch://a cannot be used: Protocol not known"),
+        ("other.parquet", "other.parquet has no column image or img; it has id, picture"),
+        ("broken.parquet", "broken.parquet cannot be read as Parquet"),
+        ("latin.txt", "latin.txt is not a list of paths: it is not UTF-8"),
+    ],
+)
+def test_inputs_that_cannot_be_used_are_named(path: str, words: str, model: str, bucket: Any) -> None:
+    write_table("other.parquet", [b""], "picture")
+    Path("broken.parquet").write_bytes(b"PAR1 broken PAR1")
+    Path("latin.txt").write_bytes(b"caf\xe9.png\n")
+    with pytest.raises(UsageError, match=words):
+        run(path, model=model)
+
+
+def test_copies_are_made_of_local_files_only(model: str, bucket: Any) -> None:
+    bucket.pipe("/in/x.png", paint("a.png").read_bytes())
+    with pytest.raises(UsageError, match="--sort-into copies local files only"):
+        classify(["memory://in"], load_scorer(model), sort_into=Path("sorted"))
+
+
+# The output
+
+
+@pytest.mark.usefixtures("_photos")
+def test_the_output_may_be_at_a_url(model: str, bucket: Any) -> None:
+    assert run("photos", model=model, output="memory://answers/").labels.total() == 4
+    names = [path.rpartition("/")[2] for path in bucket.ls("/answers", detail=False)]
+    assert Counter(name.partition("-")[0] for name in names) == {"part": 2, "_manifest.parquet": 1}
+    assert run("photos", model=model, output="memory://answers/").earlier == 4
+
+
+@pytest.mark.usefixtures("_photos")
+def test_finished_parts_are_skipped_and_the_folder_follows_its_input(model: str) -> None:
+    assert run("photos", model=model).earlier == 0
+    before = files("out")
+    assert len(before) == 2
+    assert run("photos", model=model).earlier == 4
+    assert files("out") == before
+
+    paint("photos/0.png", BLUE)  # sorted first: the others keep their parts
+    summary = run("photos", model=model)
+    assert (summary.files, summary.earlier) == (5, 4)
+    assert files("out").items() > before.items()
+
+    paint("photos/a.png", GREEN)
+    assert run("photos", model=model).earlier == 3
+    Path("photos/d.png").unlink()
+    assert run("photos", model=model).earlier == 3
+    assert labels("out") == {
+        "photos/0.png": "blue", "photos/a.png": "green", "photos/b.png": "green", "photos/c.png": "blue",
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("_photos")
+def test_an_unreadable_file_is_tried_again(model: str) -> None:
+    Path("photos/e.png").symlink_to("nowhere")
+    run("photos", model=model)
+    assert labels("out") == {**GOOD, "photos/e.png": ""}
+    paint("photo.png").rename("photos/nowhere")
+    assert run("photos", model=model).earlier == 4
+    assert labels("out") == {**GOOD, "photos/e.png": "red"}
+
+
+@pytest.mark.usefixtures("_photos")
+def test_rows_of_two_models_are_never_mixed(model: str, tmp_path: Path) -> None:
+    run("photos", model=model)
+    before = files("out")
+    other = str(write_scorer_folder(tmp_path / "other", temperature=1.1))
+    for given in ({"model": other}, {"model": model, "top_k": 1}):
+        with pytest.raises(UsageError, match=r"answers of another model or another --top-k .*choose another"):
+            run("photos", **given)
+    assert files("out") == before
+
+
+@pytest.mark.usefixtures("_photos")
+def test_a_folder_with_other_files_is_not_changed(model: str) -> None:
+    with pytest.raises(UsageError, match=r"photos holds other files \(a.png\): choose another --output"):
+        run("photos", model=model, output="photos/")
+    assert sorted(path.name for path in Path("photos").iterdir()) == ["a.png", "b.png", "c.png", "d.png"]
+    with pytest.raises(CifarError, match=r"photos/a\.png"):
+        run("photos", model=model, output="photos/a.png/")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--engine", "ray"), "--engine ray needs --output FOLDER"),
+        (("--engine", "spark", "--output", "out.csv"), "writes a folder"),
+        (("--cluster", "host:6379", "--output", "out/"), "--cluster needs --engine ray or --engine spark"),
+        (("--output", "out/", "--sort-into", "sorted"), "--sort-into needs a result file as --output"),
+        (("--engine", "dask", "--output", "out/"), "dask"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(options: tuple[str, ...], words: str) -> None:
+    result = CliRunner().invoke(main, ["classify", "photos", *options])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(("engine", "package"), [("ray", "ray"), ("spark", "pyspark")])
+@pytest.mark.usefixtures("_photos")
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    engine: str, package: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        UsageError, match=rf"needs the package {package}, .* pip install 'cifar-mlflow\[{engine}\]'"
+    ):
+        run("photos", model=model, engine=engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
+def test_finished_parts_survive_the_end_of_the_process(signum: signal.Signals, model: str) -> None:
+    original = paint("photos/0000.png").read_bytes()
+    for i in range(1, 4_000):
+        Path(f"photos/{i:04}.png").write_bytes(original)
+    command = [
+        *(sys.executable, "-m", "cifar_mlflow", "classify", "photos"),
+        "--model",
+        model,
+        "--output",
+        "out/",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(Path("out").glob("part-*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signum)
+    _, log = process.communicate(timeout=120)
+    if signum == signal.SIGTERM:
+        assert "of 4,000 files; they are in the output, and the same command continues from there" in log
+    before = files("out")
+    assert 1 <= len(before) < 4
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{1_000 * len(before):,} of 4,000 files were already in out/" in done.stdout
+    assert files("out").items() > before.items()
+    assert labels("out") == {f"photos/{i:04}.png": "red" for i in range(4_000)}
+    assert not list(Path("out").glob("*.tmp"))

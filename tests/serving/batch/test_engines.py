@@ -1,0 +1,121 @@
+"""Ray and Spark, each as a real cluster of two workers, one of which is killed in the middle."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from serving.registry.mlflow_model import save_model
+from tests.scorer_folders import colour_network, write_scorer_folder
+from tests.serving.batch.test_classify import BLUE, GREEN, RED, paint
+
+pytestmark = pytest.mark.slow
+
+BAD = {"empty.jpg": (b"", "empty_image"), "text.png": (b"no image", "not_an_image")}
+# How the processes of a cluster are started: which are workers, and the master that makes two of them.
+WORKERS = {"ray": "ray::MapWorker", "spark": "CoarseGrainedExecutorBackend"}
+CLUSTER = {"ray": (), "spark": ("--cluster", "local-cluster[2,1,1024]")}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an MLflow model that takes a second or two for a thousand images."""
+    root = tmp_path_factory.mktemp("engines")
+    scorer = write_scorer_folder(root / "scorer")
+    network = colour_network(scorer / "model.onnx", slow=True)
+    card = json.loads((scorer / "scorer.json").read_text())
+    card["files"] = {"model.onnx": hashlib.sha256(network.read_bytes()).hexdigest()}
+    (scorer / "scorer.json").write_text(json.dumps(card))
+    save_model(scorer, root / "model")
+    return root / "model"
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes below a process."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        parents.setdefault(parent, []).append(int(stat.parent.name))
+    found, pending = [], [pid]
+    while pending:
+        below = parents.get(pending.pop(), [])
+        found += below
+        pending += below
+    return found
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def write_photos(folder: Path, count: int) -> dict[str, str]:
+    """Write `count` images, some of them bad; return the label or the error code of each."""
+    expected = {}
+    for name, (content, code) in BAD.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+        expected[f"{folder.name}/{name}"] = code
+    colours = {"red": RED, "green": GREEN, "blue": BLUE}
+    originals = {label: paint(folder.parent / f"{label}.png", colour) for label, colour in colours.items()}
+    for i in range(count - len(BAD)):
+        label = ("red", "green", "blue")[i % 3]
+        (folder / f"{i:05}.png").hardlink_to(originals[label])
+        expected[f"{folder.name}/{i:05}.png"] = label
+    return expected
+
+
+@pytest.mark.parametrize("count", [4_000, pytest.param(20_000, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("engine", ["ray", "spark"])
+def test_each_image_has_one_row_although_a_worker_is_killed(
+    engine: str, count: int, model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip({"ray": "ray", "spark": "pyspark"}[engine])
+    if engine == "spark" and shutil.which("java") is None:
+        pytest.skip("Java is not installed (Debian: default-jre-headless)")
+    expected = write_photos(tmp_path / "photos", count)
+    command = [
+        *(sys.executable, "-m", "cifar_mlflow", "classify", "photos", "--model", str(model)),
+        *("--engine", engine, *CLUSTER[engine], "--output", "answers"),
+    ]
+    # Two cores for Ray, whatever the machine has; time for its start on a busy machine.
+    env = {**os.environ, "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}', "RAY_raylet_start_wait_time_s": "300"}
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=output, stderr=output)
+    answers = tmp_path / "answers"
+    try:
+        deadline = time.monotonic() + 300
+        while not list(answers.glob("part-*")):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        workers = [pid for pid in descendants(process.pid) if WORKERS[engine] in command_line(pid)]
+        assert len(workers) == 2, log.read_text()
+        os.kill(workers[0], signal.SIGKILL)
+        done = len(list(answers.glob("part-*")))
+        assert done < count / 1_000, "all was done before the worker was killed"
+        assert process.wait(timeout=600) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log.read_text(), log.read_text()
+    table = pd.read_parquet(answers)
+    assert len(table) == count
+    assert dict(zip(table["path"], table["label"].fillna(table["error_code"]), strict=True)) == expected
+
+    again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert f"{count:,} of {count:,} files were already in answers" in again.stdout

@@ -1,0 +1,29 @@
+"""One process of the trainings in test_distributed.py: torchrun starts it.
+
+Usage: torchrun ... -m tests.training.distributed_worker SETTINGS.json RESULT.pt
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifar_mlflow.training.distributed import World, this_world
+from tests.training.test_loop import Recorded, make_training, weights
+
+
+def train(world: World, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the weights, the history and the state of the generator after a training."""
+    training = make_training(world, **settings)
+    kept = training.fit(Recorded())
+    return {"weights": weights(kept), "history": training.history, "rng": torch.get_rng_state()}
+
+
+if __name__ == "__main__":
+    with this_world() as world:
+        cases: dict[str, dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text())
+        results = {name: train(world, settings) for name, settings in cases.items()}
+        if world.is_main:
+            torch.save(results, sys.argv[2])
