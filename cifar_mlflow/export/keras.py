@@ -4,9 +4,11 @@ All three hold the Keras model of `keras_twin`: uint8 (N, S, S, 3) RGB in, `prob
 float32 (N, classes), out. The SavedModel has them in its signature `serving_default`.
 """
 
+import importlib
 import importlib.metadata
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +35,7 @@ class _Tensorflow(ExportFormat):
     def build(self, model: ModelToExport) -> "keras.Model":
         network = network_onnx(model)
         with conversion("TensorFlow"):
-            _select_backend()
+            prepare_tensorflow()
             from cifar_mlflow.export.keras_twin import keras_twin
 
             return keras_twin(network, model.card.temperature)
@@ -41,7 +43,7 @@ class _Tensorflow(ExportFormat):
     def load(self, path: Path) -> Predict:
         size = ModelCard.model_validate_json(self.metadata(path)["card"]).image_size
         with conversion("TensorFlow"):
-            _select_backend()
+            prepare_tensorflow()
             run = self.open(path)
 
         def predict(images: Images) -> np.ndarray:
@@ -131,9 +133,12 @@ class _H5(_Tensorflow):
         return metadata
 
 
-def _select_backend() -> None:
-    """Make Keras use TensorFlow; to be called before Keras is imported."""
+def prepare_tensorflow() -> None:
+    """Get ready for the import of TensorFlow and Keras; to be called before it."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    # torch imports Triton when it first exports a network. After TensorFlow, that import crashes the process.
+    with suppress(ImportError):
+        importlib.import_module("triton")
 
 
 SAVEDMODEL = _SavedModel()

@@ -109,11 +109,6 @@ def test_a_signal_to_torchrun_ends_the_run_as_killed_and_any_number_of_processes
 ) -> None:
     two = train(project, *LONG)
     two.wait_for("epoch 3/60  ")
-    second = resume(project, only_run(project))
-    assert second.wait() != 0
-    assert "is being trained by another process" in second.output()
-    assert only_run(project).info.status == "RUNNING"
-
     two.process.send_signal(signal.SIGTERM)
     two.wait()
     run = only_run(project)
@@ -121,6 +116,20 @@ def test_a_signal_to_torchrun_ends_the_run_as_killed_and_any_number_of_processes
     assert f"train --resume {run.info.run_id}" in two.output()
     project.run("train", "--resume", run.info.run_id)
     assert_complete(project)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_a_second_torchrun_leaves_a_run_that_is_being_trained_alone(project: Project) -> None:
+    two = train(project, "--epochs", "5000")
+    two.wait_for("epoch 2/5000  ")
+    second = resume(project, only_run(project))
+    assert second.wait() != 0
+    assert "is being trained by another process" in second.output()
+    assert only_run(project).info.status == "RUNNING"
+    two.process.send_signal(signal.SIGTERM)
+    two.wait()
+    assert only_run(project).info.status == "KILLED"
 
 
 @pytest.mark.slow

@@ -10,19 +10,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 from cifar_mlflow.config import ExportConfig
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.export.keras import H5, KERAS
+from cifar_mlflow.export.keras import H5, KERAS, prepare_tensorflow
 from tests.export.models import block_images, to_export
 
-pytestmark = pytest.mark.slow
-pytest.importorskip("keras", reason=KERAS.missing(ExportConfig()) or "")
+MISSING = KERAS.missing(ExportConfig())
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(MISSING is not None, reason=MISSING or "")]
 
 
 def test_keras_loads_both_files_without_our_code_and_can_train_them(tmp_path: Path) -> None:
+    model = to_export("cnn")
+    files = [form.write(model, tmp_path) for form in (KERAS, H5)]
     import keras
 
-    model = to_export("cnn")
-    for form in (KERAS, H5):
-        loaded = keras.models.load_model(form.write(model, tmp_path))
+    for file in files:
+        loaded = keras.models.load_model(file)
         assert {layer.__class__.__module__.split(".")[0] for layer in loaded.layers} == {"keras"}
         images = block_images(8, seed=3)
         before = loaded.predict(images, verbose=0)["probabilities"]
@@ -46,6 +48,7 @@ def node(operator: str, *more_inputs: str, **attributes: Any) -> onnx.NodeProto:
     ],
 )
 def test_an_unsupported_operator_is_named(operator: onnx.NodeProto, words: str) -> None:
+    prepare_tensorflow()
     from cifar_mlflow.export.keras_twin import keras_twin
 
     graph = helper.make_graph(

@@ -13,7 +13,8 @@ import torch
 from cifar_mlflow.training.distributed import World
 from tests.training.distributed_worker import train
 
-# 48 images in batches of 16: three steps. 17 processes' worth of images do not divide evenly, either.
+# 48 images in batches of 16: three steps. Not with the network `fast`: a rounding error can move the maximum
+# that its pooling picks, which changes gradients by more than the tolerance, in one process, too.
 ONE_EPOCH = {"epochs": 1, "precision": "fp32", "warmup": 0.0}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {**ONE_EPOCH},
@@ -24,7 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     "uneven shares": {**ONE_EPOCH, "batch_size": 15, "optimizer": "adamw", "lr": 1e-3, "cutmix": 0.5},
     "parts": {**ONE_EPOCH, "accumulate": 3, "dropout": 0.3},
     "activation checkpointing": {**ONE_EPOCH, "activation_checkpointing": True},
-    "small images": {**ONE_EPOCH, "model": "fast", "small_images": 1.0, "flip": "none"},
+    "small images": {**ONE_EPOCH, "small_images": 1.0, "flip": "none"},
     "three epochs": {"epochs": 3, "precision": "fp32", "patience": 3},
 }  # fmt: skip
 MUON = {"muon": {**ONE_EPOCH, "model": "fast", "optimizer": "muon", "lr": 0.1}}
