@@ -11,9 +11,13 @@ from PIL import Image
 
 from benchmarks import NAMES
 from benchmarks.harness import Row, in_fresh_process, markdown, measure
+from tests.end_to_end.postgres import missing
 
 # One thread, because two that wait for each other on a busy machine are many times slower.
-LONG = ("start", "tracking_cost", "data_start", "search", "trial_cost", "serving", "service", "soak")
+LONG = (
+    *("start", "tracking_cost", "data_start", "batch", "search", "search_storage", "trial_cost"),
+    *("serving", "service", "soak"),
+)
 DIFFERENCES = ("check", "start to first answer, without", "throughput that")
 TINY_TRIAL = {"width": 0.25, "dataset": "folder", "data_dir": "images", "val_size": 0.25, "threads": 1}
 TINY: dict[str, dict[str, Any]] = {
@@ -31,6 +35,8 @@ TINY: dict[str, dict[str, Any]] = {
         "threads": 1,
     },
     "data_start": {"copies": 1, "repeats": 1},
+    "batch": {"images": 64, "rounds": 1, "engines": (), "epochs": 1, "model": "cnn", **TINY_TRIAL},
+    "search_storage": {"workers": (1,), "seconds": 1, "samplers": ("random",)},
     "search": {"seeds": 1, "trials": 1, "epochs": 1, **TINY_TRIAL},
     "trial_cost": {"rounds": 1, "epochs": 1, "model": "cnn", **TINY_TRIAL},
     "serving": {"connections": (1, 16), "rounds": 1, "seconds": 1, "epochs": 1, "model": "cnn", **TINY_TRIAL},
@@ -83,6 +89,8 @@ def _images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_benchmark_runs(name: str) -> None:
     if name in ("serving", "service", "soak") and shutil.which("wrk") is None:
         pytest.skip("wrk is not installed")
+    if name == "search_storage" and (reason := missing()):
+        pytest.skip(reason)
     if name == "service":
         pytest.importorskip("litserve", reason="the peer is not installed: pip install -e '.[bench]'")
     rows = in_fresh_process(measure, name, **TINY[name])
