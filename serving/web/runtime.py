@@ -98,6 +98,7 @@ def _keep(package: Path, installed: Path) -> None:
     kept.mkdir()
     for name in FILES:
         (package / "dist" / name).replace(kept / name)
+    (package / "package.json").replace(kept / "package.json")  # tells the version to `open_runtime`
     try:
         kept.rename(installed)
     except OSError:

@@ -15,7 +15,11 @@ from cifar_mlflow.evaluation.calibration import reliability_table, softmax
 from cifar_mlflow.evaluation.labels import label
 from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [
+    pytest.mark.filterwarnings("error"),
+    # Objects of earlier tests may be collected during one of these.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Class folders can have such names: a formula for matplotlib, and one longer than the figure is wide.

@@ -18,11 +18,18 @@ pytestmark = pytest.mark.slow
 
 LIMIT = 4
 PROBES = ("/ping", "/health", "/ready")
+# Starts the command with a limit below what the tests need: the server has to raise it.
+FEW_OPEN_FILES = (
+    "-c",
+    "import resource, runpy; "
+    "resource.setrlimit(resource.RLIMIT_NOFILE, (256, resource.getrlimit(resource.RLIMIT_NOFILE)[1])); "
+    "runpy.run_module('cifar_mlflow', run_name='__main__')",
+)
 
 
 @contextmanager
 def open_files(limit: int) -> Iterator[None]:
-    """Set the limit of this process, and of those that it starts."""
+    """Set the limit of this process."""
     previous = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, previous[1]), previous[1]))
     try:
@@ -58,8 +65,8 @@ def kept_busy(server: Server) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def small(shared_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with a small limit."""
-    with open_files(256):  # less than the tests need: the server has to raise it
-        server = Server(tmp_path_factory.mktemp("small"), shared_store.uri, "--queue-limit", str(LIMIT))
+    options = ("--queue-limit", str(LIMIT))
+    server = Server(tmp_path_factory.mktemp("small"), shared_store.uri, *options, program=FEW_OPEN_FILES)
     try:
         yield server.wait()
     finally:

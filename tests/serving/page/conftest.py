@@ -1,12 +1,8 @@
-"""The page in a real browser, with a real server.
-
-After each test, the page must have had no errors, violated no policy and contacted no other host.
-"""
+"""The page in a real browser, with a real server."""
 
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,24 +16,18 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
+from playwright.sync_api import FilePayload, Page, expect
 
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import load_dataset
 from serving.registry.loader import load_scorer
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, FilePayload, Page, expect  # noqa: E402
-
-CHROMIUM = shutil.which("chromium")
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "serving" / "examples"
 CAT = EXAMPLES / "cat.jpg"
 # A small network that was trained briefly on the sample: it is sure about some images and unsure about most.
 MODEL = ROOT / "tests/fixtures/registered_at_00676c6/scorer/artifacts/scorer"
 KEY = "a-key-of-some-length"
-TIMEOUT_MS = 60_000  # generous, as a machine may be busy
-
-expect.set_options(timeout=TIMEOUT_MS)
 
 
 class Server:
@@ -127,54 +117,6 @@ def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("strict-page-server"), "--rate-limit=120", "--max-body-mb=1")
     yield server
     server.stop()
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"],
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Open the page of a server in a browser with the given properties, and check what the page does."""
-    contexts: list[BrowserContext] = []
-    problems: list[str] = []
-
-    def open_url(url: str, **properties: Any) -> Page:
-        context = browser.new_context(**properties)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(TIMEOUT_MS)
-        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-        page.on("console", lambda message: problems.extend(_complaints(message)))
-        page.on("request", lambda request: problems.extend(_foreign(request.url, url)))
-        # Without this, a test may open a file chooser before the browser has been told to report it.
-        page.on("filechooser", lambda _: None)
-        page.goto(url)
-        return page
-
-    yield open_url
-    for context in contexts:
-        context.close()
-    assert not problems
-
-
-def _complaints(message: ConsoleMessage) -> list[str]:
-    # Chromium logs each response with an error status itself; the page shows a message for those.
-    by_page = message.type in ("error", "warning") and not message.text.startswith("Failed to load resource")
-    return [f"console: {message.text}"] if by_page else []
-
-
-def _foreign(address: str, url: str) -> list[str]:
-    return [] if address.startswith((url, "data:", "blob:")) else [f"request to {address}"]
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from cifar_mlflow.config import TrainConfig, default_cache_dir
 from cifar_mlflow.errors import CifarError
 from serving.web.runtime import Runtime, install_runtime, installed_runtime
 from serving.web.server import create_server
-from tests.serving.page.conftest import browser, open_page  # noqa: F401 - fixtures
 from tests.serving.registry.conftest import register, working_in
 
 USER_CACHE = default_cache_dir()  # before the tests get a cache of their own, without the runtime

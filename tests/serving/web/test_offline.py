@@ -11,7 +11,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from serving.web.bundle import CARD_FILE, HEADER_POLICY, MODEL_FILE, write_bundle
 from serving.web.runtime import Runtime
-from tests.serving.page.conftest import CAT, CHROMIUM, ROOT, TIMEOUT_MS
+from tests.serving.browser import CHROMIUM, TIMEOUT_MS
+from tests.serving.page.conftest import CAT, ROOT
 from tests.serving.web.conftest import ANSWERED, Site
 
 pytestmark = pytest.mark.slow
