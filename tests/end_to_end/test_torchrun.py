@@ -81,7 +81,7 @@ def assert_complete(project: Project) -> None:
     assert run.data.metrics["test/accuracy"] == 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_write_one_run_with_the_result_of_one_process(project: Project) -> None:
     fp32 = ("--epochs", "3", "--precision", "fp32")
     two = train(project, *fp32)
@@ -103,7 +103,7 @@ def test_two_processes_write_one_run_with_the_result_of_one_process(project: Pro
         assert run.data.metrics[name] == pytest.approx(alone.data.metrics[name], abs=0.02), name
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_signal_to_torchrun_ends_the_run_as_killed_and_any_number_of_processes_resumes_it(
     project: Project,
 ) -> None:
@@ -118,7 +118,6 @@ def test_a_signal_to_torchrun_ends_the_run_as_killed_and_any_number_of_processes
     assert_complete(project)
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_a_second_torchrun_leaves_a_run_that_is_being_trained_alone(project: Project) -> None:
     two = train(project, "--epochs", "5000")
@@ -132,8 +131,8 @@ def test_a_second_torchrun_leaves_a_run_that_is_being_trained_alone(project: Pro
     assert only_run(project).info.status == "KILLED"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("rank", [1, 0])
 def test_a_killed_process_ends_the_run_as_failed_and_it_can_be_resumed(project: Project, rank: int) -> None:
     two = train(project, *LONG)
     two.wait_for("epoch 3/60  ")
@@ -149,7 +148,6 @@ def test_a_killed_process_ends_the_run_as_failed_and_it_can_be_resumed(project: 
     assert only_run(project).data.tags["resumed_on"].startswith("2 on ")
 
 
-@pytest.mark.slow
 @pytest.mark.thorough
 def test_more_processes_than_images_per_step_are_refused_before_a_run_starts(project: Project) -> None:
     two = train(project, "--batch-size", "1")

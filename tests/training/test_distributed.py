@@ -52,7 +52,7 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_the_weights_of_one(on_two: dict[str, Any], case: str) -> None:
     one, two = train(World.alone(), CASES[case]), on_two[case]
@@ -67,7 +67,7 @@ def test_two_processes_train_the_weights_of_one(on_two: dict[str, Any], case: st
             assert theirs[name] == pytest.approx(mine[name], abs=10 * tolerance), name
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_muon_divided_among_processes_takes_the_steps_of_one(on_two: dict[str, Any]) -> None:
     """Its iteration may be in bf16, which turns differences of the last digit into larger ones."""
     one, two = train(World.alone(), MUON["muon"]), on_two["muon"]
