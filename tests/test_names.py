@@ -63,6 +63,7 @@ def run(verb: str, photos: Path, *options: str) -> subprocess.CompletedProcess[s
     return done
 
 
+@pytest.mark.slow
 def test_data_summarizes_and_draws_any_name(photos: Path, tmp_path: Path) -> None:
     picture = tmp_path / f"{LATIN1}.png"
     done = run("data", photos, "--picture", str(picture))

@@ -225,6 +225,7 @@ def test_large_images_are_thinned_out_for_the_grid() -> None:
     assert mosaic.shape[1] <= 10 * 66
 
 
+@pytest.mark.slow
 def test_figures_can_be_drawn_in_threads_and_leave_nothing_behind(tmp_path: Path) -> None:
     case = Case(CIFAR)
     confusion = case.evaluation.confusion

@@ -29,6 +29,7 @@ SLOW = {"pt2", "savedmodel", "keras", "h5", "litert", "executorch"}
         if name != "preprocessing"
     ],
 )
+@pytest.mark.slow
 def test_the_snippet_gives_the_label_of_the_scorer(
     snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

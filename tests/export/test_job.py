@@ -106,6 +106,7 @@ def last_run() -> mlflow.entities.Run:
     return mlflow.MlflowClient().search_runs(["0", "1"], max_results=1)[0]
 
 
+@pytest.mark.slow
 def test_the_table_is_printed_and_logged(model: str) -> None:
     result = invoke(model, "--format", "onnx,safetensors", "--output", "new/out", "--license", "CC0-1.0")
     assert result.exit_code == 0, result.output
@@ -130,6 +131,7 @@ def test_the_table_is_printed_and_logged(model: str) -> None:
     assert ONNX.metadata(Path("new/out/cnn.onnx"))["license"] == "CC0-1.0"
 
 
+@pytest.mark.slow
 def test_a_file_that_answers_differently_is_not_handed_over(model: str) -> None:
     with pytest.raises(
         CifarError, match=r"different labels for .* of 100 validation images; at most 0\.10% are"

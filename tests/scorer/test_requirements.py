@@ -74,6 +74,7 @@ def test_the_requirements_have_neither_torch_nor_our_packages(allowed: set[str])
     assert not {"torch", "torchvision", *OURS} & allowed
 
 
+@pytest.mark.slow
 def test_a_saved_model_predicts_with_its_requirements_alone(
     scorer_folder: Path, tmp_path: Path, allowed: set[str]
 ) -> None:

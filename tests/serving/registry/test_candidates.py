@@ -145,11 +145,13 @@ def built(
     return build_candidates(classifier, CARD, random_images(20).images, eval_set, precision, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_export_with_different_labels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CifarError, match=r"different labels for .*% of 30 validation images"):
         built(tmp_path, "fp32", defective=True)
 
 
+@pytest.mark.slow
 def test_both_candidates_are_evaluated_on_the_same_images(tmp_path: Path) -> None:
     fp32, int8 = built(tmp_path, "auto")
     assert (fp32.precision, int8.precision) == ("fp32", "int8")

@@ -218,6 +218,7 @@ def test_a_model_runs_without_our_packages_and_without_torch(saved: Path, tmp_pa
     assert done.stdout.split("\n")[:2] == ["blue", "[]"], done.stderr
 
 
+@pytest.mark.slow
 def test_in_the_scoring_server_the_garbage_collector_skips_the_libraries(saved: Path) -> None:
     code = """
 import gc, os, sys
