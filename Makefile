@@ -43,7 +43,7 @@ test: .venv/.engines
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist worksteal
 
-# What would take CI over its time: variants of tests that are in `make test`, the longest ones, and all export formats.
+# Tests too long for CI: variants, trainings on several processes, and all export formats.
 thorough: .venv/.engines
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[tensorflow,litert,executorch]'
 	$(BIN)/pytest -n 2 --dist worksteal -m thorough

@@ -22,13 +22,13 @@ import numpy as np
 SYNC_SECONDS = 15.0
 TOLERANCE = 0.1
 STABILIZATION_SECONDS = 300.0
-# The first is that of deploy/kubernetes.yaml: 70 % of a request of one core, of which a replica may use two.
+# The first is the target in deploy/kubernetes.yaml: 70 % of the requested core; a replica may use two cores.
 SIGNALS = (("cpu", 0.35), ("cpu", 0.5), ("cpu", 0.7), ("cpu", 0.9), ("in flight", 1.0), ("in flight", 2.0))
 
 
 @dataclass(frozen=True)
 class Replica:
-    """What a replica can do.
+    """The capacity of one replica.
 
     Attributes:
         rate: requests per second at full load.

@@ -1,4 +1,4 @@
-"""What surrounds a run: its code and libraries, which are needed to repeat it, and its processes."""
+"""Describe the environment of a run: commit, library versions and processes."""
 
 import functools
 import importlib.metadata

@@ -17,7 +17,7 @@ from serving.app.errors import bad_parameter
 
 
 class DirectRoute(NamedTuple):
-    """An endpoint for POST, and the model of its query parameters, all of which have defaults."""
+    """An endpoint for POST and its query parameters; each parameter has a default."""
 
     endpoint: Callable[[Request, Any], Awaitable[Response]]
     parameters: type[BaseModel]
