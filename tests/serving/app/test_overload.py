@@ -85,14 +85,19 @@ def head(size: int, *more: str) -> bytes:
 
 
 def refused(server: Server, *parts: bytes) -> tuple[socket.socket, Answer]:
-    """Repeat a request until it is answered with 503; return its connection, and the answer."""
+    """Repeat a request until it is answered with 503; return its connection, and the answer.
+
+    A request with a part of its body only gets no answer when it is accepted: the next one may be refused.
+    """
     for _ in range(200):
-        connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
-        for part in parts:
-            connection.sendall(part)
-        answer = read_answer(connection)
-        if answer.status == 503:
-            return connection, answer
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+        with suppress(TimeoutError):
+            for part in parts:
+                connection.sendall(part)
+            answer = read_answer(connection)
+            if answer.status == 503:
+                connection.settimeout(30)
+                return connection, answer
         connection.close()
     pytest.fail("never refused")
 
