@@ -169,7 +169,18 @@ class World:
                     module,
                     device_ids=[device.index] if device.type == "cuda" else None,
                     broadcast_buffers=False,
+                    process_group=self._group_for_gradients(device),
                 )
+
+    @staticmethod
+    def _group_for_gradients(device: torch.device) -> dist.ProcessGroup | None:
+        """Return the group of DistributedDataParallel: one of its own on the CPU, else the default one.
+
+        The module keeps its group alive, and with it the threads of gloo, until the interpreter ends. A thread
+        that then frees the tensors of an exchange needs the interpreter and aborts the process. So the group
+        that exchanges tensors of Python must end in `__exit__`; the gradients belong to C++ alone.
+        """
+        return dist.new_group() if device.type == "cpu" else None
 
     def keep_gradients(self, module: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which gradients are added up on this rank but not exchanged."""
