@@ -176,9 +176,9 @@ class World:
     def _group_for_gradients(device: torch.device) -> dist.ProcessGroup | None:
         """Return the group of DistributedDataParallel: one of its own on the CPU, else the default one.
 
-        The module keeps its group alive, and with it the threads of gloo, until the interpreter ends. A thread
-        that then frees the tensors of an exchange needs the interpreter and aborts the process. So the group
-        that exchanges tensors of Python must end in `__exit__`; the gradients belong to C++ alone.
+        The module keeps its group, and the threads of gloo with it, until the interpreter ends. A thread that
+        frees a tensor of Python then aborts the process. So the group of our own exchanges must end in
+        `__exit__`, while the tensors of the gradients belong to C++ alone.
         """
         return dist.new_group() if device.type == "cpu" else None
 
