@@ -47,7 +47,7 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES } = {}
         prediction: body.predictions[0],
         totalMs,
         timing: describe(totalMs, body.timings_ms),
-        sendFeedback: (correct, label) => sendFeedback(body.request_id, correct, label),
+        sendFeedback: (feedback) => sendFeedback(body.request_id, feedback),
       };
     } catch (error) {
       const wait = error instanceof ClassifierError ? error.retryAfter : 0;
@@ -71,14 +71,13 @@ function describe(totalMs, { decode, score }) {
 
 /**
  * @param {string} requestId Id of the answer.
- * @param {boolean} correct
- * @param {string | null} label The correct class; null if it is none of the model's classes.
+ * @param {import("./answer.js").Feedback} feedback
  */
-async function sendFeedback(requestId, correct, label) {
+async function sendFeedback(requestId, feedback) {
   await send("feedback", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ request_id: requestId, item: 0, correct, label }),
+    body: JSON.stringify({ request_id: requestId, item: 0, ...feedback }),
   });
 }
 

@@ -59,7 +59,7 @@ async function classifySeveral(files, signal) {
     if (signal.aborted) return;
     showPanel("several");
     announce(`Classifying ${files.length} photos.`);
-    await showPhotoGrid(files, model, signal, (row, card) => openRow(row, card, model));
+    await showPhotoGrid(files, model, signal, (row, opener) => openRow(row, opener, model));
   } catch (error) {
     showNotice(/** @type {Error} */ (error).message);
   }
@@ -68,10 +68,10 @@ async function classifySeveral(files, signal) {
 /**
  * Show one photo of the grid in full, with a button that leads back.
  * @param {import("./photo-grid.js").Row} row
- * @param {HTMLElement} card
+ * @param {HTMLElement} opener The element that has the focus again afterwards.
  * @param {import("./answer.js").Model} model
  */
-function openRow(row, card, model) {
+function openRow(row, opener, model) {
   showPhoto(row.file);
   if (row.answer) showAnswer(row.answer, model);
   else showFailure(row.error ?? "");
@@ -80,7 +80,7 @@ function openRow(row, card, model) {
   byId("back").hidden = false;
   byId("back").onclick = () => {
     showPanel("several");
-    card.focus();
+    opener.focus();
   };
 }
 
