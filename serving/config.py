@@ -148,6 +148,9 @@ class MonitorConfig(TrackingConfig):
     model_uri: str | None = setting(
         None, "Compare all images with the reference data of this model. Default: each with its own model's."
     )
+    live_frames: bool = setting(
+        False, "Include the frames of live views, of which the request log has one per second."
+    )
 
     @field_validator("since")
     @classmethod

@@ -70,8 +70,13 @@ def monitor(config: MonitorConfig) -> str:
     log = database.safe_url
     records, feedback = database.read(since, until)
     window = f"{_utc(since)} to {_utc(until)} UTC"
+    is_live = records["live"].fillna(False).astype(bool)
+    left_out = 0 if config.live_frames else int(is_live.sum())
+    if left_out:
+        records = records[~is_live]
     if records.empty and feedback.empty:
-        return f"{log} has no requests from {window}. --since looks further back."
+        besides = f" apart from {left_out:,} frames of live views (--live-frames includes them)" if left_out else ""
+        return f"{log} has no requests from {window}{besides}. --since looks further back."
     connect(config.experiment)
     versions = _find_versions(records, feedback, config.model_uri)
     name = config.run_name or f"monitor-{datetime.fromtimestamp(until, UTC):%Y-%m-%d-%H%M}"
@@ -82,10 +87,16 @@ def monitor(config: MonitorConfig) -> str:
     ):
         run.log_params({**config.model_dump(mode="json"), "request_log": log})
         lines, metrics = _log_traffic(run, records, window)
+        if left_out:
+            lines.append(f"Left out: {left_out:,} frames of live views (--live-frames includes them)")
         for each in versions:
             _log_version(run, each)
             lines += _summary(each)
-        with_drift = {each.version: each.drift for each in versions if each.drift is not None}
+        with_drift = {
+            each.version: each.drift
+            for each in versions
+            if each.drift is not None and each.drift["psi"].notna().any()
+        }
         if with_drift:
             shown = dict(list(with_drift.items())[-SHOWN_VERSIONS:])
             run.log_figure(figures.stability(shown, f"Drift against the reference: {window}"), "drift.png")
@@ -192,7 +203,7 @@ def _log_version(run: TrackedRun, served: ServedVersion) -> None:
     version, answers, folder = served.version, served.answers, served.folder
     if served.reference is not None and served.drift is not None and len(answers):
         tables = {feature: analysis.bins(answers, served.reference, feature) for feature in AXES}
-        title = f"{version}: {len(answers):,} images and the {served.reference['images']:,} of the reference"
+        title = f"{version}: images served: {len(answers):,}; in the reference: {served.reference['images']:,}"
         for name, features in {
             "class_mix": ["label"],
             "confidence": ["confidence"],

@@ -224,6 +224,49 @@ def test_a_request_with_several_images_is_one_request(log: Callable[..., None]) 
     assert the_run().data.metrics["pictures"] == 5
 
 
+def test_frames_of_live_views_are_left_out_by_default(log: Callable[..., None]) -> None:
+    photos = [answer(number) for number in range(250)]
+    frames = [
+        answer(number, request_id=f"frame-{number}", label="red", confidence=0.99, live=True)
+        for number in range(2000)
+    ]
+    log(*photos, *frames)
+    result = monitor("--run-name", "without")
+    assert result.exit_code == 0, result.output
+    assert "Left out: 2,000 frames of live views" in result.output
+    assert "Drift" not in result.output
+    metrics = the_run().data.metrics
+    assert (metrics["requests"], metrics["pictures"]) == (250, 250)
+    assert metrics["psi/label"] < 0.1
+    assert "versions.csv" in files(the_run())
+    assert table(the_run(), "versions.csv")["pictures"].tolist() == [250]
+
+    assert monitor("--live-frames", "--run-name", "with").exit_code == 0
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="run_name = 'with'", output_format="list"
+    )
+    assert run.data.metrics["requests"] == 2250
+    assert run.data.metrics["psi/label"] > 0.25
+
+
+def test_a_window_with_nothing_but_live_frames_is_reported(log: Callable[..., None]) -> None:
+    log(*(answer(number, live=True) for number in range(3)))
+    result = monitor()
+    assert result.exit_code == 0, result.output
+    assert "apart from 3 frames of live views" in result.output
+
+
+def test_feedback_that_was_corrected_counts_once(log: Callable[..., None]) -> None:
+    log(answer(1), answer(2), feedback={"cifar10-1-1": {"correct": True}, "cifar10-1-2": {"correct": True}})
+    log(feedback={"cifar10-1-1": {"correct": False, "label": "red"}})
+    result = monitor()
+    assert result.exit_code == 0, result.output
+    assert the_run().data.metrics["live/accuracy"] == 0.5
+    assert the_run().data.metrics["live/feedbacks"] == 2
+    confusion = table(the_run(), "cifar10-1/live_confusion.csv").set_index("true")
+    assert confusion.loc["red", "green"] == 1  # number 1 was classified as green
+
+
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [

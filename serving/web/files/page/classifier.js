@@ -63,7 +63,7 @@ async function fetchModel() {
 /**
  * @param {Blob} image
  * @param {number} classes Number of classes in the answer.
- * @param {{signal?: AbortSignal}} [options]
+ * @param {{signal?: AbortSignal, live?: boolean}} [options] `live`: for the other implementation.
  * @returns {Promise<Answer>}
  */
 export async function predict(image, classes, { signal } = {}) {
