@@ -100,6 +100,11 @@ class ServeConfig(Settings):
     follow_seconds: float = setting(
         5.0, "Seconds between two checks of the registry for a new champion; 0 means never.", ge=0, le=86_400
     )
+    mlflow_url: str | None = setting(
+        None,
+        "Address of MLflow's web UI, for links on the page. Default: the tracking server, if there is one.",
+        pattern=r"https?://\S+",
+    )
     request_log: str = setting(
         "sqlite:///requests.db",
         "SQLAlchemy URL of the SQLite or PostgreSQL database that records requests, or none. Prefer "

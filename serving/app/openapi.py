@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serving.app.auth import PUBLIC_PATHS
 from serving.app.schemas import (
     ErrorResponse,
     Feedback,
@@ -53,7 +54,7 @@ def request_body(content: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def build_openapi(app: FastAPI) -> dict[str, Any]:
+def build_openapi(app: FastAPI, needs_key: bool) -> dict[str, Any]:
     """Return the document of an app."""
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
@@ -67,4 +68,9 @@ def build_openapi(app: FastAPI) -> dict[str, Any]:
     bodies = [(model, "validation") for model in _BODIES]
     _, definitions = models_json_schema(bodies, ref_template=_REFERENCE)  # type: ignore[arg-type]
     schemas |= definitions["$defs"]
+    if needs_key:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["security"] = [] if path in PUBLIC_PATHS else [{"key": []}]
     return document

@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cifar_mlflow.config import default_cache_dir
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.figures import confusion_matrix
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.tracking.lifecycle import tracked_run
@@ -22,6 +23,7 @@ from serving.monitoring import analysis, figures
 from serving.monitoring.database import Database
 from serving.monitoring.drift import Reference
 from serving.registry.loader import load_scorer
+from serving.registry.versions import RegisteredModel
 
 logger = logging.getLogger("cifar_mlflow.monitor")
 
@@ -103,6 +105,8 @@ def monitor(config: MonitorConfig) -> str:
         if versions:
             run.log_csv(pd.DataFrame([_row(each) for each in versions]), "versions.csv")
             metrics |= _metrics(versions[-1])
+            for model_id in _model_ids(versions):
+                run.log_model_input(model_id)
             run.set_tags({"model_version": versions[-1].version})
         run.log_metrics({key: value for key, value in metrics.items() if np.isfinite(value)}, step=0)
         note = "\n".join(
@@ -143,6 +147,17 @@ def _find_versions(
             )
         )
     return found
+
+
+def _model_ids(versions: list[ServedVersion]) -> list[str]:
+    """Return the ids of the logged models behind the versions that MLflow still has."""
+    found = []
+    for each in versions:
+        name, _, number = each.version.rpartition("/")
+        if number.isdigit():
+            with suppress(UsageError):  # the version was deleted
+                found.append(RegisteredModel(name).model_id(number))
+    return [model_id for model_id in found if model_id]
 
 
 def _card(version: str, model_uri: str | None) -> tuple[dict[str, Any], str | None]:
@@ -237,14 +252,15 @@ def _summary(served: ServedVersion) -> list[str]:
         )
         lines.append(f"{served.version}: drift (PSI): {indices}{note}")
     if served.feedback is None:
-        lines.append(f"{served.version}: no feedback, so the accuracy on these images is unknown")
+        lines.append(f"{served.version}: no feedback yet, so the accuracy on these images is unknown")
     else:
         live = served.feedback
         low, high = live.interval
-        f1 = f"; F1 {live.f1_macro:.3f} on the {live.known:,} whose true class is known" if live.known else ""
+        f1 = f" F1 is {live.f1_macro:.3f} on the {live.known:,} whose true class is known." if live.known else ""
         lines.append(
-            f"{served.version}: {live.accuracy:.1%} of {live.judged:,} answers with feedback were right "
-            f"(95 % interval {low:.1%} to {high:.1%}, if people judged random answers){f1}"
+            f"{served.version}: of {live.judged:,} {'answer' if live.judged == 1 else 'answers'} with feedback, "
+            f"{live.accuracy:.1%} were right (95 % confidence interval {low:.1%} to {high:.1%}, provided that "
+            f"people judged a random sample).{f1}"
         )
     return lines
 

@@ -89,11 +89,12 @@ async function showModel() {
   showExamples(classes, onFiles);
   const listed = classes.length <= 20;
   byId("knows").textContent = listed
-    ? `Add a photo, and the model says which of these it shows, and how sure it is: ${joinWords(classes)}.`
-    : `Add a photo, and the model says which of ${classes.length} classes it shows, and how sure it is.`;
+    ? `The model can tell these apart: ${joinWords(classes)}. Add a photo to see which it shows, and how sure the model is.`
+    : `The model can tell ${classes.length} classes apart. Add a photo to see which it shows, and how sure the model is.`;
   const accuracy = metrics?.["val/accuracy"];
-  const right = accuracy === undefined ? "" : `: ${Math.round(accuracy * 100)} of 100 validation images right`;
-  byId("about").textContent = `Model ${name}, version ${version}${right}.`;
+  const right =
+    accuracy === undefined ? "" : ` It classified ${Math.round(accuracy * 100)}% of its validation images correctly.`;
+  byId("about").textContent = `Model ${name}, version ${version}.${right}`;
 }
 
 onPhotos(onFiles);

@@ -142,7 +142,7 @@ def test_the_report_has_traffic_latency_drift_and_accuracy(log: Callable[..., No
         "brightness",
         "contrast",
     ]
-    assert "75.0% of 8 answers with feedback were right" in run.data.tags["mlflow.note.content"]
+    assert "of 8 answers with feedback, 75.0% were right" in run.data.tags["mlflow.note.content"]
 
 
 def test_versions_are_reported_separately(log: Callable[..., None]) -> None:
@@ -158,6 +158,10 @@ def test_versions_are_reported_separately(log: Callable[..., None]) -> None:
     assert versions["psi/label"]["cifar10/1"] > 0.25
     assert run.data.metrics["psi/label"] == pytest.approx(versions["psi/label"]["cifar10/2"])
     assert run.data.tags["model_version"] == "cifar10/2"
+    client = mlflow.MlflowClient()
+    evaluated = {client.get_model_version("cifar10", number).model_id for number in ("1", "2")}
+    assert None not in evaluated
+    assert {each.model_id for each in run.inputs.model_inputs} == evaluated
     assert result.output.count("the reference consists of training images") == 1  # of version 2
     assert {"cifar10-1/class_mix.png", "cifar10-2/class_mix.png"} <= files(run)
 
@@ -202,7 +206,7 @@ def test_a_report_on_feedback_only(log: Callable[..., None]) -> None:
     log(answer(1, age=30 * HOUR), feedback={"cifar10-1-1": {"correct": True}})
     result = monitor("--since", "1h")
     assert result.exit_code == 0, result.output
-    assert "100.0% of 1 answers" in result.output
+    assert "of 1 answer with feedback, 100.0% were right" in result.output
 
 
 def test_a_window_without_requests_creates_no_run(log: Callable[..., None]) -> None:

@@ -147,7 +147,7 @@ def test_the_page_asks_for_a_key_only_if_the_server_requires_one(
     expect(page.get_by_role("dialog")).to_be_hidden()
 
     guarded = open_page(server_with_key.url)
-    dialog = guarded.get_by_role("dialog", name="This service asks for a key")
+    dialog = guarded.get_by_role("dialog", name="This service requires an API key")
     key = dialog.get_by_label("API key")
     expect(key).to_be_focused()
     guarded.keyboard.type("wrong")
@@ -211,3 +211,26 @@ def test_the_javascript_of_the_docs_works(page: Page, server: Server, photos: Ph
         [code, base64.b64encode(photos.sure.read_bytes()).decode()],
     )
     assert logged == photos.sure_label
+
+
+def test_the_model_and_its_run_are_one_click_away(
+    page: Page, open_page: Callable[..., Page], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    page.get_by_role("button", name="About the model").click()
+    dialog = page.get_by_role("dialog", name=re.compile("version"))
+    expect(dialog).to_contain_text("airplane, automobile, bird")
+    expect(dialog).to_contain_text("confidence")
+    expect(dialog.get_by_role("link")).to_have_count(0)  # MLflow keeps its runs in a file
+    page.get_by_role("button", name="Close").click()
+    expect(dialog).to_be_hidden()
+
+    options = ("--mlflow-url", "https://someone:secret@mlflow.example.org/team/")
+    server = Server(tmp_path_factory.mktemp("with-mlflow"), *options)
+    try:
+        page = open_page(server.url)
+        page.get_by_role("button", name="About the model").click()
+        link = page.get_by_role("link", name="Training run in MLflow")
+        run_id = requests.get(f"{server.url}/model", timeout=60).json()["run_id"]
+        expect(link).to_have_attribute("href", f"https://mlflow.example.org/team/#/runs/{run_id}")
+    finally:
+        server.stop()
