@@ -96,6 +96,7 @@ def write(
     places = places or Places()
     before, _, after = split_readme(places.readme)
     runs = list(trainings(mlflow.MlflowClient(tracking_uri), experiments))
+    runs.sort(key=lambda run: run.info.end_time or 0)  # a newer training of a seed replaces an older one
     found = [result_of(run) for run in runs if counts(run)]
     groups = grouped(write_results([*read_results(places.results), *found], places.results))
     files = {places.docs / "leaderboard.md": page(groups), places.readme: before + summary(groups) + after}

@@ -24,7 +24,7 @@ import click
 import mlflow
 
 from benchmarks import airbench
-from benchmarks.airbench import Airbench, Script
+from benchmarks.airbench import Airbench, Script, patched
 from benchmarks.harness import Row, conditions, in_fresh_process, markdown, progress
 from benchmarks.results import (
     RESULTS,
@@ -71,6 +71,7 @@ def measure(script: Script, seeds: int = 3, results: Path = RESULTS, **settings:
     Args:
         settings: settings of our training that differ from `SETTINGS`.
     """
+    patched(script, "cpu")  # refuses another file before anything else
     peers: list[Result] = []
     ours: list[Result] = []
     for seed in range(seeds):

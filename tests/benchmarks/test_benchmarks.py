@@ -16,7 +16,7 @@ LONG = (
     *("start", "tracking_cost", "data_start", "batch", "search", "search_storage", "trial_cost"),
     *("serving", "service", "soak"),
 )
-DIFFERENCES = ("check", "start to first answer, without", "throughput that")
+DIFFERENCES = ("check", "throughput")
 TINY_TRIAL = {"width": 0.25, "dataset": "folder", "data_dir": "images", "val_size": 0.25, "threads": 1}
 TINY: dict[str, dict[str, Any]] = {
     "start": {"rounds": 1, "model": "cnn"},

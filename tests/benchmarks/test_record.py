@@ -38,7 +38,7 @@ def test_both_train_in_turns_and_a_second_start_keeps_what_is_finished(
     assert peer.seconds is not None
     assert seconds.figure == pytest.approx(ours.seconds / peer.seconds, rel=0.01)
     assert ours.seconds > ours.train_seconds  # with the evaluation
-    assert peer.seconds > peer.train_seconds > 0
+    assert peer.seconds >= peer.train_seconds > 0
     run = mlflow.get_run(ours.run_id)
     assert run.data.metrics["benchmark/seconds"] == pytest.approx(ours.seconds, abs=1e-4)
     assert run.data.metrics["test/accuracy_tta"] == pytest.approx(ours.accuracy_tta, abs=1e-4)
