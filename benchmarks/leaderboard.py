@@ -13,6 +13,7 @@ from typing import NamedTuple
 import click
 import mlflow
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from mlflow.entities import Run
 
 from benchmarks.results import (
@@ -143,7 +144,7 @@ def summary(groups: list[list[Result]]) -> str:
     best: dict[tuple[str, str], list[Result]] = {}
     for group in groups:
         best.setdefault((group[0].name if group[0].is_peer else "", group[0].model), group)
-    header = ("recipe", "data", "seeds", "test accuracy, %", "with TTA, %", "time", "hardware", "command")
+    header = ("recipe", "data", "seeds", "test accuracy", "with TTA", "time", "hardware", "command")
     rows = [
         (name_of(group), group[0].data, *accuracies(group), duration(group), group[0].hardware, how(group))
         for group in [*best.values()][:BEST_ROWS]
@@ -258,11 +259,20 @@ def picture(groups: list[list[Result]]) -> Figure:
         )
         label = first.name if first.is_peer or first.name == first.model else f"{first.name} ({first.model})"
         axes.annotate(
-            f"{label}\n{first.data}", (x or 0.0, 100 * y), (6, 6), textcoords="offset points", fontsize=8
+            f"{label}\n{first.data}",
+            (x or 0.0, 100 * y),
+            (9, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
         )
     axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.2)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.35, y=0.2)
     axes.set_xlabel("seconds (first batch to last logit of TTA where measured, else epochs)")
     axes.set_ylabel("test accuracy, % (with TTA if measured)")
-    axes.grid(which="both", alpha=0.3)
+    axes.grid(alpha=0.3)
+    axes.set_title("circles: recipes of this project; squares: published scripts", fontsize=9)
     return figure

@@ -190,11 +190,11 @@ def compare(ours: Sequence[Result], peers: Sequence[Result]) -> list[Row]:
     seconds, peer_seconds = (fmean(row.seconds or 0 for row in side) for side in (ours, peers))
     return [
         Row(
-            f"{what}: test accuracy with test-time augmentation",
+            f"{what}: test accuracy with test-time augmentation, above the peer's",
             both_accuracies(ours),
             f"{both_accuracies(peers)} ({peers[0].name})",
             100 * (accuracy - peer_accuracy),
-            "points more",
+            "points",
             at_least=0,
         ),
         Row(

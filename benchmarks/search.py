@@ -2,16 +2,17 @@
 
 All search the same space with the same network, train on the same images with the same threads, and begin
 with the same enqueued trials: the recipe, and the recipe with each other optimizer. So the searches are
-compared, not the first guesses. The peers are usual scripts: nothing is tracked, and samplers and pruners have
-Optuna's defaults.
+compared, not the first guesses. The peers are usual scripts: nothing is tracked, and samplers and pruners
+have Optuna's defaults.
 
 - Optuna's default: TPE and the median pruner.
 - Random search: each trial is trained to its end.
 
 Each side may train the same number of epochs in total; a pruned trial costs the epochs that it trained.
-Only trials that trained all their epochs count, since the model of a pruned one is of no use. The figures are
-means over seeds: the epochs after which our search has a trial as good as the peer's best one, as a fraction of the
-epochs that the peer trained (infinite if it never has), and the difference of the best values at the end.
+Only trials that trained all their epochs count, since the model of a pruned one is of no use. The figures
+are means over seeds: the epochs after which our search has a trial as good as the peer's best one, as a
+fraction of the epochs that the peer trained (infinite if it never has), and the difference of the best
+values at the end.
 """
 
 import math

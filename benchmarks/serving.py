@@ -1,10 +1,10 @@
 """Compare our model with the same network as an `mlflow.pytorch` model, both behind `mlflow models serve`.
 
-Each side has one server process; servers and load (wrk, one thread, keep-alive) share the machine. A
-request holds one image of 32x32 pixels: for ours a PNG in each form that docs/serving.md lists (base64 in JSON
-and CSV, bytes in Parquet), for `mlflow.pytorch` 3,072 floats. The two sides take turns, and the figures are medians
-over the rounds. Each server is warmed up with the number of connections measured next, and measured when it
-has come to rest. Any status other than 200 aborts the benchmark.
+Each side has one server process; servers and load (wrk, one thread, keep-alive) share the machine. A request
+holds one image of 32x32 pixels: for ours a PNG in each form that docs/serving.md lists (base64 in JSON and
+CSV, bytes in Parquet), for `mlflow.pytorch` 3,072 floats. The two sides take turns, and the figures are
+medians over the rounds. Each server is warmed up with the number of connections measured next, and measured
+when it has come to rest. Any status other than 200 aborts the benchmark.
 
 The start is the time from the command to the first prediction: the whole process, MLflow's imports included.
 """
