@@ -36,14 +36,15 @@ check: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[ray,spark]'
 	touch $@
 
+# Three processes for two cores: the tests wait a quarter of their time.
 test: .venv/.engines
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 3 --dist worksteal
 
-# Tests too long for CI: variants, trainings on several processes, and all export formats.
+# Tests too long for CI: variants, trainings on several processes that are killed, and all export formats.
 thorough: .venv/.engines
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[tensorflow,litert,executorch]'
 	$(BIN)/pytest -n 2 --dist worksteal -m thorough

@@ -186,6 +186,7 @@ main()
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_user_without_account_and_home_can_train(tmp_path: Path) -> None:
     """Containers often run as a user id without an account."""

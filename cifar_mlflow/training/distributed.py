@@ -169,7 +169,18 @@ class World:
                     module,
                     device_ids=[device.index] if device.type == "cuda" else None,
                     broadcast_buffers=False,
+                    process_group=self._group_for_gradients(device),
                 )
+
+    @staticmethod
+    def _group_for_gradients(device: torch.device) -> dist.ProcessGroup | None:
+        """Return the group of DistributedDataParallel: one of its own on the CPU, else the default one.
+
+        The module keeps its group, and the threads of gloo with it, until the interpreter ends. A thread that
+        frees a tensor of Python then aborts the process. So the group of our own exchanges must end in
+        `__exit__`, while the tensors of the gradients belong to C++ alone.
+        """
+        return dist.new_group() if device.type == "cpu" else None
 
     def keep_gradients(self, module: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which gradients are added up on this rank but not exchanged."""

@@ -84,6 +84,7 @@ def proxy(project: Project, free_port: int) -> Iterator[Proxy]:
     server.stop()
 
 
+@pytest.mark.thorough
 def test_lost_responses_create_nothing_twice_and_short_outages_are_survived(
     project: Project, proxy: Proxy
 ) -> None:

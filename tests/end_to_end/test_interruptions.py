@@ -35,6 +35,7 @@ def wait_for_epoch(project: Project, epoch: int) -> None:
     project.wait_for(lambda: f"epoch {epoch}/{EPOCHS}  " in project.output(), f"epoch {epoch}")
 
 
+@pytest.mark.thorough
 def test_an_interrupted_demo_tells_how_to_get_the_rest(project: Project) -> None:
     process = project.start("demo", *project.quick, *LONG)
     wait_for_epoch(project, 1)
@@ -76,6 +77,7 @@ def test_a_signal_ends_the_run_as_killed_and_resuming_gives_the_weights_of_an_un
         assert weights_of(project, project.runs[0].info.run_id) == weights_of(project, run.info.run_id)
 
 
+@pytest.mark.thorough
 def test_a_second_ctrl_c_stops_at_once(project: Project) -> None:
     process = project.start("train", *project.quick, *LONG, "--batch-size", "1")
     wait_for_epoch(project, 1)

@@ -81,7 +81,7 @@ def assert_complete(project: Project) -> None:
     assert run.data.metrics["test/accuracy"] == 1.0
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_two_processes_write_one_run_with_the_result_of_one_process(project: Project) -> None:
     fp32 = ("--epochs", "3", "--precision", "fp32")
     two = train(project, *fp32)

@@ -205,6 +205,7 @@ def test_warm_start_enqueue_space_and_retrain_best(project: Project) -> None:
     assert len([run for run in project.runs if "retrained" in run.data.tags]) == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_result_of_two_objectives_is_a_pareto_front(project: Project) -> None:
     output = search(

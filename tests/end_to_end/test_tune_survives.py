@@ -119,7 +119,8 @@ def test_kill_9(project: Project, killed: str) -> None:
         )
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_the_printed_command_continues_the_search(project: Project, signum: int) -> None:
     """After Ctrl-C the search itself prints it; after `kill -9`, the next command does."""
     process = project.start(*command(project, "--trials", "1"))
@@ -219,6 +220,7 @@ def postgres(free_port: int) -> Iterator[Postgres]:
     server.remove()
 
 
+@pytest.mark.thorough
 def test_commands_on_several_machines_share_a_postgresql_that_may_go_away(
     project: Project, postgres: Postgres
 ) -> None:

@@ -123,6 +123,7 @@ def begin(uri: str, together: Barrier) -> None:
     connect("new")
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_commands_can_open_a_new_store_at_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,8 @@ import torch
 from cifar_mlflow.training.distributed import World
 from tests.training.distributed_worker import train
 
+pytestmark = pytest.mark.slow
+
 # 48 images in batches of 16: three steps. Not with the network `fast`: a rounding error can move the maximum
 # that its pooling picks, which changes gradients by more than the tolerance, in one process, too.
 ONE_EPOCH = {"epochs": 1, "precision": "fp32", "warmup": 0.0}
@@ -52,7 +54,6 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_train_the_weights_of_one(on_two: dict[str, Any], case: str) -> None:
     one, two = train(World.alone(), CASES[case]), on_two[case]
@@ -67,7 +68,12 @@ def test_two_processes_train_the_weights_of_one(on_two: dict[str, Any], case: st
             assert theirs[name] == pytest.approx(mine[name], abs=10 * tolerance), name
 
 
-@pytest.mark.thorough
+def test_threads_of_the_exchanges_end_with_the_world_although_a_model_is_left(on_two: dict[str, Any]) -> None:
+    """A thread that frees tensors after the interpreter has ended aborts the process."""
+    inside, after = on_two["gloo threads"]
+    assert after < inside
+
+
 def test_muon_divided_among_processes_takes_the_steps_of_one(on_two: dict[str, Any]) -> None:
     """Its iteration may be in bf16, which turns differences of the last digit into larger ones."""
     one, two = train(World.alone(), MUON["muon"]), on_two["muon"]

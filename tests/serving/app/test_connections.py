@@ -88,6 +88,7 @@ def test_probes_may_use_head(server: Server) -> None:
         assert (answer.status_code, answer.content) == (200, b"")
 
 
+@pytest.mark.thorough
 def test_a_slow_body_is_refused(start: Callable[..., Server], shared_store: Store) -> None:
     server = start(shared_store.uri, "--request-timeout", "1").wait()
     for head in (b"Content-Length: 1000", b"Transfer-Encoding: chunked"):

@@ -117,6 +117,7 @@ def test_a_server_with_a_stuck_network_is_alive_but_not_ready(serve: Callable[..
     assert requests.get(f"{server.url}/ping", timeout=60).ok
 
 
+@pytest.mark.thorough
 def test_a_long_batch_that_ends_makes_the_server_ready_again(serve: Callable[..., Server]) -> None:
     server = serve("--request-timeout", "1")
     assert server.predict(SLOW).status_code == 504

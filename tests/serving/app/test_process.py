@@ -101,12 +101,14 @@ def test_workers_have_the_settings_of_the_command(start: Callable[..., Server], 
     assert key not in server.log.read_text()
 
 
+@pytest.mark.thorough
 def test_workers_stop_when_their_parent_is_killed(start: Callable[..., Server], shared_store: Store) -> None:
     server = start(shared_store.uri, "--workers", "2").wait()
     os.kill(server.process.pid, signal.SIGKILL)
     until(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs shared memory")
 def test_the_metrics_of_a_killed_server_are_removed_by_the_next_one(
     start: Callable[..., Server], shared_store: Store

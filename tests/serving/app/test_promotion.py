@@ -145,6 +145,7 @@ def test_a_deleted_alias_is_not_reported_as_an_outage(start: Callable[..., Serve
     until(lambda: server.ready()["problems"] == [])
 
 
+@pytest.mark.thorough
 def test_a_worker_that_dies_during_an_outage_of_the_registry_is_replaced_afterwards(
     start: Callable[..., Server], store: Store
 ) -> None:

@@ -122,6 +122,7 @@ def test_rows_wait_for_a_locked_table(postgres_url: str) -> None:
     assert list(rows(postgres_url)["request_id"]) == ["a"]
 
 
+@pytest.mark.thorough
 def test_a_server_that_hangs_blocks_neither_feedback_nor_the_end(postgres_url: str) -> None:
     log = open_log(postgres_url)
     log.put(record("a"))
@@ -155,6 +156,7 @@ def test_rows_that_do_not_fit_into_the_queue_are_counted(sqlite_url: str, tmp_pa
     assert list(rows(sqlite_url)["request_id"].iloc[[0, 19_999]]) == ["row-0", "row-19999"]
 
 
+@pytest.mark.thorough
 def test_the_end_does_not_wait_forever_for_a_locked_file(sqlite_url: str, tmp_path: Path) -> None:
     log = open_log(sqlite_url)
     other = sqlite3.connect(tmp_path / "requests.db", isolation_level=None)

@@ -80,6 +80,7 @@ def test_a_folder_without_the_runtime_is_refused(tmp_path: Path) -> None:
     assert_refused(result, 2, str(tmp_path), "ort-wasm-simd-threaded.wasm", "onnxruntime-web")
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_without_a_connection_one_line_says_what_to_do(

@@ -36,6 +36,7 @@ def test_it_opens_and_classifies_after_the_host_is_gone(open_page: Callable[...,
     expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
 
 
+@pytest.mark.thorough
 def test_a_new_model_on_the_host_replaces_the_stored_one(
     open_page: Callable[..., Page], copy: Site, runtime: Runtime, tmp_path: Path
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_new_model_on_the_host_replaces_the_stored_one(
     assert len(page.evaluate("caches.keys()")) == 1
 
 
+@pytest.mark.thorough
 def test_a_half_done_update_is_not_stored(open_page: Callable[..., Page], copy: Site) -> None:
     page = open_and_wait_until_it_works_offline(open_page, copy)
     with (copy.folder / "files.js").open("a") as file:
@@ -117,6 +119,7 @@ def test_the_policy_in_the_page_is_strict_and_forbids_other_hosts(
             assert not re.search(r"https?://(?!www\.w3\.org)", file.read_text()), file.name
 
 
+@pytest.mark.thorough
 def test_the_stored_worker_has_a_policy_even_if_the_host_sends_none(
     open_page: Callable[..., Page], copy: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
