@@ -8,6 +8,7 @@ written by hand.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import click
@@ -247,7 +248,7 @@ def picture(groups: list[list[Result]]) -> Figure:
         first = group[0]
         values = [result.accuracy_tta or result.accuracy for result in group]
         seconds = [result.seconds or result.train_seconds for result in group]
-        x, y = mean(seconds), best_accuracy(group)
+        x, y = fmean(seconds), best_accuracy(group)
         deviation = spread(values)
         axes.errorbar(
             x,
@@ -260,7 +261,7 @@ def picture(groups: list[list[Result]]) -> Figure:
         label = first.name if first.is_peer or first.name == first.model else f"{first.name} ({first.model})"
         axes.annotate(
             f"{label}\n{first.data}",
-            (x or 0.0, 100 * y),
+            (x, 100 * y),
             (9, 0),
             textcoords="offset points",
             va="center",

@@ -63,14 +63,12 @@ def measure(
         hardware = set_up_hardware(config, config.precision)
         dataset = load_dataset(config)
         photos = first(images, dataset.split("train"))
+        given = (config, hardware, dataset.classes)
         sides: dict[str, Callable[[Split], float]] = {
-            name: partial(side, config, hardware, dataset.classes)
-            for name, side in {
-                "ours": ours,
-                "usual": usual,
-                "fast usual": partial(usual, fast=True),
-                "bare": bare,
-            }.items()
+            "ours": partial(ours, *given),
+            "usual": partial(usual, *given),
+            "fast usual": partial(usual, *given, fast=True),
+            "bare": partial(bare, *given),
         }
         for side in sides.values():  # all set things up in their first step
             side(first(batch_size, photos))

@@ -11,11 +11,12 @@ LIBRARIES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "scikit-learn"
 
 
 def git_state() -> dict[str, str]:
-    """Return tags for the commit and for uncommitted changes; empty outside a git checkout."""
+    """Return tags for the commit and for uncommitted changes of the code; empty outside a git checkout."""
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {}  # installed: a checkout around the environment would be another project's
     commit = _git("rev-parse", "HEAD") or "none"
-    dirty = _git("status", "--porcelain", "--untracked-files=no")
+    # Changed documents and results do not change what a run does.
+    dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ":/*.py", ":/pyproject.toml")
     return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(dirty)).lower()}
 
 
