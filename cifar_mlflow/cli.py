@@ -18,18 +18,8 @@ from typing import Any
 import click
 import yaml
 
-from cifar_mlflow.config import (
-    DataConfig,
-    EvaluateConfig,
-    ExportConfig,
-    RegisterConfig,
-    Settings,
-    TrainAndRegisterConfig,
-    TrainConfig,
-    check_tta,
-    resolve_train_config,
-    validate,
-)
+from cifar_mlflow.config import DataConfig, Settings, TrainConfig, check_tta, resolve_train_config, validate
+from cifar_mlflow.verb_config import EvaluateConfig, ExportConfig, RegisterConfig, TrainAndRegisterConfig
 from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.environment import rank, rank_prefix, world_size
 from cifar_mlflow.errors import CifarError, UsageError
@@ -192,9 +182,9 @@ def train(
 def evaluate(given: dict[str, Any]) -> None:
     """Evaluate a saved model on a split, in an MLflow run of its own."""
     config = validate(EvaluateConfig, given)
-    from cifar_mlflow import pipeline
+    from cifar_mlflow.evaluation import job
 
-    click.echo(pipeline.evaluate(config).summary())
+    click.echo(job.evaluate(config).summary())
 
 
 @verb("export", ExportConfig)

@@ -1,20 +1,19 @@
-"""The two jobs of the training side, from images to a finished MLflow run: `train` and `evaluate`.
+"""The job of `train`: from images to a finished MLflow run.
 
 What is needed only after the training (metrics, figures, export) is imported late: it takes seconds.
 """
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 import torch
 
-from cifar_mlflow.config import EvaluateConfig, PlacesConfig, TrackingConfig, TrainConfig, validate
+from cifar_mlflow.config import PlacesConfig, TrackingConfig, TrainConfig, validate
 from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
-from cifar_mlflow.data.split import divide, divide_lazily, warn_of_small_splits
+from cifar_mlflow.data.split import divide_lazily, warn_of_small_splits
 from cifar_mlflow.data.summary import mean_std
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
@@ -37,6 +36,7 @@ from cifar_mlflow.tracking.lifecycle import (
     tracked_run,
 )
 from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.result import Result
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.tracking.store import connect, select_store, store_uri
 from cifar_mlflow.training.device import set_up_hardware
@@ -52,28 +52,6 @@ logger = logging.getLogger(__name__)
 IMAGES_FOR_INITIALIZATION = 5_000  # enough for the whitening layer's statistics of patches
 # torchrun kills processes 30 seconds after it has asked them to stop.
 SECONDS_TO_END_A_RUN = 20
-HEADLINES = ("accuracy", "accuracy_tta", "f1_macro", "loss", "ece")
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a job: its run, and the metrics by their names in the run."""
-
-    run_id: str
-    run_name: str
-    metrics: dict[str, float]
-
-    def summary(self) -> str:
-        """Return a short table for the terminal."""
-        lines = [f"\nRun {self.run_name} ({self.run_id})"]
-        for split in ("val", "test", "train"):
-            values = {name: self.metrics.get(f"{split}/{name}") for name in HEADLINES}
-            found = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
-            if found:
-                lines.append(f"  {split:5s} " + "  ".join(found))
-        if seconds := self.metrics.get("train_seconds"):
-            lines.append(f"  trained in {seconds:.0f} s")
-        return "\n".join(lines)
 
 
 class TrainingCallbacks(Protocol):
@@ -336,66 +314,3 @@ def _card(
 def _channels(values: torch.Tensor) -> tuple[float, float, float]:
     red, green, blue = values.flatten().tolist()
     return red, green, blue
-
-
-def evaluate(config: EvaluateConfig) -> Result:
-    """Evaluate a saved model on a split, in a run of its own.
-
-    Raises:
-        UsageError: there is no such model, or its classes differ from those of the data set.
-    """
-    from cifar_mlflow.evaluation.report import log_report, report_on
-    from cifar_mlflow.export.reference import load_model
-
-    hardware = set_up_hardware(config)
-    device = hardware.device
-    connect(config.experiment)
-    model, card = load_model(config.model_uri)
-    if config.dataset == "folder":
-        config = config.model_copy(update={"image_size": card.image_size})
-    dataset = load_dataset(config)
-    if dataset.classes != card.classes:
-        raise UsageError(
-            f"{config.model_uri} knows {', '.join(card.classes)}; "
-            f"{dataset.name} has {', '.join(dataset.classes)}"
-        )
-    if dataset.digest == card.data_digest:  # only images that it was not trained on may validate it
-        config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})
-    if config.split == "test":
-        data = dataset.split("test")
-    else:
-        data = dict(zip(("train", "val"), divide(dataset, config), strict=True))[config.split]
-    if not len(data):
-        raise UsageError(
-            f"the {config.split} split of {dataset.name} is empty: val_size is {config.val_size:g}"
-        )
-    if isinstance(model, ImageClassifier):
-        model = model.to(device)
-    else:
-        device = torch.device("cpu")  # an exported program runs only on the device it was exported on
-
-    name = config.run_name or f"evaluate-{card.model}-{dataset.name}"
-    with (
-        StopRequest() as stop,
-        tracked_run(
-            kind="evaluate", name=name, cache_dir=config.cache_dir, system_metrics=config.system_metrics
-        ) as (run, _),
-        stop.at_once(),
-    ):
-        logger.info("Run %s (%s): %s on %s images", run.name, run.run_id, config.model_uri, f"{len(data):,}")
-        run.log_settings(config)
-        run.log_environment(hardware.name)
-        run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest, "model_run_id": card.run_id})
-        run.log_dataset(dataset.name, dataset.digest, [config.split])
-        report = report_on(
-            model,
-            data,
-            dataset.classes,
-            config.split,
-            temperature=card.temperature,
-            tta=config.tta,
-            device=device,
-        )
-        log_report(run, report, data)
-        run.log_metrics(report.scalars(), step=0)
-        return Result(run.run_id, run.name, report.scalars())

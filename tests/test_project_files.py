@@ -9,18 +9,8 @@ import click
 import pytest
 import yaml
 
-from cifar_mlflow.config import (
-    DataConfig,
-    EvaluateConfig,
-    ExportConfig,
-    ModelName,
-    RecipeName,
-    RegisterConfig,
-    RegistryConfig,
-    Settings,
-    TrainAndRegisterConfig,
-    resolve_train_config,
-)
+from cifar_mlflow.config import DataConfig, ModelName, RecipeName, Settings, resolve_train_config
+from cifar_mlflow.verb_config import EvaluateConfig, ExportConfig, RegisterConfig, RegistryConfig, TrainAndRegisterConfig
 from cifar_mlflow.models.networks import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
