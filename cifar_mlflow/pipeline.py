@@ -107,6 +107,11 @@ def train(
             warn_of_small_splits({"validation": len(val_split), "test": test_size})
         # Only the first process uses MLflow; places and threads may differ between machines.
         own = {*PlacesConfig.model_fields, *TrackingConfig.model_fields, "threads"}
+        if world.is_main and not len(val_split):
+            logger.warning(
+                "The confidences will not be calibrated, because no images are held out for that: give a "
+                "--val-size above 0, for example 0.1, if you need them"
+            )
         world.check_same({**config.model_dump(exclude=own), "sha256 of the images": dataset.digest})
         torch.manual_seed(config.seed)
         # A resumed run has its weights in the checkpoint; the file that it started from may be gone.
@@ -241,9 +246,11 @@ def finish(
     run: TrackedRun,
     config: TrainConfig,
     dataset: ImageDataset,
+    calibration = "none, because no images were held out; train with --val-size 0.1 to calibrate confidences"
     val_split: Split,
     training: Training,
     best: ImageClassifier,
+        calibration = report.calibration
     callbacks: TrainingCallbacks | None = None,
 ) -> dict[str, float]:
     """Evaluate the weights to keep; log results and model. The metrics have the step of the last epoch."""
@@ -277,7 +284,9 @@ def finish(
     run.log_csv(history, "history.csv", index=True)
 
     card = _card(run.run_id, config, dataset, best, temperature, metrics)
-    run.set_tags({"mlflow.note.content": description(card)})
+    if callbacks is None:
+        logger.info("Calibration: %s", calibration)
+    run.set_tags({"mlflow.note.content": description(card, calibration), "calibration": calibration})
     best = best.cpu().to(memory_format=torch.contiguous_format)
     log_weights(run, best, card)
     if not (callbacks and callbacks.skip_model_export):
