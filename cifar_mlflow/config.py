@@ -36,6 +36,7 @@ MODELS_WITH_WIDTH = ("cnn", "fast")
 MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
 # Smallest side in pixels: VGG halves the image five times.
 SMALLEST_SIDE = {"vgg11": 32, "vgg13": 32, "vgg16": 32, "vgg19": 32}
+MOST_EPOCHS = 10_000
 SMALL_IMAGES_SCALE = 0.75  # of the side length, in the epochs set by `small_images`
 
 # Since June 2026 the original host sends 55 to 85 kB/s (pytorch/vision#9536). Every mirror must hold the
@@ -152,7 +153,7 @@ class AugmentConfig(Settings):
 class OptimizeConfig(Settings):
     """Optimization: the optimizer, its schedule, and the length of the training."""
 
-    epochs: int = setting(30, "Number of passes over the training images.", ge=1, le=10_000)
+    epochs: int = setting(30, "Number of passes over the training images.", ge=1, le=MOST_EPOCHS)
     batch_size: int = setting(
         128, "Images per step, over all processes and parts of the batch.", ge=1, le=65_536
     )

@@ -4,18 +4,16 @@ What is needed only after the training (metrics, figures, export) is imported la
 """
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+import time
+from typing import TYPE_CHECKING, Protocol
 
 import pandas as pd
 import torch
 
-from cifar_mlflow.config import PlacesConfig, TrackingConfig, TrainConfig, validate
+from cifar_mlflow.config import MOST_EPOCHS, PlacesConfig, TrackingConfig, TrainConfig
 from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
 from cifar_mlflow.data.split import divide_lazily, warn_of_small_splits
 from cifar_mlflow.data.summary import mean_std
-from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -35,13 +33,13 @@ from cifar_mlflow.tracking.lifecycle import (
     close_stale_runs,
     tracked_run,
 )
-from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.result import Result
 from cifar_mlflow.tracking.run import TrackedRun
-from cifar_mlflow.tracking.store import connect, select_store, store_uri
+from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.distributed import PeerLostError, this_world
 from cifar_mlflow.training.loop import History, Training, no_pruning
+from cifar_mlflow.training.plan import plan_epochs
 
 if TYPE_CHECKING:
     from cifar_mlflow.evaluation.calibration import Labels
@@ -81,7 +79,10 @@ class TrainingCallbacks(Protocol):
 
 
 def train(
-    config: TrainConfig, resume: str | None = None, callbacks: TrainingCallbacks | None = None
+    config: TrainConfig,
+    resume: str | None = None,
+    callbacks: TrainingCallbacks | None = None,
+    minutes: float | None = None,
 ) -> Result:
     """Train, evaluate, and log everything as one run.
 
@@ -91,6 +92,7 @@ def train(
     Args:
         resume: id of a run to continue; `config` is then that of `resumable_config`.
         callbacks: hooks of the search that the training belongs to.
+        minutes: time for the training; the number of epochs that fit into it replaces `config.epochs`.
 
     Raises:
         CifarError: something failed; a run that was started is FAILED and has the error as a tag.
@@ -105,19 +107,30 @@ def train(
         if callbacks is None and world.is_main:
             test_size = len(dataset.split("test")) if config.test else 0
             warn_of_small_splits({"validation": len(val_split), "test": test_size})
-        # Only the first process uses MLflow; places and threads may differ between machines.
-        own = {*PlacesConfig.model_fields, *TrackingConfig.model_fields, "threads"}
         if world.is_main and not len(val_split):
             logger.warning(
                 "The confidences will not be calibrated, because no images are held out for that: give a "
                 "--val-size above 0, for example 0.1, if you need them"
             )
-        world.check_same({**config.model_dump(exclude=own), "sha256 of the images": dataset.digest})
-        torch.manual_seed(config.seed)
+        # Only the first process uses MLflow; places and threads may differ between machines.
+        own = {*PlacesConfig.model_fields, *TrackingConfig.model_fields, "threads"}
+        world.check_same(
+            {**config.model_dump(exclude=own), "minutes": minutes, "sha256 of the images": dataset.digest}
+        )
+
+        def new_training(config: TrainConfig, weights: str | None) -> Training:
+            torch.manual_seed(config.seed)
+            initial = config.model_copy(update={"weights": weights})
+            classifier = build_classifier(initial, dataset, train_split)
+            return Training(classifier, dataset.classes, train_split, val_split, config, hardware, world)
+
+        start = time.monotonic()
+        if minutes:
+            longest = config.model_copy(update={"epochs": MOST_EPOCHS})
+            epochs = plan_epochs(new_training(longest, weights=None), minutes)
+            config = config.model_copy(update={"epochs": epochs})
         # A resumed run has its weights in the checkpoint; the file that it started from may be gone.
-        initial = config.model_copy(update={"weights": None}) if resume or not world.is_main else config
-        classifier = build_classifier(initial, dataset, train_split)
-        training = Training(classifier, dataset.classes, train_split, val_split, config, hardware, world)
+        training = new_training(config, None if resume or not world.is_main else config.weights)
         if not world.is_main:
             return _train_with_main(training, resume)
         connect(config.experiment, resume)
@@ -148,6 +161,8 @@ def train(
                     run.log_metrics(metrics, step=int(row["epoch"]))
             else:
                 log_start(run, config, dataset, val_split, hardware, world)
+                if minutes:
+                    run.log_params({"minutes": minutes})
                 directory.checkpoint.save(training.state_dict())
             try:
                 best = training.fit(
@@ -155,6 +170,14 @@ def train(
                 )
             except PeerLostError as error:
                 raise PeerLostError(f"{error}{directory.resume_hint}") from error
+            taken = (time.monotonic() - start) / 60
+            if minutes and taken > minutes:
+                logger.warning(
+                    "The training took %.1f minutes instead of %g: the machine has become slower since the "
+                    "plan was made",
+                    taken,
+                    minutes,
+                )
             with stop.at_once():  # the last epoch is in the checkpoint
                 if not (callbacks and callbacks.skip_model_export):
                     log_data(run, config, dataset, train_split)
@@ -185,43 +208,6 @@ def _train_with_main(training: Training, resume: str | None) -> Result:
         return result
 
 
-def resumable_config(run_id: str, given: Mapping[str, object], study: str | None = None) -> TrainConfig:
-    """Return the settings of an interrupted run, from its checkpoint, and select its MLflow store.
-
-    Args:
-        given: settings of `PlacesConfig` that replace those of the run; others would make it another run.
-        study: name of the study that continues the run; a trial is resumed by its study only.
-
-    Raises:
-        UsageError: the run cannot be resumed, or another setting is given.
-    """
-    if others := sorted(set(given) - {*PlacesConfig.model_fields}):
-        raise UsageError(f"--resume takes the settings of the run: leave out {', '.join(others)}")
-    cache_dir = validate(TrainConfig, dict(given)).cache_dir
-    world = this_world()
-    # The checkpoint is on the machine of the first process.
-    settings = world.broadcast(_settings_of_run(cache_dir, run_id, study) if world.is_main else None)
-    return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
-
-
-def _settings_of_run(cache_dir: Path, run_id: str, study: str | None) -> dict[str, Any]:
-    """Return the settings in the checkpoint of an interrupted run, and select its MLflow store."""
-    directory = RunDirectory.of(cache_dir, run_id)
-    if not directory.checkpoint.path.exists():
-        known = RunDirectory.resumable(cache_dir, store_uri(), study)
-        raise UsageError(
-            f"run {run_id} cannot be resumed: it has no checkpoint in {directory.path.parent} "
-            f"(a finished run needs none). Resumable runs of {store_uri()}: {', '.join(known) or 'none'}"
-        )
-    if directory.owner is None:
-        raise UsageError(f"run {run_id} cannot be resumed: {directory.path}/owner.json is missing or damaged")
-    if directory.owner.study != study:
-        raise UsageError(f"run {run_id} is a trial of a study{directory.resume_hint}")
-    select_store(directory.owner.tracking_uri)
-    settings: dict[str, Any] = directory.checkpoint.load()["config"]
-    return settings
-
-
 def build_classifier(
     config: TrainConfig, dataset: ImageDataset, train_split: Split | Selection
 ) -> ImageClassifier:
@@ -246,11 +232,9 @@ def finish(
     run: TrackedRun,
     config: TrainConfig,
     dataset: ImageDataset,
-    calibration = "none, because no images were held out; train with --val-size 0.1 to calibrate confidences"
     val_split: Split,
     training: Training,
     best: ImageClassifier,
-        calibration = report.calibration
     callbacks: TrainingCallbacks | None = None,
 ) -> dict[str, float]:
     """Evaluate the weights to keep; log results and model. The metrics have the step of the last epoch."""
@@ -262,9 +246,11 @@ def finish(
     if callbacks:
         metrics |= callbacks.measure(best, device)
     temperature, deferred = 1.0, False
+    calibration = "none, because no images were held out; train with --val-size 0.1 to calibrate confidences"
     if len(val_split):
         report = report_on(best, val_split, dataset.classes, "val", device=device)
         temperature = report.temperature
+        calibration = report.calibration
         log_tables(run, report)
         if callbacks:
             deferred = callbacks.defer_plots(run.run_id, report, val_split.labels, history)

@@ -1,4 +1,4 @@
-"""The settings of the verbs beside those of a training: evaluation, export and registration."""
+"""The settings of the verbs beside those of a training: time budget, evaluation, export and registration."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,9 @@ from cifar_mlflow.config import (
     TrainConfig,
     TtaName,
     setting,
+    validate,
 )
+from cifar_mlflow.errors import UsageError
 
 Precision = Literal["auto", "fp32", "int8"]
 ServedPrecision = Literal["fp32", "int8"]  # of one file
@@ -108,3 +110,37 @@ class RegisterConfig(RegistryConfig, PlacesConfig):
 
 class TrainAndRegisterConfig(TrainConfig, RegisterConfig):
     """All settings of `train` and `demo`."""
+
+
+class BudgetConfig(Settings):
+    """Time: the length of the training in minutes, instead of a number of epochs."""
+
+    minutes: float | None = setting(
+        None,
+        "Time from the first step to the end of the last epoch. The number of epochs follows from the speed "
+        "of the first steps; evaluation and export come afterwards. Without --model and --recipe, the recipe "
+        "is fast (demo for the sample).",
+        gt=0,
+        le=100_000,
+    )
+
+
+class TrainVerbConfig(BudgetConfig, TrainAndRegisterConfig):
+    """All settings of `train`."""
+
+
+def split_minutes(given: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
+    """Take `minutes` out of the settings of a training; with it, the default recipe is a quick one.
+
+    Raises:
+        UsageError: `minutes` is out of bounds, or `epochs` is given too.
+    """
+    rest = {name: value for name, value in given.items() if name not in BudgetConfig.model_fields}
+    minutes = validate(BudgetConfig, {"minutes": given.get("minutes")}).minutes
+    if minutes is None:
+        return rest, None
+    if "epochs" in rest:
+        raise UsageError("minutes and epochs both set the length of the training: give only one of them")
+    if not {"model", "recipe"} & rest.keys():
+        rest["recipe"] = "demo" if rest.get("dataset") == "sample" else "fast"
+    return rest, minutes
