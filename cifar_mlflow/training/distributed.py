@@ -28,8 +28,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from cifar_mlflow.config import patience_seconds
-from cifar_mlflow.environment import rank, world_size
+from cifar_mlflow.environment import patience_seconds, rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 
 T = TypeVar("T")
