@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("images")
 def test_both_train_in_turns_and_a_second_start_keeps_what_is_finished(
     script_file: Path, tmp_path: Path
@@ -50,7 +50,7 @@ def test_both_train_in_turns_and_a_second_start_keeps_what_is_finished(
     assert len(read_results(results)) == 3  # the peer with another length has a row of its own
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("images")
 def test_the_gpu_benchmark_trains_in_turns_in_one_process(script_file: Path, tmp_path: Path) -> None:
     """On a CPU, without compilation: neither belongs to the order of the turns and the rows."""
