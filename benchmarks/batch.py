@@ -29,9 +29,10 @@ from PIL import Image
 
 from benchmarks.harness import Row, progress
 from cifar_mlflow import pipeline
-from cifar_mlflow.config import RegisterConfig, resolve_train_config
+from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.scorer.predictor import MODEL_FILE, Scorer
+from cifar_mlflow.verb_config import RegisterConfig
 from serving.batch import classify, classify_on_engine
 from serving.batch.answer import BATCH_SIZE
 from serving.registry.loader import load_scorer

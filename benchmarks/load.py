@@ -21,9 +21,10 @@ import requests
 from PIL import Image
 
 from cifar_mlflow import pipeline
-from cifar_mlflow.config import RegisterConfig, resolve_train_config
+from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.export.reference import load_classifier
+from cifar_mlflow.verb_config import RegisterConfig
 from serving.registry.mlflow_server import Server, free_port
 from serving.registry.register import register
 

@@ -1,21 +1,32 @@
-"""The default search compared with random search without pruning, on the embedded sample.
+"""The default search beside Optuna's default and random search without pruning, on the embedded sample.
 
-Both search the same space with the same network, and train on the same images with the same threads. The
-peer is the usual script: Optuna's random sampler, each trial trained to its end, nothing tracked. The
-figure is the number of epochs after which our search has a trial as good as the peer's best one, as a share
-of the peer's total epochs; mean over seeds. Only trials that trained all their epochs count, since the
-model of a pruned one is of no use. Our search stops after a third of the peer's epochs; if it has not
-reached the peer's best by then, the figure is infinite.
+All search the same space with the same network, train on the same images with the same threads, and begin
+with the same enqueued trials: the recipe, and the recipe with each other optimizer. So the searches are
+compared, not the first guesses. The peers are usual scripts: nothing is tracked, and samplers and pruners
+have Optuna's defaults.
+
+- Optuna's default: TPE and the median pruner.
+- Random search: each trial is trained to its end.
+
+Each side may train the same number of epochs in total; a pruned trial costs the epochs that it trained.
+Only trials that trained all their epochs count, since the model of a pruned one is of no use. The figures
+are means over seeds: the epochs after which our search has a trial as good as the peer's best one, as a
+fraction of the epochs that the peer trained (infinite if it never has), and the difference of the best
+values at the end.
 """
 
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import mlflow
 import optuna
 import torch
+from optuna.pruners import MedianPruner, NopPruner
+from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import TrialState
 
 from benchmarks.harness import Row, progress
@@ -24,13 +35,21 @@ from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.split import divide
 from cifar_mlflow.pipeline import build_classifier
 from cifar_mlflow.training.device import set_up_hardware
-from cifar_mlflow.training.loop import Training
+from cifar_mlflow.training.loop import History, Training
 from tuning.optuna_output import silence_optuna
-from tuning.space import Space
 from tuning.study import tune
+from tuning.study_spec import StudySpec, read_study_spec
+from tuning.warm_start import first_trials
 
 # Total epochs and best value after each trial that was trained to its end.
 Curve = list[tuple[int, float]]
+RANDOM, DEFAULT = "random search, no pruning", "Optuna's default, TPE and median pruner"
+PEERS: dict[str, Callable[[int], dict[str, Any]]] = {
+    DEFAULT: lambda seed: {"sampler": TPESampler(seed=seed), "pruner": MedianPruner()},
+    RANDOM: lambda seed: {"sampler": RandomSampler(seed=seed), "pruner": NopPruner()},
+}
+# The target was set against random search.
+AT_MOST = {RANDOM: 1 / 3}
 
 
 class NoTracking:
@@ -41,69 +60,103 @@ class NoTracking:
 
 
 def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) -> list[Row]:
-    """Return one row. `settings` are training settings, the same for both searches."""
+    """Return two rows per peer.
+
+    Args:
+        trials: the budget of each side, in trials that are trained to their end.
+        settings: training settings, the same for all.
+    """
     settings = {"dataset": "sample", "model": "cnn", "width": 0.5, "epochs": epochs, **settings}
     silence_optuna()
-    shares = []
+    curves: dict[str, list[Curve]] = {name: [] for name in ("ours", *PEERS)}
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
             given = {**settings, "seed": seed, "cache_dir": folder}
-            peer = random_search(given, trials)
-            ours = curve_of(default_search(given, max(epochs, trials * epochs // 3), Path(folder)), epochs)
-        budget, best = peer[-1]
-        reached = next((spent for spent, value in ours if value >= best), math.inf)
-        shares.append(reached / budget)
-        for name, curve in (("random", peer), ("ours", ours)):
-            line = ", ".join(f"{spent}: {value:.3f}" for spent, value in curve)
+            budget = trials * epochs
+            spec = read_study_spec({**given, "epochs_budget": budget})
+            for name, peer in PEERS.items():
+                study = optuna.create_study(direction="maximize", **peer(seed))
+                curves[name].append(usual_search(spec, given, study, budget))
+            curves["ours"].append(curve_of(default_search(given, budget, Path(folder)), epochs))
+        for name, of_seeds in curves.items():
+            line = ", ".join(f"{spent}: {value:.3f}" for spent, value in of_seeds[-1])
             progress(f"seed {seed}, {name}, best value by epochs trained: {line}")
-    share = sum(shares) / seeds
-    each = ", ".join(f"{value:.2f}" for value in shares)
+    return [row for name in PEERS for row in rows_of(name, curves["ours"], curves[name])]
+
+
+def rows_of(peer: str, ours: list[Curve], theirs: list[Curve]) -> list[Row]:
+    shares = [
+        next((spent for spent, value in mine if value >= curve[-1][1]), math.inf) / curve[-1][0]
+        for mine, curve in zip(ours, theirs, strict=True)
+    ]
+    best, peer_best = ([curve[-1][1] for curve in side] for side in (ours, theirs))
+    gains = [100 * (value - other) for value, other in zip(best, peer_best, strict=True)]
     return [
         Row(
-            f"epochs to random search's best, mean of {seeds} seeds ({each})",
-            "default search (recipes first, TPE, ASHA)",
-            f"random search, {trials} trials of {epochs} epochs, no pruning",
-            share,
+            f"epochs to the best of {peer}, mean of {len(shares)} seeds ({listed(shares)})",
+            "default search (TPE, ASHA)",
+            f"{peer}, with the same enqueued trials",
+            fmean(shares),
             "of its epochs",
-            at_most=1 / 3,
+            at_most=AT_MOST.get(peer),
+        ),
+        Row(
+            f"check: best validation accuracy after the same number of epochs ({listed(gains)})",
+            f"{fmean(best):.1%}",
+            f"{fmean(peer_best):.1%} ({peer})",
+            fmean(gains),
+            "points more",
         ),
     ]
 
 
-def random_search(given: dict[str, Any], trials: int) -> Curve:
-    """Run the usual script."""
-    base = resolve_train_config(given)
-    dataset = load_dataset(base)
-    space = Space.default().fixed(
-        {name: value for name, value in given.items() if name in ("model", "width")}
-    )
-    study = optuna.create_study(
-        direction="maximize", sampler=optuna.samplers.RandomSampler(seed=given["seed"])
-    )
+def listed(values: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)
+
+
+def usual_search(spec: StudySpec, given: dict[str, Any], study: optuna.Study, budget: int) -> Curve:
+    """Run the usual script until its trials have trained `budget` epochs."""
+    dataset = load_dataset(spec.base)
+    for first in first_trials(spec.space, spec.models, spec.fixed, (), spec.search.trials):
+        study.enqueue_trial(first["params"])
     curve: Curve = []
-    for number in range(1, trials + 1):
+    spent = 0
+    while spent + spec.base.epochs <= budget:  # as in ours, no trial starts that would exceed it
         trial = study.ask()
-        config = resolve_train_config({**given, **space.suggest(trial), "test": False})
+        config = resolve_train_config({**given, **spec.space.suggest(trial), "test": False})
         try:
-            study.tell(trial, train_alone(config, dataset))
+            history = train_alone(config, dataset, trial)
         except Exception as error:  # continue the search, as ours does
             progress(f"  a trial failed: {error}")
             study.tell(trial, state=TrialState.FAIL)
+            spent += config.epochs
             continue
-        curve.append((number * config.epochs, study.best_value))
+        spent += len(history)
+        if len(history) < config.epochs:
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, history[-1]["val/accuracy"])
+            curve.append((spent, study.best_value))
     return curve
 
 
-def train_alone(config: TrainConfig, dataset: ImageDataset) -> float:
-    """Train without tracking and return the validation accuracy."""
+def train_alone(config: TrainConfig, dataset: ImageDataset, trial: optuna.Trial) -> History:
+    """Train without tracking until the end or until the pruner stops it; return the metrics by epoch."""
+
+    def prune(history: History) -> bool:
+        if not history:
+            return False
+        trial.report(history[-1]["val/accuracy"], len(history))
+        return len(history) < config.epochs and trial.should_prune()
+
     hardware = set_up_hardware(config, config.precision)
     train, val = divide(dataset, config)
     torch.manual_seed(config.seed)
     training = Training(
         build_classifier(config, dataset, train), dataset.classes, train, val, config, hardware
     )
-    training.fit(NoTracking())
-    return training.history[-1]["val/accuracy"]
+    training.fit(NoTracking(), prune=prune)
+    return training.history
 
 
 def default_search(given: dict[str, Any], budget: int, folder: Path) -> optuna.Study:

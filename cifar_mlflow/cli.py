@@ -18,18 +18,7 @@ from typing import Any
 import click
 import yaml
 
-from cifar_mlflow.config import (
-    DataConfig,
-    EvaluateConfig,
-    ExportConfig,
-    RegisterConfig,
-    Settings,
-    TrainAndRegisterConfig,
-    TrainConfig,
-    check_tta,
-    resolve_train_config,
-    validate,
-)
+from cifar_mlflow.config import DataConfig, TrainConfig, check_tta, resolve_train_config, validate
 from cifar_mlflow.console import set_up_logging
 from cifar_mlflow.environment import rank, rank_prefix, world_size
 from cifar_mlflow.errors import CifarError, UsageError
@@ -37,6 +26,13 @@ from cifar_mlflow.interrupt import Interrupted, terminable
 from cifar_mlflow.names import printable
 from cifar_mlflow.options import run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
+from cifar_mlflow.verb_config import (
+    EvaluateConfig,
+    ExportConfig,
+    RegisterConfig,
+    TrainVerbConfig,
+    split_minutes,
+)
 
 HELP_WIDTH = 100
 FEWER_COLLECTIONS = 10_000  # new objects between two collections; Python's default is 700 or 2,000
@@ -156,7 +152,7 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
         click.echo(f"\nSamples: {printable(str(picture))}")
 
 
-@verb("train", TrainAndRegisterConfig)
+@verb("train", TrainVerbConfig)
 @switch("--register", "Register the model as a new version when the training has finished.")
 @click.option("--resume", metavar="RUN_ID", help="Continue an interrupted run from its checkpoint.")
 @click.option("--print-config", is_flag=True, help="Print all settings as YAML and exit.")
@@ -166,20 +162,23 @@ def train(
 ) -> None:
     """Train a model and track it as an MLflow run."""
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
-    config = None if resume else resolve_train_config(given)
-    if config:
+    config, minutes = None, None
+    if not resume:
+        given, minutes = split_minutes(given)
+        config = resolve_train_config(given)
         check_tta(config)
-    if print_config and config:
-        return _print_config(validate(RegisterConfig, registration), config) if rank() == 0 else None
+        if print_config:
+            return _print_config(minutes, registration, config)
     with _paused_garbage_collection():
         from cifar_mlflow import pipeline
+        from cifar_mlflow.tracking.resume import resumable_config
         from cifar_mlflow.training.distributed import this_world
 
     with this_world():
-        config = config or pipeline.resumable_config(str(resume), given)
+        config = config or resumable_config(str(resume), given)
         if print_config:
-            return _print_config(validate(RegisterConfig, registration), config) if rank() == 0 else None
-        result = pipeline.train(config, resume)
+            return _print_config(None, registration, config)
+        result = pipeline.train(config, resume, minutes=minutes)
     if rank() > 0:  # the first process of torchrun has the results
         return None
     click.echo(result.summary())
@@ -192,9 +191,9 @@ def train(
 def evaluate(given: dict[str, Any]) -> None:
     """Evaluate a saved model on a split, in an MLflow run of its own."""
     config = validate(EvaluateConfig, given)
-    from cifar_mlflow import pipeline
+    from cifar_mlflow.evaluation import job
 
-    click.echo(pipeline.evaluate(config).summary())
+    click.echo(job.evaluate(config).summary())
 
 
 @verb("export", ExportConfig)
@@ -260,7 +259,12 @@ def _paused_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def _print_config(*configs: Settings) -> None:
+def _print_config(minutes: float | None, registration: dict[str, Any], config: TrainConfig) -> None:
     """Print YAML that `--config` reads back to the same settings, except for passwords."""
-    settings = {name: value for config in configs for name, value in config.model_dump(mode="json").items()}
+    if rank() > 0:
+        return
+    settings = validate(RegisterConfig, registration).model_dump(mode="json") | config.model_dump(mode="json")
+    if minutes:  # the number of epochs is planned when the training starts
+        del settings["epochs"]
+        settings["minutes"] = minutes
     click.echo(redact(yaml.safe_dump(settings, sort_keys=False)), nl=False)

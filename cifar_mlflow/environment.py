@@ -1,4 +1,4 @@
-"""Describe the environment of a run: commit, library versions and processes."""
+"""Describe the environment of a run: commit, library versions, processes and environment variables."""
 
 import functools
 import importlib.metadata
@@ -7,15 +7,19 @@ import platform
 import subprocess
 from pathlib import Path
 
+from cifar_mlflow.errors import UsageError
+
 LIBRARIES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "scikit-learn", "cifar-mlflow")
+LONGEST_PATIENCE_SECONDS = 7 * 24 * 3600
 
 
 def git_state() -> dict[str, str]:
-    """Return tags for the commit and for uncommitted changes; empty outside a git checkout."""
+    """Return tags for the commit and for uncommitted changes of the code; empty outside a git checkout."""
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {}  # installed: a checkout around the environment would be another project's
     commit = _git("rev-parse", "HEAD") or "none"
-    dirty = _git("status", "--porcelain", "--untracked-files=no")
+    # Changed documents and results do not change what a run does.
+    dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ":/*.py", ":/pyproject.toml")
     return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(dirty)).lower()}
 
 
@@ -62,3 +66,41 @@ def rank() -> int:
 def rank_prefix() -> str:
     """Return what the lines of this process on the terminal start with: nothing, or `[rank 1] `."""
     return f"[rank {rank()}] " if rank() else ""
+
+
+def default_cache_dir() -> Path:
+    """Return the default of `cache_dir`: $CIFAR_MLFLOW_CACHE, else cifar_mlflow in the user's cache folder.
+
+    Raises:
+        UsageError: the user has no home directory.
+    """
+    if override := os.environ.get("CIFAR_MLFLOW_CACHE"):
+        return Path(override)
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base, "cifar_mlflow")
+    try:
+        return Path.home() / ".cache" / "cifar_mlflow"
+    except RuntimeError:  # no HOME and no account
+        raise UsageError(
+            "this user has no home directory for the cache: choose a folder with --cache-dir or "
+            "CIFAR_MLFLOW_CACHE"
+        ) from None
+
+
+def patience_seconds() -> float:
+    """Return how long a call waits for a server or database that is away: $CIFAR_MLFLOW_PATIENCE, else 120 s.
+
+    Raises:
+        UsageError: the variable is not a number from 0 to a week's seconds.
+    """
+    text = os.environ.get("CIFAR_MLFLOW_PATIENCE", "120")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= LONGEST_PATIENCE_SECONDS:  # NaN is not in the range either
+        raise UsageError(
+            f"the environment variable CIFAR_MLFLOW_PATIENCE must be a number of seconds from 0 to "
+            f"{LONGEST_PATIENCE_SECONDS}, but it is {text!r}"
+        )
+    return seconds

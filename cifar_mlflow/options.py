@@ -9,8 +9,9 @@ import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cifar_mlflow.config import Settings, patience_seconds, validate
+from cifar_mlflow.config import Settings, validate
 from cifar_mlflow.config_file import read_config_file
+from cifar_mlflow.environment import patience_seconds
 
 
 def verb(

@@ -1,22 +1,19 @@
-"""The two jobs of the training side, from images to a finished MLflow run: `train` and `evaluate`.
+"""The job of `train`: from images to a finished MLflow run.
 
 What is needed only after the training (metrics, figures, export) is imported late: it takes seconds.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+import time
+from typing import TYPE_CHECKING, Protocol
 
 import pandas as pd
 import torch
 
-from cifar_mlflow.config import EvaluateConfig, PlacesConfig, TrackingConfig, TrainConfig, validate
+from cifar_mlflow.config import MOST_EPOCHS, PlacesConfig, TrackingConfig, TrainConfig
 from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
-from cifar_mlflow.data.split import divide, divide_lazily, warn_of_small_splits
+from cifar_mlflow.data.split import divide_lazily, warn_of_small_splits
 from cifar_mlflow.data.summary import mean_std
-from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -36,12 +33,13 @@ from cifar_mlflow.tracking.lifecycle import (
     close_stale_runs,
     tracked_run,
 )
-from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.result import Result
 from cifar_mlflow.tracking.run import TrackedRun
-from cifar_mlflow.tracking.store import connect, select_store, store_uri
+from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.distributed import PeerLostError, this_world
 from cifar_mlflow.training.loop import History, Training, no_pruning
+from cifar_mlflow.training.plan import plan_epochs
 
 if TYPE_CHECKING:
     from cifar_mlflow.evaluation.calibration import Labels
@@ -52,28 +50,6 @@ logger = logging.getLogger(__name__)
 IMAGES_FOR_INITIALIZATION = 5_000  # enough for the whitening layer's statistics of patches
 # torchrun kills processes 30 seconds after it has asked them to stop.
 SECONDS_TO_END_A_RUN = 20
-HEADLINES = ("accuracy", "accuracy_tta", "f1_macro", "loss", "ece")
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a job: its run, and the metrics by their names in the run."""
-
-    run_id: str
-    run_name: str
-    metrics: dict[str, float]
-
-    def summary(self) -> str:
-        """Return a short table for the terminal."""
-        lines = [f"\nRun {self.run_name} ({self.run_id})"]
-        for split in ("val", "test", "train"):
-            values = {name: self.metrics.get(f"{split}/{name}") for name in HEADLINES}
-            found = [f"{name} {value:.4f}" for name, value in values.items() if value is not None]
-            if found:
-                lines.append(f"  {split:5s} " + "  ".join(found))
-        if seconds := self.metrics.get("train_seconds"):
-            lines.append(f"  trained in {seconds:.0f} s")
-        return "\n".join(lines)
 
 
 class TrainingCallbacks(Protocol):
@@ -103,7 +79,10 @@ class TrainingCallbacks(Protocol):
 
 
 def train(
-    config: TrainConfig, resume: str | None = None, callbacks: TrainingCallbacks | None = None
+    config: TrainConfig,
+    resume: str | None = None,
+    callbacks: TrainingCallbacks | None = None,
+    minutes: float | None = None,
 ) -> Result:
     """Train, evaluate, and log everything as one run.
 
@@ -113,6 +92,7 @@ def train(
     Args:
         resume: id of a run to continue; `config` is then that of `resumable_config`.
         callbacks: hooks of the search that the training belongs to.
+        minutes: time for the training; the number of epochs that fit into it replaces `config.epochs`.
 
     Raises:
         CifarError: something failed; a run that was started is FAILED and has the error as a tag.
@@ -127,14 +107,30 @@ def train(
         if callbacks is None and world.is_main:
             test_size = len(dataset.split("test")) if config.test else 0
             warn_of_small_splits({"validation": len(val_split), "test": test_size})
+        if world.is_main and not len(val_split):
+            logger.warning(
+                "The confidences will not be calibrated, because no images are held out for that: give a "
+                "--val-size above 0, for example 0.1, if you need them"
+            )
         # Only the first process uses MLflow; places and threads may differ between machines.
         own = {*PlacesConfig.model_fields, *TrackingConfig.model_fields, "threads"}
-        world.check_same({**config.model_dump(exclude=own), "sha256 of the images": dataset.digest})
-        torch.manual_seed(config.seed)
+        world.check_same(
+            {**config.model_dump(exclude=own), "minutes": minutes, "sha256 of the images": dataset.digest}
+        )
+
+        def new_training(config: TrainConfig, weights: str | None) -> Training:
+            torch.manual_seed(config.seed)
+            initial = config.model_copy(update={"weights": weights})
+            classifier = build_classifier(initial, dataset, train_split)
+            return Training(classifier, dataset.classes, train_split, val_split, config, hardware, world)
+
+        start = time.monotonic()
+        if minutes:
+            longest = config.model_copy(update={"epochs": MOST_EPOCHS})
+            epochs = plan_epochs(new_training(longest, weights=None), minutes)
+            config = config.model_copy(update={"epochs": epochs})
         # A resumed run has its weights in the checkpoint; the file that it started from may be gone.
-        initial = config.model_copy(update={"weights": None}) if resume or not world.is_main else config
-        classifier = build_classifier(initial, dataset, train_split)
-        training = Training(classifier, dataset.classes, train_split, val_split, config, hardware, world)
+        training = new_training(config, None if resume or not world.is_main else config.weights)
         if not world.is_main:
             return _train_with_main(training, resume)
         connect(config.experiment, resume)
@@ -165,6 +161,8 @@ def train(
                     run.log_metrics(metrics, step=int(row["epoch"]))
             else:
                 log_start(run, config, dataset, val_split, hardware, world)
+                if minutes:
+                    run.log_params({"minutes": minutes})
                 directory.checkpoint.save(training.state_dict())
             try:
                 best = training.fit(
@@ -172,6 +170,14 @@ def train(
                 )
             except PeerLostError as error:
                 raise PeerLostError(f"{error}{directory.resume_hint}") from error
+            taken = (time.monotonic() - start) / 60
+            if minutes and taken > minutes:
+                logger.warning(
+                    "The training took %.1f minutes instead of %g: the machine has become slower since the "
+                    "plan was made",
+                    taken,
+                    minutes,
+                )
             with stop.at_once():  # the last epoch is in the checkpoint
                 if not (callbacks and callbacks.skip_model_export):
                     log_data(run, config, dataset, train_split)
@@ -200,43 +206,6 @@ def _train_with_main(training: Training, resume: str | None) -> Result:
             close_run_of_killed_process(config.cache_dir, result.run_id, SECONDS_TO_END_A_RUN)
             raise
         return result
-
-
-def resumable_config(run_id: str, given: Mapping[str, object], study: str | None = None) -> TrainConfig:
-    """Return the settings of an interrupted run, from its checkpoint, and select its MLflow store.
-
-    Args:
-        given: settings of `PlacesConfig` that replace those of the run; others would make it another run.
-        study: name of the study that continues the run; a trial is resumed by its study only.
-
-    Raises:
-        UsageError: the run cannot be resumed, or another setting is given.
-    """
-    if others := sorted(set(given) - {*PlacesConfig.model_fields}):
-        raise UsageError(f"--resume takes the settings of the run: leave out {', '.join(others)}")
-    cache_dir = validate(TrainConfig, dict(given)).cache_dir
-    world = this_world()
-    # The checkpoint is on the machine of the first process.
-    settings = world.broadcast(_settings_of_run(cache_dir, run_id, study) if world.is_main else None)
-    return validate(TrainConfig, {**settings, **given, "cache_dir": cache_dir})
-
-
-def _settings_of_run(cache_dir: Path, run_id: str, study: str | None) -> dict[str, Any]:
-    """Return the settings in the checkpoint of an interrupted run, and select its MLflow store."""
-    directory = RunDirectory.of(cache_dir, run_id)
-    if not directory.checkpoint.path.exists():
-        known = RunDirectory.resumable(cache_dir, store_uri(), study)
-        raise UsageError(
-            f"run {run_id} cannot be resumed: it has no checkpoint in {directory.path.parent} "
-            f"(a finished run needs none). Resumable runs of {store_uri()}: {', '.join(known) or 'none'}"
-        )
-    if directory.owner is None:
-        raise UsageError(f"run {run_id} cannot be resumed: {directory.path}/owner.json is missing or damaged")
-    if directory.owner.study != study:
-        raise UsageError(f"run {run_id} is a trial of a study{directory.resume_hint}")
-    select_store(directory.owner.tracking_uri)
-    settings: dict[str, Any] = directory.checkpoint.load()["config"]
-    return settings
 
 
 def build_classifier(
@@ -277,9 +246,11 @@ def finish(
     if callbacks:
         metrics |= callbacks.measure(best, device)
     temperature, deferred = 1.0, False
+    calibration = "none, because no images were held out; train with --val-size 0.1 to calibrate confidences"
     if len(val_split):
         report = report_on(best, val_split, dataset.classes, "val", device=device)
         temperature = report.temperature
+        calibration = report.calibration
         log_tables(run, report)
         if callbacks:
             deferred = callbacks.defer_plots(run.run_id, report, val_split.labels, history)
@@ -299,7 +270,9 @@ def finish(
     run.log_csv(history, "history.csv", index=True)
 
     card = _card(run.run_id, config, dataset, best, temperature, metrics)
-    run.set_tags({"mlflow.note.content": description(card)})
+    if callbacks is None:
+        logger.info("Calibration: %s", calibration)
+    run.set_tags({"mlflow.note.content": description(card, calibration), "calibration": calibration})
     best = best.cpu().to(memory_format=torch.contiguous_format)
     log_weights(run, best, card)
     if not (callbacks and callbacks.skip_model_export):
@@ -336,66 +309,3 @@ def _card(
 def _channels(values: torch.Tensor) -> tuple[float, float, float]:
     red, green, blue = values.flatten().tolist()
     return red, green, blue
-
-
-def evaluate(config: EvaluateConfig) -> Result:
-    """Evaluate a saved model on a split, in a run of its own.
-
-    Raises:
-        UsageError: there is no such model, or its classes differ from those of the data set.
-    """
-    from cifar_mlflow.evaluation.report import log_report, report_on
-    from cifar_mlflow.export.reference import load_model
-
-    hardware = set_up_hardware(config)
-    device = hardware.device
-    connect(config.experiment)
-    model, card = load_model(config.model_uri)
-    if config.dataset == "folder":
-        config = config.model_copy(update={"image_size": card.image_size})
-    dataset = load_dataset(config)
-    if dataset.classes != card.classes:
-        raise UsageError(
-            f"{config.model_uri} knows {', '.join(card.classes)}; "
-            f"{dataset.name} has {', '.join(dataset.classes)}"
-        )
-    if dataset.digest == card.data_digest:  # only images that it was not trained on may validate it
-        config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})
-    if config.split == "test":
-        data = dataset.split("test")
-    else:
-        data = dict(zip(("train", "val"), divide(dataset, config), strict=True))[config.split]
-    if not len(data):
-        raise UsageError(
-            f"the {config.split} split of {dataset.name} is empty: val_size is {config.val_size:g}"
-        )
-    if isinstance(model, ImageClassifier):
-        model = model.to(device)
-    else:
-        device = torch.device("cpu")  # an exported program runs only on the device it was exported on
-
-    name = config.run_name or f"evaluate-{card.model}-{dataset.name}"
-    with (
-        StopRequest() as stop,
-        tracked_run(
-            kind="evaluate", name=name, cache_dir=config.cache_dir, system_metrics=config.system_metrics
-        ) as (run, _),
-        stop.at_once(),
-    ):
-        logger.info("Run %s (%s): %s on %s images", run.name, run.run_id, config.model_uri, f"{len(data):,}")
-        run.log_settings(config)
-        run.log_environment(hardware.name)
-        run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest, "model_run_id": card.run_id})
-        run.log_dataset(dataset.name, dataset.digest, [config.split])
-        report = report_on(
-            model,
-            data,
-            dataset.classes,
-            config.split,
-            temperature=card.temperature,
-            tta=config.tta,
-            device=device,
-        )
-        log_report(run, report, data)
-        run.log_metrics(report.scalars(), step=0)
-        return Result(run.run_id, run.name, report.scalars())

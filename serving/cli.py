@@ -5,17 +5,10 @@ from typing import Any
 
 import click
 
-from cifar_mlflow.config import (
-    RegisterConfig,
-    RegistryConfig,
-    TrainAndRegisterConfig,
-    TrainConfig,
-    check_tta,
-    resolve_train_config,
-    validate,
-)
+from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config, validate
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
+from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 
 DEMO = RECIPES["demo"] | {"recipe": "demo"}

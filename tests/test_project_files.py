@@ -9,20 +9,17 @@ import click
 import pytest
 import yaml
 
-from cifar_mlflow.config import (
-    DataConfig,
-    EvaluateConfig,
-    ExportConfig,
-    ModelName,
-    RecipeName,
-    RegisterConfig,
-    RegistryConfig,
-    Settings,
-    TrainAndRegisterConfig,
-    resolve_train_config,
-)
+from cifar_mlflow.config import DataConfig, ModelName, RecipeName, Settings, resolve_train_config
 from cifar_mlflow.models.networks import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
+from cifar_mlflow.verb_config import (
+    EvaluateConfig,
+    ExportConfig,
+    RegisterConfig,
+    RegistryConfig,
+    TrainAndRegisterConfig,
+    TrainVerbConfig,
+)
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 from tests.test_cli import VERBS, command_of
 from tuning.config import TuneAndPromoteConfig
@@ -51,7 +48,7 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("verb", "config_class"),
     [
-        ("train", TrainAndRegisterConfig),
+        ("train", TrainVerbConfig),
         ("tune", TuneAndPromoteConfig),
         ("demo", TrainAndRegisterConfig),
         ("evaluate", EvaluateConfig),

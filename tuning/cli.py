@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from cifar_mlflow.config import RegisterConfig
 from cifar_mlflow.options import run_verb, split_settings, switch, verb
+from cifar_mlflow.verb_config import RegisterConfig
 from tuning.config import TuneAndPromoteConfig, TuneConfig
 
 

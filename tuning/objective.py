@@ -25,6 +25,7 @@ from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.resume import resumable_config as interrupted_config
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from cifar_mlflow.training.loop import History
 from tuning.results import own_trials
@@ -233,7 +234,7 @@ def resumable_config(run_id: str, places: dict[str, Any], study: str) -> TrainCo
     The checkpoint names the store in which the run started, which may have been moved since.
     """
     tracking_uri = mlflow.get_tracking_uri()
-    config = pipeline.resumable_config(run_id, places, study)
+    config = interrupted_config(run_id, places, study)
     mlflow.set_tracking_uri(tracking_uri)
     return config
 

@@ -17,7 +17,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
-from cifar_mlflow.config import patience_seconds
+from cifar_mlflow.environment import patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.local_state import STUDY_COMMAND, RunDirectory

@@ -53,7 +53,6 @@ def save_for_plotting(
             file,
             logits=report.logits,
             labels=labels,
-            temperature=report.temperature,
             epochs=history.index.to_numpy(),
             **columns,
         )
@@ -135,14 +134,14 @@ class TrialPlotter:
         with np.load(file, allow_pickle=False) as data:
             if not np.array_equal(data["labels"], self._val.labels):
                 raise ValueError("it belongs to other validation images")
-            logits, temperature = data["logits"], float(data["temperature"])
+            logits = data["logits"]
             columns = {
                 name.removeprefix(HISTORY_PREFIX): data[name]
                 for name in data.files
                 if name.startswith(HISTORY_PREFIX)
             }
             history = pd.DataFrame(columns, index=pd.Index(data["epochs"], name="epoch"))
-        report = report_of(logits, self._val.labels, self._classes, "val", temperature)
+        report = report_of(logits, self._val.labels, self._classes, "val")
         run = TrackedRun(file.stem, file.stem)
         log_pictures(run, report, self._val)
         log_curves(run, history)

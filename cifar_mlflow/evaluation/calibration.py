@@ -1,14 +1,18 @@
 """Measure calibration by bins of confidence, and improve it by one temperature.
 
-Both follow Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599).
+Both are those of Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), except for
+the way to fit the temperature. Theirs minimizes the negative log likelihood, in which a few confident
+mistakes can outweigh all other answers: it made a briefly trained network, too timid on average, even more
+timid. Users see the confidence, so here the temperature is fitted to make that right.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brentq
 from scipy.special import log_softmax
 
 Floats = NDArray[np.floating[Any]]
@@ -16,6 +20,7 @@ Labels = NDArray[np.integer[Any]]
 
 # Wider than any trained network needs; if every prediction is right, the best temperature would be 0.
 TEMPERATURES = (0.05, 20.0)
+FOLDS = 5
 
 
 def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
@@ -73,9 +78,9 @@ def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int 
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:
-    """Return the temperature, within 0.05 to 20, with the lowest negative log likelihood.
+    """Return the temperature, within 0.05 to 20, at which the mean confidence equals the accuracy.
 
-    Fit it on the validation split, never on the split whose calibration is reported.
+    Clarté et al. 2023, "Expectation consistency for calibration of neural networks" (arXiv 2303.02644).
 
     Args:
         logits: (N, classes), N > 0.
@@ -86,9 +91,54 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
     """
     if not len(labels):
         raise ValueError("a temperature cannot be fitted without predictions")
+    accuracy = (logits.argmax(axis=1) == labels).mean()
 
-    def loss(log_temperature: float) -> float:
-        return negative_log_likelihood(logits, labels, float(np.exp(log_temperature)))
+    def excess(log_temperature: float) -> float:
+        confidence = softmax(logits, float(np.exp(log_temperature))).max(axis=1)
+        return float(confidence.mean() - accuracy)
 
-    best = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(best.x))
+    # The confidence in each image falls as the temperature rises.
+    coldest, hottest = np.log(TEMPERATURES)
+    if excess(coldest) <= 0:
+        return TEMPERATURES[0]
+    if excess(hottest) >= 0:
+        return TEMPERATURES[1]
+    return float(np.exp(brentq(excess, coldest, hottest, xtol=1e-5)))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A temperature, and what it is worth on images that it was not fitted on.
+
+    Attributes:
+        temperature: divides the logits for calibrated probabilities; 1 if none improves them.
+        scaled: float64 (N, classes), the logits of the images of the fit, each divided by a temperature that
+            was fitted without this image.
+    """
+
+    temperature: float
+    scaled: NDArray[np.float64]
+
+
+def calibrate(logits: Floats, labels: Labels) -> Calibration:
+    """Fit a temperature to held-out images, unless it makes the confidences in other images worse.
+
+    Each fifth of the images is scaled by the temperature of the others. If that does not lower the expected
+    calibration error, the temperature is 1.
+
+    Args:
+        logits: (N, classes), N > 0, of images that the network was not trained on.
+        labels: (N,), class indices.
+    """
+    fold = np.arange(len(labels)) % FOLDS
+    temperatures = np.ones((len(labels), 1))
+    for number in range(FOLDS):
+        others = fold != number
+        if others.any():
+            temperatures[~others] = fit_temperature(logits[others], labels[others])
+    plain = logits.astype(np.float64)
+    scaled = plain / temperatures
+    before, after = (expected_calibration_error(softmax(values), labels) for values in (plain, scaled))
+    if after >= before:
+        return Calibration(1.0, plain)
+    return Calibration(fit_temperature(logits, labels), scaled)

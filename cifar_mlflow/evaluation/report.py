@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cifar_mlflow.config import SplitName, TtaName
 from cifar_mlflow.data import Split
 from cifar_mlflow.evaluation import figures
-from cifar_mlflow.evaluation.calibration import Labels, fit_temperature, reliability_table, softmax
+from cifar_mlflow.evaluation.calibration import Calibration, Labels, calibrate, reliability_table, softmax
 from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
 from cifar_mlflow.evaluation.predict import Model, predict_logits
 
@@ -34,8 +34,10 @@ class Report:
         split: the split, for titles and metric names.
         logits: float32 (N, classes), without test-time augmentation.
         temperature: divides the logits for calibrated probabilities.
+        scaled: float64 (N, classes), the divided logits. Where the temperature was fitted on this split, each
+            image is divided by one that was fitted on other images.
         plain: the evaluation of the unscaled logits.
-        calibrated: the evaluation at `temperature`.
+        calibrated: the evaluation of the scaled logits.
         augmented: the evaluation with test-time augmentation, if requested.
     """
 
@@ -43,12 +45,21 @@ class Report:
     classes: tuple[str, ...]
     logits: NDArray[np.float32]
     temperature: float
+    scaled: NDArray[np.float64]
     plain: Evaluation
     calibrated: Evaluation
     augmented: Evaluation | None
 
+    @property
+    def calibration(self) -> str:
+        """Describe a calibration on this split."""
+        images = f"{len(self.logits):,} images of the {SPLIT_NAMES[self.split]}"
+        if self.temperature == 1:
+            return f"none, because on {images} no temperature made the confidences better"
+        return f"temperature {self.temperature:.3g}, fitted on {images}"
+
     def scalars(self) -> dict[str, float]:
-        """Return the metrics of the run; `ece` is after temperature scaling, `loss` before it."""
+        """Return the metrics of the run; `ece` alone is that of the scaled logits."""
         scalars = self.plain.scalars(self.split)
         scalars |= {
             f"{self.split}/ece": self.calibrated.ece,
@@ -75,12 +86,10 @@ def report_on(
     """Evaluate a model on a split in fp32.
 
     Args:
-        temperature: None fits it on this split; do so only for the validation split.
+        temperature: None calibrates on this split; do so only for the validation split.
         tta: evaluate a second time with this test-time augmentation.
     """
     logits = predict_logits(model, data.images, device=device)
-    if temperature is None:
-        temperature = fit_temperature(logits, data.labels)
     augmented = None
     if tta != "none":
         augmented_logits = predict_logits(model, data.images, device=device, tta=tta)
@@ -93,17 +102,22 @@ def report_of(
     labels: Labels,
     classes: tuple[str, ...],
     split: SplitName,
-    temperature: float,
+    temperature: float | None = None,
     augmented: Evaluation | None = None,
 ) -> Report:
-    """Return the report for logits that were already predicted; arguments as in `Report`."""
+    """Return the report for logits that were already predicted; arguments as for `report_on`."""
+    if temperature is None:
+        calibration = calibrate(logits, labels)
+    else:
+        calibration = Calibration(temperature, logits.astype(np.float64) / temperature)
     return Report(
         split=split,
         classes=classes,
         logits=logits,
-        temperature=temperature,
+        temperature=calibration.temperature,
+        scaled=calibration.scaled,
         plain=evaluate_logits(logits, labels, classes),
-        calibrated=evaluate_logits(logits, labels, classes, temperature),
+        calibrated=evaluate_logits(calibration.scaled, labels, classes),
         augmented=augmented,
     )
 
@@ -129,7 +143,7 @@ def log_pictures(sink: ReportSink, report: Report, data: Split) -> None:
     split, classes, plain = report.split, report.classes, report.plain
     images, labels = data.images, data.labels
     before = softmax(report.logits)
-    after = softmax(report.logits, report.temperature)
+    after = softmax(report.scaled)
     title = f"{len(labels):,} images of the {SPLIT_NAMES[split]}"
     for name, figure in {
         "confusion_matrix": figures.confusion_matrix(plain.confusion, classes, f"Confusion matrix: {title}"),

@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_mlflow.config import ExportConfig, ServedPrecision
 from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.export.files import FORMAT_VERSION
 from cifar_mlflow.export.images import EvalSet
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.verb_config import ExportConfig, ServedPrecision
 
 Images = NDArray[np.uint8]
 Predict = Callable[[Images], NDArray[np.float32]]

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cifar_mlflow.config import ExportConfig, PlacesConfig
+from cifar_mlflow.config import PlacesConfig
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.format import ExportFormat, ModelToExport
@@ -30,6 +30,7 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.store import connect
+from cifar_mlflow.verb_config import ExportConfig
 
 logger = logging.getLogger(__name__)
 

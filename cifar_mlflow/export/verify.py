@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_mlflow.config import ServedPrecision
 from cifar_mlflow.evaluation.paired_test import PairedTest
 from cifar_mlflow.export.format import Predict
 from cifar_mlflow.export.images import EvalSet
+from cifar_mlflow.verb_config import ServedPrecision
 
 # An export changes the order of floating-point operations, which flips a label in rare cases. More than one
 # in a thousand means that the export is wrong.

@@ -65,7 +65,7 @@ def log_curves(run: TrackedRun, history: pd.DataFrame) -> None:
     run.log_figure(figures.learning_curves(history), "learning_curves.png")
 
 
-def description(card: ModelCard) -> str:
+def description(card: ModelCard, calibration: str) -> str:
     """Return the description of the run for MLflow's page, in Markdown."""
     rows = [
         f"| {split} | " + " | ".join(f"{card.metrics[f'{split}/{name}']:.4f}" for name in HEADLINES) + " |"
@@ -75,6 +75,7 @@ def description(card: ModelCard) -> str:
     table = "\n".join([f"| split | {' | '.join(HEADLINES)} |", "| --- " * (len(HEADLINES) + 1) + "|", *rows])
     return (
         f"**{card.model}** on {card.data}, {card.metrics['train_seconds']:.0f} s of training\n\n{table}\n\n"
+        f"Calibration: {calibration}.\n\n"
         f"`cifar-mlflow evaluate --model {card.run_id}` evaluates it on other images."
     )
 

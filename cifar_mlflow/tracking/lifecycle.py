@@ -13,7 +13,7 @@ from typing import Any
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from cifar_mlflow.config import patience_seconds
+from cifar_mlflow.environment import patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.retry import first_line, retry_on_outage

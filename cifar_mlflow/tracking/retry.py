@@ -11,7 +11,7 @@ import requests
 from mlflow.exceptions import MlflowException, RestException
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
-from cifar_mlflow.config import patience_seconds
+from cifar_mlflow.environment import patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.redact import redact
 

@@ -12,7 +12,7 @@ from urllib.request import url2pathname
 import mlflow
 from filelock import FileLock
 
-from cifar_mlflow.config import default_cache_dir, patience_seconds
+from cifar_mlflow.environment import default_cache_dir, patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.retry import first_line

@@ -28,8 +28,7 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from cifar_mlflow.config import patience_seconds
-from cifar_mlflow.environment import rank, world_size
+from cifar_mlflow.environment import patience_seconds, rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 
 T = TypeVar("T")
@@ -180,7 +179,11 @@ class World:
         frees a tensor of Python then aborts the process. So the group of our own exchanges must end in
         `__exit__`, while the tensors of the gradients belong to C++ alone.
         """
-        return dist.new_group() if device.type == "cpu" else None
+        if device.type == "cuda":
+            return None
+        group = dist.new_group()
+        assert isinstance(group, dist.ProcessGroup)  # all ranks are members
+        return group
 
     def keep_gradients(self, module: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which gradients are added up on this rank but not exchanged."""

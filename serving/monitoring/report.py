@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cifar_mlflow.config import default_cache_dir
+from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.figures import confusion_matrix
 from cifar_mlflow.interrupt import StopRequest

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_mlflow.config import Precision, ServedPrecision
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.paired_test import PairedTest
 from cifar_mlflow.evaluation.predict import predict_logits
@@ -20,6 +19,7 @@ from cifar_mlflow.export.verify import disagreement
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.engine import Engine
+from cifar_mlflow.verb_config import Precision, ServedPrecision
 
 logger = logging.getLogger("cifar_mlflow.register")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mlflow
 
-from cifar_mlflow.config import default_cache_dir
+from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import write_errors
 from cifar_mlflow.scorer.predictor import CARD_FILE, Scorer

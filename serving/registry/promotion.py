@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from cifar_mlflow.config import default_cache_dir
+from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.tracking.locations import check_artifact_folder
 from serving.registry.mlflow_model import SCORER_PATH, code_digest, download

@@ -20,13 +20,14 @@ from mlflow.entities import Metric
 from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
-from cifar_mlflow.config import PlacesConfig, RegisterConfig, ServedPrecision
+from cifar_mlflow.config import PlacesConfig
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.export.images import EvalSet, load_images
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
+from cifar_mlflow.verb_config import RegisterConfig, ServedPrecision
 from serving.registry.candidates import Candidate, build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
 from serving.registry.scorer_folder import describe, write_scorer_folder

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from cifar_mlflow.config import ExportConfig
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.export.format import ExportFormat, Images, ModelToExport, Predict, check_images
 from cifar_mlflow.export.onnx import ONNX
 from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.tracking.locations import find_model_version
+from cifar_mlflow.verb_config import ExportConfig
 from serving.registry.loader import load_scorer
 from serving.web.bundle import CARD_FILE, MODEL_FILE, sizes, write_bundle
 from serving.web.runtime import HOW_TO_GET, PACKAGE, Runtime, install_runtime, installed_runtime, open_runtime

@@ -160,3 +160,21 @@ def test_only_train_runs_on_several_processes(project: Project) -> None:
     project.env |= {"MASTER_ADDR": "localhost", "WORLD_SIZE": "2", "RANK": "1"}
     output = project.run("evaluate", "--model", "model.h5", code=2)
     assert output.startswith("[rank 1] Error: torchrun started 2 processes of evaluate")
+
+
+@pytest.mark.thorough
+def test_two_processes_follow_one_plan_of_a_time_budget(project: Project) -> None:
+    quick = ("--model", "cnn", "--width", "0.25", "--batch-size", "16", "--threads", "1")
+    images = ("--dataset", "folder", "--data-dir", str(project.images))
+    short = Torchrun(project, "train", *quick, *images, "--minutes", "1e-4")
+    assert short.wait() != 0
+    assert "minutes=0.0001 is too short for one epoch of cnn" in short.output()
+    assert project.runs == []
+
+    two = Torchrun(project, "train", *quick, *images, "--minutes", "0.5")
+    assert two.wait() == 0, two.output()
+    run = only_run(project)
+    epochs = int(run.data.params["epochs"])
+    assert two.output().count(f"Planned {epochs} epochs") == 1
+    history = project.client.get_metric_history(run.info.run_id, "train/loss")
+    assert sorted({metric.step for metric in history}) == list(range(1, epochs + 1))

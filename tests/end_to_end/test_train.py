@@ -70,6 +70,10 @@ def test_a_finished_run_contains_everything_needed_to_repeat_it(trained: Project
     assert tags["kind"] == "train"
     assert tags["git.dirty"] in ("true", "false")
     assert len(tags["mlflow.source.git.commit"]) == 40
+    assert re.fullmatch(
+        r"temperature 0\.\d+, fitted on 12 images of the validation split", tags["calibration"]
+    )
+    assert run.data.metrics["val/ece"] < run.data.metrics["val/ece_uncalibrated"]
     assert "threads" in tags["device"]
     assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"train", "validation", "test"}
     assert all(tags["dataset.digest"].startswith(d.dataset.digest) for d in run.inputs.dataset_inputs)
@@ -155,10 +159,13 @@ def test_fine_tuning_starts_from_a_run_and_replaces_the_head(trained: Project) -
 
 
 def test_without_a_test_split_or_validation_the_run_says_so(project: Project) -> None:
-    project.train("--val-size", "0", "--test", "false")
+    output = project.train("--val-size", "0", "--test", "false")
     (run,) = project.runs
     assert run.info.status == "FINISHED"
     assert run.data.tags["validation"] == "none: trained on all images"
+    assert "The confidences will not be calibrated, because no images are held out" in output
+    for told in (run.data.tags["calibration"], run.data.tags["mlflow.note.content"]):
+        assert "no images were held out; train with --val-size 0.1 to calibrate confidences" in told
     assert not [name for name in run.data.metrics if name.startswith(("val/", "test/"))]
     assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"train"}
 

@@ -19,7 +19,7 @@ import pytest
 
 from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.pipeline import resumable_config
+from cifar_mlflow.tracking.resume import resumable_config
 from tests.end_to_end.conftest import Project
 from tests.end_to_end.postgres import Postgres, missing
 from tests.end_to_end.test_interruptions import weights_of

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cifar_mlflow.evaluation.calibration import (
+    calibrate,
     calibration_error_of,
     expected_calibration_error,
     fit_temperature,
@@ -85,16 +86,73 @@ def test_the_temperature_that_scaled_the_logits_is_found(temperature: float) -> 
     assert fit_temperature(honest * temperature, labels) == pytest.approx(temperature, rel=0.06)
 
 
-def test_the_fitted_temperature_improves_calibration_and_is_a_minimum(honest: NDArray[np.float64]) -> None:
+def test_the_fitted_temperature_improves_calibration_on_other_images(honest: NDArray[np.float64]) -> None:
     labels = drawn_from(honest)
     logits = (honest * 3).astype(np.float32)
     temperature = fit_temperature(logits[:5000], labels[:5000])
-    unseen, truth = logits[5000:], labels[5000:]
+    seen, unseen, truth = logits[:5000], logits[5000:], labels[5000:]
     assert expected_calibration_error(softmax(unseen), truth) > 0.1
     assert expected_calibration_error(softmax(unseen, temperature), truth) < 0.02
-    best = negative_log_likelihood(logits[:5000], labels[:5000], temperature)
-    for other in (temperature * 0.98, temperature * 1.02, 1.0):
-        assert negative_log_likelihood(logits[:5000], labels[:5000], other) > best
+    accuracy = (seen.argmax(1) == labels[:5000]).mean()
+    assert softmax(seen, temperature).max(1).mean() == pytest.approx(accuracy, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def timid() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return logits and labels as of a network that is too timid in general, but sure of some mistakes.
+
+    90 % of the images have a confidence of a half and an accuracy of 70 %. The other answers are wrong, with
+    a confidence of 99 %.
+    """
+    rng = np.random.default_rng(3)
+    count, classes = 20_000, 10
+    answer = rng.integers(0, classes, count)
+    blunder = rng.random(count) < 0.1
+    confidence = np.where(blunder, 0.99, 0.5)
+    probabilities = np.repeat((1 - confidence)[:, None] / (classes - 1), classes, axis=1)
+    probabilities[np.arange(count), answer] = confidence
+    wrong = blunder | (rng.random(count) > 0.7)
+    labels = np.where(wrong, (answer + rng.integers(1, classes, count)) % classes, answer)
+    return np.log(probabilities), labels
+
+
+def test_some_confident_mistakes_do_not_make_the_temperature_worse_than_none(
+    timid: tuple[NDArray[np.float64], NDArray[np.int64]],
+) -> None:
+    """The temperature with the lowest negative log likelihood would make all answers even more timid."""
+    logits, labels = timid
+    assert negative_log_likelihood(logits, labels, 1.2) < negative_log_likelihood(logits, labels)
+    for count in (500, 5000):
+        calibration = calibrate(logits[:count], labels[:count])
+        assert calibration.temperature < 1
+        unseen, truth = logits[5000:], labels[5000:]
+        before = expected_calibration_error(softmax(unseen), truth)
+        assert expected_calibration_error(softmax(unseen, calibration.temperature), truth) < before - 0.05
+
+
+def test_each_image_is_scaled_without_its_own_label(honest: NDArray[np.float64]) -> None:
+    logits, labels = honest[:200] * 3, drawn_from(honest[:200])
+    scaled = calibrate(logits, labels).scaled
+    image = np.flatnonzero(logits.argmax(1) == labels)[0]
+    changed = labels.copy()
+    changed[image] = (changed[image] + 1) % 10
+    again = calibrate(logits, changed).scaled
+    assert (again[image] == scaled[image]).all()
+    assert not (again[image + 1] == scaled[image + 1]).all()
+
+
+@given(st.integers(1, 80), st.integers(2, 10), st.floats(0.05, 20), st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_no_calibration_is_worse_than_none(count: int, classes: int, scale: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=scale, size=(count, classes))
+    labels = rng.integers(0, classes, count)
+    calibration = calibrate(logits, labels)
+    before = expected_calibration_error(softmax(logits), labels)
+    if calibration.temperature == 1:
+        np.testing.assert_array_equal(calibration.scaled, logits)
+    else:
+        assert expected_calibration_error(softmax(calibration.scaled), labels) < before
 
 
 def test_a_model_without_errors_gets_a_finite_temperature() -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from cifar_mlflow.cli import EXPORT_FORMATS
-from cifar_mlflow.config import ExportConfig
 from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.format import ExportFormat, ModelToExport, Predict
 from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.verb_config import ExportConfig
 from tests.export.models import block_images, to_export
 
 

@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 
-from cifar_mlflow.config import ExportConfig, ServedPrecision
 from cifar_mlflow.data import Split
 from cifar_mlflow.export.format import ModelToExport
 from cifar_mlflow.export.images import EvalSet
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
+from cifar_mlflow.verb_config import ExportConfig, ServedPrecision
 
 CLASSES = ("cat", "Hund", "größerer Vogel", "鳥")
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from cifar_mlflow.cli import EXPORT_FORMATS
-from cifar_mlflow.config import ExportConfig
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.format import ExportFormat
 from cifar_mlflow.scorer.preprocess import decode_image
+from cifar_mlflow.verb_config import ExportConfig
 from tests.export.models import to_export
 
 ROOT = Path(__file__).parents[2]

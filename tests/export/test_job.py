@@ -12,7 +12,6 @@ import torch
 from click.testing import CliRunner, Result
 
 from cifar_mlflow.cli import EXPORT_FORMATS, main
-from cifar_mlflow.config import ExportConfig, ExportFormatName, ServedPrecision
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export.format import ModelToExport
@@ -20,6 +19,7 @@ from cifar_mlflow.export.job import OLD_NAMES, choose_formats, export
 from cifar_mlflow.export.onnx import ONNX
 from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.verb_config import ExportConfig, ExportFormatName, ServedPrecision
 from tests.export.models import untrained
 
 

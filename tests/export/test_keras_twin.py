@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from cifar_mlflow.config import ExportConfig
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.export.keras import H5, KERAS, prepare_tensorflow
+from cifar_mlflow.verb_config import ExportConfig
 from tests.export.models import block_images, to_export
 
 MISSING = KERAS.missing(ExportConfig())

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cifar_mlflow.config import Precision
 from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.paired_test import PairedTest
@@ -16,6 +15,7 @@ from cifar_mlflow.export.images import EvalSet
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
+from cifar_mlflow.verb_config import Precision
 from serving.registry.candidates import Candidate, build_candidates, choose
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -15,14 +15,15 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
-from cifar_mlflow import pipeline
-from cifar_mlflow.config import DataConfig, EvaluateConfig
+from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import Split, load_dataset
 from cifar_mlflow.data.split import divide
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.evaluation.job import evaluate
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.export.reference import load_classifier
+from cifar_mlflow.verb_config import EvaluateConfig
 from serving.registry.loader import load_scorer
 from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, register
 
@@ -247,7 +248,7 @@ def test_an_unknown_run_and_a_run_without_weights_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=f"there is no run {'f' * 32} in sqlite"):
         register("f" * 32)
-    evaluated = pipeline.evaluate(
+    evaluated = evaluate(
         EvaluateConfig(
             model_uri=trained.run_id, dataset="folder", data_dir=trained.images, cache_dir=shared_cache
         )

@@ -14,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.cli import main
-from cifar_mlflow.config import TrainConfig, default_cache_dir
+from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError
 from serving.web.runtime import Runtime, install_runtime, installed_runtime
 from serving.web.server import create_server

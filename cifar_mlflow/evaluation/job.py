@@ -1,0 +1,80 @@
+"""The job of `evaluate`: the metrics and figures of a saved model on a split, in a run of its own."""
+
+import logging
+
+import torch
+
+from cifar_mlflow.data import load_dataset
+from cifar_mlflow.data.split import divide
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.evaluation.report import log_report, report_on
+from cifar_mlflow.export.reference import load_model
+from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.result import Result
+from cifar_mlflow.tracking.store import connect
+from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.verb_config import EvaluateConfig
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config: EvaluateConfig) -> Result:
+    """Evaluate a saved model on a split, in a run of its own.
+
+    Raises:
+        UsageError: there is no such model, or its classes differ from those of the data set.
+    """
+    hardware = set_up_hardware(config)
+    device = hardware.device
+    connect(config.experiment)
+    model, card = load_model(config.model_uri)
+    if config.dataset == "folder":
+        config = config.model_copy(update={"image_size": card.image_size})
+    dataset = load_dataset(config)
+    if dataset.classes != card.classes:
+        raise UsageError(
+            f"{config.model_uri} knows {', '.join(card.classes)}; "
+            f"{dataset.name} has {', '.join(dataset.classes)}"
+        )
+    if dataset.digest == card.data_digest:  # only images that it was not trained on may validate it
+        config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})
+    if config.split == "test":
+        data = dataset.split("test")
+    else:
+        data = dict(zip(("train", "val"), divide(dataset, config), strict=True))[config.split]
+    if not len(data):
+        raise UsageError(
+            f"the {config.split} split of {dataset.name} is empty: val_size is {config.val_size:g}"
+        )
+    if isinstance(model, ImageClassifier):
+        model = model.to(device)
+    else:
+        device = torch.device("cpu")  # an exported program runs only on the device it was exported on
+
+    name = config.run_name or f"evaluate-{card.model}-{dataset.name}"
+    with (
+        StopRequest() as stop,
+        tracked_run(
+            kind="evaluate", name=name, cache_dir=config.cache_dir, system_metrics=config.system_metrics
+        ) as (run, _),
+        stop.at_once(),
+    ):
+        logger.info("Run %s (%s): %s on %s images", run.name, run.run_id, config.model_uri, f"{len(data):,}")
+        run.log_settings(config)
+        run.log_environment(hardware.name)
+        run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest, "model_run_id": card.run_id})
+        run.log_dataset(dataset.name, dataset.digest, [config.split])
+        report = report_on(
+            model,
+            data,
+            dataset.classes,
+            config.split,
+            temperature=card.temperature,
+            tta=config.tta,
+            device=device,
+        )
+        log_report(run, report, data)
+        run.log_metrics(report.scalars(), step=0)
+        return Result(run.run_id, run.name, report.scalars())

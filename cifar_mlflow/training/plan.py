@@ -1,0 +1,171 @@
+"""Plan the number of epochs that fit into a time budget, from the speed of the first steps on this machine.
+
+The steps are measured with a training that is thrown away. The real one is then that of `--epochs N`: the
+plan sets its length and nothing else, and a resumed run has the number of epochs in its checkpoint.
+"""
+
+import importlib
+import itertools
+import logging
+import math
+import tempfile
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_mlflow.config import MOST_EPOCHS
+from cifar_mlflow.data.loader import Batch
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.training.checkpoint import CheckpointFile
+from cifar_mlflow.training.loop import STEPS_BETWEEN_CHECKS, Training
+
+logger = logging.getLogger(__name__)
+
+MARGIN = 0.05  # share of the budget that is kept for steps that are slower than the measured ones
+MEASURED_SHARE = 0.02  # of the budget, for each image size
+LONGEST_MEASUREMENT_SECONDS = 3.0
+VALIDATED_IMAGES = 500  # from their time follows that of all
+TOLERANCE = 1.1  # the speed differs between two measurements
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The measured times of a training, in seconds.
+
+    Attributes:
+        start: how much longer the first steps take than later ones: caches fill, `compile` compiles.
+        step: a step with images of full size.
+        small_step: a step of the first epochs, if `small_images` makes their images smaller.
+        epoch_end: validation and checkpoint after each epoch.
+    """
+
+    start: float
+    step: float
+    small_step: float
+    epoch_end: float
+
+    def seconds(self, epochs: int, steps_per_epoch: int, small_images: float) -> float:
+        """Return the time of a training, from its first step to the end of its last epoch.
+
+        Args:
+            small_images: fraction of the epochs, the first ones, with smaller images.
+        """
+        small = min(math.ceil(small_images * epochs), epochs)
+        steps = small * self.small_step + (epochs - small) * self.step
+        return self.start + steps_per_epoch * steps + epochs * self.epoch_end
+
+    def epochs_within(self, seconds: float, steps_per_epoch: int, small_images: float) -> int:
+        """Return the largest number of epochs that take at most this time, in 0..`MOST_EPOCHS`."""
+        return bisect_right(
+            range(1, MOST_EPOCHS + 1),
+            seconds,
+            key=lambda epochs: self.seconds(epochs, steps_per_epoch, small_images),
+        )
+
+
+def plan_epochs(rehearsal: Training, minutes: float) -> int:
+    """Return the number of epochs of a training that ends within a time budget.
+
+    The budget covers the measurement here, all steps, and validation and checkpoint of each epoch.
+
+    Args:
+        rehearsal: a training like the planned one, but of `MOST_EPOCHS` epochs; it cannot be used afterwards.
+
+    Raises:
+        UsageError: the budget is too short for one epoch.
+        PeerLostError: another process of the training is gone.
+    """
+    world, config = rehearsal.world, rehearsal.config
+    start = time.perf_counter()
+    with world.explained():
+        speed = measure(rehearsal, min(MEASURED_SHARE * 60 * minutes, LONGEST_MEASUREMENT_SECONDS))
+    # All processes plan with the times of the first one.
+    speed, spent = world.broadcast((speed, time.perf_counter() - start))
+    length = (rehearsal.loader.steps_per_epoch, config.small_images)
+    epochs = speed.epochs_within((1 - MARGIN) * 60 * minutes - spent, *length)
+    if not epochs:
+        needed = (spent + speed.seconds(1, *length)) / (1 - MARGIN) / 60 * TOLERANCE
+        raise UsageError(
+            f"minutes={minutes:g} is too short for one epoch of {config.model} on this machine: give "
+            f"--minutes {math.ceil(needed * 10) / 10:g} or more, or a faster --model or --recipe"
+        )
+    if world.is_main:
+        logger.info(
+            "Planned %d epochs of about %.3g s for %g minutes of training and validation; the final "
+            "evaluation and the export follow",
+            epochs,
+            speed.seconds(epochs, *length) / epochs,
+            minutes,
+        )
+    return epochs
+
+
+def measure(training: Training, seconds: float) -> Speed:
+    """Return the times of a training whose first epoch has small images, if any has, and whose last has none.
+
+    Args:
+        training: its state afterwards is of no use.
+        seconds: about how long to measure the steps of each image size.
+    """
+    # The first epoch would import it beside its steps.
+    importlib.import_module("cifar_mlflow.evaluation.report")
+    training.classifier.train()
+    first, step = _step_seconds(training, training.config.epochs - 1, seconds)
+    start, small_step = first - step, step
+    if training.config.small_images:
+        first_small, small_step = _step_seconds(training, 0, seconds)
+        start += first_small - small_step
+    return Speed(max(start, 0.0), step, small_step, _epoch_end_seconds(training))
+
+
+def _step_seconds(training: Training, epoch: int, seconds: float) -> tuple[float, float]:
+    """Return the time of the first step of an epoch, and the mean time of those after it."""
+    batches = itertools.cycle(training.loader.epoch(epoch))
+    first = _take_steps(training, batches, 1)
+    count = 1 if training.hardware.device.type == "cpu" else STEPS_BETWEEN_CHECKS
+    elapsed, steps = 0.0, 0
+    while training.world.max(int(elapsed < seconds)):  # all processes take the same steps
+        elapsed += _take_steps(training, batches, count)
+        steps += count
+    return first, elapsed / steps
+
+
+def _take_steps(training: Training, batches: Iterator[Batch], count: int) -> float:
+    """Take steps, wait for the device after the last one, and return their time in seconds."""
+    start = time.perf_counter()
+    for batch in itertools.islice(batches, count):
+        loss, _ = training.take_step(batch, lr_factor=0.0)
+        if training.averaged:
+            training.averaged.update_parameters(training.classifier)
+    training.world.wait_for(training.hardware.device)
+    loss.item()
+    return time.perf_counter() - start
+
+
+def _epoch_end_seconds(training: Training) -> float:
+    """Return the time of validation and checkpoint; that of validation follows from a part of the images."""
+    from cifar_mlflow.evaluation.metrics import evaluate_logits
+
+    share = training.world.share(len(training.val))
+    mine = share.stop - share.start
+    count = min(mine, VALIDATED_IMAGES)
+    validation = 0.0
+    if count:
+        part = slice(share.start, share.start + count)
+        start = time.perf_counter()
+        logits = predict_logits(
+            training.evaluated,
+            training.val.images[part],
+            device=training.hardware.device,
+            precision=training.hardware.precision,
+        )
+        evaluate_logits(logits, training.val.labels[part], training.classes)
+        validation = (time.perf_counter() - start) * mine / count
+    start = time.perf_counter()
+    if training.world.is_main:
+        with tempfile.TemporaryDirectory(dir=training.config.cache_dir) as folder:
+            CheckpointFile(Path(folder, "checkpoint.pt")).save(training.state_dict())
+    return validation + time.perf_counter() - start

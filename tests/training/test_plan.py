@@ -1,0 +1,71 @@
+"""The plan of a training within a time budget: a function of the measured times, tested with chosen ones."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cifar_mlflow.config import MOST_EPOCHS
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.training.plan import Speed, measure, plan_epochs
+from tests.training.test_loop import make_training
+
+# 10 steps of 2 s or, with small images, 1 s; 5 s after each epoch; 3 s at the start.
+SPEED = Speed(start=3, step=2, small_step=1, epoch_end=5)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "small_images", "seconds"),
+    [
+        (1, 0.0, 3 + 25),
+        (4, 0.0, 3 + 4 * 25),
+        (4, 0.5, 3 + 2 * 15 + 2 * 25),
+        (5, 0.5, 3 + 3 * 15 + 2 * 25),  # the epochs before 0.5 * 5, counted from 0: three
+        (4, 1.0, 3 + 4 * 15),
+    ],
+)
+def test_the_time_of_a_training_by_hand(epochs: int, small_images: float, seconds: float) -> None:
+    assert SPEED.seconds(epochs, 10, small_images) == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "small_images", "epochs"),
+    [(27.9, 0.0, 0), (28, 0.0, 1), (103, 0.0, 4), (102.9, 0.0, 3), (98, 0.5, 5), (1e9, 0.0, MOST_EPOCHS)],
+)
+def test_the_epochs_within_a_time_by_hand(seconds: float, small_images: float, epochs: int) -> None:
+    assert SPEED.epochs_within(seconds, 10, small_images) == epochs
+
+
+times = st.floats(1e-3, 100)
+
+
+@given(times, times, times, times, st.integers(1, 500), st.floats(0, 1), st.floats(1, 1e6))
+def test_one_more_epoch_would_exceed_the_budget(
+    start: float, step: float, small_step: float, epoch_end: float, steps: int, small: float, budget: float
+) -> None:
+    speed = Speed(start, step, small_step, epoch_end)
+    epochs = speed.epochs_within(budget, steps, small)
+    if epochs:
+        assert speed.seconds(epochs, steps, small) <= budget
+    if epochs < MOST_EPOCHS:
+        assert speed.seconds(epochs + 1, steps, small) > budget
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"small_images": 0.5, "ema": 0.9}, {"precision": "fp16", "accumulate": 2}],
+    ids=["plain", "small images", "fp16"],
+)
+def test_each_part_of_an_epoch_is_measured(settings: dict[str, Any]) -> None:
+    speed = measure(make_training(epochs=MOST_EPOCHS, **settings), 0.01)
+    assert all(value > 0 for value in dataclasses.astuple(speed)[1:])
+    assert (speed.step == speed.small_step) is ("small_images" not in settings)
+
+
+def test_a_budget_too_short_for_one_epoch_is_refused_with_one_that_suffices() -> None:
+    with pytest.raises(UsageError, match=r"minutes=1e-05 is too short for one epoch of cnn") as error:
+        plan_epochs(make_training(epochs=MOST_EPOCHS), 1e-5)
+    smallest = float(str(error.value).partition("--minutes ")[2].split()[0])
+    assert plan_epochs(make_training(epochs=MOST_EPOCHS), smallest) >= 1
