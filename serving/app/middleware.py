@@ -137,7 +137,11 @@ class _Response:
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         context = self._context
-        headers = [*SECURITY_HEADERS, PAGE_POLICY, (b"x-request-id", (context.client_id or context.request_id).encode())]
+        headers = [
+            *SECURITY_HEADERS,
+            PAGE_POLICY,
+            (b"x-request-id", (context.client_id or context.request_id).encode()),
+        ]
         if context.client_id is not None and context.path in LOGGED_ROUTES:
             headers.append((b"x-feedback-id", context.request_id.encode()))
         if self._body.is_pending:

@@ -59,9 +59,11 @@ def build_openapi(app: FastAPI, needs_key: bool) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # our handler answers 400
+            operation["summary"] = operation["description"].partition(".")[0]
+            operation["tags"] = ["Open Inference Protocol" if path.startswith("/v2") else "Service"]
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

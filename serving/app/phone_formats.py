@@ -1,14 +1,13 @@
 """Convert HEIC and AVIF, the formats of phones, to one that the scorer of every registered model reads.
 
-Pillow reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C that is exposed to the files
-of strangers, so the operator decides.
+Pillow reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C, which the files of
+strangers reach, so the operator decides.
 """
 
 import io
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, features
-from PIL.AvifImagePlugin import AvifImageFile
 
 from cifar_mlflow.scorer.preprocess import MAX_BYTES, MAX_PIXELS, BadImage
 
@@ -63,7 +62,9 @@ def rgb_pixels(data: bytes, kind: str) -> np.ndarray:
         raise
     except Exception:
         # The decoders raise many kinds of errors, whose text may repeat parts of the file.
-        raise BadImage("truncated_image", f"The {kind} cannot be decoded: it is cut short or damaged.") from None
+        raise BadImage(
+            "truncated_image", f"The {kind} cannot be decoded: it is cut short or damaged."
+        ) from None
 
 
 def _reader(kind: str) -> type[ImageFile.ImageFile]:
@@ -72,6 +73,8 @@ def _reader(kind: str) -> type[ImageFile.ImageFile]:
         from pillow_heif import HeifImageFile
 
         return HeifImageFile  # type: ignore[no-any-return]
+    from PIL.AvifImagePlugin import AvifImageFile  # since Pillow 11.3
+
     if not features.check("avif"):
         raise ImportError("Pillow was built without AVIF")
     return AvifImageFile

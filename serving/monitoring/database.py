@@ -269,8 +269,8 @@ class Database:
         Returns:
             The records of requests that arrived in the span, and the records of any age with feedback from
             the span. One row per image, oldest first; the columns are the fields of Record, feedback_time
-            (NaN without feedback), feedback_correct and feedback_label. `live` may be missing (NA), which means
-            False.
+            (NaN without feedback), feedback_correct and feedback_label. `live` is NA in rows of an earlier
+            version of this program, which did not record it.
 
         Raises:
             CifarError: there is no request log, or it cannot be read.

@@ -101,7 +101,7 @@ def beside_reference(tables: Mapping[str, pd.DataFrame], xlabels: Mapping[str, s
         xlabel, names = xlabels[feature], len(table)
         if names > MAX_BINS:
             differs_most = (table["live"] - table["reference"]).abs().nlargest(MAX_BINS).index
-            table = table.loc[differs_most.sort_values()]  # noqa: PLW2901
+            table = table.loc[differs_most.sort_values()]
             xlabel = f"{xlabel} ({MAX_BINS} of {names}: those whose shares differ most)"
         positions = np.arange(len(table))
         ax.bar(positions - 0.21, table["reference"], 0.42, color=REFERENCE, label="reference")

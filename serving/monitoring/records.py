@@ -27,8 +27,8 @@ class Record:
         decode_ms: time to decode and resize the image.
         score_ms: time in the queue and in the network.
         total_ms: time from the first byte of the request to its answer.
-        live: whether it is a frame of a live view. Drift and class counts leave those out: a minute of one scene
-            is a thousand images.
+        live: whether it is a frame of a live view. Drift and class counts leave those out: a minute of one
+            scene is a thousand images.
     """
 
     request_id: str

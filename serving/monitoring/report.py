@@ -77,7 +77,9 @@ def monitor(config: MonitorConfig) -> str:
     if left_out:
         records = records[~is_live]
     if records.empty and feedback.empty:
-        besides = f" apart from {left_out:,} frames of live views (--live-frames includes them)" if left_out else ""
+        besides = (
+            f" apart from {left_out:,} frames of live views (--live-frames includes them)" if left_out else ""
+        )
         return f"{log} has no requests from {window}{besides}. --since looks further back."
     connect(config.experiment)
     versions = _find_versions(records, feedback, config.model_uri)
@@ -218,7 +220,9 @@ def _log_version(run: TrackedRun, served: ServedVersion) -> None:
     version, answers, folder = served.version, served.answers, served.folder
     if served.reference is not None and served.drift is not None and len(answers):
         tables = {feature: analysis.bins(answers, served.reference, feature) for feature in AXES}
-        title = f"{version}: images served: {len(answers):,}; in the reference: {served.reference['images']:,}"
+        title = (
+            f"{version}: images served: {len(answers):,}; in the reference: {served.reference['images']:,}"
+        )
         for name, features in {
             "class_mix": ["label"],
             "confidence": ["confidence"],
@@ -256,11 +260,16 @@ def _summary(served: ServedVersion) -> list[str]:
     else:
         live = served.feedback
         low, high = live.interval
-        f1 = f" F1 is {live.f1_macro:.3f} on the {live.known:,} whose true class is known." if live.known else ""
+        f1 = (
+            f" F1 is {live.f1_macro:.3f} on the {live.known:,} whose true class is known."
+            if live.known
+            else ""
+        )
+        answers = "answer" if live.judged == 1 else "answers"
         lines.append(
-            f"{served.version}: of {live.judged:,} {'answer' if live.judged == 1 else 'answers'} with feedback, "
-            f"{live.accuracy:.1%} were right (95 % confidence interval {low:.1%} to {high:.1%}, provided that "
-            f"people judged a random sample).{f1}"
+            f"{served.version}: of {live.judged:,} {answers} with feedback, {live.accuracy:.1%} were right "
+            f"(95 % confidence interval {low:.1%} to {high:.1%}, provided that people judged a random "
+            f"sample).{f1}"
         )
     return lines
 

@@ -112,7 +112,7 @@ class Telemetry:
                     self._images.put(picture["image_sha256"], picture["image_format"], data)
 
     def _is_kept(self, context: RequestContext) -> bool:
-        """Return whether the request log and the folder for images keep a request: a sample of live frames."""
+        """Return whether the request log and the image folder keep a request: of live frames, a sample."""
         if not context.live:
             return True
         if context.started < self._next_frame:

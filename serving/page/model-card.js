@@ -58,7 +58,7 @@ function facts(card) {
     ["Classified correctly", joinWords(measured)],
     ["Marked as not sure", `Answers below ${percent(confidence_below)} confidence${share}`],
     ["Network", [card.model, card.precision].filter(Boolean).join(", ")],
-    ["Sees", `${card.fit === "crop" ? "The central square" : "The whole photo"} in ${card.image_size} × ${card.image_size} pixels`],
+    ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"} in ${card.image_size} × ${card.image_size} pixels`],
     ["Promoted", card.promoted_at ? new Date(card.promoted_at).toLocaleString() : ""],
     ["Reason", card.decision ?? ""],
   ]; // prettier-ignore

@@ -68,7 +68,7 @@ PAGE = """<!doctype html>
 <script src="page/swagger/docs.js" defer></script>
 <p><a href="./">Classify photos</a> | <a href="#examples">Examples for the command line</a> |
 <a href="openapi.json">openapi.json</a></p>
-<noscript><p>The interactive description below needs JavaScript; the examples and openapi.json do not.</p></noscript>
+<noscript><p>The description needs JavaScript; the examples and openapi.json do not.</p></noscript>
 <div id="swagger"></div>
 <section id="examples">
 <h2>Examples for the command line</h2>

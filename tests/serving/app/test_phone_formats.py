@@ -32,12 +32,6 @@ def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def turned() -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
-    return exif
-
-
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 
 
@@ -45,7 +39,9 @@ needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow 
 def test_avif_is_answered_like_png(server: Server) -> None:
     photo = two_halves((255, 0, 0), (255, 60, 0))
     plain = server.predict(encode(photo, "PNG")).json()["predictions"][0]
-    answer = server.predict(encode(photo, "AVIF"), headers={"Content-Type": "image/avif"}).json()["predictions"][0]
+    answer = server.predict(encode(photo, "AVIF"), headers={"Content-Type": "image/avif"}).json()[
+        "predictions"
+    ][0]
     assert (answer["label"], answer["error"]) == ("red", None)
     assert answer["confidence"] == pytest.approx(plain["confidence"], abs=0.02)
 
@@ -69,7 +65,11 @@ def test_avif_that_is_damaged_or_too_large_is_refused(server: Server) -> None:
 def test_heic_is_answered_upright(server: Server) -> None:
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
-    photo = encode(two_halves((255, 0, 0), (0, 0, 255)), "HEIF", exif=turned())
+    stored = two_halves((255, 0, 0), (0, 0, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise; the encoder makes it a property of the image
+    stored.info["exif"] = exif.tobytes()
+    photo = encode(stored, "HEIF")
     answer = server.predict(photo, headers={"Content-Type": "image/heic"}, params={"input": "true"}).json()
     prediction = answer["predictions"][0]
     assert prediction["error"] is None

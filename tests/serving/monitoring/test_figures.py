@@ -67,7 +67,9 @@ def test_the_time_axis_covers_the_steps(count: int) -> None:
     table, step = analysis.by_time(requests(count))
     for figure in (figures.traffic(table, step, TITLE), figures.latency(table, step, TITLE)):
         left, right = figure.axes[0].get_xlim()
-        assert right - left == pytest.approx(len(table) * pd.Timedelta(analysis.STEPS[step]).total_seconds() / 86400)
+        assert right - left == pytest.approx(
+            len(table) * pd.Timedelta(analysis.STEPS[step]).total_seconds() / 86400
+        )
 
 
 def test_of_many_classes_those_that_changed_most_are_shown() -> None:

@@ -9,7 +9,7 @@ import pytest
 import requests
 from playwright.sync_api import Page, expect
 
-from tests.serving.page.conftest import CAT, KEY, ROOT, Photos, Server, upload
+from tests.serving.page.conftest import CAT, KEY, ROOT, Photos, Server
 
 pytestmark = pytest.mark.slow
 

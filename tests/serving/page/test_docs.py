@@ -23,17 +23,16 @@ def operation(page: Page, path: str) -> str:
     return selector
 
 
+@pytest.mark.parametrize("kind", ["multipart/form-data", "application/octet-stream"])
 def test_a_photo_is_classified_from_the_page(
-    open_page: Callable[..., Page], server: Server, photos: Photos
+    open_page: Callable[..., Page], server: Server, photos: Photos, kind: str
 ) -> None:
     policy = requests.get(f"{server.url}/docs", timeout=60).headers["Content-Security-Policy"]
     assert "unsafe" not in policy
     page = open_page(f"{server.url}/docs")
     predict = operation(page, "/predict")
     expect(page.locator(f"{predict} [data-param-name='X-Live-Frame']")).to_be_visible()
-    page.locator(f"{predict} .body-param-content-type select, {predict} select.content-type").first.select_option(
-        "application/octet-stream"
-    )
+    page.locator(f"{predict} .opblock-section-request-body select.content-type").select_option(kind)
     page.locator(f"{predict} input[type=file]").set_input_files(photos.sure)
     page.locator(f"{predict} .execute").click()
 
@@ -48,7 +47,7 @@ def test_requests_have_the_key_that_was_entered(
     page = open_page(f"{server_with_key.url}/docs")
     model = operation(page, "/model")
     page.locator(f"{model} .execute").click()
-    status = page.locator(f"{model} .live-responses-table .response-col_status").first
+    status = page.locator(f"{model} .live-responses-table tbody .response-col_status").first
     expect(status).to_contain_text("401")
     page.locator(".btn.authorize").click()
     page.get_by_label("auth-bearer-value").fill(KEY)
@@ -63,9 +62,8 @@ def test_it_has_both_colour_schemes(open_page: Callable[..., Page], server: Serv
     page = open_page(f"{server.url}/docs", color_scheme=scheme)
     title = page.get_by_role("heading", name=re.compile("^cifar-mlflow"))
     expect(title).to_be_visible()
-    brightness = title.evaluate(
-        "each => getComputedStyle(each).color.match(/[0-9]+/g).slice(0, 3).reduce((sum, part) => sum + +part, 0)"
-    )
+    colour = title.evaluate("each => getComputedStyle(each).color")
+    brightness = sum(int(part) for part in re.findall(r"\d+", colour)[:3])
     assert (brightness > 500) == (scheme == "dark")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 

@@ -76,8 +76,9 @@ def test_the_csv_file_has_every_probability_and_no_formula(
 
 def test_long_names_and_long_photos_fit_screens_of_all_widths(page: Page) -> None:
     names = [
-        "a.jp", "PXL_20261129_071234000.jpg", "WhatsApp Image 2026-11-29 at 07.12.00.jpeg", f"{'x' * 116}.jpg",
-        f"{'two words ' * 11}.jpeg", "صورة من العطلة الصيفية في الجبال مع الأصدقاء.jpg", "תמונה מהחופשה.png",
+        "a.jp", "PXL_20261129_071234000.jpg", "WhatsApp Image 2026-11-29 at 07.12.00.jpeg",
+        f"{'x' * 116}.jpg", f"{'two words ' * 11}.jpeg",
+        "صورة من العطلة الصيفية في الجبال مع الأصدقاء.jpg", "תמונה מהחופשה.png",
     ]  # fmt: skip
     square = noise(60, 60)
     files = [upload(name, square, "image/jpeg") for name in names]
@@ -111,7 +112,9 @@ def test_long_names_and_long_photos_fit_screens_of_all_widths(page: Page) -> Non
             assert page.evaluate("document.documentElement.scrollWidth") == width, name
             page.get_by_role("button", name="Back to all photos").click()
     # The ellipsis belongs at the end of a name, which is on the left of these.
-    directions = cards.locator(".name").evaluate_all("all => all.map((each) => getComputedStyle(each).direction)")
+    directions = cards.locator(".name").evaluate_all(
+        "all => all.map((each) => getComputedStyle(each).direction)"
+    )
     assert directions == ["ltr"] * 5 + ["rtl"] * 2 + ["ltr"] * 2
 
 

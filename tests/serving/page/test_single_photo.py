@@ -60,7 +60,10 @@ def test_an_uncertain_prediction_is_shown_as_not_sure_with_the_reason(page: Page
 
     expect(page.locator("#reading .verdict")).to_have_text("Not sure")
     expect(page.locator("#reading .detail")).to_have_text(
-        re.compile(rf"^The closest match is {photos.unsure_label} \(\d+%\)\. Below \d+%, the model is wrong too often\.$")
+        re.compile(
+            rf"^The closest match is {photos.unsure_label} \(\d+%\)\. "
+            r"Below \d+%, the model is wrong too often\.$"
+        )
     )
     expect(page.get_by_role("status")).to_contain_text(f"Not sure. Perhaps {photos.unsure_label}")
 
