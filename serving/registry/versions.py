@@ -1,6 +1,7 @@
 """Versions of a registered model: the tags that `register` writes, and the aliases."""
 
 import json
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Self
@@ -152,13 +153,14 @@ class RegisteredModel:
         return value
 
     def model_id(self, number: str) -> str | None:
-        """Return the id of the logged model that a version was made from; None if MLflow has none."""
+        """Return the id of the logged model that a version was made from; None if it was made from files."""
         version = call_mlflow(
             lambda: self._client.get_model_version(self.name, number),
             missing=f"{self.name} has no version {number}",
         )
-        model_id: str | None = version.model_id
-        return model_id or None
+        # Not `version.model_id`, which MLflow's database does not keep.
+        found = re.fullmatch(r"models:/(m-[0-9a-f]+)", version.source or "")
+        return found[1] if found else None
 
     def set_tags(self, number: str, **tags: str) -> None:
         for key, value in tags.items():
