@@ -100,6 +100,11 @@ class ServeConfig(Settings):
     follow_seconds: float = setting(
         5.0, "Seconds between two checks of the registry for a new champion; 0 means never.", ge=0, le=86_400
     )
+    mlflow_url: str | None = setting(
+        None,
+        "Address of MLflow's web UI, for links on the page. Default: the tracking server, if there is one.",
+        pattern=r"https?://\S+",
+    )
     request_log: str = setting(
         "sqlite:///requests.db",
         "SQLAlchemy URL of the SQLite or PostgreSQL database that records requests, or none. Prefer "
@@ -147,6 +152,9 @@ class MonitorConfig(TrackingConfig):
     )
     model_uri: str | None = setting(
         None, "Compare all images with the reference data of this model. Default: each with its own model's."
+    )
+    live_frames: bool = setting(
+        False, "Include the frames of live views, of which the request log has one per second."
     )
 
     @field_validator("since")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
@@ -114,6 +114,11 @@ class TrackedRun:
                 self._client.log_inputs(self.run_id, inputs)
 
         self._call(log)
+
+    def log_model_input(self, model_id: str) -> None:
+        """Record that the run evaluates a logged model."""
+        models = [LoggedModelInput(model_id)]
+        self._call(lambda: self._client.log_inputs(self.run_id, models=models))
 
     def log_figure(self, figure: "Figure", path: str) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

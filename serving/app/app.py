@@ -47,7 +47,7 @@ def create_app(state: AppState) -> FastAPI:
     app.add_exception_handler(Refusal, refused)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, invalid_parameter)  # type: ignore[arg-type]
-    document = build_openapi(app)
+    document = build_openapi(app, needs_key=state.config.api_key is not None)
     app.openapi = lambda: document  # type: ignore[method-assign]
     direct = {"/predict": DirectRoute(predict.predict, PredictParameters)}
     app.add_middleware(DirectRoutes, routes=direct)

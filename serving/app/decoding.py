@@ -11,6 +11,7 @@ from PIL import Image
 
 from cifar_mlflow.scorer.predictor import Scorer
 from cifar_mlflow.scorer.preprocess import BadImage, image_bytes, picture_format
+from serving.app.phone_formats import phone_format, rgb_pixels
 from serving.monitoring.drift import image_statistics
 
 # A PNG up to this size is decoded faster than it is handed to another thread.
@@ -39,8 +40,9 @@ def decode(scorer: Scorer, content: Any) -> DecodedImage:
     try:
         data = bmp_file(content) if isinstance(content, np.ndarray) else image_bytes(content)
         record |= {"image_sha256": hashlib.sha256(data).hexdigest(), "image_bytes": len(data)}
-        pixels = scorer.decode(data)
-        record["image_format"] = picture_format(data)
+        phone = phone_format(data)
+        pixels = scorer.decode(data if phone is None else bmp_file(rgb_pixels(data, phone)))
+        record["image_format"] = phone or picture_format(data)
     except BadImage as error:
         record |= {"error_code": error.code, "decode_ms": 1000 * (time.perf_counter() - begun)}
         return DecodedImage(None, error, record)

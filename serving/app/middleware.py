@@ -9,6 +9,7 @@ from serving.app.admission import Slot
 from serving.app.errors import Refusal, error_response, overloaded
 from serving.app.request_body import ClientGoneError, RequestBody
 from serving.app.request_context import (
+    LIVE_HEADER,
     LOGGED_ROUTES,
     RequestContext,
     new_request_id,
@@ -29,6 +30,7 @@ PAGE_POLICY = (
     b"connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; "
     b"frame-ancestors 'none'",
 )
+LIVE_FIELD = LIVE_HEADER.lower().encode()
 CLIENT_GONE = 499  # only in logs and metrics, as in those of nginx
 # The HTTP server ignores the upgrade but does not parse the body: it would be taken for the next request.
 UPGRADE_WITH_BODY = Refusal(
@@ -57,11 +59,12 @@ class RequestMiddleware:
         path, headers = route_of(scope["path"].removeprefix(scope.get("root_path", ""))), _headers(scope)
         client = scope["client"][0] if scope["client"] else ""
         client_id = parse_client_id(headers.get(b"x-request-id"))
-        context = RequestContext(new_request_id(), path, client, client_id)
+        live = path in LOGGED_ROUTES and headers.get(LIVE_FIELD) == b"1"
+        context = RequestContext(new_request_id(), path, client, client_id, live)
         body = RequestBody(receive, headers, self._state.body_limits)
         admission = self._state.admission
         if admission.is_full(path, body.is_pending):
-            self._state.telemetry.turned_away(path)
+            self._state.telemetry.turned_away(context)
             await OVERLOADED(scope, body, _Response(send, body, context, None))
             return
         slot = admission.enter(path, body.is_pending)
@@ -121,7 +124,7 @@ class _Response:
         if message["type"] == "http.response.start":
             is_gone = self._body.poll()
             self.status = CLIENT_GONE if is_gone else message["status"]
-            message["headers"] = [*message.get("headers", ()), *self._headers(message)]
+            message["headers"] = [*message.get("headers", ()), *self._headers()]
         elif self._body.is_pending and not message.get("more_body", False):
             # The client has all of the answer before the rest of its body is read. The connection may only be
             # closed after that, which the HTTP server does when it is told that the answer is complete.
@@ -132,13 +135,15 @@ class _Response:
             message = {"type": "http.response.body"}
         await self._send(message)
 
-    def _headers(self, start: Message) -> list[tuple[bytes, bytes]]:
+    def _headers(self) -> list[tuple[bytes, bytes]]:
         context = self._context
-        headers = [*SECURITY_HEADERS, (b"x-request-id", (context.client_id or context.request_id).encode())]
+        headers = [
+            *SECURITY_HEADERS,
+            PAGE_POLICY,
+            (b"x-request-id", (context.client_id or context.request_id).encode()),
+        ]
         if context.client_id is not None and context.path in LOGGED_ROUTES:
             headers.append((b"x-feedback-id", context.request_id.encode()))
-        if not any(name == PAGE_POLICY[0] for name, _ in start.get("headers", ())):
-            headers.append(PAGE_POLICY)
         if self._body.is_pending:
             headers.append((b"connection", b"close"))
         return headers

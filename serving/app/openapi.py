@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from serving.app.auth import PUBLIC_PATHS
 from serving.app.schemas import (
     ErrorResponse,
     Feedback,
@@ -53,18 +54,25 @@ def request_body(content: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def build_openapi(app: FastAPI) -> dict[str, Any]:
+def build_openapi(app: FastAPI, needs_key: bool) -> dict[str, Any]:
     """Return the document of an app."""
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes
     )
-    for operations in document["paths"].values():
+    for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # our handler answers 400
+            operation["summary"] = operation["description"].partition(".")[0]
+            operation["tags"] = ["Open Inference Protocol" if path.startswith("/v2") else "Service"]
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     bodies = [(model, "validation") for model in _BODIES]
     _, definitions = models_json_schema(bodies, ref_template=_REFERENCE)  # type: ignore[arg-type]
     schemas |= definitions["$defs"]
+    if needs_key:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["security"] = [] if path in PUBLIC_PATHS else [{"key": []}]
     return document

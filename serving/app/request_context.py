@@ -13,6 +13,7 @@ MODEL_ROUTE = "/v2/models/{name}"
 INFER_ROUTE = f"{MODEL_ROUTE}/infer"
 LOGGED_ROUTES = frozenset({"/predict", "/invocations", INFER_ROUTE})
 _MODEL_PATH = re.compile(r"/v2/models/[^/]+(?:/versions/[^/]+)?(/ready|/infer)?")
+LIVE_HEADER = "X-Live-Frame"  # with the value 1
 _random_digits: list[str] = []
 _VALID_CLIENT_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -27,6 +28,7 @@ class RequestContext:
             the client that received the answer may know it.
         client_id: the client's X-Request-ID, None if it sent none or one that cannot be logged.
         client: address of the client.
+        live: whether the client says that the image is a frame of a live view.
         time: Unix time of arrival, in seconds.
         started: `perf_counter()` at arrival.
         error_code: code of the error that the whole request was answered with.
@@ -39,6 +41,7 @@ class RequestContext:
     path: str
     client: str
     client_id: str | None = None
+    live: bool = False
     time: float = field(default_factory=now)
     started: float = field(default_factory=perf_counter)
     error_code: str | None = None
@@ -64,6 +67,7 @@ class RequestContext:
                 status=status,
                 model_version=self.model_version,
                 total_ms=1000 * seconds,
+                live=self.live,
                 **picture,
             )
             for item, picture in enumerate(self.pictures or [{"error_code": self.error_code}])

@@ -109,6 +109,8 @@ class ModelResponse(BaseModel):
     version: str = Field(description="Version in the registry; a run id if the model is not registered.")
     alias: str | None = Field(description="Alias that the server follows.")
     run_id: str = Field(description="MLflow run that trained the model.")
+    run_url: str | None = Field(description="Page of that run in MLflow, if its address is known.")
+    versions_url: str | None = Field(description="Page of the versions in MLflow, if its address is known.")
     model: str | None = Field(description="Name of the architecture.")
     classes: list[str] = Field(description="Names of the classes; their order is that of `class_index`.")
     precision: str = Field(description="fp32 or int8.")

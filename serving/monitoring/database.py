@@ -56,11 +56,14 @@ LOG = sa.Table(
     sa.Column("feedback_time", sa.Double),
     sa.Column("feedback_correct", sa.Boolean),
     sa.Column("feedback_label", sa.Text),
+    sa.Column("live", sa.Boolean),
     # A batch is written again if the connection broke before the commit was confirmed.
     sa.UniqueConstraint("request_id", "item", "time"),
     sa.Index("request_log_feedback", "feedback_time", sqlite_where=sa.text("feedback_time IS NOT NULL"),
              postgresql_where=sa.text("feedback_time IS NOT NULL")),
 )  # fmt: skip
+# Tables of earlier versions lack these columns; a server adds them.
+ADDED_COLUMNS = {"live"}
 # Earlier versions of this program created the second table; nothing reads it any more.
 OWN_TABLES = {LOG.name, "request_log_version"}
 
@@ -145,7 +148,9 @@ class Database:
         with self.engine.begin() as connection:
             connection.exec_driver_sql(_EXCLUSIVE[self.engine.dialect.name])
             metadata.create_all(connection)
-            self._check_columns(connection)
+            for name in sorted(self._missing_columns(connection)):
+                kind = LOG.c[name].type.compile(self.engine.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {LOG.name} ADD COLUMN {name} {kind}")
         if self._file is not None:
             self._inode = self._file.stat().st_ino
 
@@ -168,13 +173,20 @@ class Database:
                 connection.exec_driver_sql("PRAGMA auto_vacuum = INCREMENTAL")
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
 
-    def _check_columns(self, connection: sa.Connection) -> None:
+    def _missing_columns(self, connection: sa.Connection) -> set[str]:
+        """Return those of ADDED_COLUMNS that the table lacks.
+
+        Raises:
+            CifarError: it lacks others.
+        """
         present = {column["name"] for column in sa.inspect(connection).get_columns(LOG.name)}
-        if missing := set(LOG.columns.keys()) - present:
+        missing = set(LOG.columns.keys()) - present
+        if others := missing - ADDED_COLUMNS:
             raise CifarError(
-                f"the request log {self.safe_url} lacks the columns {', '.join(sorted(missing))}: name "
+                f"the request log {self.safe_url} lacks the columns {', '.join(sorted(others))}: name "
                 "another database, or use the version of cifar-mlflow that created it"
             )
+        return missing
 
     def was_replaced(self) -> bool:
         """Return whether the SQLite file was removed or moved, so that connections use the old one."""
@@ -257,7 +269,8 @@ class Database:
         Returns:
             The records of requests that arrived in the span, and the records of any age with feedback from
             the span. One row per image, oldest first; the columns are the fields of Record, feedback_time
-            (NaN without feedback), feedback_correct and feedback_label.
+            (NaN without feedback), feedback_correct and feedback_label. `live` is NA in rows of an earlier
+            version of this program, which did not record it.
 
         Raises:
             CifarError: there is no request log, or it cannot be read.
@@ -268,9 +281,9 @@ class Database:
             with self.engine.connect() as connection:
                 if not sa.inspect(connection).has_table(LOG.name):
                     raise CifarError(f"{self.safe_url} is not a request log")
-                self._check_columns(connection)
-                records = _select(connection, LOG.c.time, since, until)
-                return records, _select(connection, LOG.c.feedback_time, since, until)
+                missing = self._missing_columns(connection)
+                records = _select(connection, LOG.c.time, since, until, missing)
+                return records, _select(connection, LOG.c.feedback_time, since, until, missing)
         except sa.exc.SQLAlchemyError as error:
             raise self.unusable(error) from error
         finally:
@@ -278,12 +291,13 @@ class Database:
 
 
 def _select(
-    connection: sa.Connection, when: "sa.Column[float]", since: float, until: float
+    connection: sa.Connection, when: "sa.Column[float]", since: float, until: float, missing: set[str]
 ) -> "pd.DataFrame":
     import pandas as pd  # not needed by a server, which only writes
 
     columns = [column for column in LOG.c if column is not LOG.c.id]
-    rows = sa.select(*columns).where(when >= since, when < until).order_by(LOG.c.time, LOG.c.item)
+    selected = [sa.null().label(column.name) if column.name in missing else column for column in columns]
+    rows = sa.select(*selected).where(when >= since, when < until).order_by(LOG.c.time, LOG.c.item)
     dtypes = dict.fromkeys(CATEGORIES, "category") | {"image_bytes": "Int64"}
     dtypes |= {column.name: "float64" for column in columns if isinstance(column.type, sa.Double)}
     dtypes |= {column.name: "boolean" for column in columns if isinstance(column.type, sa.Boolean)}

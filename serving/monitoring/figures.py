@@ -15,6 +15,7 @@ from serving.monitoring.analysis import STEPS
 from serving.monitoring.drift import LARGE, SMALL
 
 WIDTH = 9.0  # inches
+MAX_BINS = 25
 REFERENCE = "silver"
 LIVE = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 OUTCOME_COLORS = {"answered": "tab:blue", "refused": "tab:orange", "failed": "tab:red", "cut off": "gray"}
@@ -33,13 +34,15 @@ def _figure(height: float, title: str) -> Figure:
 
 
 def traffic(table: pd.DataFrame, step: str, title: str) -> Figure:
-    """Plot requests per time step, stacked by outcome, and the share of failed ones.
+    """Plot requests per time step, stacked by outcome, and the share of failed ones if there are any.
 
     Args:
         table: as `by_time` returns it.
     """
-    figure = _figure(4.8, title)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    has_failures = bool(table["failed"].any())
+    figure = _figure(4.8 if has_failures else 3.9, title)
+    rows = 2 if has_failures else 1
+    top, *bottom = figure.subplots(rows, sharex=True, height_ratios=[3, 1][:rows], squeeze=False)[:, 0]
     width = _days(step)
     base = np.zeros(len(table))
     for name, color in OUTCOME_COLORS.items():
@@ -48,14 +51,15 @@ def traffic(table: pd.DataFrame, step: str, title: str) -> Figure:
         label = f"{OUTCOME_NAMES[name]}: {table[name].sum():,}"
         top.bar(table.index, table[name], width, base, color=color, alpha=0.75, align="edge", label=label)
         base += table[name].to_numpy()
-    failed = table["failed"].to_numpy() / np.maximum(base, 1)
-    bottom.bar(table.index, failed, width, color=OUTCOME_COLORS["failed"], alpha=0.75, align="edge")
+    for ax in bottom:
+        failed = table["failed"].to_numpy() / np.maximum(base, 1)
+        ax.bar(table.index, failed, width, color=OUTCOME_COLORS["failed"], alpha=0.75, align="edge")
+        ax.set(ylabel="share failed", ylim=(0, 1.1 * failed.max()))
+        ax.yaxis.set_major_formatter(PercentFormatter(1))
     top.set_ylabel(f"requests per {step}")
     top.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     top.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    bottom.set(ylabel="share failed", ylim=(0, max(0.01, 1.1 * failed.max())))
-    bottom.yaxis.set_major_formatter(PercentFormatter(1))
-    _time_axis(figure)
+    _time_axis(figure, table, step)
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
@@ -77,13 +81,15 @@ def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     ax.tick_params(axis="y", which="minor", labelsize=8)
-    _time_axis(figure)
+    _time_axis(figure, table, step)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
 
 def beside_reference(tables: Mapping[str, pd.DataFrame], xlabels: Mapping[str, str], title: str) -> Figure:
     """Plot the share of images in each bin beside that of the reference; one panel per feature.
+
+    Of many classes, the MAX_BINS whose shares differ most are shown.
 
     Args:
         tables: by feature, as `bins` returns them.
@@ -92,12 +98,17 @@ def beside_reference(tables: Mapping[str, pd.DataFrame], xlabels: Mapping[str, s
     figure = _figure(0.6 + 3.7 * len(tables), title)
     axes = figure.subplots(len(tables), squeeze=False)[:, 0]
     for ax, (feature, table) in zip(axes, tables.items(), strict=True):
+        xlabel, names = xlabels[feature], len(table)
+        if names > MAX_BINS:
+            differs_most = (table["live"] - table["reference"]).abs().nlargest(MAX_BINS).index
+            table = table.loc[differs_most.sort_values()]
+            xlabel = f"{xlabel} ({MAX_BINS} of {names}: those whose shares differ most)"
         positions = np.arange(len(table))
         ax.bar(positions - 0.21, table["reference"], 0.42, color=REFERENCE, label="reference")
         ax.bar(positions + 0.21, table["live"], 0.42, color=LIVE[0], alpha=0.75, label="served")
-        slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
+        slant = {"rotation": 30 if len(table) <= 12 else 60, "ha": "right", "rotation_mode": "anchor"}
         ax.set_xticks(positions, table["bin"], fontsize=9.5, parse_math=False, **slant)
-        ax.set(xlabel=xlabels[feature], ylabel="share of images")
+        ax.set(xlabel=xlabel, ylabel="share of images")
         ax.yaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(axis="y", alpha=0.3)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
@@ -112,7 +123,7 @@ def stability(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """
     features = next(iter(tables.values()))["feature"].tolist()
     height = 0.8 / len(tables)
-    figure = _figure(1.9 + len(features) * (0.25 + 0.3 * len(tables)), title)
+    figure = _figure(1.7 + len(features) * (0.25 + 0.3 * len(tables)), title)
     ax = figure.add_subplot()
     highest = max(LARGE, *(table["psi"].max() for table in tables.values()))
     for number, (version, table) in enumerate(tables.items()):
@@ -123,12 +134,13 @@ def stability(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
         ax.plot(table["chance"], positions, "|", color="black", ms=11, markeredgewidth=1.5, label=label)
         for position, value in zip(positions, table["psi"], strict=True):
             text = "too few images" if np.isnan(value) else f"{value:.3f}"
-            ax.text(0.005 * highest, position, text, va="center", fontsize=8.5)
-    for bound, name in ((SMALL, "a change"), (LARGE, "a large change")):
-        ax.axvline(bound, color="tab:red", linestyle="--" if bound == SMALL else "-", linewidth=1)
-        ax.text(bound, -0.62, f" {name}", color="tab:red", fontsize=8.5, va="bottom")
-    ax.set_yticks(range(len(features)), features)
-    ax.set(xlim=(0, 1.3 * highest), ylim=(len(features) - 0.4, -0.85), xlabel="population stability index")
+            # Beside the axes, where no bar or line crosses it.
+            beside = {"xycoords": ax.get_yaxis_transform(), "xytext": (5, 0), "textcoords": "offset points"}
+            ax.annotate(text, (1, position), va="center", fontsize=8.5, **beside)
+    for bound, name, line in ((SMALL, "a change", "--"), (LARGE, "a large change", "-")):
+        ax.axvline(bound, color="tab:red", linestyle=line, linewidth=1, label=f"{name}: above {bound:g}")
+    ax.set_yticks(range(len(features)), ["predicted class" if name == "label" else name for name in features])
+    ax.set(xlim=(0, 1.05 * highest), ylim=(len(features) - 0.5, -0.5), xlabel="population stability index")
     ax.grid(axis="x", alpha=0.3)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
@@ -139,8 +151,11 @@ def _days(step: str) -> float:
     return float(pd.Timedelta(STEPS[step]) / pd.Timedelta(days=1))
 
 
-def _time_axis(figure: Figure) -> None:
+def _time_axis(figure: Figure, table: pd.DataFrame, step: str) -> None:
+    times = pd.DatetimeIndex(table.index)
     for ax in figure.axes:
+        # Matplotlib would show some years around a single point.
+        ax.set_xlim(times[0], times[-1] + pd.Timedelta(STEPS[step]))
         locator = AutoDateLocator()
         ax.xaxis.set_major_locator(locator)
         ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))

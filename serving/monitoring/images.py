@@ -19,7 +19,9 @@ QUEUE_BYTES = 32_000_000
 CHECK_SECONDS = 600.0
 RETRY_SECONDS = 2.0
 CLOSE_SECONDS = 5.0
-EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WebP": "webp", "BMP": "bmp", "GIF": "gif"}
+EXTENSIONS = {
+    "JPEG": "jpg", "PNG": "png", "WebP": "webp", "BMP": "bmp", "GIF": "gif", "HEIC": "heic", "AVIF": "avif"
+}  # fmt: skip
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 

@@ -104,18 +104,23 @@ class Metrics:
         self._drifting: set[str] = set()
 
     def observe(self, record: Record) -> None:
-        """Count an image; a record of a request that was refused as a whole is ignored."""
+        """Count an image; a record of a request that was refused as a whole is ignored.
+
+        Frames of a live view count for the time per image only.
+        """
         if record.decode_ms is None:
             return
         self._decode.observe(record.decode_ms / 1000)
+        if record.score_ms is not None:
+            self._score.observe(record.score_ms / 1000)
+        if record.live:
+            return
         if record.error_code is not None:
             self._bad_pictures(record.error_code).inc()
         if record.label is not None:
             self._predictions(record.label).inc()
         if record.uncertain:
             self._uncertain.inc()
-        if record.score_ms is not None:
-            self._score.observe(record.score_ms / 1000)
 
     def request_ended(self, route: str, status: int, seconds: float) -> None:
         """Count a finished request. Every distinct `route` creates a series."""

@@ -19,7 +19,7 @@ class Record:
         model_version: such as "cifar10/3".
         image_sha256: SHA-256 of the image file, as 64 hex digits.
         image_bytes: size of the image file.
-        image_format: JPEG, PNG, WebP, BMP or GIF.
+        image_format: JPEG, PNG, WebP, BMP, GIF, HEIC or AVIF.
         confidence: probability of the label, 0..1.
         ood: energy score; higher values are further from the training data.
         brightness: mean of all values that the network sees, 0..1.
@@ -27,6 +27,8 @@ class Record:
         decode_ms: time to decode and resize the image.
         score_ms: time in the queue and in the network.
         total_ms: time from the first byte of the request to its answer.
+        live: whether it is a frame of a live view. Drift and class counts leave those out: a minute of one
+            scene is a thousand images.
     """
 
     request_id: str
@@ -48,3 +50,4 @@ class Record:
     decode_ms: float | None = None
     score_ms: float | None = None
     total_ms: float
+    live: bool = False

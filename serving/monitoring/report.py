@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cifar_mlflow.environment import default_cache_dir
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.figures import confusion_matrix
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.tracking.lifecycle import tracked_run
@@ -22,6 +23,7 @@ from serving.monitoring import analysis, figures
 from serving.monitoring.database import Database
 from serving.monitoring.drift import Reference
 from serving.registry.loader import load_scorer
+from serving.registry.versions import RegisteredModel
 
 logger = logging.getLogger("cifar_mlflow.monitor")
 
@@ -70,8 +72,15 @@ def monitor(config: MonitorConfig) -> str:
     log = database.safe_url
     records, feedback = database.read(since, until)
     window = f"{_utc(since)} to {_utc(until)} UTC"
+    is_live = records["live"].fillna(False).astype(bool)
+    left_out = 0 if config.live_frames else int(is_live.sum())
+    if left_out:
+        records = records[~is_live]
     if records.empty and feedback.empty:
-        return f"{log} has no requests from {window}. --since looks further back."
+        besides = (
+            f" apart from {left_out:,} frames of live views (--live-frames includes them)" if left_out else ""
+        )
+        return f"{log} has no requests from {window}{besides}. --since looks further back."
     connect(config.experiment)
     versions = _find_versions(records, feedback, config.model_uri)
     name = config.run_name or f"monitor-{datetime.fromtimestamp(until, UTC):%Y-%m-%d-%H%M}"
@@ -82,16 +91,24 @@ def monitor(config: MonitorConfig) -> str:
     ):
         run.log_params({**config.model_dump(mode="json"), "request_log": log})
         lines, metrics = _log_traffic(run, records, window)
+        if left_out:
+            lines.append(f"Left out: {left_out:,} frames of live views (--live-frames includes them)")
         for each in versions:
             _log_version(run, each)
             lines += _summary(each)
-        with_drift = {each.version: each.drift for each in versions if each.drift is not None}
+        with_drift = {
+            each.version: each.drift
+            for each in versions
+            if each.drift is not None and each.drift["psi"].notna().any()
+        }
         if with_drift:
             shown = dict(list(with_drift.items())[-SHOWN_VERSIONS:])
             run.log_figure(figures.stability(shown, f"Drift against the reference: {window}"), "drift.png")
         if versions:
             run.log_csv(pd.DataFrame([_row(each) for each in versions]), "versions.csv")
             metrics |= _metrics(versions[-1])
+            for model_id in _model_ids(versions):
+                run.log_model_input(model_id)
             run.set_tags({"model_version": versions[-1].version})
         run.log_metrics({key: value for key, value in metrics.items() if np.isfinite(value)}, step=0)
         note = "\n".join(
@@ -132,6 +149,17 @@ def _find_versions(
             )
         )
     return found
+
+
+def _model_ids(versions: list[ServedVersion]) -> list[str]:
+    """Return the ids of the logged models behind the versions that MLflow still has."""
+    found = []
+    for each in versions:
+        name, _, number = each.version.rpartition("/")
+        if number.isdigit():
+            with suppress(UsageError):  # the version was deleted
+                found.append(RegisteredModel(name).model_id(number))
+    return [model_id for model_id in found if model_id]
 
 
 def _card(version: str, model_uri: str | None) -> tuple[dict[str, Any], str | None]:
@@ -192,7 +220,9 @@ def _log_version(run: TrackedRun, served: ServedVersion) -> None:
     version, answers, folder = served.version, served.answers, served.folder
     if served.reference is not None and served.drift is not None and len(answers):
         tables = {feature: analysis.bins(answers, served.reference, feature) for feature in AXES}
-        title = f"{version}: {len(answers):,} images and the {served.reference['images']:,} of the reference"
+        title = (
+            f"{version}: images served: {len(answers):,}; in the reference: {served.reference['images']:,}"
+        )
         for name, features in {
             "class_mix": ["label"],
             "confidence": ["confidence"],
@@ -226,14 +256,20 @@ def _summary(served: ServedVersion) -> list[str]:
         )
         lines.append(f"{served.version}: drift (PSI): {indices}{note}")
     if served.feedback is None:
-        lines.append(f"{served.version}: no feedback, so the accuracy on these images is unknown")
+        lines.append(f"{served.version}: no feedback yet, so the accuracy on these images is unknown")
     else:
         live = served.feedback
         low, high = live.interval
-        f1 = f"; F1 {live.f1_macro:.3f} on the {live.known:,} whose true class is known" if live.known else ""
+        f1 = (
+            f" F1 is {live.f1_macro:.3f} on the {live.known:,} whose true class is known."
+            if live.known
+            else ""
+        )
+        answers = "answer" if live.judged == 1 else "answers"
         lines.append(
-            f"{served.version}: {live.accuracy:.1%} of {live.judged:,} answers with feedback were right "
-            f"(95 % interval {low:.1%} to {high:.1%}, if people judged random answers){f1}"
+            f"{served.version}: of {live.judged:,} {answers} with feedback, {live.accuracy:.1%} were right "
+            f"(95 % confidence interval {low:.1%} to {high:.1%}, provided that people judged a random "
+            f"sample).{f1}"
         )
     return lines
 

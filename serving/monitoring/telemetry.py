@@ -24,8 +24,11 @@ ROUTES = PROBES | {
     "/", "/predict", "/invocations", "/feedback", "/model", "/metrics", "/version", "/docs", "/openapi.json",
     "/v2", MODEL_ROUTE, INFER_ROUTE,
 }  # fmt: skip
-# These requests come every few seconds; they are counted, but get a line in the access log only if they fail.
-QUIET_ROUTES = PROBES | {"/metrics"}
+# The label of frames of a live view: a thousand per minute would hide the errors of other requests.
+LIVE_ROUTE = "live view"
+# These requests come often; they are counted, but get a line in the access log only if they fail.
+QUIET_ROUTES = PROBES | {"/metrics", LIVE_ROUTE}
+LIVE_SECONDS = 1.0  # between two frames that a process keeps in the request log
 FLUSH_SECONDS = 0.1
 # A row of the request log with its indexes takes about 300 bytes in SQLite, and 430 in PostgreSQL.
 ROWS_PER_MB = 2000
@@ -58,6 +61,7 @@ class Telemetry:
             self._log = RequestLog(config.request_log, retention_days=days, retention_rows=rows)
         self._metrics = Metrics(served.scorer.classes)
         self._turned_away = 0
+        self._next_frame = 0.0
         self._finished: list[_Finished] = []
         self.serving(served)
 
@@ -94,21 +98,31 @@ class Telemetry:
 
     def _record(self, finished: _Finished) -> None:
         context, status, seconds = finished
-        self._metrics.request_ended(_route(context.path), status, seconds)
+        self._metrics.request_ended(_route(context), status, seconds)
+        kept = self._is_kept(context)
         for record in context.records(status, seconds):
             self._metrics.observe(record)
-            if self._drift is not None and record.model_version == self._model:
+            if self._drift is not None and record.model_version == self._model and not record.live:
                 self._drift.observe(record)
-            if self._log is not None:
+            if self._log is not None and kept:
                 self._log.put(record)
-        if self._images is not None:
+        if self._images is not None and kept:
             for picture, data in zip(context.pictures, context.files, strict=True):
                 if data:
                     self._images.put(picture["image_sha256"], picture["image_format"], data)
 
-    def turned_away(self, path: str) -> None:
+    def _is_kept(self, context: RequestContext) -> bool:
+        """Return whether the request log and the image folder keep a request: of live frames, a sample."""
+        if not context.live:
+            return True
+        if context.started < self._next_frame:
+            return False
+        self._next_frame = context.started + LIVE_SECONDS
+        return True
+
+    def turned_away(self, context: RequestContext) -> None:
         """Count a request that was answered with 503 before any work; it has no row in the request log."""
-        self._metrics.turned_away(_route(path))
+        self._metrics.turned_away(_route(context))
         self._turned_away += 1
 
     def measure(self, inside: int, waiting: int, champion: Champion) -> None:
@@ -168,15 +182,16 @@ class Telemetry:
         return [sink for sink in (self._log, self._images) if sink is not None]
 
 
-def _route(path: str) -> str:
-    """Return a label for a path; paths that strangers invent must not become labels."""
+def _route(context: RequestContext) -> str:
+    """Return a label for the path; paths that strangers invent must not become labels."""
+    path = context.path
     if path in ROUTES:
-        return path
+        return LIVE_ROUTE if context.live else path
     return "/page" if path.startswith("/page/") else "other"
 
 
 def _access_events(finished: Sequence[_Finished]) -> list[dict[str, Any]]:
-    """Return the lines of the access log; probes that succeed have none."""
+    """Return the lines of the access log; probes and live frames that succeed have none."""
     return [
         {
             "request_id": context.request_id,
@@ -191,5 +206,5 @@ def _access_events(finished: Sequence[_Finished]) -> list[dict[str, Any]]:
             "event": "request",
         }
         for context, status, seconds in finished
-        if (route := _route(context.path)) not in QUIET_ROUTES or status >= 400
+        if (route := _route(context)) not in QUIET_ROUTES or status >= 400
     ]

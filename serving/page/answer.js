@@ -20,14 +20,15 @@
  * @property {Prediction} prediction
  * @property {number} totalMs Time from the call to the answer.
  * @property {string} timing A sentence about the time and its parts.
- * @property {SendFeedback} [sendFeedback] Absent if nobody receives feedback.
+ * @property {(feedback: Feedback) => Promise<void>} [sendFeedback] Absent if nobody receives feedback.
+ * @property {Feedback} [feedback] The last feedback that was sent.
+ * @property {(feedback: Feedback) => void} [onFeedback] Called when feedback was sent.
  */
 /**
- * Report whether the prediction is right.
- * @callback SendFeedback
- * @param {boolean} correct
- * @param {string | null} label The correct class; null if it is none of the model's classes.
- * @returns {Promise<void>}
+ * What the user says about a prediction.
+ * @typedef {object} Feedback
+ * @property {boolean} correct
+ * @property {string | null} label The correct class; null if it is none of the model's classes.
  */
 /**
  * @typedef {object} Model

@@ -22,7 +22,7 @@ const loop = new LiveLoop(video, { classify, onAnswer, onBusy, onFailure });
 async function classify(signal) {
   const { classes, fit, image_size } = await currentModel();
   const frame = await camera.frame(Math.max(FRAME_SIDE, image_size), fit);
-  return predict(frame, classes.length, { signal, tries: 1 });
+  return predict(frame, classes.length, { signal, tries: 1, live: true });
 }
 
 /**

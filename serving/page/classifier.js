@@ -3,6 +3,7 @@
 
 import { ClassifierError } from "./answer.js";
 import { askForKey } from "./api-key.js";
+import { toCommonFormat } from "./convert.js";
 import { milliseconds } from "./format.js";
 
 /** @typedef {import("./answer.js").Answer} Answer */
@@ -24,19 +25,23 @@ export async function getModel() {
 /**
  * @param {Blob} image
  * @param {number} classes Number of classes in the answer.
- * @param {{signal?: AbortSignal, tries?: number}} [options] `tries`: maximum number of tries if the service is busy.
+ * @param {object} [options]
+ * @param {AbortSignal} [options.signal]
+ * @param {number} [options.tries] Maximum number of tries if the service is busy.
+ * @param {boolean} [options.live] The image is a frame of a live view, which monitoring leaves out.
  * @returns {Promise<Answer>}
  */
-export async function predict(image, classes, { signal, tries = MAX_TRIES } = {}) {
+export async function predict(image, classes, { signal, tries = MAX_TRIES, live = false } = {}) {
+  const photo = await toCommonFormat(image);
   // Other files are sent as bytes: the service explains what is wrong with them.
-  const type = image.type.startsWith("image/") ? image.type : "application/octet-stream";
+  const type = photo.type.startsWith("image/") ? photo.type : "application/octet-stream";
   for (let attempt = 1; ; attempt++) {
     const start = performance.now();
     try {
       const response = await send(`predict?top_k=${classes}&input=true`, {
         method: "POST",
-        body: image,
-        headers: { "Content-Type": type },
+        body: photo,
+        headers: { "Content-Type": type, ...(live && { "X-Live-Frame": "1" }) },
         signal,
       });
       const body = await response.json();
@@ -47,7 +52,7 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES } = {}
         prediction: body.predictions[0],
         totalMs,
         timing: describe(totalMs, body.timings_ms),
-        sendFeedback: (correct, label) => sendFeedback(body.request_id, correct, label),
+        sendFeedback: (feedback) => sendFeedback(body.request_id, feedback),
       };
     } catch (error) {
       const wait = error instanceof ClassifierError ? error.retryAfter : 0;
@@ -64,21 +69,20 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES } = {}
  */
 function describe(totalMs, { decode, score }) {
   return (
-    `Answered in ${Math.round(totalMs)} ms: ${milliseconds(decode)} to decode the photo, ` +
-    `${milliseconds(score)} for the network, the rest in transit.`
+    `Answered in ${Math.round(totalMs)} ms: decoding the photo took ${milliseconds(decode)} ms, ` +
+    `the network ${milliseconds(score)} ms, and the transfer the rest.`
   );
 }
 
 /**
  * @param {string} requestId Id of the answer.
- * @param {boolean} correct
- * @param {string | null} label The correct class; null if it is none of the model's classes.
+ * @param {import("./answer.js").Feedback} feedback
  */
-async function sendFeedback(requestId, correct, label) {
+async function sendFeedback(requestId, feedback) {
   await send("feedback", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ request_id: requestId, item: 0, correct, label }),
+    body: JSON.stringify({ request_id: requestId, item: 0, ...feedback }),
   });
 }
 

@@ -18,8 +18,8 @@ export function milliseconds(ms) {
 
 /**
  * @param {readonly string[]} words
- * @returns {string} "a, b or c"
+ * @returns {string} "a, b and c"
  */
 export function joinWords(words) {
-  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} or ${words.at(-1)}`;
+  return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
 }

@@ -59,7 +59,7 @@ async function classifySeveral(files, signal) {
     if (signal.aborted) return;
     showPanel("several");
     announce(`Classifying ${files.length} photos.`);
-    await showPhotoGrid(files, model, signal, (row, card) => openRow(row, card, model));
+    await showPhotoGrid(files, model, signal, (row, opener) => openRow(row, opener, model));
   } catch (error) {
     showNotice(/** @type {Error} */ (error).message);
   }
@@ -68,10 +68,10 @@ async function classifySeveral(files, signal) {
 /**
  * Show one photo of the grid in full, with a button that leads back.
  * @param {import("./photo-grid.js").Row} row
- * @param {HTMLElement} card
+ * @param {HTMLElement} opener The element that has the focus again afterwards.
  * @param {import("./answer.js").Model} model
  */
-function openRow(row, card, model) {
+function openRow(row, opener, model) {
   showPhoto(row.file);
   if (row.answer) showAnswer(row.answer, model);
   else showFailure(row.error ?? "");
@@ -80,7 +80,7 @@ function openRow(row, card, model) {
   byId("back").hidden = false;
   byId("back").onclick = () => {
     showPanel("several");
-    card.focus();
+    opener.focus();
   };
 }
 
@@ -89,11 +89,12 @@ async function showModel() {
   showExamples(classes, onFiles);
   const listed = classes.length <= 20;
   byId("knows").textContent = listed
-    ? `Add a photo, and the model says which of these it shows, and how sure it is: ${joinWords(classes)}.`
-    : `Add a photo, and the model says which of ${classes.length} classes it shows, and how sure it is.`;
+    ? `The model can tell these apart: ${joinWords(classes)}. Add a photo to see which it shows, and how sure the model is.`
+    : `The model can tell ${classes.length} classes apart. Add a photo to see which it shows, and how sure the model is.`;
   const accuracy = metrics?.["val/accuracy"];
-  const right = accuracy === undefined ? "" : `: ${Math.round(accuracy * 100)} of 100 validation images right`;
-  byId("about").textContent = `Model ${name}, version ${version}${right}.`;
+  const right =
+    accuracy === undefined ? "" : ` It classified ${Math.round(accuracy * 100)}% of its validation images correctly.`;
+  byId("about").textContent = `Model ${name}, version ${version}.${right}`;
 }
 
 onPhotos(onFiles);

@@ -4,6 +4,7 @@
 import { predict } from "./classifier.js";
 import { download, toCsv } from "./csv.js";
 import { announce, byId, element } from "./dom.js";
+import { feedbackMenu } from "./feedback.js";
 import { percent } from "./format.js";
 
 /** @typedef {import("./answer.js").Answer} Answer */
@@ -31,7 +32,7 @@ csv.addEventListener("click", () => download("answers.csv", toCsv(rows, classes)
  * @param {File[]} files
  * @param {Model} model
  * @param {AbortSignal} signal
- * @param {(row: Row, card: HTMLElement) => void} onOpen Called when the user opens one of the photos.
+ * @param {(row: Row, opener: HTMLElement) => void} onOpen Called when the user opens one of the photos.
  */
 export async function showPhotoGrid(files, model, signal, onOpen) {
   rows = files.map((file) => ({ file }));
@@ -42,10 +43,9 @@ export async function showPhotoGrid(files, model, signal, onOpen) {
   grid.replaceChildren();
   showProgress(0);
   const cards = rows.map((row) => {
-    const card = element("button", { type: "button", className: "card", disabled: true });
-    card.append(element("span", { className: "thumb" }), element("span", { className: "name" }, row.file.name));
-    card.addEventListener("click", () => onOpen(row, card));
-    grid.append(element("li", {}, card));
+    const card = createCard(row.file.name);
+    card.open.addEventListener("click", () => onOpen(row, card.open));
+    grid.append(card.item);
     return card;
   });
 
@@ -54,9 +54,9 @@ export async function showPhotoGrid(files, model, signal, onOpen) {
   async function worker() {
     while (next < rows.length) {
       const index = next++;
-      await Promise.all([drawThumbnail(rows[index].file, cards[index]), classify(rows[index], model, signal)]);
+      await Promise.all([drawThumbnail(rows[index].file, cards[index].thumb), classify(rows[index], model, signal)]);
       if (signal.aborted) return;
-      showResult(cards[index], rows[index]);
+      showResult(cards[index], rows[index], classes);
       showProgress(++done);
     }
   }
@@ -89,30 +89,47 @@ function showProgress(done) {
 }
 
 /**
- * @param {HTMLButtonElement} card
- * @param {Row} row
+ * Create an entry of the grid: a button that opens the photo, to which its prediction is added later.
+ * @param {string} name
  */
-function showResult(card, { answer, error }) {
-  card.disabled = false;
+function createCard(name) {
+  const thumb = element("span", { className: "thumb" });
+  const open = element(
+    "button",
+    { type: "button", className: "open", disabled: true, title: name },
+    thumb,
+    element("span", { className: "name", dir: "auto" }, name),
+  );
+  return { item: element("li", { className: "card" }, open), open, thumb };
+}
+
+/**
+ * @param {ReturnType<typeof createCard>} card
+ * @param {Row} row
+ * @param {readonly string[]} classes
+ */
+function showResult({ item, open }, { file, answer, error }, classes) {
+  open.disabled = false;
   if (answer) {
     const { label, confidence, uncertain } = answer.prediction;
-    card.classList.toggle("unsure", uncertain);
-    card.append(
+    item.classList.toggle("unsure", uncertain);
+    open.append(
       element("strong", {}, uncertain ? "Not sure" : label),
       element("span", { className: "quiet" }, `${uncertain ? `${label}, ` : ""}${percent(confidence)}`),
     );
+    if (answer.sendFeedback) item.append(feedbackMenu(answer, classes, file.name));
   } else {
-    card.classList.add("failed");
-    card.append(element("strong", {}, "No answer"), element("span", { className: "quiet" }, error ?? ""));
+    item.classList.add("failed");
+    open.append(element("strong", {}, "No answer"), element("span", { className: "quiet" }, error ?? ""));
   }
 }
 
 /**
  * Draw a small copy of the photo: a hundred photos at full size would fill the memory of a phone.
  * @param {File} file
- * @param {HTMLElement} card
+ * @param {HTMLElement} thumb
  */
-async function drawThumbnail(file, card) {
+async function drawThumbnail(file, thumb) {
   try {
     const bitmap = await createImageBitmap(file);
     const scale = Math.min(1, THUMBNAIL_SIDE / Math.min(bitmap.width, bitmap.height));
@@ -123,8 +140,8 @@ async function drawThumbnail(file, card) {
     });
     canvas.getContext("2d")?.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     bitmap.close();
-    card.querySelector(".thumb")?.append(canvas);
+    thumb.append(canvas);
   } catch {
-    card.querySelector(".thumb")?.append("no preview"); // not an image, or a format that the browser cannot show
+    thumb.append("no preview"); // not an image, or a format that the browser cannot show
   }
 }

@@ -58,7 +58,7 @@ export class PredictionView {
     this.root.classList.toggle("unsure", uncertain);
     this.verdict.textContent = uncertain ? "Not sure" : label;
     this.detail.textContent = uncertain
-      ? `The closest is ${label}, ${percent(confidence)}. ${reason(confidence, model)}`
+      ? `The closest match is ${label} (${percent(confidence)}). ${reason(confidence, model)}`
       : `${percent(confidence)} sure`;
     const keepOrder = steady && model.classes.length <= MAX_BARS;
     const scores = keepOrder ? inClassOrder(top_k, model.classes) : top_k.slice(0, MAX_BARS);
@@ -98,13 +98,13 @@ function inClassOrder(scores, classes) {
 }
 
 /**
- * Explain why the network is not sure.
+ * Explain why the model is not sure.
  * @param {number} confidence
  * @param {Model} model
  */
 function reason(confidence, model) {
   const threshold = model.uncertain?.confidence_below;
   return threshold !== undefined && confidence < threshold
-    ? `Below ${percent(threshold)} it is mistaken too often.`
-    : "The photo is unlike the images that the network was trained on.";
+    ? `Below ${percent(threshold)}, the model is wrong too often.`
+    : "The photo is unlike those that the model was trained on.";
 }

@@ -40,7 +40,8 @@ export function showPhoto(file) {
  * @param {Answer} answer
  * @param {Model} model
  */
-export function showAnswer({ prediction, timing, sendFeedback }, model) {
+export function showAnswer(answer, model) {
+  const { prediction, timing, sendFeedback } = answer;
   view.show(prediction, model);
   announce(spokenAnswer(prediction));
   const size = model.image_size;
@@ -49,7 +50,7 @@ export function showAnswer({ prediction, timing, sendFeedback }, model) {
   byId("seen-caption").textContent = `The network’s view, ${size}\u00a0×\u00a0${size}`;
   byId("seen-figure").hidden = false;
   byId("timing").textContent = timing;
-  if (sendFeedback) askForFeedback(byId("feedback"), sendFeedback, prediction.label, model.classes);
+  if (sendFeedback) askForFeedback(byId("feedback"), answer, model.classes);
 }
 
 /** @param {string} message */

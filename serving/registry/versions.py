@@ -151,6 +151,15 @@ class RegisteredModel:
         value: str | None = tags.get(key)
         return value
 
+    def model_id(self, number: str) -> str | None:
+        """Return the id of the logged model that a version was made from; None if MLflow has none."""
+        version = call_mlflow(
+            lambda: self._client.get_model_version(self.name, number),
+            missing=f"{self.name} has no version {number}",
+        )
+        model_id: str | None = version.model_id
+        return model_id or None
+
     def set_tags(self, number: str, **tags: str) -> None:
         for key, value in tags.items():
             call_mlflow(partial(self._client.set_model_version_tag, self.name, number, key, value))

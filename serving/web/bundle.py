@@ -43,7 +43,7 @@ _HEAD = f"""
 _FOOTER = """
       <p>Photos stay on this device.<span id="offline" hidden> The page works offline.</span></p>"""
 _SERVER_ONLY = re.compile(r"\s*<!-- server -->.*?<!-- /server -->", re.DOTALL)
-_SERVER_ONLY_FILES = ("index.html", "api-key.js")
+_SERVER_ONLY_FILES = ("index.html", "api-key.js", "convert.js", "model-card.js")
 
 
 def write_bundle(folder: Path, network: bytes, card: dict[str, Any], runtime: Runtime) -> None:

@@ -1,29 +1,32 @@
-"""GET /docs: the OpenAPI document as a page for people, with an example of each route."""
+"""GET /docs: the OpenAPI document in Swagger UI, and examples for the command line."""
 
-import base64
-import hashlib
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import FileResponse, HTMLResponse
 
 from serving.app.dependencies import app_state
 
 router = APIRouter(include_in_schema=False)
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 2rem auto; padding: 0 1rem; }
-pre { background: #8882; padding: .7rem 1rem; overflow-x: auto; border-radius: .4rem; }
-h2 { margin-top: 2.5rem; } h2 code { font-size: 1rem; } :root { color-scheme: light dark; }
-"""
-STYLE_DIGEST = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-POLICY = (
-    f"default-src 'none'; style-src 'sha256-{STYLE_DIGEST}'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+
+class _File(NamedTuple):
+    media_type: str
+    stored_as: str
+
+
+FOLDER = Path(__file__).parents[1] / "swagger"
+FILES = {
+    "swagger-ui-bundle.js": _File("text/javascript", "swagger-ui-bundle.js.gz"),
+    "swagger-ui.css": _File("text/css", "swagger-ui.css.gz"),
+    "docs.js": _File("text/javascript", "docs.js"),
+    "docs.css": _File("text/css", "docs.css"),
+}
 
 # A test runs each of them, beside an image cat.jpg.
 EXAMPLES = {
@@ -52,33 +55,51 @@ EXAMPLES = {
 }
 
 
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>cifar-mlflow: HTTP API</title>
+<link rel="icon" href="page/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="page/swagger/swagger-ui.css">
+<link rel="stylesheet" href="page/swagger/docs.css">
+<script src="page/swagger/swagger-ui-bundle.js" defer></script>
+<script src="page/swagger/docs.js" defer></script>
+<p><a href="./">Classify photos</a> | <a href="#examples">Examples for the command line</a> |
+<a href="openapi.json">openapi.json</a></p>
+<noscript><p>The description needs JavaScript; the examples and openapi.json do not.</p></noscript>
+<div id="swagger"></div>
+<section id="examples">
+<h2>Examples for the command line</h2>
+<p>If the server has a key, add <code>-H 'Authorization: Bearer KEY'</code>.</p>
+{examples}
+</section>
+"""
+
+
 @router.get("/docs")
 async def docs(request: Request) -> HTMLResponse:
     name = quote(app_state(request).champion.current.name)
-    html = render(request.app.openapi(), str(request.base_url).rstrip("/"), name)
-    return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+    return HTMLResponse(render(str(request.base_url).rstrip("/"), name))
 
 
-def render(openapi: dict[str, Any], url: str, name: str) -> str:
+@router.get("/page/swagger/{name}")
+async def swagger_file(name: str) -> FileResponse:
+    if name not in FILES:
+        raise HTTPException(404)
+    file = FILES[name]
+    # Browsers accept gzip; the files are stored in this form only.
+    headers = {"Content-Encoding": "gzip"} if file.stored_as.endswith(".gz") else {}
+    return FileResponse(FOLDER / file.stored_as, media_type=file.media_type, headers=headers)
+
+
+def render(url: str, name: str) -> str:
     """Return the page; the examples have the address of the service and the name of the model."""
-    info = openapi["info"]
-    parts = [f"<h1>{escape(info['title'])}</h1><p>{escape(info['description'])}"]
-    for path, operations in openapi["paths"].items():
-        for method, operation in operations.items():
-            parts.append(
-                f"<h2><code>{method.upper()} {path}</code></h2><p>{escape(operation['description'])}"
-            )
-            examples = [example.format(url=url, name=name) for example in EXAMPLES.get(path, [])]
-            parts += [f"<pre>{escape(example)}</pre>" for example in examples]
-            parts += [
-                f"<p><code>{parameter['name']}</code>: {escape(parameter['description'])}"
-                for parameter in operation.get("parameters", [])
-            ]
-    parts.append(
-        '<p>For programs: <a href="openapi.json">openapi.json</a>. If the server has a key, add '
-        "<code>-H 'Authorization: Bearer KEY'</code>."
-    )
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><title>cifar-mlflow</title>"
-        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style>" + "\n".join(parts)
-    )
+    parts = []
+    for path, examples in EXAMPLES.items():
+        parts.append(f"<h3><code>{escape(path)}</code></h3>")
+        parts += [
+            f'<pre class="example">{escape(example.format(url=url, name=name))}</pre>' for example in examples
+        ]
+    return PAGE.format(examples="\n".join(parts))

@@ -13,6 +13,7 @@ from serving.app.decoding import DecodedImage, data_url
 from serving.app.dependencies import app_state, request_context
 from serving.app.errors import Refusal, image_status
 from serving.app.openapi import BINARY, errors, json_schema, request_body
+from serving.app.request_context import LIVE_HEADER
 from serving.app.schemas import ImageList, PredictParameters, PredictResponse, SingleImage
 from serving.app.uploads import FIELD, read_uploads
 
@@ -26,6 +27,15 @@ FORM = {
         "additionalProperties": False,
     }
 }
+# The middleware reads it.
+LIVE_FRAME = {
+    "name": LIVE_HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "1 for a frame of a live view: drift and class counts leave it out, and the request log "
+    "keeps one per second.",
+}
 
 
 @router.post(
@@ -33,14 +43,17 @@ FORM = {
     response_model=PredictResponse,
     response_description="An answer for each image; `error` says what is wrong with one.",
     responses=errors(408, 413, 415, 504),
-    openapi_extra=request_body(
-        {
-            "multipart/form-data": FORM,
-            "image/*": BINARY,
-            "application/octet-stream": BINARY,
-            "application/json": json_schema(SingleImage, ImageList),
-        }
-    ),
+    openapi_extra={
+        "parameters": [LIVE_FRAME],
+        **request_body(
+            {
+                "multipart/form-data": FORM,
+                "image/*": BINARY,
+                "application/octet-stream": BINARY,
+                "application/json": json_schema(SingleImage, ImageList),
+            }
+        ),
+    },
 )
 async def predict(request: Request, parameters: Annotated[PredictParameters, Query()]) -> Response:
     """Classify images. The response has, for each, its label, a confidence and the likeliest classes."""

@@ -142,7 +142,7 @@ def test_the_report_has_traffic_latency_drift_and_accuracy(log: Callable[..., No
         "brightness",
         "contrast",
     ]
-    assert "75.0% of 8 answers with feedback were right" in run.data.tags["mlflow.note.content"]
+    assert "of 8 answers with feedback, 75.0% were right" in run.data.tags["mlflow.note.content"]
 
 
 def test_versions_are_reported_separately(log: Callable[..., None]) -> None:
@@ -158,6 +158,10 @@ def test_versions_are_reported_separately(log: Callable[..., None]) -> None:
     assert versions["psi/label"]["cifar10/1"] > 0.25
     assert run.data.metrics["psi/label"] == pytest.approx(versions["psi/label"]["cifar10/2"])
     assert run.data.tags["model_version"] == "cifar10/2"
+    client = mlflow.MlflowClient()
+    evaluated = {client.get_model_version("cifar10", number).model_id for number in ("1", "2")}
+    assert None not in evaluated
+    assert {each.model_id for each in run.inputs.model_inputs} == evaluated
     assert result.output.count("the reference consists of training images") == 1  # of version 2
     assert {"cifar10-1/class_mix.png", "cifar10-2/class_mix.png"} <= files(run)
 
@@ -202,7 +206,7 @@ def test_a_report_on_feedback_only(log: Callable[..., None]) -> None:
     log(answer(1, age=30 * HOUR), feedback={"cifar10-1-1": {"correct": True}})
     result = monitor("--since", "1h")
     assert result.exit_code == 0, result.output
-    assert "100.0% of 1 answers" in result.output
+    assert "of 1 answer with feedback, 100.0% were right" in result.output
 
 
 def test_a_window_without_requests_creates_no_run(log: Callable[..., None]) -> None:
@@ -222,6 +226,49 @@ def test_a_request_with_several_images_is_one_request(log: Callable[..., None]) 
     assert monitor().exit_code == 0
     assert the_run().data.metrics["requests"] == 1
     assert the_run().data.metrics["pictures"] == 5
+
+
+def test_frames_of_live_views_are_left_out_by_default(log: Callable[..., None]) -> None:
+    photos = [answer(number) for number in range(250)]
+    frames = [
+        answer(number, request_id=f"frame-{number}", label="red", confidence=0.99, live=True)
+        for number in range(2000)
+    ]
+    log(*photos, *frames)
+    result = monitor("--run-name", "without")
+    assert result.exit_code == 0, result.output
+    assert "Left out: 2,000 frames of live views" in result.output
+    assert "Drift" not in result.output
+    metrics = the_run().data.metrics
+    assert (metrics["requests"], metrics["pictures"]) == (250, 250)
+    assert metrics["psi/label"] < 0.1
+    assert "versions.csv" in files(the_run())
+    assert table(the_run(), "versions.csv")["pictures"].tolist() == [250]
+
+    assert monitor("--live-frames", "--run-name", "with").exit_code == 0
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="run_name = 'with'", output_format="list"
+    )
+    assert run.data.metrics["requests"] == 2250
+    assert run.data.metrics["psi/label"] > 0.25
+
+
+def test_a_window_with_nothing_but_live_frames_is_reported(log: Callable[..., None]) -> None:
+    log(*(answer(number, live=True) for number in range(3)))
+    result = monitor()
+    assert result.exit_code == 0, result.output
+    assert "apart from 3 frames of live views" in result.output
+
+
+def test_feedback_that_was_corrected_counts_once(log: Callable[..., None]) -> None:
+    log(answer(1), answer(2), feedback={"cifar10-1-1": {"correct": True}, "cifar10-1-2": {"correct": True}})
+    log(feedback={"cifar10-1-1": {"correct": False, "label": "red"}})
+    result = monitor()
+    assert result.exit_code == 0, result.output
+    assert the_run().data.metrics["live/accuracy"] == 0.5
+    assert the_run().data.metrics["live/feedbacks"] == 2
+    confusion = table(the_run(), "cifar10-1/live_confusion.csv").set_index("true")
+    assert confusion.loc["red", "green"] == 1  # number 1 was classified as green
 
 
 @pytest.mark.parametrize(

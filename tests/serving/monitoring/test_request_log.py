@@ -244,6 +244,26 @@ def test_a_table_of_another_format_is_reported(url: str) -> None:
         rows(url)
 
 
+def test_a_table_of_an_earlier_version_gets_the_new_column(url: str) -> None:
+    log = open_log(url)
+    log.put(record("old"))
+    log.close()
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(sa.text("ALTER TABLE request_log DROP COLUMN live"))
+    assert rows(url)["live"].isna().tolist() == [True]  # reading changes nothing
+    with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
+        assert "live" not in {column["name"] for column in sa.inspect(connection).get_columns("request_log")}
+
+    logs = [open_log(url) for _ in range(2)]
+    logs[0].put(record("photo"))
+    logs[1].put(record("frame", live=True))
+    for log in logs:
+        log.close()
+    assert rows(url).set_index("request_id")["live"].fillna(False).to_dict() == {
+        "old": False, "photo": False, "frame": True,
+    }  # fmt: skip
+
+
 def test_a_file_of_another_program_is_not_changed(sqlite_url: str, tmp_path: Path) -> None:
     file = tmp_path / "requests.db"
     with sqlite3.connect(file) as connection:

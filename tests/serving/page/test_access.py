@@ -1,7 +1,6 @@
 """Accessibility: keyboard, screen reader, phone, dark mode, reduced motion; and the API key dialog."""
 
 import base64
-import itertools
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -10,7 +9,7 @@ import pytest
 import requests
 from playwright.sync_api import Page, expect
 
-from tests.serving.page.conftest import CAT, KEY, ROOT, Photos, Server, upload
+from tests.serving.page.conftest import CAT, KEY, ROOT, Photos, Server
 
 pytestmark = pytest.mark.slow
 
@@ -110,24 +109,6 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def test_long_file_names_do_not_widen_a_phone_page(
-    open_page: Callable[..., Page], server: Server, photos: Photos
-) -> None:
-    page = open_page(server.url, **PHONE | {"viewport": {"width": 390, "height": 844}})
-    content = photos.sure.read_bytes()
-    page.set_input_files("#files", [upload(f"{i}{'x' * 150}.png", content, "image/png") for i in range(5)])
-    expect(page.get_by_role("heading", name="5 photos", exact=True)).to_be_visible()
-
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    boxes = page.locator(".card").evaluate_all("all => all.map((each) => each.getBoundingClientRect())")
-    for left, right in itertools.pairwise(boxes):
-        assert right["top"] >= left["bottom"] or right["left"] >= left["right"]
-
-    page.locator(".card").first.click()
-    expect(page.get_by_role("button", name="Back to all photos")).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_both_colour_schemes_have_enough_contrast(
     open_page: Callable[..., Page], server: Server, photos: Photos, scheme: str
@@ -166,7 +147,7 @@ def test_the_page_asks_for_a_key_only_if_the_server_requires_one(
     expect(page.get_by_role("dialog")).to_be_hidden()
 
     guarded = open_page(server_with_key.url)
-    dialog = guarded.get_by_role("dialog", name="This service asks for a key")
+    dialog = guarded.get_by_role("dialog", name="This service requires an API key")
     key = dialog.get_by_label("API key")
     expect(key).to_be_focused()
     guarded.keyboard.type("wrong")
@@ -230,3 +211,26 @@ def test_the_javascript_of_the_docs_works(page: Page, server: Server, photos: Ph
         [code, base64.b64encode(photos.sure.read_bytes()).decode()],
     )
     assert logged == photos.sure_label
+
+
+def test_the_model_and_its_run_are_one_click_away(
+    page: Page, open_page: Callable[..., Page], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    page.get_by_role("button", name="About the model").click()
+    dialog = page.get_by_role("dialog", name=re.compile("version"))
+    expect(dialog).to_contain_text("airplane, automobile, bird")
+    expect(dialog).to_contain_text("confidence")
+    expect(dialog.get_by_role("link")).to_have_count(0)  # MLflow keeps its runs in a file
+    page.get_by_role("button", name="Close").click()
+    expect(dialog).to_be_hidden()
+
+    options = ("--mlflow-url", "https://someone:secret@mlflow.example.org/team/")
+    server = Server(tmp_path_factory.mktemp("with-mlflow"), *options)
+    try:
+        page = open_page(server.url)
+        page.get_by_role("button", name="About the model").click()
+        link = page.get_by_role("link", name="Training run in MLflow")
+        run_id = requests.get(f"{server.url}/model", timeout=60).json()["run_id"]
+        expect(link).to_have_attribute("href", f"https://mlflow.example.org/team/#/runs/{run_id}")
+    finally:
+        server.stop()

@@ -11,18 +11,21 @@ from tests.serving.page.conftest import Photos, Server
 pytestmark = pytest.mark.slow
 
 
-def logged_feedback(server: Server, request_id: str) -> tuple[bool, str | None]:
-    """Return whether the prediction was right, and the correct class."""
+def wait_for_feedback(server: Server, request_id: str, expected: tuple[bool, str | None]) -> None:
+    """Wait until the log says whether the prediction was right, and the correct class."""
     deadline = time.monotonic() + 60
+    logged: list[tuple[bool, str | None]] = []
     while time.monotonic() < deadline:
         _, feedback = Database(server.request_log).read(0, time.time() + 1)
         rows = feedback[feedback["request_id"] == request_id]
-        if len(rows):
-            row = rows.iloc[0]
-            label = row["feedback_label"]
-            return bool(row["feedback_correct"]), label if isinstance(label, str) else None
+        logged = [
+            (bool(correct), label if isinstance(label, str) else None)
+            for correct, label in zip(rows["feedback_correct"], rows["feedback_label"], strict=True)
+        ]
+        if logged == [expected]:
+            return
         time.sleep(0.1)
-    raise AssertionError("the log has no feedback")
+    raise AssertionError(f"the log has {logged}, not {expected}")
 
 
 def classify(page: Page, photos: Photos) -> str:
@@ -39,7 +42,7 @@ def test_a_right_prediction_is_logged(page: Page, server: Server, photos: Photos
 
     thanks = page.get_by_text(f"Thank you. Noted: {photos.sure_label}.")
     expect(thanks).to_be_focused()
-    assert logged_feedback(server, request_id) == (True, photos.sure_label)
+    wait_for_feedback(server, request_id, (True, photos.sure_label))
 
 
 def test_a_wrong_prediction_is_logged_with_the_chosen_class(
@@ -54,7 +57,7 @@ def test_a_wrong_prediction_is_logged_with_the_chosen_class(
     choice.get_by_role("button", name=others[0]).click()
 
     expect(page.get_by_text(f"Noted: {others[0]}.")).to_be_visible()
-    assert logged_feedback(server, request_id) == (False, others[0])
+    wait_for_feedback(server, request_id, (False, others[0]))
 
 
 def test_something_else_is_logged_as_wrong_without_a_class(
@@ -65,7 +68,48 @@ def test_something_else_is_logged_as_wrong_without_a_class(
     page.get_by_role("button", name="something else").click()
 
     expect(page.get_by_text("Noted: something else.")).to_be_visible()
-    assert logged_feedback(server, request_id) == (False, None)
+    wait_for_feedback(server, request_id, (False, None))
+
+
+def test_feedback_can_be_corrected(page: Page, server: Server, photos: Photos) -> None:
+    request_id = classify(page, photos)
+    page.get_by_role("button", name="Right").click()
+    page.get_by_role("button", name="Change").click()
+    expect(page.get_by_role("button", name="Right")).to_be_focused()
+    page.get_by_role("button", name="Wrong").click()
+    page.get_by_role("button", name="something else").click()
+
+    expect(page.get_by_text("Noted: something else.")).to_be_focused()
+    wait_for_feedback(server, request_id, (False, None))
+
+
+def test_feedback_can_be_given_and_corrected_in_the_grid(page: Page, server: Server, photos: Photos) -> None:
+    page.set_input_files("#files", [photos.sure, photos.unsure])
+    menu = page.get_by_label("Feedback on sure.png")
+    other = next(name for name in photos.classes if name != photos.sure_label)
+    with page.expect_request("**/feedback") as sent:
+        menu.select_option(label="Right")
+    expect(page.get_by_role("status")).to_have_text(f"Noted: {photos.sure_label}.")
+    request_id = sent.value.post_data_json["request_id"]
+    menu.select_option(label=other)
+    expect(page.get_by_role("status")).to_have_text(f"Noted: {other}.")
+    wait_for_feedback(server, request_id, (False, other))
+
+    # The photo in full shows what was chosen, and the grid what is chosen there.
+    page.get_by_title("sure.png", exact=True).click()
+    expect(page.get_by_text(f"Noted: {other}.")).to_be_visible()
+    page.get_by_role("button", name="Change").click()
+    page.get_by_role("button", name="Right").click()
+    expect(page.get_by_text(f"Noted: {photos.sure_label}.")).to_be_visible()
+    page.get_by_role("button", name="Back to all photos").click()
+    expect(menu.locator("option:checked")).to_have_text("Right")
+    wait_for_feedback(server, request_id, (True, photos.sure_label))
+    expect(page.get_by_label("Feedback on unsure.png").locator("option:checked")).to_have_text("Is it right?")
+
+    page.context.set_offline(True)
+    menu.select_option(label=other)
+    expect(page.get_by_role("alert").filter(has_text="does not answer")).to_be_visible()
+    expect(menu.locator("option:checked")).to_have_text("Right")
 
 
 def test_feedback_can_be_sent_again_after_a_failure(page: Page, server: Server, photos: Photos) -> None:
@@ -77,4 +121,4 @@ def test_feedback_can_be_sent_again_after_a_failure(page: Page, server: Server, 
     page.context.set_offline(False)
     page.get_by_role("button", name="Right").click()
     expect(page.get_by_text(f"Thank you. Noted: {photos.sure_label}.")).to_be_visible()
-    assert logged_feedback(server, request_id) == (True, photos.sure_label)
+    wait_for_feedback(server, request_id, (True, photos.sure_label))

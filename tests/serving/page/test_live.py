@@ -105,6 +105,17 @@ def test_frames_are_small_and_at_most_two_are_in_flight(page: Page) -> None:
     assert 0 < max(sizes) < 16_000
 
 
+def test_frames_are_marked_and_photos_are_not(page: Page, photos: Photos) -> None:
+    traffic = Traffic(page)
+    start_live_view(page)
+    traffic.wait_for_more(page, 2)
+    assert {request.headers.get("x-live-frame") for request in traffic.requests} == {"1"}
+    page.get_by_role("button", name="Live", exact=True).click()
+    with page.expect_request("**/predict*") as photo:
+        page.set_input_files("#files", photos.sure)
+    assert "x-live-frame" not in photo.value.headers
+
+
 def test_frames_are_dropped_while_two_requests_have_no_response(page: Page) -> None:
     start_live_view(page)
     held = HeldRequests(page)

@@ -1,14 +1,15 @@
 """Several photos at once: the grid, one photo of it in full, and the CSV file."""
 
 import csv
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 import requests
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FloatRect, Page, expect
 
-from tests.serving.page.conftest import CAT, HEIC, Photos, Server, upload
+from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, upload
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +72,57 @@ def test_the_csv_file_has_every_probability_and_no_formula(
     assert len(sure["request_id"]) == 32
     assert "HEIC" in heic["error"]
     assert heic["label"] == ""
+
+
+def test_long_names_and_long_photos_fit_screens_of_all_widths(page: Page) -> None:
+    names = [
+        "a.jp", "PXL_20261129_071234000.jpg", "WhatsApp Image 2026-11-29 at 07.12.00.jpeg",
+        f"{'x' * 116}.jpg", f"{'two words ' * 11}.jpeg",
+        "صورة من العطلة الصيفية في الجبال مع الأصدقاء.jpg", "תמונה מהחופשה.png",
+    ]  # fmt: skip
+    square = noise(60, 60)
+    files = [upload(name, square, "image/jpeg") for name in names]
+    files.append(upload("portrait.jpg", noise(60, 600), "image/jpeg"))
+    files.append(upload("panorama.jpg", noise(900, 60), "image/jpeg"))
+    page.set_input_files("#files", files)
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
+    cards = page.locator("#grid > li")
+    for width in (390, 768, 1280):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        panel = page.locator("#several").bounding_box()
+        assert panel
+        boxes = [box for card in cards.all() if (box := card.bounding_box())]
+        assert len(boxes) == len(files)
+        for one, other in itertools.combinations(boxes, 2):
+            assert not overlap(one, other), width
+        for box in boxes:
+            assert panel["x"] <= box["x"]
+            assert box["x"] + box["width"] <= panel["x"] + panel["width"]
+        spilling = cards.locator(".open, .open > *, .menu").evaluate_all(
+            """parts => parts.filter((part) => {
+                const card = part.closest("li").getBoundingClientRect(), box = part.getBoundingClientRect();
+                return box.left < card.left || box.right > card.right || box.bottom > card.bottom;
+            }).map((part) => part.outerHTML)"""
+        )
+        assert spilling == []
+        for name in (names[3], names[5], "portrait.jpg", "panorama.jpg"):
+            page.get_by_title(name, exact=True).click()
+            expect(page.get_by_role("heading", name=name)).to_be_visible()
+            assert page.evaluate("document.documentElement.scrollWidth") == width, name
+            page.get_by_role("button", name="Back to all photos").click()
+    # The ellipsis belongs at the end of a name, which is on the left of these.
+    directions = cards.locator(".name").evaluate_all(
+        "all => all.map((each) => getComputedStyle(each).direction)"
+    )
+    assert directions == ["ltr"] * 5 + ["rtl"] * 2 + ["ltr"] * 2
+
+
+def overlap(one: FloatRect, other: FloatRect) -> bool:
+    return all(
+        one[start] < other[start] + other[size] and other[start] < one[start] + one[size]
+        for start, size in (("x", "width"), ("y", "height"))
+    )
 
 
 def test_a_photo_can_be_opened_in_full_and_closed(page: Page, photos: Photos) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 from playwright.sync_api import Page, Route, expect
 
 from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, upload
@@ -60,7 +60,10 @@ def test_an_uncertain_prediction_is_shown_as_not_sure_with_the_reason(page: Page
 
     expect(page.locator("#reading .verdict")).to_have_text("Not sure")
     expect(page.locator("#reading .detail")).to_have_text(
-        re.compile(rf"^The closest is {photos.unsure_label}, \d+%\. Below \d+% it is mistaken too often\.$")
+        re.compile(
+            rf"^The closest match is {photos.unsure_label} \(\d+%\)\. "
+            r"Below \d+%, the model is wrong too often\.$"
+        )
     )
     expect(page.get_by_role("status")).to_contain_text(f"Not sure. Perhaps {photos.unsure_label}")
 
@@ -154,6 +157,24 @@ def test_a_photo_of_twelve_megapixels_is_sent_unchanged(page: Page) -> None:
     page.set_input_files("#files", upload("large.jpg", large, "image/jpeg"))
 
     expect_answer(page)
+
+
+def test_avif_is_converted_in_the_browser(page: Page, photos: Photos) -> None:
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    file = io.BytesIO()
+    Image.fromarray(photos.sure_pixels).resize((3000, 1500)).save(file, "AVIF")
+    with page.expect_request("**/predict*") as sent:
+        page.set_input_files("#files", upload("photo.avif", file.getvalue(), "image/avif"))
+    expect_answer(page)
+    expect(page.get_by_role("heading", name="photo.avif")).to_be_visible()
+    assert sent.value.headers["content-type"] == "image/jpeg"
+    seen = page.get_by_alt_text("The same in 32 by 32 pixels, as the network sees it")
+    data = (seen.get_attribute("src") or "").removeprefix("data:image/png;base64,")
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
+    # The square in the middle, twice as wide as it was.
+    square = Image.fromarray(photos.sure_pixels).resize((64, 32)).crop((16, 0, 48, 32))
+    assert np.abs(pixels - np.asarray(square)).mean() < 8
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ async function fetchModel() {
 /**
  * @param {Blob} image
  * @param {number} classes Number of classes in the answer.
- * @param {{signal?: AbortSignal}} [options]
+ * @param {{signal?: AbortSignal, live?: boolean}} [options] `live`: for the other implementation.
  * @returns {Promise<Answer>}
  */
 export async function predict(image, classes, { signal } = {}) {
@@ -80,8 +80,8 @@ export async function predict(image, classes, { signal } = {}) {
     prediction: { ...judge(logits, model, classes), input: dataUrl(input, model.image_size) },
     totalMs,
     timing:
-      `Answered in ${Math.round(totalMs)} ms on this device: ${milliseconds(ms.decode)} to decode the photo, ` +
-      `${milliseconds(ms.score)} for the network${loadMs < 10 ? "" : ", the rest to load it"}.`,
+      `Answered in ${Math.round(totalMs)} ms on this device: decoding the photo took ${milliseconds(ms.decode)} ms, ` +
+      `the network ${milliseconds(ms.score)} ms${loadMs < 10 ? "" : ", and loading the network the rest"}.`,
   };
 }
 

@@ -1,0 +1,80 @@
+"""Convert HEIC and AVIF, the formats of phones, to one that the scorer of every registered model reads.
+
+Pillow reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C, which the files of
+strangers reach, so the operator decides.
+"""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps, features
+
+from cifar_mlflow.scorer.preprocess import MAX_BYTES, MAX_PIXELS, BadImage
+
+BRANDS = {
+    "AVIF": {b"avif", b"avis"},
+    "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"},
+}
+# Large enough for every network, and as BMP within the limit of the scorer.
+MAX_SIDE = 2048
+HOW_TO_CONVERT = (
+    "save or export the photo as JPEG first. To have an iPhone take JPEG photos, choose Settings > Camera > "
+    "Formats > Most Compatible."
+)
+
+
+def phone_format(data: bytes) -> str | None:
+    """Return HEIC or AVIF by the brands in the first box of the file; None for other files."""
+    if data[4:8] != b"ftyp":
+        return None
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(int.from_bytes(data[:4]), 256), 4))}
+    return next((name for name, known in BRANDS.items() if brands & known), None)
+
+
+def rgb_pixels(data: bytes, kind: str) -> np.ndarray:
+    """Decode a file to uint8 (H, W, 3), at most MAX_SIDE on each side: upright, transparent parts white.
+
+    Args:
+        kind: as `phone_format` returns it.
+
+    Raises:
+        BadImage: this server has no decoder for it, or the file is too large, cut short or damaged.
+    """
+    if len(data) > MAX_BYTES:
+        raise BadImage("too_many_bytes", f"The picture has more than {MAX_BYTES // 2**20} MB.")
+    try:
+        reader = _reader(kind)
+    except ImportError:
+        raise BadImage("unsupported_format", f"This server does not read {kind}: {HOW_TO_CONVERT}") from None
+    try:
+        image = reader(io.BytesIO(data))  # reads the header only
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise BadImage(
+                "too_many_pixels", f"The picture has {width} x {height} pixels; the limit is {MAX_PIXELS:,}."
+            )
+        image.thumbnail((MAX_SIDE, MAX_SIDE))
+        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        white = Image.new("RGB", upright.size, "white")
+        white.paste(upright, mask=upright)
+        return np.asarray(white)
+    except BadImage:
+        raise
+    except Exception:
+        # The decoders raise many kinds of errors, whose text may repeat parts of the file.
+        raise BadImage(
+            "truncated_image", f"The {kind} cannot be decoded: it is cut short or damaged."
+        ) from None
+
+
+def _reader(kind: str) -> type[ImageFile.ImageFile]:
+    """Return the class that reads the format; raise ImportError if it is not installed."""
+    if kind == "HEIC":
+        from pillow_heif import HeifImageFile
+
+        return HeifImageFile  # type: ignore[no-any-return]
+    from PIL.AvifImagePlugin import AvifImageFile  # since Pillow 11.3
+
+    if not features.check("avif"):
+        raise ImportError("Pillow was built without AVIF")
+    return AvifImageFile

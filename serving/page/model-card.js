@@ -1,0 +1,73 @@
+// @ts-check
+/** The dialog about the model: what it was trained on, how good it is, and where MLflow describes it. */
+
+import { byId, element, showNotice } from "./dom.js";
+import { joinWords, percent } from "./format.js";
+import { currentModel } from "./model.js";
+
+/** @typedef {import("./answer.js").Model} Model */
+/**
+ * @typedef {Model & {
+ *   alias: string | null, model: string | null, precision: string, run_id: string, decision: string | null,
+ *   promoted_at: string | null, trained_on: {data: string}, run_url: string | null, versions_url: string | null,
+ *   uncertain: {confidence_below: number, coverage: number | null, accuracy: number | null},
+ *   metrics: Record<string, number>,
+ * }} Card The response of GET /model.
+ */
+
+/** @type {HTMLDialogElement} */
+const dialog = byId("card");
+
+byId("open-card").addEventListener("click", async () => {
+  try {
+    show(/** @type {Card} */ (await currentModel()));
+  } catch (error) {
+    showNotice(/** @type {Error} */ (error).message);
+  }
+});
+byId("close-card").addEventListener("click", () => dialog.close());
+
+/** @param {Card} card */
+function show(card) {
+  byId("card-title").textContent = `${card.name}, version ${card.version}${card.alias ? ` (${card.alias})` : ""}`;
+  byId("card-facts").replaceChildren(
+    ...facts(card)
+      .filter(([, text]) => text)
+      .flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]),
+  );
+  byId("card-links").replaceChildren(
+    ...(card.run_url ? [link(card.run_url, "Training run in MLflow")] : [`Training run in MLflow: ${card.run_id}`]),
+    ...(card.versions_url ? [link(card.versions_url, "All versions in MLflow")] : []),
+  );
+  dialog.showModal();
+}
+
+/**
+ * @param {Card} card
+ * @returns {[string, string][]}
+ */
+function facts(card) {
+  const { accuracy, coverage, confidence_below } = card.uncertain;
+  const measured = /** @type {const} */ ([["validation", "val/accuracy"], ["test", "test/accuracy"]])
+    .filter(([, key]) => card.metrics[key] !== undefined)
+    .map(([split, key]) => `${(100 * card.metrics[key]).toFixed(1)}% of the ${split} images`); // prettier-ignore
+  const share = accuracy === null || coverage === null ? "" : `; ${percent(accuracy)} of the others are right`;
+  return [
+    ["Trained on", card.trained_on.data],
+    ["Classes", joinWords(card.classes)],
+    ["Classified correctly", joinWords(measured)],
+    ["Marked as not sure", `Answers below ${percent(confidence_below)} confidence${share}`],
+    ["Network", [card.model, card.precision].filter(Boolean).join(", ")],
+    ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"} in ${card.image_size} × ${card.image_size} pixels`],
+    ["Promoted", card.promoted_at ? new Date(card.promoted_at).toLocaleString() : ""],
+    ["Reason", card.decision ?? ""],
+  ]; // prettier-ignore
+}
+
+/**
+ * @param {string} href
+ * @param {string} text
+ */
+function link(href, text) {
+  return element("a", { href, target: "_blank", rel: "noreferrer" }, text);
+}
