@@ -72,7 +72,7 @@ def _reader(kind: str) -> type[ImageFile.ImageFile]:
     if kind == "HEIC":
         from pillow_heif import HeifImageFile
 
-        return HeifImageFile  # type: ignore[no-any-return]
+        return HeifImageFile
     from PIL.AvifImagePlugin import AvifImageFile  # since Pillow 11.3
 
     if not features.check("avif"):

@@ -135,8 +135,15 @@ def stability(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
         for position, value in zip(positions, table["psi"], strict=True):
             text = "too few images" if np.isnan(value) else f"{value:.3f}"
             # Beside the axes, where no bar or line crosses it.
-            beside = {"xycoords": ax.get_yaxis_transform(), "xytext": (5, 0), "textcoords": "offset points"}
-            ax.annotate(text, (1, position), va="center", fontsize=8.5, **beside)
+            ax.annotate(
+                text,
+                (1, position),
+                xycoords=ax.get_yaxis_transform(),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+            )
     for bound, name, line in ((SMALL, "a change", "--"), (LARGE, "a large change", "-")):
         ax.axvline(bound, color="tab:red", linestyle=line, linewidth=1, label=f"{name}: above {bound:g}")
     ax.set_yticks(range(len(features)), ["predicted class" if name == "label" else name for name in features])
@@ -155,7 +162,7 @@ def _time_axis(figure: Figure, table: pd.DataFrame, step: str) -> None:
     times = pd.DatetimeIndex(table.index)
     for ax in figure.axes:
         # Matplotlib would show some years around a single point.
-        ax.set_xlim(times[0], times[-1] + pd.Timedelta(STEPS[step]))
+        ax.set(xlim=(times[0], times[-1] + pd.Timedelta(STEPS[step])))
         locator = AutoDateLocator()
         ax.xaxis.set_major_locator(locator)
         ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))

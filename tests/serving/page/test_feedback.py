@@ -1,5 +1,6 @@
 """Feedback on predictions is written to the request log."""
 
+import json
 import time
 
 import pytest
@@ -90,7 +91,7 @@ def test_feedback_can_be_given_and_corrected_in_the_grid(page: Page, server: Ser
     with page.expect_request("**/feedback") as sent:
         menu.select_option(label="Right")
     expect(page.get_by_role("status")).to_have_text(f"Noted: {photos.sure_label}.")
-    request_id = sent.value.post_data_json["request_id"]
+    request_id = json.loads(sent.value.post_data or "")["request_id"]
     menu.select_option(label=other)
     expect(page.get_by_role("status")).to_have_text(f"Noted: {other}.")
     wait_for_feedback(server, request_id, (False, other))

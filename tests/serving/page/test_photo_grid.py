@@ -119,10 +119,9 @@ def test_long_names_and_long_photos_fit_screens_of_all_widths(page: Page) -> Non
 
 
 def overlap(one: FloatRect, other: FloatRect) -> bool:
-    return all(
-        one[start] < other[start] + other[size] and other[start] < one[start] + one[size]
-        for start, size in (("x", "width"), ("y", "height"))
-    )
+    beside = one["x"] >= other["x"] + other["width"] or other["x"] >= one["x"] + one["width"]
+    below = one["y"] >= other["y"] + other["height"] or other["y"] >= one["y"] + one["height"]
+    return not beside and not below
 
 
 def test_a_photo_can_be_opened_in_full_and_closed(page: Page, photos: Photos) -> None:
