@@ -165,7 +165,7 @@ def train(
     config, minutes = None, None
     if not resume:
         given, minutes = split_minutes(given)
-        config = resolve_train_config(given)
+        config = resolve_train_config(_like_weights(given))
         check_tta(config)
         if print_config:
             return _print_config(minutes, registration, config)
@@ -185,6 +185,17 @@ def train(
     if register:
         run_verb(ctx, "register", run_id=result.run_id, **registration)
     return None
+
+
+def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, with the architecture of `weights` unless a model or a recipe is given."""
+    # Only the first process of torchrun reads the weights, and all must have the same settings.
+    if not given.get("weights") or {"model", "recipe"} & given.keys() or world_size() > 1:
+        return given
+    from cifar_mlflow.export.reference import load_classifier
+
+    _, card = load_classifier(str(given["weights"]))
+    return {"model": card.model, "width": card.width, **given}
 
 
 @verb("evaluate", EvaluateConfig)

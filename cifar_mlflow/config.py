@@ -123,7 +123,9 @@ class ModelConfig(Settings):
     width: float = setting(1.0, "Multiplier of the number of channels (cnn and fast only).", ge=0.25, le=4)
     dropout: float = setting(0.0, "Dropout rate before the last layer (cnn and vgg only).", ge=0, lt=1)
     weights: str | None = setting(
-        None, "Initial weights: a .safetensors or .h5 file, or the id of a finished run."
+        None,
+        "Initial weights: a .safetensors or .h5 file, or the id of a finished run. The model is "
+        "theirs unless --model or --recipe is given.",
     )
 
 

@@ -14,6 +14,7 @@ from cifar_mlflow.config import MOST_EPOCHS, PlacesConfig, TrackingConfig, Train
 from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
 from cifar_mlflow.data.split import divide_lazily, warn_of_small_splits
 from cifar_mlflow.data.summary import mean_std
+from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -221,7 +222,13 @@ def build_classifier(
     if config.weights:
         from cifar_mlflow.export.reference import load_classifier
 
-        pretrained, _ = load_classifier(config.weights)
+        pretrained, card = load_classifier(config.weights)
+        if (card.model, card.width) != (config.model, config.width):
+            raise UsageError(
+                f"{config.weights} holds the weights of a {card.model} of width {card.width:g}, which do not "
+                f"fit a {config.model} of width {config.width:g}: "
+                f"give --model {card.model} --width {card.width:g}"
+            )
         fresh = load_weights(network, pretrained.network.state_dict())
         note = f"; new for {len(dataset.classes)} classes: {', '.join(fresh)}" if fresh else ""
         logger.info("Starts from %s%s", config.weights, note)

@@ -27,7 +27,10 @@ class Hardware:
             return torch.cuda.get_device_name(self.device)
         if self.device.type == "mps":
             return "Apple GPU"
-        return f"{torch.cpu.get_capabilities().get('cpu_name', 'CPU')}, {torch.get_num_threads()} threads"
+        count = torch.get_num_threads()
+        return (
+            f"{torch.cpu.get_capabilities().get('cpu_name', 'CPU')}, {count} thread{'s' if count > 1 else ''}"
+        )
 
     def autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)

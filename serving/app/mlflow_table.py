@@ -167,5 +167,5 @@ def _check_parquet(file: pyarrow.parquet.ParquetFile) -> None:
 
 
 def _too_many_rows() -> Refusal:
-    message = f"A request may have {MAX_ROWS:,} rows, and a table of limited size."
+    message = f"A request may have at most {MAX_ROWS:,} rows, and a table of limited size."
     return Refusal(413, "too_many_rows", message)

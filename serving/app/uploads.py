@@ -51,11 +51,13 @@ def check_json_size(body: bytes) -> None:
     """Raise Refusal (413) for JSON with too many values: parsed, they take many times its size."""
     # Base64 has none of these characters; commas alone would miss lists in lists.
     if sum(map(body.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
-        raise Refusal(413, "too_many_values", f"The JSON of a request may have {MAX_JSON_VALUES:,} values.")
+        raise Refusal(
+            413, "too_many_values", f"The JSON of a request may have at most {MAX_JSON_VALUES:,} values."
+        )
 
 
 def too_many_images(limit: int) -> Refusal:
-    return Refusal(413, "too_many_pictures", f"A request may have {limit:,} images.")
+    return Refusal(413, "too_many_pictures", f"A request may have at most {limit:,} images.")
 
 
 def _read_json(body: bytes, limit: int) -> list[Upload]:

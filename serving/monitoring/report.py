@@ -200,7 +200,8 @@ def _log_traffic(run: TrackedRun, records: pd.DataFrame, window: str) -> tuple[l
     errors = records["error_code"].dropna().astype(str).value_counts()
     if len(errors):
         run.log_csv(errors.rename_axis("code").to_frame("records"), "errors.csv", index=True)
-        lines.append(f"Errors: {', '.join(f'{code} {number:,}' for code, number in errors.head(5).items())}")
+        most_frequent = ", ".join(f"{code} {number:,}" for code, number in errors.head(5).items())
+        lines.append(f"Most frequent errors: {most_frequent}")
     if len(times):
         metrics |= {"p50_ms": float(times.quantile(0.5)), "p99_ms": float(times.quantile(0.99))}
         lines.append(f"Latency: p50 {metrics['p50_ms']:.1f} ms, p99 {metrics['p99_ms']:.1f} ms")

@@ -152,10 +152,16 @@ def test_fine_tuning_starts_from_a_run_and_replaces_the_head(trained: Project) -
     for name in ("blue", "red"):
         (two_classes / name).parent.mkdir(exist_ok=True)
         (two_classes / name).symlink_to(project.images / name)
-    output = project.invoke(
-        "train", *project.quick, "--data-dir", str(two_classes), "--weights", run.info.run_id, "--epochs", "1"
-    )
+    weights = ("--weights", run.info.run_id)
+    images = ("--dataset", "folder", "--data-dir", str(two_classes))
+    # Without --model, it is that of the weights.
+    output = project.invoke("train", *images, *weights, "--epochs", "1", "--batch-size", "16")
     assert f"Starts from {run.info.run_id}; new for 2 classes: head.weight" in output
+    assert project.runs[0].data.params["model"] == run.data.params["model"]
+    assert project.runs[0].data.params["width"] == run.data.params["width"]
+    refused = project.invoke("train", *images, *weights, "--model", "fast", code=2)
+    assert "holds the weights of a cnn of width 0.25" in refused
+    assert "give --model cnn --width 0.25" in refused
 
 
 def test_without_a_test_split_or_validation_the_run_says_so(project: Project) -> None:
