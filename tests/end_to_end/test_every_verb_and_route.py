@@ -107,7 +107,17 @@ def test_each_verb_and_each_route_works(
 
 
 def visit_every_route(client: Client, photo: bytes) -> None:
-    for path in ("/ping", "/health", "/ready", "/version", "/metrics", "/docs", "/", "/page/main.js"):
+    for path in (
+        "/ping",
+        "/health",
+        "/ready",
+        "/version",
+        "/metrics",
+        "/docs",
+        "/",
+        "/page/main.js",
+        "/page/swagger/docs.js",
+    ):
         assert client.send("GET", path).content
     assert client.send("GET", "/model").json()["classes"] == ["blue", "green", "red"]
     assert client.send("GET", "/page/examples/cat.jpg").headers["Content-Type"] == "image/jpeg"
