@@ -17,7 +17,7 @@ from cifar_mlflow.console import set_up_logging
 
 
 class Benchmarks(Group):
-    """A group with a command per benchmark, of which several may be named, and the commands with options."""
+    """Offer a command for each benchmark, several of which run as one, and the commands with options."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*NAMES, *COMMANDS]

@@ -81,7 +81,7 @@ TO_CPU = (
 
 
 class Clock:
-    """What the file uses of `torch.cuda.Event`, on a CPU."""
+    """Stand in for `torch.cuda.Event` on a CPU, as far as the file uses it."""
 
     def record(self) -> None:
         self.at = time.perf_counter()
