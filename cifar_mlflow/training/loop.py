@@ -295,7 +295,8 @@ class Training:
         """
         cuda = self.hardware.device.type == "cuda"
         return {
-            "config": self.config.model_dump(mode="json"),
+            # A URL of a mirror may have a password; the images are in the cache.
+            "config": self.config.model_dump(mode="json", exclude={"mirrors"}),
             "classifier": self.classifier.state_dict(),
             "averaged": self.averaged.state_dict() if self.averaged else None,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],

@@ -127,7 +127,7 @@ def test_the_same_command_does_nothing_and_more_trials_continue_the_study(
 ) -> None:
     project, _ = searched
     before = [run.info.run_id for run in trials_of(project)]
-    assert "already has 5 trials" in search(project, "--trials", "7")
+    assert "already has 5 trials" in search(project, "--trials", "5")
     output = search(project, "--trials", "6", "--retrain-best", code=1)  # which reads the test split
     assert "damaged.png" in output
     after = [run.info.run_id for run in trials_of(project) if "retrained" not in run.data.tags]
