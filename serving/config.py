@@ -154,7 +154,7 @@ class MonitorConfig(TrackingConfig):
         None, "Compare all images with the reference data of this model. Default: each with its own model's."
     )
     live_frames: bool = setting(
-        False, "Include the frames of live views, of which the request log has one per second."
+        False, "Include the frames of live views; the request log keeps one per second."
     )
 
     @field_validator("since")
