@@ -17,6 +17,7 @@ from cifar_mlflow.data.original import (
 )
 from cifar_mlflow.data.parquet import SIDE, parquet_files, parquet_source
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.names import SAMPLE_NAME
 
 SAMPLE_DIR = Path(__file__).with_name("sample")
 
@@ -46,7 +47,7 @@ def load_dataset(config: DataConfig, archive: Archive = PUBLISHED) -> ImageDatas
 
 def _source(config: DataConfig, archive: Archive) -> Source:
     if config.dataset == "sample":
-        return parquet_source("cifar10-sample", SAMPLE_DIR)
+        return parquet_source(SAMPLE_NAME, SAMPLE_DIR)
     if config.dataset == "folder":
         return folder_source(config.data_dir, config.image_size, config.cache_dir)
     if config.data_dir is None:

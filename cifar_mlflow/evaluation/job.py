@@ -11,8 +11,12 @@ from cifar_mlflow.evaluation.report import log_report, report_on
 from cifar_mlflow.export.reference import load_model
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.tracking.artifacts import PROGRAM_NAME
+from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.locations import find_logged_model
 from cifar_mlflow.tracking.result import Result
+from cifar_mlflow.tracking.run import now_ms
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.verb_config import EvaluateConfig
@@ -65,7 +69,10 @@ def evaluate(config: EvaluateConfig) -> Result:
         run.log_settings(config)
         run.log_environment(hardware.name)
         run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest, "model_run_id": card.run_id})
-        run.log_dataset(dataset.name, dataset.digest, [config.split])
+        inputs = dataset_entities(dataset, config, [config.split])
+        run.log_datasets(inputs)
+        if model_id := find_logged_model(card.run_id, PROGRAM_NAME):
+            run.log_model_input(model_id)
         report = report_on(
             model,
             data,
@@ -76,5 +83,8 @@ def evaluate(config: EvaluateConfig) -> Result:
             device=device,
         )
         log_report(run, report, data)
-        run.log_metrics(report.scalars(), step=0)
+        logged_at = now_ms()
+        run.log_metrics(report.scalars(), step=0, timestamp=logged_at)
+        if model_id:
+            run.log_model_metrics(model_id, report.scalars(), inputs, step=0, timestamp=logged_at)
         return Result(run.run_id, run.name, report.scalars())
