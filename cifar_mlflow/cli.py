@@ -23,7 +23,7 @@ from cifar_mlflow.config import (
     resolve_train_config,
     validate,
 )
-from cifar_mlflow.console import set_up_logging
+from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.names import printable
@@ -98,8 +98,9 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
       cifar-mlflow data --dataset folder --data-dir photos
     """
     config = validate(DataConfig, given)
-    from cifar_mlflow.data import load_dataset
-    from cifar_mlflow.data.summary import channel_stats, summarize
+    with loading():
+        from cifar_mlflow.data import load_dataset
+        from cifar_mlflow.data.summary import channel_stats, summarize
 
     dataset = load_dataset(config)
     images = dataset.split("train")
@@ -148,7 +149,7 @@ def train(
         check_tta(config)
         if print_config:
             return _print_config(minutes, registration, config)
-    with _paused_garbage_collection():
+    with loading(), _paused_garbage_collection():
         from cifar_mlflow import pipeline
         from cifar_mlflow.tracking.resume import resumable_config
         from cifar_mlflow.training.distributed import this_world
@@ -163,7 +164,20 @@ def train(
     click.echo(result.summary())
     if register:
         run_verb(ctx, "register", run_id=result.run_id, **registration)
+    click.echo(_next_steps(result.run_id, registered=register))
     return None
+
+
+def _next_steps(run_id: str, *, registered: bool) -> str:
+    """Return the commands that probably follow a training."""
+    promote = "promote" if registered else f"register {run_id} --promote"
+    return f"""
+What next:
+  compare   mlflow ui          (then open http://localhost:5000)
+  evaluate  cifar-mlflow evaluate --model-uri {run_id} --tta crops
+  promote   cifar-mlflow {promote}
+  serve     cifar-mlflow serve
+  export    cifar-mlflow export {run_id} --format onnx --output exported"""
 
 
 def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +201,8 @@ def evaluate(given: dict[str, Any]) -> None:
       cifar-mlflow evaluate --model-uri models:/cifar10@champion --split val
     """
     config = validate(EvaluateConfig, given)
-    from cifar_mlflow.evaluation import job
+    with loading():
+        from cifar_mlflow.evaluation import job
 
     click.echo(job.evaluate(config).summary())
 
@@ -205,7 +220,8 @@ def export(given: dict[str, Any], model: str) -> None:
     config = validate(ExportConfig, given)
     if _is_one_file_of_weights(config):
         return _export_weights(model, config)
-    from cifar_mlflow.export import job
+    with loading():
+        from cifar_mlflow.export import job
 
     formats, left_out = job.choose_formats(EXPORT_FORMATS, config)
     exported = job.export(model, formats, config)
@@ -234,8 +250,9 @@ def _export_weights(model: str, config: ExportConfig) -> None:
     if only_for_folders:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(only_for_folders))
         raise UsageError(f"{options}: not for a single file of weights; name a --format and a folder")
-    from cifar_mlflow.export import format_for, write_weights
-    from cifar_mlflow.export.reference import load_classifier
+    with loading():
+        from cifar_mlflow.export import format_for, write_weights
+        from cifar_mlflow.export.reference import load_classifier
 
     file_format = format_for(config.output, config.format[0] if config.format else None)
     classifier, card = load_classifier(model)

@@ -68,7 +68,7 @@ def training_bar() -> Progress:
 def loading() -> Iterator[None]:
     """Show in a terminal that libraries are being imported, which takes seconds."""
     if console.is_terminal and rank() == 0:
-        with console.status("Loading PyTorch and MLflow"):
+        with console.status("Loading the libraries"):
             yield
     else:
         yield

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config, validate
+from cifar_mlflow.console import loading
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
@@ -31,9 +32,10 @@ def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
       cifar-mlflow register RUN_ID --promote
     """
     config = validate(RegisterConfig, given)
-    from serving.registry.promotion import NotPromotedError
-    from serving.registry.promotion import promote as promote_version
-    from serving.registry.register import register as register_run
+    with loading():
+        from serving.registry.promotion import NotPromotedError
+        from serving.registry.promotion import promote as promote_version
+        from serving.registry.register import register as register_run
 
     version = register_run(run_id, config)
     click.echo(f"\nRegistered {version.message}")
@@ -56,7 +58,8 @@ def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
       cifar-mlflow promote 3 --force
     """
     config = validate(RegistryConfig, given)
-    from serving.registry.promotion import promote as promote_version
+    with loading():
+        from serving.registry.promotion import promote as promote_version
 
     click.echo(promote_version(which, config.registered_model, force=force).message)
 
@@ -70,7 +73,8 @@ def rollback(given: dict[str, Any]) -> None:
       cifar-mlflow rollback
     """
     config = validate(RegistryConfig, given)
-    from serving.registry.promotion import rollback as roll_back
+    with loading():
+        from serving.registry.promotion import rollback as roll_back
 
     click.echo(roll_back(config.registered_model).message)
 
@@ -89,8 +93,9 @@ def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) 
       cifar-mlflow classify cat.jpg --model-uri models:/cifar10/3
     """
     config = validate(ClassifyConfig, given)
-    from serving.batch import classify as classify_files
-    from serving.batch import classify_on_engine, load_scorer, print_summary
+    with loading():
+        from serving.batch import classify as classify_files
+        from serving.batch import classify_on_engine, load_scorer, print_summary
 
     top_k = config.top_k if "top_k" in config.model_fields_set else None
     if config.output is not None and config.into_folder:
@@ -124,7 +129,8 @@ def serve(given: dict[str, Any]) -> None:
       cifar-mlflow serve --model-uri models:/cifar10/3 --port 9000 --workers 2
     """
     config = validate(ServeConfig, given)
-    from serving.app.main import serve as run
+    with loading():
+        from serving.app.main import serve as run
 
     run(config)
 
@@ -138,7 +144,8 @@ def monitor(given: dict[str, Any]) -> None:
       cifar-mlflow monitor --since 12h
     """
     config = validate(MonitorConfig, given)
-    from serving.monitoring.report import monitor as report
+    with loading():
+        from serving.monitoring.report import monitor as report
 
     click.echo(report(config))
 
@@ -155,8 +162,9 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     config = resolve_train_config({"recipe": "demo", **given})
     check_tta(config)
-    from cifar_mlflow import pipeline
-    from serving.demo import PHOTO, classify_over_http
+    with loading():
+        from cifar_mlflow import pipeline
+        from serving.demo import PHOTO, classify_over_http
 
     try:
         result = pipeline.train(config)

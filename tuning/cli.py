@@ -4,8 +4,8 @@ from typing import Any
 
 import click
 
-from cifar_mlflow.config import recipe_defaults
-from cifar_mlflow.options import run_verb, split_settings, switch, verb
+from cifar_mlflow.console import loading
+from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.verb_config import RegisterConfig
 from tuning.config import SEARCHED, SearchConfig, TuneAndPromoteConfig, TuneConfig
 
@@ -34,9 +34,10 @@ def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
       cifar-mlflow tune --model resnet18 --trials 40 --epochs 15 --promote
     """
     given, registration = split_settings(given, TuneConfig, RegisterConfig)
-    from tuning.report import leaderboard
-    from tuning.results import best_trials
-    from tuning.study import tune as search
+    with loading():
+        from tuning.report import leaderboard
+        from tuning.results import best_trials
+        from tuning.study import tune as search
 
     study = search(given, {**registration, "promote": True} if promote else None)
     click.echo(f"\n{leaderboard(study)}")
