@@ -4,13 +4,14 @@ import logging
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from cifar_mlflow.environment import rank, rank_prefix
 from cifar_mlflow.names import printable
@@ -109,6 +110,22 @@ class Steps:
                 yield lambda done: None
         finally:
             self.seconds[kind] = self.seconds.get(kind, 0.0) + time.monotonic() - start
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], flexible: str) -> None:
+    """Print a table to standard output.
+
+    Args:
+        flexible: the column whose texts are broken into lines if the terminal is too narrow.
+    """
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=column != flexible, overflow="fold")
+    for row in rows:
+        table.add_row(*map(printable, row))
+    # Outside of a terminal, a table takes the width that it needs.
+    output = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
+    output.print(table)
 
 
 def percent(share: float) -> str:

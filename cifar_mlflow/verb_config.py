@@ -79,6 +79,23 @@ class ExportConfig(PlacesConfig, TrackingConfig):
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
+RunKind = Literal["train", "trial", "search", "evaluate", "monitor"]
+
+
+class RunsConfig(Settings):
+    """List: the runs to show."""
+
+    experiment: str | None = setting(None, "Name of the MLflow experiment. Default: all of them.")
+    kind: RunKind = setting("train", "Kind of the runs; the trainings of a search are trials.")
+    limit: int = setting(20, "Number of runs, the newest ones.", ge=1, le=1000)
+
+
+class ModelsConfig(Settings):
+    """List: the versions to show."""
+
+    registered_model: str | None = setting(None, "Name of the registered model. Default: all of them.")
+
+
 class RegistryConfig(Settings):
     """Registry: the registered model."""
 

@@ -15,14 +15,16 @@ from cifar_mlflow.interrupt import Interrupted, terminable
 
 # The verbs in working order.
 VERB_GROUPS = {
-    "Train": ("demo", "data", "train", "evaluate"),
+    "Train": ("demo", "data", "train", "runs", "evaluate"),
     "Search": ("tune",),
-    "Ship": ("register", "promote", "rollback", "export"),
+    "Ship": ("register", "promote", "rollback", "models", "export"),
     "Serve": ("serve", "classify", "monitor"),
 }
 # The module of each verb of other packages. They are imported by name, because this package does not depend
 # on tuning and serving.
 VERBS_ELSEWHERE = {
+    "runs": "cifar_mlflow.tracking.cli",
+    "models": "cifar_mlflow.tracking.cli",
     "tune": "tuning.cli",
     "register": "serving.cli",
     "promote": "serving.cli",

@@ -98,7 +98,7 @@ def test_an_invalid_option_is_refused_with_exit_code_2(options: list[str], words
     ("arguments", "message"),
     [
         (["trian"], "there is no command trian: did you mean train?"),
-        (["zzz"], "there is no command zzz: there are demo, data, train, evaluate"),
+        (["zzz"], "there is no command zzz: there are demo, data, train, runs"),
         (["register"], "Missing argument 'RUN_ID'"),
     ],
 )
@@ -268,6 +268,8 @@ def test_an_invalid_patience_is_refused(value: str, monkeypatch: pytest.MonkeyPa
         ["register", "f" * 32],
         ["promote"],
         ["rollback"],
+        ["runs"],
+        ["models"],
         ["classify", "."],
         ["serve"],
         ["monitor"],

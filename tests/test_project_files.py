@@ -15,8 +15,10 @@ from cifar_mlflow.recipes import RECIPES, recipe_for_model
 from cifar_mlflow.verb_config import (
     EvaluateConfig,
     ExportConfig,
+    ModelsConfig,
     RegisterConfig,
     RegistryConfig,
+    RunsConfig,
     TrainAndRegisterConfig,
     TrainVerbConfig,
 )
@@ -60,6 +62,8 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
         ("serve", ServeConfig),
         ("monitor", MonitorConfig),
         ("data", DataConfig),
+        ("runs", RunsConfig),
+        ("models", ModelsConfig),
     ],
 )
 def test_each_setting_is_an_option_with_its_help_and_default(verb: str, config_class: type[Settings]) -> None:

@@ -88,6 +88,10 @@ def test_each_verb_and_each_route_works(
     assert "version 2 " in commands.run("promote", "2", "--force")
     assert "in place of version 2" in commands.run("rollback")
     assert client.get_model_version_by_alias("cifar10", "champion").version == 1
+    listed = commands.run("runs")
+    assert f"{run.info.run_id}" in listed
+    assert "cifar10/1 champion" in listed
+    assert "cifar10/2" in commands.run("models")
     photo = images / "red" / "00.png"
     commands.run("classify", str(photo), "--output", "answers.jsonl")
     assert json.loads(Path("answers.jsonl").read_text())["label"] == "red"
