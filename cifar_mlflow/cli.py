@@ -191,20 +191,26 @@ def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
     return {"model": card.model, "width": card.width, **given}
 
 
-@verb("evaluate", EvaluateConfig, common=("model_uri", "dataset", "data_dir", "split", "tta"))
+@verb(
+    "evaluate",
+    EvaluateConfig,
+    defaults={"dataset": None},
+    common=("model_uri", "dataset", "data_dir", "split", "tta"),
+)
 def evaluate(given: dict[str, Any]) -> None:
     """Evaluate a saved model on a split, in an MLflow run of its own.
 
     \b
     Examples:
-      cifar-mlflow evaluate --model-uri RUN_ID --dataset sample --tta crops
+      cifar-mlflow evaluate --model-uri RUN_ID --tta crops
       cifar-mlflow evaluate --model-uri models:/cifar10@champion --split val
     """
     config = validate(EvaluateConfig, given)
     with loading():
         from cifar_mlflow.evaluation import job
 
-    click.echo(job.evaluate(config).summary())
+    on_training_data = not {"dataset", "data_dir"} & given.keys()
+    click.echo(job.evaluate(config, on_training_data=on_training_data).summary())
 
 
 @verb("export", ExportConfig, common=("format", "output", "precision", "overwrite"))

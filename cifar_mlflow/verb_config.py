@@ -8,6 +8,7 @@ from pydantic import field_validator
 
 from cifar_mlflow.config import (
     DataConfig,
+    DatasetName,
     HardwareConfig,
     PlacesConfig,
     Settings,
@@ -41,6 +42,11 @@ ExportFormatName = Literal[
 class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):
     """Evaluation: the model and the split."""
 
+    dataset: DatasetName = setting(
+        "cifar10",
+        "cifar10, sample or folder. Default: the data that the model was trained on, unless --data-dir is "
+        "given.",
+    )
     model_uri: str = setting(
         ..., "Model: a .safetensors or .h5 file, a run id, runs:/<id>/model, or models:/<name>@<alias>."
     )

@@ -187,6 +187,6 @@ What next:
   cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
   cifar-mlflow classify {photo}      # or your own photos and folders of them
   make serve                                         # the same model over HTTP, until Ctrl-C
-  cifar-mlflow evaluate --model-uri {result.run_id} --dataset sample
+  cifar-mlflow evaluate --model-uri {result.run_id}
   cifar-mlflow export {result.run_id} --format hdf5 --output model.h5"""
     )

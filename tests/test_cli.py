@@ -347,6 +347,12 @@ def model_file(tmp_path: Path) -> str:
     return "given.safetensors"
 
 
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_model_whose_training_data_are_unknown_needs_images_to_be_evaluated(model_file: str) -> None:
+    refused = invoke("evaluate", "--model-uri", model_file)
+    assert_refused(refused, 2, model_file, "unknown images", "--dataset", "--data-dir")
+
+
 @pytest.mark.parametrize(
     ("options", "file"),
     [

@@ -34,6 +34,11 @@ class EvalSet:
         return f"{count} training images, as no images were held out"
 
 
+def data_of_run(params: Mapping[str, str], *names: str) -> dict[str, str]:
+    """Return the settings of these names that a run had, by which its images are found again."""
+    return {name: params[name] for name in names if params.get(name) not in (None, "None")}
+
+
 def load_images(
     card: ModelCard, params: Mapping[str, str], places: Mapping[str, Any]
 ) -> tuple[Split, EvalSet]:
@@ -47,11 +52,7 @@ def load_images(
         UsageError: the images differ from those the run was trained on.
         CifarError: they cannot be read or downloaded.
     """
-    of_run = {
-        key: params[key]
-        for key in ("dataset", "data_dir", "mirrors")
-        if params.get(key) not in (None, "None")
-    }
+    of_run = data_of_run(params, "dataset", "data_dir", "mirrors")
     split = {"image_size": card.image_size, "val_size": card.val_size, "split_seed": card.split_seed}
     config = validate(DataConfig, {**of_run, **split, **places})
     dataset = load_dataset(config)

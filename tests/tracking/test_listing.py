@@ -11,13 +11,11 @@ from cifar_mlflow.cli import main
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.store import store_uri
 
-pytestmark = pytest.mark.usefixtures("mlflow_store")
-
 TIMES = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+def client(mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "cache"))
     return mlflow.MlflowClient()
