@@ -128,10 +128,20 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
 )
 @switch("--register", "Register the model as a new version when the training has finished.")
 @click.option("--resume", metavar="RUN_ID", help="Continue an interrupted run from its checkpoint.")
+@click.option(
+    "--settings-of",
+    metavar="RUN_ID",
+    help="Take the settings of another training, or of a trial of a search; options override them.",
+)
 @click.option("--print-config", is_flag=True, help="Print all settings as YAML and exit.")
 @click.pass_context
 def train(
-    ctx: click.Context, given: dict[str, Any], register: bool, resume: str | None, print_config: bool
+    ctx: click.Context,
+    given: dict[str, Any],
+    register: bool,
+    resume: str | None,
+    settings_of: str | None,
+    print_config: bool,
 ) -> None:
     """Train a model and track it as an MLflow run.
 
@@ -140,9 +150,12 @@ def train(
       cifar-mlflow train --recipe fast
       cifar-mlflow train --dataset sample --model cnn --epochs 10
       cifar-mlflow train --dataset folder --data-dir photos --image-size 64 --register
+      cifar-mlflow train --settings-of RUN_ID --epochs 30
     """
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     config, minutes = None, None
+    if settings_of:
+        given = _like_run(settings_of, given, resume)
     if not resume:
         given, minutes = split_minutes(given)
         config = resolve_train_config(_like_weights(given))
@@ -178,6 +191,19 @@ What next:
   promote   cifar-mlflow {promote}
   serve     cifar-mlflow serve
   export    cifar-mlflow export {run_id} --format onnx --output exported"""
+
+
+def _like_run(run_id: str, given: dict[str, Any], resume: str | None) -> dict[str, Any]:
+    """Return the settings of another training, overridden by those that are given."""
+    if resume:
+        raise UsageError("--resume takes the settings of its own run: leave out --settings-of")
+    with loading():
+        from cifar_mlflow.tracking.settings import settings_of_run
+
+    settings = settings_of_run(run_id)
+    if "minutes" in given:
+        del settings["epochs"]
+    return {**settings, **given}
 
 
 def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
