@@ -86,6 +86,8 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--resume", "f" * 32], ["f" * 32, "no checkpoint"]),
         (["--test", "false", "--tta", "flip", *SAMPLE], ["tta=flip", "test=false"]),
         (["--resume", "f" * 32, "--lr", "0.1"], ["leave out lr"]),
+        (["--settings-of", "f" * 32], ["f" * 32, "there is no such run"]),
+        (["--settings-of", "f" * 32, "--resume", "f" * 32], ["leave out --settings-of"]),
     ],
     ids=lambda value: " ".join(value)[:40] if value and str(value[0]).startswith("-") else "",
 )

@@ -9,6 +9,7 @@ from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, swit
 from cifar_mlflow.verb_config import RegisterConfig
 from tuning.config import SEARCHED, SearchConfig, TuneAndPromoteConfig, TuneConfig
 
+LONGER = 3  # times the epochs of a trial
 DEFAULTS = {
     **recipe_defaults(),
     **dict.fromkeys(SEARCHED, "chosen by the search"),
@@ -41,6 +42,14 @@ def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
 
     study = search(given, {**registration, "promote": True} if promote else None)
     click.echo(f"\n{leaderboard(study)}")
-    if promote:
-        (best,) = best_trials(study, 1)
-        run_verb(ctx, "register", run_id=best.user_attrs["run_id"], promote=True, **registration)
+    for best in best_trials(study, 1):
+        run_id, settings = best.user_attrs["run_id"], best.user_attrs["settings"]
+        if promote:
+            run_verb(ctx, "register", run_id=run_id, promote=True, **registration)
+        else:
+            click.echo(
+                f"""
+What next, for the best one:
+  train it longer  cifar-mlflow train --settings-of {run_id} --epochs {LONGER * settings["epochs"]}
+  or serve it      cifar-mlflow register {run_id} --promote"""
+            )

@@ -93,7 +93,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
 
 
 def leaderboard(study: optuna.Study, count: int = LEADERBOARD_SIZE) -> str:
-    """Return the best trials, and the next commands, for the terminal."""
+    """Return the best trials, and the command that trains each again, for the terminal."""
     best = best_trials(study, count)
     if not best:
         return _summary(study)
@@ -105,21 +105,13 @@ def leaderboard(study: optuna.Study, count: int = LEADERBOARD_SIZE) -> str:
     lines = [_summary(study), f"{kind} by {first} (all values are those of the validation split):", "", head]
     for row, text in zip(rows, params, strict=True):
         lines += [row, textwrap.indent(textwrap.fill(text, 100, break_on_hyphens=False), 6 * " ")]
-    return "\n".join([*lines, *_next_steps(best)])
-
-
-def _next_steps(best: list[FrozenTrial]) -> list[str]:
-    """Return commands for the best trials, for the terminal."""
-    lines = ["", "To train one of them again, and test it:"]
+    lines += ["", "Commands to train them again and test them:"]
     for trial in best:
         if run_id := trial.user_attrs.get("run_id"):
             lines.append(f"  trial {trial.number}: cifar-mlflow train --settings-of {run_id}")
         elif command := _commands([trial]).get(trial.number):
             lines.append(f"  trial {trial.number}: {command}")
-    if run_id := best[0].user_attrs.get("run_id"):
-        lines += ["", "To serve the best one as it is, if it beats the champion:"]
-        lines.append(f"  cifar-mlflow register {run_id} --promote")
-    return lines
+    return "\n".join(lines)
 
 
 def reproduce_command(settings: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import base64
 import importlib
 import json
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,16 @@ def test_each_verb_and_each_route_works(
     assert "green" in commands.run("data", *data)
     shown = commands.run("demo", *train, "--epochs", "4", "--serve-precision", "fp32")
     assert "classifies cat.jpg as: " in shown
-    commands.run("train", *train, "--epochs", "1", "--run-name", "second", "--lr", "1e-4")
+    trained = commands.run("train", *train, "--epochs", "1", "--run-name", "second", "--lr", "1e-4")
+    assert re.search(
+        r"^  time  training \d+ s, figures \d+ s, evaluation \d+ s, export \d+ s$", trained, re.M
+    )
     client = mlflow.MlflowClient()
     (run,) = mlflow.search_runs(
         search_all_experiments=True, filter_string="run_name = 'second'", output_format="list"
     )
-    assert commands.run("evaluate", "--model", run.info.run_id, *data)
+    assert f"cifar-mlflow register {run.info.run_id} --promote" in trained
+    assert "Evaluating" in commands.run("evaluate", "--model-uri", run.info.run_id)
     commands.run("export", run.info.run_id, "--output", "model.h5")
     assert Path("model.h5").exists()
     assert "Registered version 2 of cifar10" in commands.run(
