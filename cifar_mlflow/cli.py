@@ -7,6 +7,7 @@ answered at once.
 
 import gc
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,7 @@ from typing import Any
 import click
 import yaml
 
-from cifar_mlflow.config import (
-    DataConfig,
-    TrainConfig,
-    check_tta,
-    resolve_train_config,
-    validate,
-)
+from cifar_mlflow.config import DataConfig, TrainConfig, check_tta, resolve_train_config, validate
 from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
@@ -177,19 +172,28 @@ def train(
     click.echo(result.summary())
     if register:
         run_verb(ctx, "register", run_id=result.run_id, **registration)
-    click.echo(_next_steps(result.run_id, registered=register))
+    click.echo(_next_steps(result.run_id, registration.get("registered_model"), registered=register))
     return None
 
 
-def _next_steps(run_id: str, *, registered: bool) -> str:
-    """Return the commands that probably follow a training."""
+def _next_steps(run_id: str, model: str | None, *, registered: bool) -> str:
+    """Return the commands that probably follow a training.
+
+    Args:
+        model: name of the registered model, if it was given.
+    """
+    from cifar_mlflow.tracking.store import run_address
+
+    compare = run_address(run_id) or "mlflow ui    (then open http://localhost:5000)"
     promote = "promote" if registered else f"register {run_id} --promote"
+    name = f" --registered-model {shlex.quote(model)}" if model else ""
+    uri = f" --model-uri {shlex.quote(f'models:/{model}@champion')}" if model else ""
     return f"""
 What next:
-  compare   mlflow ui          (then open http://localhost:5000)
+  compare   {compare}
   evaluate  cifar-mlflow evaluate --model-uri {run_id} --tta crops
-  promote   cifar-mlflow {promote}
-  serve     cifar-mlflow serve
+  promote   cifar-mlflow {promote}{name}
+  serve     cifar-mlflow serve{uri}
   export    cifar-mlflow export {run_id} --format onnx --output exported"""
 
 
