@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config, validate
-from cifar_mlflow.console import loading
+from cifar_mlflow.console import Steps, loading
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
@@ -175,7 +175,8 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     ctx.invoke(register, run_id=result.run_id, promote=True, **registration)
     name = validate(RegisterConfig, registration).registered_model
     champion = f"models:/{name}@champion"
-    answer = classify_over_http(champion)
+    with Steps().step("server", f"Starting `mlflow models serve -m {champion}`"):
+        answer = classify_over_http(champion)
     click.echo(f"\n`mlflow models serve -m {champion}` classifies {PHOTO.name} as: {answer}")
     photo = PHOTO.relative_to(Path.cwd()) if PHOTO.is_relative_to(Path.cwd()) else PHOTO
     click.echo(

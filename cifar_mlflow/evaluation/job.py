@@ -1,34 +1,27 @@
 """The job of `evaluate`: the metrics and figures of a saved model on a split, in a run of its own."""
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
 
-import mlflow
 import torch
 
-from cifar_mlflow.config import DatasetName, validate
+from cifar_mlflow.config import validate
 from cifar_mlflow.console import Steps
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.data.split import divide
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.report import log_report, report_on
-from cifar_mlflow.export.images import data_of_run
+from cifar_mlflow.export.images import data_of_run, params_of_training
 from cifar_mlflow.export.reference import load_model
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.result import Result
-from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.verb_config import EvaluateConfig
 
 logger = logging.getLogger(__name__)
-
-# The setting by the name of the data set in the card of a model.
-DATASETS: dict[str, DatasetName] = {"cifar10": "cifar10", "cifar10-sample": "sample"}
 
 
 def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Result:
@@ -108,18 +101,10 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
 
 def _with_training_data(config: EvaluateConfig, card: ModelCard) -> EvaluateConfig:
     """Return the config with the data set that the model was trained on, in the place that its run names."""
-    params: Mapping[str, str] = {}
-    if card.run_id:
-        with suppress(UsageError):  # a file from another store
-            run = call_mlflow(lambda: mlflow.MlflowClient().get_run(card.run_id), "not in this store")
-            params = run.data.params
-    found = data_of_run(params, "dataset", "data_dir")
-    if "dataset" not in found:
-        if card.data not in DATASETS:
-            raise UsageError(
-                f"{config.model_uri} was trained on {card.data or 'unknown images'}, whose place is not "
-                "known here: give --dataset, and for your own images --data-dir"
-            )
-        found = {"dataset": DATASETS[card.data]}
-    others = config.model_dump(exclude={"dataset", "data_dir"})
-    return validate(EvaluateConfig, {**others, **found})
+    found = data_of_run(params_of_training(card), "dataset", "data_dir")
+    if found["dataset"] == "folder" and "data_dir" not in found:
+        raise UsageError(
+            f"{config.model_uri} was trained on {card.data or 'unknown images'}, whose place is not known "
+            "here: give --dataset, and for your own images --data-dir"
+        )
+    return validate(EvaluateConfig, {**config.model_dump(exclude={"dataset", "data_dir"}), **found})

@@ -1,9 +1,11 @@
 """The images that an exported network is calibrated with, and those that it is verified on."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import mlflow
 import numpy as np
 
 from cifar_mlflow.config import DataConfig, validate
@@ -11,7 +13,10 @@ from cifar_mlflow.data import Split, load_dataset
 from cifar_mlflow.data.split import divide
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.tracking.retry import call_mlflow
 
+# The settings `dataset` by the names in model cards; any other name is that of a folder.
+DATASETS = {"cifar10": "cifar10", "cifar10-sample": "sample"}
 # Training images in the evaluation set of a run without validation images.
 TRAINING_IMAGES = 2_000
 
@@ -32,6 +37,16 @@ class EvalSet:
         if self.held_out:
             return f"{count} validation images"
         return f"{count} training images, as no images were held out"
+
+
+def params_of_training(card: ModelCard) -> dict[str, str]:
+    """Return the params of the run that trained a model; without it, only the name of its data set."""
+    params = {"dataset": DATASETS.get(card.data, "folder")}
+    if card.run_id:
+        with suppress(UsageError):  # a file, exported elsewhere
+            run = call_mlflow(lambda: mlflow.MlflowClient().get_run(card.run_id), "not in this store")
+            params |= run.data.params
+    return params
 
 
 def data_of_run(params: Mapping[str, str], *names: str) -> dict[str, str]:
