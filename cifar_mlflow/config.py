@@ -343,6 +343,6 @@ def _message(config_class: type[Settings], issue: Any) -> str:
         return f"unknown setting {where}: {hint}"
     message = issue["msg"].removeprefix("Value error, ")
     values = re.findall("'([^']*)'", issue["ctx"]["expected"]) if issue["type"] == "literal_error" else []
-    close = difflib.get_close_matches(str(issue["input"]), values, n=1)
-    hint = f": did you mean {close[0]}?" if close else ""
+    close = difflib.get_close_matches(str(issue["input"]), values)
+    hint = f": did you mean {' or '.join(sorted(close))}?" if close else ""
     return f"{where}: {message} (got {issue['input']!r}){hint}" if where else message

@@ -83,15 +83,17 @@ def test_a_run_that_can_be_resumed_is_listed_with_the_command(
     assert "cifar-mlflow register" not in output
 
 
-def test_registered_versions_are_listed_with_their_aliases(client: mlflow.MlflowClient) -> None:
+def test_registered_versions_are_listed_with_their_aliases(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
     assert "cifar-mlflow register RUN_ID" in invoke("models")
     runs = [add_run(client, accuracy) for accuracy in (0.8, 0.7)]
     for name in ("cifar10", "my photos"):
         client.create_registered_model(name)
     for run_id, accuracy in zip(runs, ("0.8", "unknown"), strict=True):
         tags = {"run_id": run_id, "model": "cnn", "precision": "int8", "val_accuracy": accuracy}
-        client.create_model_version("cifar10", "models:/m-1", run_id, tags={**tags, "data": "photos"})
-    client.create_model_version("my photos", "models:/m-1")
+        client.create_model_version("cifar10", str(tmp_path), run_id, tags={**tags, "data": "photos"})
+    client.create_model_version("my photos", str(tmp_path))
     client.set_registered_model_alias("cifar10", "champion", "1")
     output = invoke("models", "--registered-model", "cifar10")
     assert rows(output) == ["cifar10/2", "cifar10/1"]
