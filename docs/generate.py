@@ -20,6 +20,14 @@ HEAD = """\
 # Reference
 
 Made from the code by `make docs`; changes belong into the code.
+
+To complete commands, options and their values with the Tab key, add a line to the start file of your shell:
+
+```
+eval "$(_CIFAR_MLFLOW_COMPLETE=bash_source cifar-mlflow)"         # ~/.bashrc
+eval "$(_CIFAR_MLFLOW_COMPLETE=zsh_source cifar-mlflow)"          # ~/.zshrc
+_CIFAR_MLFLOW_COMPLETE=fish_source cifar-mlflow | source          # ~/.config/fish/config.fish
+```
 """
 
 
