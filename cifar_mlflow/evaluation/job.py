@@ -4,13 +4,18 @@ import logging
 
 import torch
 
+from cifar_mlflow.config import validate
+from cifar_mlflow.console import Steps
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.data.split import divide
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.report import log_report, report_on
+from cifar_mlflow.export.images import data_of_run, params_of_training
 from cifar_mlflow.export.reference import load_model
 from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.names import data_name
 from cifar_mlflow.tracking.artifacts import PROGRAM_NAME
 from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import tracked_run
@@ -24,16 +29,22 @@ from cifar_mlflow.verb_config import EvaluateConfig
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: EvaluateConfig) -> Result:
+def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Result:
     """Evaluate a saved model on a split, in a run of its own.
 
+    Args:
+        on_training_data: replace the data set of `config` by the one that the model was trained on.
+
     Raises:
-        UsageError: there is no such model, or its classes differ from those of the data set.
+        UsageError: there is no such model, its classes differ from those of the data set, or nobody knows
+            where its training data are.
     """
     hardware = set_up_hardware(config)
     device = hardware.device
-    connect(config.experiment)
     model, card = load_model(config.model_uri)
+    if on_training_data:
+        config = _with_training_data(config, card)
+    connect(config.experiment)
     if config.dataset == "folder":
         config = config.model_copy(update={"image_size": card.image_size})
     dataset = load_dataset(config)
@@ -44,6 +55,11 @@ def evaluate(config: EvaluateConfig) -> Result:
         )
     if dataset.digest == card.data_digest:  # only images that it was not trained on may validate it
         config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})
+    elif on_training_data:
+        logger.warning(
+            "The images of %s have changed since the training: some of this split may have been trained on",
+            dataset.name,
+        )
     if config.split == "test":
         data = dataset.split("test")
     else:
@@ -73,18 +89,36 @@ def evaluate(config: EvaluateConfig) -> Result:
         run.log_datasets(inputs)
         if model_id := find_logged_model(card.run_id, PROGRAM_NAME):
             run.log_model_input(model_id)
-        report = report_on(
-            model,
-            data,
-            dataset.classes,
-            config.split,
-            temperature=card.temperature,
-            tta=config.tta,
-            device=device,
-        )
-        log_report(run, report, data)
+        steps, passes = Steps(), 1 if config.tta == "none" else 2
+        with steps.step("evaluation", "Evaluating", passes * len(data)) as advance:
+            report = report_on(
+                model,
+                data,
+                dataset.classes,
+                config.split,
+                temperature=card.temperature,
+                tta=config.tta,
+                device=device,
+                advance=advance,
+            )
+        with steps.step("figures", "Drawing the figures"):
+            log_report(run, report, data)
         logged_at = now_ms()
         run.log_metrics(report.scalars(), step=0, timestamp=logged_at)
         if model_id:
             run.log_model_metrics(model_id, report.scalars(), inputs, step=0, timestamp=logged_at)
-        return Result(run.run_id, run.name, report.scalars())
+        return Result(run.run_id, run.name, report.scalars(), steps.seconds)
+
+
+def _with_training_data(config: EvaluateConfig, card: ModelCard) -> EvaluateConfig:
+    """Return the config with the data set that the model was trained on, in the place that its run names."""
+    found = data_of_run(params_of_training(card), "dataset", "data_dir")
+    if found["dataset"] == "folder" and "data_dir" not in found:
+        raise UsageError(
+            f"{config.model_uri} was trained on {card.data or 'unknown images'}, whose place is not known "
+            "here: give --dataset, and for your own images --data-dir"
+        )
+    replaced = {"dataset", "data_dir"}
+    if config.experiment == data_name(config.dataset, config.data_dir):  # not another one that was given
+        replaced.add("experiment")
+    return validate(EvaluateConfig, {**config.model_dump(exclude=replaced), **found})

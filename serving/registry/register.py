@@ -36,7 +36,7 @@ from serving.registry.candidates import Candidate, build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
 from serving.registry.model_card import MODEL_NAME, model_card, registered_model_description, shorten
 from serving.registry.scorer_folder import describe, write_scorer_folder
-from serving.registry.versions import version_tags
+from serving.registry.versions import RegisteredModel, version_tags
 
 logger = logging.getLogger("cifar_mlflow.register")
 
@@ -67,6 +67,14 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         CifarError: a check failed, or MLflow does not answer. No version is created.
     """
     _check_run(run_id)
+    for version in RegisteredModel(config.registered_model).list_versions():
+        if version.run_id == run_id:
+            logger.warning(
+                "Run %s is %s of %s already; this makes another version of it",
+                run_id,
+                version,
+                config.registered_model,
+            )
     classifier, card = load_classifier(run_id)
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
     params = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)).data.params
