@@ -112,8 +112,8 @@ def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
     """Decode an image file to uint8 (size, size, 3) RGB: upright, transparent parts white.
 
     An image of size x size keeps its exact pixels. Any other is resized with antialiasing (bicubic); a large
-    JPEG is first decoded at 1/2, 1/4 or 1/8 of its scale, with at least 256 and 2 x size pixels on the shorter
-    side.
+    JPEG is first decoded at 1/2, 1/4 or 1/8 of its scale, with at least 256 and 2 x size pixels on the
+    shorter side.
     Of an animation, only the first frame is used; of 16 bits per channel, only the upper 8.
 
     Args:
