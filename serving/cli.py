@@ -1,16 +1,20 @@
 """Commands that register, promote, serve and monitor a model."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config, validate
+from cifar_mlflow.names import data_name, registered_name
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 
+CIFAR10 = "cifar10"  # the default of --registered-model
 DEMO = RECIPES["demo"] | {"recipe": "demo"}
 REST_OF_DEMO = """
 The demo was stopped. `make demo` starts it anew. To continue it instead:
@@ -37,6 +41,11 @@ def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
             click.echo(promote_version(version.number, version.name).message)
         except NotPromotedError as reason:  # not a failure: the version is registered
             click.echo(str(reason))
+    if version.name != CIFAR10:  # the other commands need its name
+        name = shlex.quote(version.name)
+        if not promote:
+            click.echo(f"Promote it with: cifar-mlflow promote --registered-model {name}")
+        click.echo(f"Serve its champion with: cifar-mlflow serve --model models:/{name}@champion")
 
 
 @verb("promote", RegistryConfig)
@@ -44,10 +53,13 @@ def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
 @click.option("--force", is_flag=True, help="Promote even if it is worse or not comparable.")
 def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
     """Make a registered version the champion, if it is not worse. Default: the best version."""
-    config = validate(RegistryConfig, given)
+    name = validate(RegistryConfig, given).registered_model
     from serving.registry.promotion import promote as promote_version
+    from serving.registry.versions import model_of_run
 
-    click.echo(promote_version(which, config.registered_model, force=force).message)
+    if name is None and which and re.fullmatch(r"[0-9a-f]{32}", which):
+        name = model_of_run(which)
+    click.echo(promote_version(which, name or CIFAR10, force=force).message)
 
 
 @verb("rollback", RegistryConfig)
@@ -56,7 +68,7 @@ def rollback(given: dict[str, Any]) -> None:
     config = validate(RegistryConfig, given)
     from serving.registry.promotion import rollback as roll_back
 
-    click.echo(roll_back(config.registered_model).message)
+    click.echo(roll_back(config.registered_model or CIFAR10).message)
 
 
 @verb("classify", ClassifyConfig)
@@ -129,6 +141,7 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     click.echo(result.summary())
     ctx.invoke(register, run_id=result.run_id, promote=True, **registration)
     name = validate(RegisterConfig, registration).registered_model
+    name = name or registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     champion = f"models:/{name}@champion"
     answer = classify_over_http(champion)
     click.echo(f"\n`mlflow models serve -m {champion}` classifies {PHOTO.name} as: {answer}")
