@@ -132,9 +132,10 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
     """Summarize a data set: images per class and split, mean and standard deviation per channel."""
     config = validate(DataConfig, given)
     from cifar_mlflow.data import load_dataset
-    from cifar_mlflow.data.summary import channel_stats, summarize
+    from cifar_mlflow.data.summary import channel_stats, log_notes, summarize
 
     dataset = load_dataset(config)
+    log_notes(dataset)
     images = dataset.split("train")
     counts = summarize(dataset, config)
     counts.loc["total"] = counts.sum()
@@ -178,7 +179,8 @@ def train(
         config = config or resumable_config(str(resume), given)
         if print_config:
             return _print_config(None, registration, config)
-        result = pipeline.train(config, resume, minutes=minutes)
+        adapt = not resume and "batch_size" not in given
+        result = pipeline.train(config, resume, minutes=minutes, adapt_batch_size=adapt)
     if rank() > 0:  # the first process of torchrun has the results
         return None
     click.echo(result.summary())

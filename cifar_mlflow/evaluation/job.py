@@ -5,9 +5,10 @@ import logging
 import torch
 
 from cifar_mlflow.data import load_dataset
-from cifar_mlflow.data.split import divide
+from cifar_mlflow.data.split import divide, divide_lazily, image_names
+from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.evaluation.report import log_report, report_on
+from cifar_mlflow.evaluation.report import log_predictions, log_report, report_on
 from cifar_mlflow.export.reference import load_model
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -33,6 +34,7 @@ def evaluate(config: EvaluateConfig) -> Result:
     if config.dataset == "folder":
         config = config.model_copy(update={"image_size": card.image_size})
     dataset = load_dataset(config)
+    log_notes(dataset)
     if dataset.classes != card.classes:
         raise UsageError(
             f"{config.model_uri} knows {', '.join(card.classes)}; "
@@ -42,8 +44,10 @@ def evaluate(config: EvaluateConfig) -> Result:
         config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})
     if config.split == "test":
         data = dataset.split("test")
+    elif config.split == "val":
+        data = divide_lazily(dataset, config)[1]
     else:
-        data = dict(zip(("train", "val"), divide(dataset, config), strict=True))[config.split]
+        data = divide(dataset, config)[0]
     if not len(data):
         raise UsageError(
             f"the {config.split} split of {dataset.name} is empty: val_size is {config.val_size:g}"
@@ -76,5 +80,6 @@ def evaluate(config: EvaluateConfig) -> Result:
             device=device,
         )
         log_report(run, report, data)
+        log_predictions(run, report, data.labels, image_names(dataset, config, config.split))
         run.log_metrics(report.scalars(), step=0)
         return Result(run.run_id, run.name, report.scalars())

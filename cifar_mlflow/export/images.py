@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from cifar_mlflow.config import DataConfig, validate
-from cifar_mlflow.data import Split, load_dataset
-from cifar_mlflow.data.split import divide
+from cifar_mlflow.data import Selection, Split, load_dataset
+from cifar_mlflow.data.split import divide_lazily
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.models.card import ModelCard
 
@@ -36,7 +36,7 @@ class EvalSet:
 
 def load_images(
     card: ModelCard, params: Mapping[str, str], places: Mapping[str, Any]
-) -> tuple[Split, EvalSet]:
+) -> tuple[Selection, EvalSet]:
     """Return the training images of a run and the images to evaluate it on.
 
     Args:
@@ -49,9 +49,11 @@ def load_images(
     """
     of_run = {
         key: params[key]
-        for key in ("dataset", "data_dir", "mirrors")
+        for key in ("dataset", "data_dir", "mirrors", "skip_unreadable")
         if params.get(key) not in (None, "None")
     }
+    # Extra training images are not needed, and their folder may be gone.
+    of_run["dataset"] = of_run.get("dataset", "cifar10").partition("+")[0]
     split = {"image_size": card.image_size, "val_size": card.val_size, "split_seed": card.split_seed}
     config = validate(DataConfig, {**of_run, **split, **places})
     dataset = load_dataset(config)
@@ -61,7 +63,7 @@ def load_images(
             f"(digest {card.data_digest[:12]}, found {dataset.digest[:12]}); name the place of its "
             "own images with --data-dir"
         )
-    training, validation = divide(dataset, config)
+    training, validation = divide_lazily(dataset, config)
     if len(validation):
         return training, EvalSet("val", validation)
     drawn = np.sort(np.random.default_rng(0).permutation(len(training))[:TRAINING_IMAGES])
