@@ -1,3 +1,20 @@
-from cifar_mlflow.cli import main
+"""Start the command line."""
 
-main(prog_name="cifar-mlflow")
+import signal
+
+
+def main() -> None:
+    """Import the command line and run it; Ctrl-C during the import ends the process without a traceback."""
+    # A job in the background of a shell script ignores SIGINT from its start, and continues to do so.
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from cifar_mlflow.cli import main as command_line
+
+    if interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    command_line(prog_name="cifar-mlflow")
+
+
+if __name__ == "__main__":
+    main()

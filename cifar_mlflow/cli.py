@@ -5,10 +5,9 @@ torch and mlflow take seconds to import, so verbs import them when they run: `--
 answered at once.
 """
 
-import errno
 import gc
-import importlib
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +18,11 @@ import click
 import yaml
 
 from cifar_mlflow.config import DataConfig, TrainConfig, check_tta, resolve_train_config, validate
-from cifar_mlflow.console import set_up_logging
-from cifar_mlflow.environment import rank, rank_prefix, world_size
+from cifar_mlflow.console import loading, set_up_logging
+from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.interrupt import Interrupted, terminable
-from cifar_mlflow.names import printable
-from cifar_mlflow.options import run_verb, split_settings, switch, verb
+from cifar_mlflow.names import CIFAR10, data_name, printable, registered_name
+from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
 from cifar_mlflow.verb_config import (
     EvaluateConfig,
@@ -33,22 +31,12 @@ from cifar_mlflow.verb_config import (
     TrainVerbConfig,
     split_minutes,
 )
+from cifar_mlflow.verb_group import Group
 
 HELP_WIDTH = 100
 FEWER_COLLECTIONS = 10_000  # new objects between two collections; Python's default is 700 or 2,000
-# The module of each verb of other packages. They are imported by name, because this package does not depend
-# on tuning and serving.
-VERBS_ELSEWHERE = {
-    "tune": "tuning.cli",
-    "register": "serving.cli",
-    "promote": "serving.cli",
-    "rollback": "serving.cli",
-    "classify": "serving.cli",
-    "serve": "serving.cli",
-    "monitor": "serving.cli",
-    "demo": "serving.cli",
-}
-# The format object of each `--format`, `package.module:object`, imported by name for the same reason.
+# The format object of each `--format`, `package.module:object`, imported by name, because this package does
+# not depend on serving.
 EXPORT_FORMATS = {
     "onnx": "cifar_mlflow.export.onnx:ONNX",
     "web": "serving.web.format:WEB",
@@ -63,41 +51,6 @@ EXPORT_FORMATS = {
 }
 
 
-class Group(click.Group):
-    """A group that imports the verbs of other packages when needed, and prints errors meant for the user."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *VERBS_ELSEWHERE])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if module := VERBS_ELSEWHERE.get(cmd_name):
-            command: click.Command = getattr(importlib.import_module(module), cmd_name)
-            return command
-        return super().get_command(ctx, cmd_name)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with terminable():
-                return super().invoke(ctx)
-        except CifarError as error:
-            click.echo(f"{rank_prefix()}Error: {error}", err=True)
-            if "MLFLOW_RUN_ID" in os.environ and rank() == 0:  # otherwise spare the slow import
-                from cifar_mlflow.tracking.lifecycle import tag_project_run
-
-                tag_project_run(str(error))
-            ctx.exit(error.exit_code)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            click.echo(f"Error: {error.filename or tempfile.gettempdir()}: {error.strerror}", err=True)
-            ctx.exit(1)
-        except Interrupted as interruption:
-            ctx.exit(128 + interruption.signum)
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(130)
-
-
 @click.group(
     cls=Group,
     context_settings={
@@ -109,7 +62,10 @@ class Group(click.Group):
 @click.version_option(package_name="cifar-mlflow")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Image classification on CIFAR-10, tracked with MLflow."""
+    """Image classification on CIFAR-10, tracked with MLflow.
+
+    `cifar-mlflow VERB --help` describes a verb, its options and their defaults.
+    """
     set_up_logging()
     if world_size() > 1 and ctx.invoked_subcommand != "train":
         raise UsageError(
@@ -122,17 +78,24 @@ def main(ctx: click.Context) -> None:
         os.environ["HOME"] = tempfile.gettempdir()
 
 
-@verb("data", DataConfig)
+@verb("data", DataConfig, common=("dataset", "data_dir", "picture"))
 @click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write a figure with samples to this file.",
 )
 def data(given: dict[str, Any], picture: Path | None) -> None:
-    """Summarize a data set: images per class and split, mean and standard deviation per channel."""
+    """Summarize a data set: images per class and split, mean and standard deviation per channel.
+
+    \b
+    Examples:
+      cifar-mlflow data --dataset sample --picture samples.png
+      cifar-mlflow data --dataset folder --data-dir photos
+    """
     config = validate(DataConfig, given)
-    from cifar_mlflow.data import load_dataset
-    from cifar_mlflow.data.summary import channel_stats, log_notes, summarize
+    with loading():
+        from cifar_mlflow.data import load_dataset
+        from cifar_mlflow.data.summary import channel_stats, log_notes, summarize
 
     dataset = load_dataset(config)
     log_notes(dataset)
@@ -153,24 +116,49 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
         click.echo(f"\nSamples: {printable(str(picture))}")
 
 
-@verb("train", TrainVerbConfig)
+@verb(
+    "train",
+    TrainVerbConfig,
+    defaults=recipe_defaults(),
+    common=("model", "recipe", "dataset", "data_dir", "epochs", "minutes", "lr", "batch_size", "register"),
+)
 @switch("--register", "Register the model as a new version when the training has finished.")
 @click.option("--resume", metavar="RUN_ID", help="Continue an interrupted run from its checkpoint.")
+@click.option(
+    "--settings-of",
+    metavar="RUN_ID",
+    help="Take the settings of another training, or of a trial of a search; options override them.",
+)
 @click.option("--print-config", is_flag=True, help="Print all settings as YAML and exit.")
 @click.pass_context
 def train(
-    ctx: click.Context, given: dict[str, Any], register: bool, resume: str | None, print_config: bool
+    ctx: click.Context,
+    given: dict[str, Any],
+    register: bool,
+    resume: str | None,
+    settings_of: str | None,
+    print_config: bool,
 ) -> None:
-    """Train a model and track it as an MLflow run."""
+    """Train a model and track it as an MLflow run.
+
+    \b
+    Examples:
+      cifar-mlflow train --recipe fast
+      cifar-mlflow train --dataset sample --model cnn --epochs 10
+      cifar-mlflow train --dataset folder --data-dir photos --image-size 64 --register
+      cifar-mlflow train --settings-of RUN_ID --epochs 30
+    """
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     config, minutes = None, None
+    if settings_of:
+        given = _like_run(settings_of, given, resume)
     if not resume:
         given, minutes = split_minutes(given)
         config = resolve_train_config(_like_weights(given))
         check_tta(config)
         if print_config:
             return _print_config(minutes, registration, config)
-    with _paused_garbage_collection():
+    with loading(), _paused_garbage_collection():
         from cifar_mlflow import pipeline
         from cifar_mlflow.tracking.resume import resumable_config
         from cifar_mlflow.training.distributed import this_world
@@ -186,7 +174,44 @@ def train(
     click.echo(result.summary())
     if register:
         run_verb(ctx, "register", run_id=result.run_id, **registration)
+    name = registered_name(config.dataset, data_name(config.dataset, config.data_dir))
+    name = registration.get("registered_model") or name
+    click.echo(_next_steps(result.run_id, None if name == CIFAR10 else name, registered=register))
     return None
+
+
+def _next_steps(run_id: str, model: str | None, *, registered: bool) -> str:
+    """Return the commands that probably follow a training.
+
+    Args:
+        model: name of the registered model, unless it is that of CIFAR-10, the default of the commands.
+    """
+    from cifar_mlflow.tracking.store import run_address
+
+    compare = run_address(run_id) or "mlflow ui    (then open http://localhost:5000)"
+    promote = "promote" if registered else f"register {run_id} --promote"
+    name = f" --registered-model {shlex.quote(model)}" if model else ""
+    uri = f" --model-uri {shlex.quote(f'models:/{model}@champion')}" if model else ""
+    return f"""
+What next:
+  compare   {compare}
+  evaluate  cifar-mlflow evaluate --model-uri {run_id} --tta crops
+  promote   cifar-mlflow {promote}{name}
+  serve     cifar-mlflow serve{uri}
+  export    cifar-mlflow export {run_id} --format onnx --output exported"""
+
+
+def _like_run(run_id: str, given: dict[str, Any], resume: str | None) -> dict[str, Any]:
+    """Return the settings of another training, overridden by those that are given."""
+    if resume:
+        raise UsageError("--resume takes the settings of its own run: leave out --settings-of")
+    with loading():
+        from cifar_mlflow.tracking.settings import settings_of_run
+
+    settings = settings_of_run(run_id)
+    if "minutes" in given:
+        del settings["epochs"]
+    return {**settings, **given}
 
 
 def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
@@ -200,23 +225,43 @@ def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
     return {"model": card.model, "width": card.width, **given}
 
 
-@verb("evaluate", EvaluateConfig)
+@verb(
+    "evaluate",
+    EvaluateConfig,
+    defaults={"dataset": None},
+    common=("model_uri", "dataset", "data_dir", "split", "tta"),
+)
 def evaluate(given: dict[str, Any]) -> None:
-    """Evaluate a saved model on a split, in an MLflow run of its own."""
+    """Evaluate a saved model on a split, in an MLflow run of its own.
+
+    \b
+    Examples:
+      cifar-mlflow evaluate --model-uri RUN_ID --tta crops
+      cifar-mlflow evaluate --model-uri models:/cifar10@champion --split val
+    """
     config = validate(EvaluateConfig, given)
-    from cifar_mlflow.evaluation import job
+    with loading():
+        from cifar_mlflow.evaluation import job
 
-    click.echo(job.evaluate(config).summary())
+    on_training_data = not {"dataset", "data_dir"} & given.keys()
+    click.echo(job.evaluate(config, on_training_data=on_training_data).summary())
 
 
-@verb("export", ExportConfig)
+@verb("export", ExportConfig, common=("format", "output", "precision", "overwrite"))
 @click.argument("model", metavar="RUN_ID|runs:/...|models:/...|FILE")
 def export(given: dict[str, Any], model: str) -> None:
-    """Write a trained model to files for other programs, each verified on the validation images."""
+    """Write a trained model to files for other programs, each verified on the validation images.
+
+    \b
+    Examples:
+      cifar-mlflow export RUN_ID --format onnx --output exported
+      cifar-mlflow export models:/cifar10@champion --output model.safetensors
+    """
     config = validate(ExportConfig, given)
     if _is_one_file_of_weights(config):
         return _export_weights(model, config)
-    from cifar_mlflow.export import job
+    with loading():
+        from cifar_mlflow.export import job
 
     formats, left_out = job.choose_formats(EXPORT_FORMATS, config)
     exported = job.export(model, formats, config)
@@ -245,8 +290,9 @@ def _export_weights(model: str, config: ExportConfig) -> None:
     if only_for_folders:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(only_for_folders))
         raise UsageError(f"{options}: not for a single file of weights; name a --format and a folder")
-    from cifar_mlflow.export import format_for, write_weights
-    from cifar_mlflow.export.reference import load_classifier
+    with loading():
+        from cifar_mlflow.export import format_for, write_weights
+        from cifar_mlflow.export.reference import load_classifier
 
     file_format = format_for(config.output, config.format[0] if config.format else None)
     classifier, card = load_classifier(model)

@@ -6,6 +6,7 @@ models. A setting that is not given takes its value from the recipe, then from t
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -363,4 +364,7 @@ def _message(config_class: type[Settings], issue: Any) -> str:
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(config_class.model_fields)}"
         return f"unknown setting {where}: {hint}"
     message = issue["msg"].removeprefix("Value error, ")
-    return f"{where}: {message} (got {issue['input']!r})" if where else message
+    values = re.findall("'([^']*)'", issue["ctx"]["expected"]) if issue["type"] == "literal_error" else []
+    close = difflib.get_close_matches(str(issue["input"]), values)
+    hint = f": did you mean {' or '.join(sorted(close))}?" if close else ""
+    return f"{where}: {message} (got {issue['input']!r}){hint}" if where else message

@@ -1,13 +1,17 @@
-"""Terminal output while the work goes on: a progress bar in a terminal, plain log lines elsewhere."""
+"""Terminal output while the work goes on: bars in a terminal, plain log lines elsewhere."""
 
 import logging
 import sys
+import time
 import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from cifar_mlflow.environment import rank, rank_prefix
 from cifar_mlflow.names import printable
@@ -15,6 +19,7 @@ from cifar_mlflow.redact import redact
 
 # Standard output is for results; everything else goes to standard error.
 console = Console(stderr=True)
+logger = logging.getLogger(__name__)
 
 
 class _Formatter(logging.Formatter):
@@ -26,7 +31,9 @@ def set_up_logging() -> None:
     """Send the package's log lines to standard error, above the progress bar, without passwords."""
     handler: logging.Handler
     if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, show_level=False, markup=False)
+        handler = RichHandler(
+            console=console, show_time=False, show_path=False, show_level=False, markup=False
+        )
         handler.setFormatter(_Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()
@@ -56,3 +63,79 @@ def training_bar() -> Progress:
         console=console,
         disable=not console.is_terminal or rank() > 0,
     )
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show in a terminal that libraries are being imported, which takes seconds."""
+    if console.is_terminal and rank() == 0:
+        with console.status("Loading the libraries"):
+            yield
+    else:
+        yield
+
+
+class Steps:
+    """The steps of a job: each is announced by a bar in a terminal or a log line, and its time is measured.
+
+    Attributes:
+        seconds: time by kind of step.
+    """
+
+    def __init__(self, *, announced: bool = True) -> None:
+        self.seconds: dict[str, float] = {}
+        self._announced = announced
+
+    @contextmanager
+    def step(self, kind: str, text: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Measure the block as a step of this kind.
+
+        Args:
+            total: amount of work, for a bar; None if it is unknown.
+
+        Yields:
+            A function that receives the amount of work done since its last call.
+        """
+        start = time.monotonic()
+        try:
+            if not self._announced:
+                yield lambda done: None
+            elif console.is_terminal:
+                columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+                with Progress(*columns, console=console, transient=True) as bar:
+                    task = bar.add_task(text, total=total)
+                    yield lambda done: bar.advance(task, done)
+            else:
+                logger.info("%s", text)
+                yield lambda done: None
+        finally:
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + time.monotonic() - start
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], flexible: str) -> None:
+    """Print a table to standard output.
+
+    Args:
+        flexible: the column whose texts are broken into lines if the terminal is too narrow.
+    """
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=column != flexible, overflow="fold")
+    for row in rows:
+        table.add_row(*map(printable, row))
+    # Outside of a terminal, a table takes the width that it needs.
+    output = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
+    output.print(table)
+
+
+def percent(share: float) -> str:
+    """Return a share as percent, in a column of seven characters."""
+    return f"{100 * share:5.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return about how long something takes: `85 s`, `46 min`, `3 h 05 min`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

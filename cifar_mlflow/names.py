@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+CIFAR10 = "cifar10"  # also the registered model
 SAMPLE_NAME = "cifar10-sample"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")  # of a file that names the path and label of each image
 
@@ -31,7 +32,7 @@ def data_name(dataset: Any, data_dir: Any = None) -> str:
         if place.suffix.lower() in TABLE_SUFFIXES and not place.is_dir():
             return printable(f"{place.parent.name}-{place.stem}")
         return printable(place.name) or "folder"
-    return SAMPLE_NAME if dataset == "sample" else "cifar10"
+    return SAMPLE_NAME if dataset == "sample" else CIFAR10
 
 
 def registered_name(dataset: str | None, data: str) -> str:
@@ -45,9 +46,9 @@ def registered_name(dataset: str | None, data: str) -> str:
         data: the name of the data set.
     """
     if dataset != "folder":
-        return "cifar10"
+        return CIFAR10
     name = re.sub(r"[^\w. -]", "_", data).strip(" .")[:90] or "images"
-    return f"{name}-images" if name.lower() == "cifar10" else name
+    return f"{name}-images" if name.lower() == CIFAR10 else name
 
 
 def _escape(match: re.Match[str]) -> str:

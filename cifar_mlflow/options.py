@@ -9,18 +9,29 @@ import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cifar_mlflow.config import Settings, validate
+from cifar_mlflow.config import Settings, TrainConfig, validate
 from cifar_mlflow.config_file import read_config_file
 from cifar_mlflow.environment import patience_seconds
+from cifar_mlflow.recipes import RECIPES, recipe_for_model
+
+# Of --model-uri: in `train` and `tune`, --model is an architecture.
+OLD_SPELLING = "--model"
 
 
 def verb(
-    name: str, config_class: type[Settings], defaults: Mapping[str, Any] | None = None
+    name: str,
+    config_class: type[Settings],
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    common: tuple[str, ...] = (),
+    hidden: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., None]], click.Command]:
     """Return a decorator that makes a command; the function receives the settings that were given as `given`.
 
     Args:
-        defaults: defaults of this verb that differ from those of the config.
+        defaults: defaults of this verb that differ from those of the config, as values or in words.
+        common: names of the options that most people want, which the help lists first.
+        hidden: settings that are accepted but have no effect here, so that the help leaves them out.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -44,9 +55,30 @@ def verb(
             help=function.__doc__,
             config_class=config_class,
             defaults=defaults or {},
+            common=common,
+            hidden=hidden,
         )
 
     return decorate
+
+
+def recipe_defaults() -> dict[str, str]:
+    """Return the default of each setting that a recipe sets, in words: `30 (fast, demo 8)`.
+
+    The first value is that of the default recipe; the others have the names of their recipes.
+    """
+    usual_recipe = RECIPES[recipe_for_model(TrainConfig.model_fields["model"].default)]
+    texts = {}
+    for setting_name in sorted({name for values in RECIPES.values() for name in values}):
+        default = TrainConfig.model_fields[setting_name].default
+        usual = usual_recipe.get(setting_name, default)
+        others: dict[Any, list[str]] = {}
+        for recipe, values in RECIPES.items():
+            if (value := values.get(setting_name, default)) != usual:
+                others.setdefault(value, []).append(recipe)
+        listed = "; ".join(f"{', '.join(recipes)} {value}" for value, recipes in others.items())
+        texts[setting_name] = f"{usual} ({listed})" if listed else str(usual)
+    return texts | {"model": f"{usual_recipe['model']}, or that of --recipe"}
 
 
 def split_settings(
@@ -88,12 +120,19 @@ def switch(name: str, text: str) -> Callable[[Callable[..., None]], Callable[...
 
 
 class SettingsCommand(click.Command):
-    """A command whose options are the settings of a config, listed by section."""
+    """A command whose options are the settings of a config, listed by section; arguments as for `verb`."""
 
     def __init__(
-        self, *args: Any, config_class: type[Settings], defaults: Mapping[str, Any], **kwargs: Any
+        self,
+        *args: Any,
+        config_class: type[Settings],
+        defaults: Mapping[str, Any],
+        common: tuple[str, ...],
+        hidden: tuple[str, ...],
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.common = common
         self.sections: dict[type[Settings], list[click.Option]] = {}
         known: set[str] = set()
         for section in _sections(config_class):  # the first section that declares a setting lists it
@@ -103,20 +142,23 @@ class SettingsCommand(click.Command):
             known |= set(names)
             fields = {name: section.model_fields[name] for name in names}
             self.sections[section] = [
-                _option(name, field, defaults.get(name, field.default)) for name, field in fields.items()
+                _option(name, field, defaults.get(name, field.default), hidden=name in hidden)
+                for name, field in fields.items()
             ]
         self.params += [option for options in self.sections.values() for option in options]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        settings = {id(option) for options in self.sections.values() for option in options}
-        others = [param for param in self.get_params(ctx) if id(param) not in settings]
-        titles: dict[str, list[click.Parameter]] = {
-            (section.__doc__ or "").partition(":")[0]: [*options]
-            for section, options in self.sections.items()
-        }
-        for title, params in {**titles, "Command": others}.items():
-            with formatter.section(title):
-                formatter.write_dl([record for param in params if (record := param.get_help_record(ctx))])
+        params = {str(param.name): param for param in self.get_params(ctx)}
+        listed: dict[str, list[str]] = {"Most used": [*self.common]}
+        for section, options in self.sections.items():
+            title = (section.__doc__ or "").partition(":")[0]
+            listed[title] = [str(option.name) for option in options if option.name not in self.common]
+        known = {name for names in listed.values() for name in names}
+        listed["Command"] = [name for name in params if name not in known]
+        for title, names in listed.items():
+            if records := [record for name in names if (record := params[name].get_help_record(ctx))]:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def _sections(config_class: type[Settings]) -> list[type[Settings]]:
@@ -124,15 +166,29 @@ def _sections(config_class: type[Settings]) -> list[type[Settings]]:
     return [c for c in config_class.__mro__ if issubclass(c, Settings) and c is not Settings]
 
 
-def _option(name: str, field: FieldInfo, default: Any) -> click.Option:
+class SettingOption(click.Option):
+    """The option of a setting; the help leaves out its old spelling."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        return record and (record[0].replace(f", {OLD_SPELLING} ", " "), record[1])
+
+
+def _option(name: str, field: FieldInfo, default: Any, *, hidden: bool) -> click.Option:
     """Return an option that passes its text to the config, which validates and converts it."""
     # Like `switch`: a flag that also accepts a value.
     switch: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if field.annotation is bool else {}
-    return click.Option(
-        [f"--{name.replace('_', '-')}", *(["--model"] if name == "model_uri" else [])],
-        metavar=_metavar(field.annotation),
+    metavar = _metavar(field.annotation)
+    values = metavar.strip("[]").split("|") if "|" in metavar else []
+    return SettingOption(
+        [f"--{name.replace('_', '-')}", *([OLD_SPELLING] if name == "model_uri" else [])],
+        metavar=metavar,
         help=f"{field.description} {_details(field, default)}".strip(),
         required=field.is_required(),
+        hidden=hidden,
+        shell_complete=lambda ctx, param, incomplete: [
+            value for value in values if value.startswith(incomplete)
+        ],
         **switch,
     )
 

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from cifar_mlflow.config import MOST_EPOCHS, PlacesConfig, TrackingConfig, TrainConfig
+from cifar_mlflow.console import Steps
 from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
 from cifar_mlflow.data.split import divide_lazily, image_names, warn_of_small_splits
 from cifar_mlflow.data.summary import describe_training, log_notes, mean_std
@@ -189,11 +190,13 @@ def train(
                     taken,
                     minutes,
                 )
+            steps = Steps(announced=callbacks is None)
             with stop.at_once():  # the last epoch is in the checkpoint
                 if not (callbacks and callbacks.skip_model_export):
-                    log_data(run, config, dataset, train_split)
-                metrics = finish(run, config, dataset, val_split, training, best, callbacks)
-            return Result(run.run_id, run.name, metrics)
+                    with steps.step("figures", "Drawing samples of the training images"):
+                        log_data(run, config, dataset, train_split)
+                metrics = finish(run, config, dataset, val_split, training, best, callbacks, steps)
+            return Result(run.run_id, run.name, metrics, steps.seconds)
 
 
 class _Unrecorded:
@@ -253,6 +256,7 @@ def finish(
     training: Training,
     best: ImageClassifier,
     callbacks: TrainingCallbacks | None = None,
+    steps: Steps | None = None,
 ) -> dict[str, float]:
     """Evaluate the weights to keep; log results and model. The metrics have the step of the last epoch."""
     from cifar_mlflow.evaluation.report import (
@@ -263,6 +267,7 @@ def finish(
         report_on,
     )
 
+    steps = steps or Steps(announced=False)
     device = training.hardware.device
     history = pd.DataFrame(training.history).set_index("epoch")
     metrics = {"train_seconds": training.seconds, "peak_memory_mib": float(training.peak_memory_mib)}
@@ -271,7 +276,9 @@ def finish(
     temperature, deferred = 1.0, False
     calibration = "none, because no images were held out; train with --val-size 0.1 to calibrate confidences"
     if len(val_split):
-        report = report_on(best, val_split, dataset.classes, "val", device=device)
+        text = f"Evaluating on {len(val_split):,} validation images"
+        with steps.step("evaluation", text, len(val_split)) as advance:
+            report = report_on(best, val_split, dataset.classes, "val", device=device, advance=advance)
         temperature = report.temperature
         calibration = report.calibration
         log_tables(run, report)
@@ -280,14 +287,25 @@ def finish(
         else:
             deferred = callbacks.defer_plots(run.run_id, report, val_split.labels, history)
         if not deferred:
-            log_pictures(run, report, val_split)
+            with steps.step("figures", "Drawing the figures of the validation images"):
+                log_pictures(run, report, val_split)
         metrics |= report.scalars() | {"temperature": temperature}
     if config.test:
         test_split = dataset.split("test")
-        report = report_on(
-            best, test_split, dataset.classes, "test", temperature=temperature, tta=config.tta, device=device
-        )
-        log_report(run, report, test_split)
+        text, passes = f"Evaluating on {len(test_split):,} test images", 1 if config.tta == "none" else 2
+        with steps.step("evaluation", text, passes * len(test_split)) as advance:
+            report = report_on(
+                best,
+                test_split,
+                dataset.classes,
+                "test",
+                temperature=temperature,
+                tta=config.tta,
+                device=device,
+                advance=advance,
+            )
+        with steps.step("figures", "Drawing the figures of the test images"):
+            log_report(run, report, test_split)
         log_predictions(run, report, test_split.labels, image_names(dataset, config, "test"))
         metrics |= report.scalars()
     run.log_metrics(metrics, step=training.epoch)
@@ -300,9 +318,10 @@ def finish(
         logger.info("Calibration: %s", calibration)
     run.set_tags({"mlflow.note.content": description(card, calibration), "calibration": calibration})
     best = best.cpu().to(memory_format=torch.contiguous_format)
-    log_weights(run, best, card)
-    if not (callbacks and callbacks.skip_model_export):
-        log_program(run, best, card, dataset.split("train").images[:2])
+    with steps.step("export", "Exporting the network"):
+        log_weights(run, best, card)
+        if not (callbacks and callbacks.skip_model_export):
+            log_program(run, best, card, dataset.split("train").images[:2])
     return metrics
 
 

@@ -8,6 +8,7 @@ from pydantic import field_validator
 
 from cifar_mlflow.config import (
     DataConfig,
+    DatasetName,
     HardwareConfig,
     PlacesConfig,
     Settings,
@@ -41,6 +42,11 @@ ExportFormatName = Literal[
 class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):
     """Evaluation: the model and the split."""
 
+    dataset: DatasetName = setting(
+        "cifar10",
+        "cifar10, sample or folder. Default: the data that the model was trained on, unless --data-dir is "
+        "given.",
+    )
     model_uri: str = setting(
         ..., "Model: a .safetensors or .h5 file, a run id, runs:/<id>/model, or models:/<name>@<alias>."
     )
@@ -77,6 +83,23 @@ class ExportConfig(PlacesConfig, TrackingConfig):
     @classmethod
     def _names_split_at_commas(cls, value: Any) -> Any:
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
+
+RunKind = Literal["train", "trial", "search", "evaluate", "monitor"]
+
+
+class RunsConfig(Settings):
+    """List: the runs to show."""
+
+    experiment: str | None = setting(None, "Name of the MLflow experiment. Default: all of them.")
+    kind: RunKind = setting("train", "Kind of the runs; the trainings of a search are trials.")
+    limit: int = setting(20, "Number of runs, the newest ones.", ge=1, le=1000)
+
+
+class ModelsConfig(Settings):
+    """List: the versions to show."""
+
+    registered_model: str | None = setting(None, "Name of the registered model. Default: all of them.")
 
 
 class RegistryConfig(Settings):

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config, validate
-from cifar_mlflow.names import data_name, registered_name
+from cifar_mlflow.console import Steps, loading
+from cifar_mlflow.names import CIFAR10, data_name, registered_name
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 
-CIFAR10 = "cifar10"  # the default of --registered-model
 DEMO = RECIPES["demo"] | {"recipe": "demo"}
 REST_OF_DEMO = """
 The demo was stopped. `make demo` starts it anew. To continue it instead:
@@ -24,15 +24,22 @@ The demo was stopped. `make demo` starts it anew. To continue it instead:
   make serve                                         # serve it over HTTP, until Ctrl-C"""
 
 
-@verb("register", RegisterConfig)
+@verb("register", RegisterConfig, common=("promote", "registered_model", "serve_precision"))
 @click.argument("run_id")
 @switch("--promote", "Then make it the champion, if it is not worse than the current one.")
-def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
-    """Make a trained network a new version of the registered model, ready to be served."""
+@click.pass_context
+def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bool) -> None:
+    """Make a trained network a new version of the registered model, ready to be served.
+
+    \b
+    Example:
+      cifar-mlflow register RUN_ID --promote
+    """
     config = validate(RegisterConfig, given)
-    from serving.registry.promotion import NotPromotedError
-    from serving.registry.promotion import promote as promote_version
-    from serving.registry.register import register as register_run
+    with loading():
+        from serving.registry.promotion import NotPromotedError
+        from serving.registry.promotion import promote as promote_version
+        from serving.registry.register import register as register_run
 
     version = register_run(run_id, config)
     click.echo(f"\nRegistered {version.message}")
@@ -41,21 +48,29 @@ def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
             click.echo(promote_version(version.number, version.name).message)
         except NotPromotedError as reason:  # not a failure: the version is registered
             click.echo(str(reason))
-    if version.name != CIFAR10:  # the other commands need its name
+    called_by_another = ctx.parent is not None and not isinstance(ctx.parent.command, click.Group)
+    if version.name != CIFAR10 and not called_by_another:  # the next commands need its name
         name = shlex.quote(version.name)
         if not promote:
-            click.echo(f"Promote it with: cifar-mlflow promote --registered-model {name}")
-        click.echo(f"Serve its champion with: cifar-mlflow serve --model models:/{name}@champion")
+            click.echo(f"Promote it: cifar-mlflow promote --registered-model {name}")
+        click.echo(f"Serve it: cifar-mlflow serve --model-uri models:/{name}@champion")
 
 
 @verb("promote", RegistryConfig)
 @click.argument("which", metavar="[RUN_ID|VERSION]", required=False)
 @click.option("--force", is_flag=True, help="Promote even if it is worse or not comparable.")
 def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
-    """Make a registered version the champion, if it is not worse. Default: the best version."""
+    """Make a registered version the champion, if it is not worse. Default: the best version.
+
+    \b
+    Examples:
+      cifar-mlflow promote
+      cifar-mlflow promote 3 --force
+    """
     name = validate(RegistryConfig, given).registered_model
-    from serving.registry.promotion import promote as promote_version
-    from serving.registry.versions import model_of_run
+    with loading():
+        from serving.registry.promotion import promote as promote_version
+        from serving.registry.versions import model_of_run
 
     if name is None and which and re.fullmatch(r"[0-9a-f]{32}", which):
         name = model_of_run(which)
@@ -64,24 +79,36 @@ def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
 
 @verb("rollback", RegistryConfig)
 def rollback(given: dict[str, Any]) -> None:
-    """Make the previous champion the champion again."""
+    """Make the previous champion the champion again.
+
+    \b
+    Example:
+      cifar-mlflow rollback
+    """
     config = validate(RegistryConfig, given)
-    from serving.registry.promotion import rollback as roll_back
+    with loading():
+        from serving.registry.promotion import rollback as roll_back
 
     click.echo(roll_back(config.registered_model or CIFAR10).message)
 
 
-@verb("classify", ClassifyConfig)
+@verb("classify", ClassifyConfig, common=("output", "sort_into", "model_uri"))
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.pass_context
 def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) -> None:
     """Classify image files, the images in folders, and files that match patterns, here or at URLs.
 
     A .parquet file stands for the images in its column `image`, a .txt file for the files that it lists.
+
+    \b
+    Examples:
+      cifar-mlflow classify photos/ --output answers.csv
+      cifar-mlflow classify cat.jpg --model-uri models:/cifar10/3
     """
     config = validate(ClassifyConfig, given)
-    from serving.batch import classify as classify_files
-    from serving.batch import classify_on_engine, load_scorer, print_summary
+    with loading():
+        from serving.batch import classify as classify_files
+        from serving.batch import classify_on_engine, load_scorer, print_summary
 
     top_k = config.top_k if "top_k" in config.model_fields_set else None
     if config.output is not None and config.into_folder:
@@ -105,33 +132,52 @@ def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) 
     ctx.exit(summary.exit_code)
 
 
-@verb("serve", ServeConfig)
+@verb("serve", ServeConfig, common=("model_uri", "port", "host", "workers"))
 def serve(given: dict[str, Any]) -> None:
-    """Serve the model over HTTP (web page, JSON API, Prometheus metrics) until Ctrl-C."""
+    """Serve the model over HTTP (web page, JSON API, Prometheus metrics) until Ctrl-C.
+
+    \b
+    Examples:
+      cifar-mlflow serve
+      cifar-mlflow serve --model-uri models:/cifar10/3 --port 9000 --workers 2
+    """
     config = validate(ServeConfig, given)
-    from serving.app.main import serve as run
+    with loading():
+        from serving.app.main import serve as run
 
     run(config)
 
 
-@verb("monitor", MonitorConfig)
+@verb("monitor", MonitorConfig, common=("since", "request_log"))
 def monitor(given: dict[str, Any]) -> None:
-    """Report on served requests (traffic, latency, drift, accuracy by feedback) as an MLflow run."""
+    """Report on served requests (traffic, latency, drift, accuracy by feedback) as an MLflow run.
+
+    \b
+    Example:
+      cifar-mlflow monitor --since 12h
+    """
     config = validate(MonitorConfig, given)
-    from serving.monitoring.report import monitor as report
+    with loading():
+        from serving.monitoring.report import monitor as report
 
     click.echo(report(config))
 
 
-@verb("demo", TrainAndRegisterConfig, defaults=DEMO)
+@verb("demo", TrainAndRegisterConfig, defaults=DEMO, common=("epochs", "model", "registered_model"))
 @click.pass_context
 def demo(ctx: click.Context, given: dict[str, Any]) -> None:
-    """Train on the embedded sample, promote, serve, and classify a photo over HTTP. Takes minutes."""
+    """Train on the embedded sample, promote, serve, and classify a photo over HTTP. Takes minutes.
+
+    \b
+    Example:
+      cifar-mlflow demo
+    """
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     config = resolve_train_config({"recipe": "demo", **given})
     check_tta(config)
-    from cifar_mlflow import pipeline
-    from serving.demo import PHOTO, classify_over_http
+    with loading():
+        from cifar_mlflow import pipeline
+        from serving.demo import PHOTO, classify_over_http
 
     try:
         result = pipeline.train(config)
@@ -143,7 +189,8 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     name = validate(RegisterConfig, registration).registered_model
     name = name or registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     champion = f"models:/{name}@champion"
-    answer = classify_over_http(champion)
+    with Steps().step("server", f"Starting `mlflow models serve -m {champion}`"):
+        answer = classify_over_http(champion)
     click.echo(f"\n`mlflow models serve -m {champion}` classifies {PHOTO.name} as: {answer}")
     photo = PHOTO.relative_to(Path.cwd()) if PHOTO.is_relative_to(Path.cwd()) else PHOTO
     click.echo(
@@ -155,6 +202,6 @@ What next:
   cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
   cifar-mlflow classify {photo}      # or your own photos and folders of them
   make serve                                         # the same model over HTTP, until Ctrl-C
-  cifar-mlflow evaluate --model {result.run_id} --dataset sample
+  cifar-mlflow evaluate --model-uri {result.run_id}
   cifar-mlflow export {result.run_id} --format hdf5 --output model.h5"""
     )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import click
 import mlflow
 import numpy as np
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from cifar_mlflow.cli import Group, main
+from cifar_mlflow.cli import main
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models.card import ModelCard
@@ -23,6 +25,9 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.store import store_uri
+from cifar_mlflow.verb_group import VERBS_ELSEWHERE, Group
+from tuning.config import SEARCHED
+from tuning.space import Space
 
 SAMPLE = ("--dataset", "sample")
 VERBS = main.list_commands(click.Context(main))
@@ -61,6 +66,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--lr", "nan"], ["lr", "nan"]),
         (["--epochs", "many"], ["epochs", "integer", "'many'"]),
         (["--model", "lenet"], ["model", "resnet18", "vgg16", "lenet"]),
+        (["--model", "resnet9"], ["(got 'resnet9'): did you mean resnet18 or resnet34 or resnet50?"]),
         (["--recipe", "best"], ["recipe", "'demo'", "best"]),
         (["--width", "2"], ["width", "resnet18 has none"]),
         (["--deterministic", "perhaps"], ["deterministic", "perhaps"]),
@@ -70,7 +76,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--cutout", "33"], ["cutout=33", "image_size=32"]),
         (["--cutout", "28", "--small-images", "0.2"], ["cutout=28", "small_images=0.2", "24 pixels"]),
         (["--epoch", "3"], ["--epoch", "--epochs"]),
-        (["--bogus", "3"], ["--bogus"]),
+        (["--bogus", "3"], ["Error: ", "--bogus", "`cifar-mlflow train --help` lists the options"]),
         (["--crop-padding", "16", "--image-size", "64", *SAMPLE], ["image_size"]),
         (["--device", "cuda", *SAMPLE], ["device", "cuda", "cpu"]),
         (["--weights", "nothing.h5", *SAMPLE], ["nothing.h5", "no such file"]),
@@ -80,12 +86,28 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--resume", "f" * 32], ["f" * 32, "no checkpoint"]),
         (["--test", "false", "--tta", "flip", *SAMPLE], ["tta=flip", "test=false"]),
         (["--resume", "f" * 32, "--lr", "0.1"], ["leave out lr"]),
+        (["--settings-of", "f" * 32], ["f" * 32, "there is no such run"]),
+        (["--settings-of", "f" * 32, "--resume", "f" * 32], ["leave out --settings-of"]),
     ],
     ids=lambda value: " ".join(value)[:40] if value and str(value[0]).startswith("-") else "",
 )
 def test_an_invalid_option_is_refused_with_exit_code_2(options: list[str], words: list[str]) -> None:
     assert_refused(invoke("train", *options), 2, *words)
     assert not Path("mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "there is no command trian: did you mean train?"),
+        (["zzz"], "there is no command zzz: there are demo, data, train, runs"),
+        (["register"], "Missing argument 'RUN_ID'"),
+    ],
+)
+def test_a_wrong_command_is_refused_like_a_wrong_value(arguments: list[str], message: str) -> None:
+    result = invoke(*arguments)
+    assert_refused(result, 2, f"Error: {message}")
+    assert "Usage:" not in result.stderr
 
 
 def test_two_invalid_options_are_both_named() -> None:
@@ -248,6 +270,8 @@ def test_an_invalid_patience_is_refused(value: str, monkeypatch: pytest.MonkeyPa
         ["register", "f" * 32],
         ["promote"],
         ["rollback"],
+        ["runs"],
+        ["models"],
         ["classify", "."],
         ["serve"],
         ["monitor"],
@@ -325,6 +349,12 @@ def model_file(tmp_path: Path) -> str:
     return "given.safetensors"
 
 
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_model_whose_training_data_are_unknown_needs_images_to_be_evaluated(model_file: str) -> None:
+    refused = invoke("evaluate", "--model-uri", model_file)
+    assert_refused(refused, 2, model_file, "unknown images", "--dataset", "--data-dir")
+
+
 @pytest.mark.parametrize(
     ("options", "file"),
     [
@@ -373,7 +403,8 @@ def test_help_lists_every_option_of_a_verb(verb: str) -> None:
     result = invoke(verb, "--help")
     assert result.exit_code == 0, result.output
     for param in command_of(verb).params:
-        assert isinstance(param, click.Argument) or param.opts[0] in result.output
+        if isinstance(param, click.Option) and not param.hidden:
+            assert len(re.findall(rf"^  {param.opts[0]}(?: |$)", result.output, re.MULTILINE)) == 1
     shown = " ".join(result.output.split())
     assert "Undefined" not in shown
     assert "[default ]" not in shown
@@ -381,12 +412,81 @@ def test_help_lists_every_option_of_a_verb(verb: str) -> None:
 
 def test_help_shows_the_defaults_of_the_verb() -> None:
     for verb, defaults in (
-        ("train", ["cifar10", "resnet18", "30, >= 1", "0.1, >= 0, <= 0.5"]),
+        (
+            "train",
+            [
+                "cifar10 (demo sample)",
+                "resnet18, or that of --recipe",
+                "30 (fast 8; demo 18), >= 1",
+                "0.1 (cnn 0.05; vgg 0.02; fast, demo 0.24), > 0",
+            ],
+        ),
+        ("tune", ["chosen by the search, > 0, <= 10", "9, >= 1"]),
         ("demo", ["sample", "fast", "18, >= 1", "0.05, >= 0, <= 0.5", "demo"]),
     ):
         shown = " ".join(invoke(verb, "--help").output.split())
         for default in defaults:
             assert f"[default {default}" in shown
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_examples_of_a_verb_have_valid_options(verb: str) -> None:
+    help_text = invoke(verb, "--help").output
+    examples = [line.split() for line in help_text.splitlines() if line.startswith("    cifar-mlflow ")]
+    assert examples
+    known = {name for param in command_of(verb).params for name in param.opts}
+    for words in examples:
+        assert words[1] == verb
+        assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_help_lists_the_verbs_in_groups_and_whole_sentences() -> None:
+    shown = invoke("--help").output
+    assert set(VERBS) == main.commands.keys() | VERBS_ELSEWHERE.keys()
+    places = [shown.index(f"  {verb} ") for verb in VERBS]
+    assert places == sorted(places)
+    for title in ("Train:", "Search:", "Ship:", "Serve:"):
+        assert title in shown
+    assert "..." not in shown.partition("Train:")[2]
+    assert "accuracy by feedback) as an MLflow run." in " ".join(shown.split())
+
+
+def test_help_begins_with_the_options_most_used_and_leaves_out_those_without_effect() -> None:
+    shown = invoke("tune", "--help").output
+    assert shown.index("Most used:") < shown.index("\n  --trials ") < shown.index("\n  --sampler ")
+    assert "--test " not in shown
+    assert "--model " not in invoke("serve", "--help").output
+
+
+def test_the_help_of_a_search_names_the_settings_that_it_searches() -> None:
+    assert set(SEARCHED) == Space.default().settings
+
+
+def test_values_are_completed_in_a_shell() -> None:
+    completed = ShellComplete(main, {}, "cifar-mlflow", "_CIFAR_MLFLOW_COMPLETE")
+    found = completed.get_completions(["train", "--model"], "resnet")
+    assert [item.value for item in found] == ["resnet18", "resnet34", "resnet50"]
+    assert [item.value for item in completed.get_completions([], "pro")] == ["promote"]
+
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pydantic":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["cifar-mlflow", "--help"]
+runpy.run_module("cifar_mlflow", run_name="__main__")
+"""
+
+
+def test_ctrl_c_during_the_first_imports_leaves_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_help_does_not_import_torch() -> None:

@@ -4,23 +4,52 @@ from typing import Any
 
 import click
 
-from cifar_mlflow.options import run_verb, split_settings, switch, verb
+from cifar_mlflow.console import loading
+from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.verb_config import RegisterConfig
-from tuning.config import TuneAndPromoteConfig, TuneConfig
+from tuning.config import SEARCHED, SearchConfig, TuneAndPromoteConfig, TuneConfig
+
+LONGER = 3  # times the epochs of a trial
+DEFAULTS = {
+    **recipe_defaults(),
+    **dict.fromkeys(SEARCHED, "chosen by the search"),
+    "epochs": SearchConfig.model_fields["epochs"].default,
+}
 
 
-@verb("tune", TuneAndPromoteConfig)
+@verb(
+    "tune",
+    TuneAndPromoteConfig,
+    defaults=DEFAULTS,
+    common=("trials", "dataset", "data_dir", "model", "epochs", "study", "workers", "promote"),
+    hidden=("test",),
+)
 @switch("--promote", "Register the best trial at the end, and make it the champion if it is better.")
 @click.pass_context
 def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
-    """Search hyperparameters: one MLflow run for the study, with a nested run for each trial."""
+    """Search hyperparameters: one MLflow run for the study, with a nested run for each trial.
+
+    \b
+    Examples:
+      cifar-mlflow tune --dataset sample --trials 20
+      cifar-mlflow tune --model resnet18 --trials 40 --epochs 15 --promote
+    """
     given, registration = split_settings(given, TuneConfig, RegisterConfig)
-    from tuning.report import leaderboard
-    from tuning.results import best_trials
-    from tuning.study import tune as search
+    with loading():
+        from tuning.report import leaderboard
+        from tuning.results import best_trials
+        from tuning.study import tune as search
 
     study = search(given, {**registration, "promote": True} if promote else None)
     click.echo(f"\n{leaderboard(study)}")
-    if promote:
-        (best,) = best_trials(study, 1)
-        run_verb(ctx, "register", run_id=best.user_attrs["run_id"], promote=True, **registration)
+    for best in best_trials(study, 1):
+        run_id, settings = best.user_attrs["run_id"], best.user_attrs["settings"]
+        if promote:
+            run_verb(ctx, "register", run_id=run_id, promote=True, **registration)
+        else:
+            click.echo(
+                f"""
+What next, for the best one:
+  train it longer  cifar-mlflow train --settings-of {run_id} --epochs {LONGER * settings["epochs"]}
+  or serve it      cifar-mlflow register {run_id} --promote"""
+            )

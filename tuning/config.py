@@ -12,6 +12,24 @@ SamplerName = Literal["tpe", "random", "cmaes", "gp", "grid", "qmc"]
 PrunerName = Literal["auto", "asha", "hyperband", "median", "none"]
 
 DEFAULT_TRIALS = 20
+# The settings of the default space, for the help: `tuning.space` takes long to import.
+SEARCHED = (
+    "model",
+    "width",
+    "dropout",
+    "crop_padding",
+    "flip",
+    "cutout",
+    "brightness",
+    "contrast",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "aux_lr",
+    "momentum",
+    "weight_decay",
+    "label_smoothing",
+)
 
 
 class SearchConfig(Settings):

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.console import percent
 from cifar_mlflow.errors import CifarError, TrainingDivergedError
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report
@@ -130,10 +131,10 @@ class TrialCallbacks(pipeline.TrainingCallbacks):
         values = None if state == TrialState.PRUNED else [metrics[name] for name in self.objectives]
         self._finish(state, values, run_id, metrics["epochs"], metrics["train_seconds"])
         if state == TrialState.PRUNED:
-            logger.info("pruned after epoch %d: %.4f", metrics["epochs"], metrics[VALUE])
+            logger.info("pruned after epoch %d: %s", metrics["epochs"], percent(metrics[VALUE]).strip())
         else:
-            named = ", ".join(f"{name} {metrics[name]:.4g}" for name in self.objectives)
-            logger.info("complete: %s", named)
+            others = [f"{name} {metrics[name]:.4g}" for name in self.objectives[1:]]
+            logger.info("complete: %s", ", ".join([percent(metrics[VALUE]).strip(), *others]))
 
     def fail(self, reason: str, seconds: float, cache_dir: Path) -> None:
         """Mark the trial and its run as failed and delete its checkpoint; the search continues."""

@@ -93,7 +93,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
 
 
 def leaderboard(study: optuna.Study, count: int = LEADERBOARD_SIZE) -> str:
-    """Return the best trials, and the command that reproduces each, for the terminal."""
+    """Return the best trials, and the command that trains each again, for the terminal."""
     best = best_trials(study, count)
     if not best:
         return _summary(study)
@@ -106,7 +106,11 @@ def leaderboard(study: optuna.Study, count: int = LEADERBOARD_SIZE) -> str:
     for row, text in zip(rows, params, strict=True):
         lines += [row, textwrap.indent(textwrap.fill(text, 100, break_on_hyphens=False), 6 * " ")]
     lines += ["", "Commands to train them again and test them:"]
-    lines += [f"  trial {number}: {command}" for number, command in _commands(best).items()]
+    for trial in best:
+        if run_id := trial.user_attrs.get("run_id"):
+            lines.append(f"  trial {trial.number}: cifar-mlflow train --settings-of {run_id}")
+        elif command := _commands([trial]).get(trial.number):
+            lines.append(f"  trial {trial.number}: {command}")
     return "\n".join(lines)
 
 

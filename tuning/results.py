@@ -9,6 +9,7 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from cifar_mlflow.console import duration, percent
 from tuning.warm_start import PRIOR_RUN
 
 # With fewer trials, the order of the parameters is hardly better than chance.
@@ -37,6 +38,24 @@ def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
         front = {trial.number for trial in study.best_trials}
         trials = [trial for trial in trials if trial.number in front]
     return sorted(trials, key=lambda trial: (-trial.values[0], trial.number))[:count]
+
+
+def headline(study: optuna.Study, trials: int | None, workers: int) -> str:
+    """Return how far a search is: `7 of 20 trials done, best 80.8 % (trial 3), about 12 min left`.
+
+    Args:
+        trials: planned number of trials; None if another budget ends the search.
+        workers: number of processes that share them.
+    """
+    own = own_trials(study.get_trials(deepcopy=False))
+    finished = [trial for trial in own if trial.state.is_finished()]
+    parts = [f"{len(finished)} of {trials} trials done" if trials else f"{len(finished)} trials done"]
+    if best := best_trials(study, 1):
+        parts.append(f"best {percent(best[0].values[0]).strip()} (trial {best[0].number})")
+    seconds = [trial.user_attrs["seconds"] for trial in finished if "seconds" in trial.user_attrs]
+    if trials and seconds and (left := trials - len(finished)) > 0:
+        parts.append(f"about {duration(left * sum(seconds) / len(seconds) / workers)} left")
+    return ", ".join(parts)
 
 
 def failure_reason(study: optuna.Study) -> str | None:

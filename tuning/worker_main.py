@@ -30,7 +30,7 @@ from tuning.command import without_passwords
 from tuning.config import SearchConfig
 from tuning.objective import TrialCallbacks, TrialLostError, may_be_pruned, run_trial
 from tuning.optuna_output import ignore_optuna_warnings, silence_optuna
-from tuning.results import own_trials
+from tuning.results import headline, own_trials
 from tuning.retrain import retrain
 from tuning.samplers import build_pruner, build_sampler
 from tuning.space import Space
@@ -94,10 +94,14 @@ class Worker:
                         callbacks.fail(reason, 0.0, Path(self.spec.cache_dir))
                     else:
                         run_trial(callbacks, self._train_config(callbacks.trial), is_restart)
+                    logger.info("%s", self.storage.retry_on_outage(self._headline))
                 except TrialLostError as error:
                     logger.warning("%s", error)
                 finally:
                     lock.release()
+
+    def _headline(self) -> str:
+        return headline(self.study, self.search.trials, self.search.workers)
 
     def _waits_for_others(self) -> bool:
         if self.spec.index or (self.spec.deadline and time.time() > self.spec.deadline):

@@ -4,13 +4,17 @@ import logging
 
 import torch
 
+from cifar_mlflow.config import validate
+from cifar_mlflow.console import Steps
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.data.split import divide, divide_lazily, image_names
 from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.report import log_predictions, log_report, report_on
+from cifar_mlflow.export.images import data_of_run, params_of_training
 from cifar_mlflow.export.reference import load_model
 from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.result import Result
@@ -21,16 +25,22 @@ from cifar_mlflow.verb_config import EvaluateConfig
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: EvaluateConfig) -> Result:
+def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Result:
     """Evaluate a saved model on a split, in a run of its own.
 
+    Args:
+        on_training_data: replace the data set of `config` by the one that the model was trained on.
+
     Raises:
-        UsageError: there is no such model, or its classes differ from those of the data set.
+        UsageError: there is no such model, its classes differ from those of the data set, or nobody knows
+            where its training data are.
     """
     hardware = set_up_hardware(config)
     device = hardware.device
     connect(config.experiment)
     model, card = load_model(config.model_uri)
+    if on_training_data:
+        config = _with_training_data(config, card)
     if config.dataset == "folder":
         config = config.model_copy(update={"image_size": card.image_size})
     dataset = load_dataset(config)
@@ -42,6 +52,11 @@ def evaluate(config: EvaluateConfig) -> Result:
         )
     if dataset.digest == card.data_digest:  # only images that it was not trained on may validate it
         config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})
+    elif on_training_data:
+        logger.warning(
+            "The images of %s have changed since the training: some of this split may have been trained on",
+            dataset.name,
+        )
     if config.split == "test":
         data = dataset.split("test")
     elif config.split == "val":
@@ -70,16 +85,31 @@ def evaluate(config: EvaluateConfig) -> Result:
         run.log_environment(hardware.name)
         run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest, "model_run_id": card.run_id})
         run.log_dataset(dataset.name, dataset.digest, [config.split])
-        report = report_on(
-            model,
-            data,
-            dataset.classes,
-            config.split,
-            temperature=card.temperature,
-            tta=config.tta,
-            device=device,
-        )
-        log_report(run, report, data)
+        steps, passes = Steps(), 1 if config.tta == "none" else 2
+        with steps.step("evaluation", "Evaluating", passes * len(data)) as advance:
+            report = report_on(
+                model,
+                data,
+                dataset.classes,
+                config.split,
+                temperature=card.temperature,
+                tta=config.tta,
+                device=device,
+                advance=advance,
+            )
+        with steps.step("figures", "Drawing the figures"):
+            log_report(run, report, data)
         log_predictions(run, report, data.labels, image_names(dataset, config, config.split))
         run.log_metrics(report.scalars(), step=0)
-        return Result(run.run_id, run.name, report.scalars())
+        return Result(run.run_id, run.name, report.scalars(), steps.seconds)
+
+
+def _with_training_data(config: EvaluateConfig, card: ModelCard) -> EvaluateConfig:
+    """Return the config with the data set that the model was trained on, in the place that its run names."""
+    found = data_of_run(params_of_training(card), "dataset", "data_dir", "skip_unreadable")
+    if found["dataset"] == "folder" and "data_dir" not in found:
+        raise UsageError(
+            f"{config.model_uri} was trained on {card.data or 'unknown images'}, whose place is not known "
+            "here: give --dataset, and for your own images --data-dir"
+        )
+    return validate(EvaluateConfig, {**config.model_dump(exclude={"dataset", "data_dir"}), **found})

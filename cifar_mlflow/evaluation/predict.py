@@ -22,6 +22,10 @@ def autocast(device: torch.device, precision: ComputePrecision) -> AbstractConte
     return torch.autocast(device.type, dtype, enabled=precision != "fp32")
 
 
+def ignore(images: int) -> None:
+    """Default of `advance`: show no progress."""
+
+
 @torch.inference_mode()
 def predict_logits(
     model: Model,
@@ -31,6 +35,7 @@ def predict_logits(
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a device is immutable
     precision: ComputePrecision = "fp32",
     tta: TtaName = "none",
+    advance: Callable[[int], None] = ignore,
 ) -> NDArray[np.float32]:
     """Return the logits of all images, in order.
 
@@ -42,6 +47,7 @@ def predict_logits(
             other half to the image and its mirror image shifted by one pixel to two opposite corners, with
             reflection at the border (Jordan 2024, arXiv 2404.00498, section 3.5). Logits are averaged, not
             probabilities, so a temperature applies as it does without augmentation.
+        advance: called with the number of images of each batch.
 
     Returns:
         float32 (N, classes).
@@ -57,6 +63,7 @@ def predict_logits(
         for start in range(0, len(images), batch_size):
             batch = _to_input(images[start : start + batch_size], device)
             logits.append(predict(model, batch).float().cpu())
+            advance(len(batch))
     return torch.cat(logits).numpy()
 
 

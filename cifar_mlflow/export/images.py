@@ -1,9 +1,11 @@
 """The images that an exported network is calibrated with, and those that it is verified on."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import mlflow
 import numpy as np
 
 from cifar_mlflow.config import DataConfig, validate
@@ -11,7 +13,10 @@ from cifar_mlflow.data import Selection, Split, load_dataset
 from cifar_mlflow.data.split import divide_lazily
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.tracking.retry import call_mlflow
 
+# The settings `dataset` by the names in model cards; any other name is that of a folder.
+DATASETS = {"cifar10": "cifar10", "cifar10-sample": "sample"}
 # Training images in the evaluation set of a run without validation images.
 TRAINING_IMAGES = 2_000
 
@@ -34,6 +39,24 @@ class EvalSet:
         return f"{count} training images, as no images were held out"
 
 
+def params_of_training(card: ModelCard) -> dict[str, str]:
+    """Return the params of the run that trained a model; without it, only the name of its data set."""
+    params = {"dataset": DATASETS.get(card.data, "folder")}
+    if card.run_id:
+        with suppress(UsageError):  # a file, exported elsewhere
+            run = call_mlflow(lambda: mlflow.MlflowClient().get_run(card.run_id), "not in this store")
+            params |= run.data.params
+    return params
+
+
+def data_of_run(params: Mapping[str, str], *names: str) -> dict[str, str]:
+    """Return the settings of these names that a run had, by which its images are found again."""
+    found = {name: params[name] for name in names if params.get(name) not in (None, "None")}
+    if "dataset" in found:  # cifar10+DIR: the extra images are for training only, and may be gone
+        found["dataset"] = found["dataset"].partition("+")[0]
+    return found
+
+
 def load_images(
     card: ModelCard, params: Mapping[str, str], places: Mapping[str, Any]
 ) -> tuple[Selection, EvalSet]:
@@ -47,13 +70,7 @@ def load_images(
         UsageError: the images differ from those the run was trained on.
         CifarError: they cannot be read or downloaded.
     """
-    of_run = {
-        key: params[key]
-        for key in ("dataset", "data_dir", "mirrors", "skip_unreadable")
-        if params.get(key) not in (None, "None")
-    }
-    # Extra training images are not needed, and their folder may be gone.
-    of_run["dataset"] = of_run.get("dataset", "cifar10").partition("+")[0]
+    of_run = data_of_run(params, "dataset", "data_dir", "mirrors", "skip_unreadable")
     split = {"image_size": card.image_size, "val_size": card.val_size, "split_seed": card.split_seed}
     config = validate(DataConfig, {**of_run, **split, **places})
     dataset = load_dataset(config)

@@ -12,7 +12,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
 
-import mlflow
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -21,22 +20,18 @@ from cifar_mlflow.config import PlacesConfig
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.format import ExportFormat, ModelToExport
-from cifar_mlflow.export.images import load_images
+from cifar_mlflow.export.images import load_images, params_of_training
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.export.verify import Measured, objection, predict_labels, time_one_image
 from cifar_mlflow.files import write_errors
 from cifar_mlflow.interrupt import StopRequest
-from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.tracking.lifecycle import tracked_run
-from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.verb_config import ExportConfig
 
 logger = logging.getLogger(__name__)
 
 OLD_NAMES = {"hdf5": "hdf5-weights"}
-# The settings `dataset` by the names in model cards; any other name is that of a folder.
-DATASETS = {"cifar10": "cifar10", "cifar10-sample": "sample"}
 FILE_SUFFIXES = {".onnx", ".keras", ".h5", ".hdf5", ".tflite", ".pte", ".pt2", ".safetensors"}
 
 
@@ -100,7 +95,7 @@ def export(reference: str, formats: Sequence[ExportFormat], config: ExportConfig
     folder = _output_folder(config)
     classifier, card = load_classifier(reference)
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
-    training, eval_set = load_images(card, _where_trained(card), places)
+    training, eval_set = load_images(card, params_of_training(card), places)
     expected = predict_logits(classifier, eval_set.images.images).argmax(axis=1)
     connect(config.experiment)
     name = config.run_name or f"export-{card.model}-{card.data}"
@@ -120,6 +115,7 @@ def export(reference: str, formats: Sequence[ExportFormat], config: ExportConfig
                 model = ModelToExport(
                     classifier, card, reference, training.images, eval_set, precision, config
                 )
+                logger.info("Writing and verifying %s as %s", form.name, precision)
                 try:
                     rows.append(_write_verified(form, model, expected, folder))
                 except CifarError as error:
@@ -149,16 +145,6 @@ def _output_folder(config: ExportConfig) -> Path:
     return folder
 
 
-def _where_trained(card: ModelCard) -> dict[str, str]:
-    """Return the params of the run that trained the model; without it, only the name of its data set."""
-    by_name = {"dataset": DATASETS.get(card.data, "folder")}
-    try:
-        run = call_mlflow(lambda: mlflow.MlflowClient().get_run(card.run_id), "not in this store")
-    except UsageError:  # a file, exported elsewhere
-        return by_name
-    return by_name | run.data.params
-
-
 def _write_verified(
     form: ExportFormat, model: ModelToExport, expected: NDArray[np.int64], folder: Path
 ) -> Measured:
@@ -186,6 +172,8 @@ def _write_verified(
         )
         target = folder / path.name
         folder.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not model.config.overwrite:  # the folder was empty when this command began
+            raise CifarError(f"another program wrote {target} meanwhile; choose another --output")
         if target.is_dir():  # a folder can only be renamed to a name that is free
             target.rename(scratch / "replaced")
         path.replace(target)

@@ -11,6 +11,7 @@ from urllib.request import url2pathname
 
 import mlflow
 from filelock import FileLock
+from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.environment import default_cache_dir, patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError
@@ -121,3 +122,12 @@ def _exclusive(tracking_uri: str) -> Iterator[None]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(path, timeout=patience_seconds()))
         yield
+
+
+def run_address(run_id: str) -> str | None:
+    """Return the address of the page of a run; None without a server, or if it does not answer."""
+    if store_uri().startswith("http"):
+        with suppress(MlflowException):
+            experiment = mlflow.MlflowClient().get_run(run_id).info.experiment_id
+            return f"{store_uri().rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return None

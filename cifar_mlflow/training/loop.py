@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifar_mlflow.config import TrainConfig
-from cifar_mlflow.console import training_bar
+from cifar_mlflow.console import percent, training_bar
 from cifar_mlflow.data import Selection, Split
 from cifar_mlflow.data.loader import TrainLoader
 from cifar_mlflow.errors import TrainingDivergedError, UsageError
@@ -31,6 +31,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import Hardware
 from cifar_mlflow.training.distributed import World
+from cifar_mlflow.training.progress import epoch_line
 from cifar_mlflow.training.schedules import lr_factor
 from cifar_mlflow.training.step import Step
 
@@ -167,7 +168,9 @@ class Training:
                         task, completed=done, description=f"epoch {self.epoch + 1}/{self.config.epochs}"
                     )
                     if bar.live.is_started and self._may_wait_for_device():
-                        bar.update(task, note=f"loss {self.losses[-1]:.3f}")
+                        accuracy, speed = self.correct.item() / self.seen, self.seen / self.epoch_seconds
+                        note = f"loss {self.losses[-1]:.3f} {percent(accuracy)} {speed:,.0f} images/s"
+                        bar.update(task, note=note)
                     if stop and (signum := self.world.max(stop.signum or 0)):
                         self._raise_if_diverged()
                         self._raise_if_weights_diverged()
@@ -179,7 +182,7 @@ class Training:
                     checkpoint.save(self.state_dict())
                 recorder.log_metrics(metrics, step=self.epoch)
                 if self.world.is_main:
-                    logger.info("%s", self._epoch_line(metrics))
+                    logger.info("%s", epoch_line(self.history, self.config.epochs))
             self.peak_memory_mib = self.world.max(self.hardware.peak_memory_mib())
         if self.best_weights is not None:
             self.evaluated.load_state_dict(self.best_weights)
@@ -282,11 +285,6 @@ class Training:
                 precision=self.hardware.precision,
             )
         return self.world.gather_rows(torch.from_numpy(logits)).numpy()
-
-    def _epoch_line(self, metrics: dict[str, float]) -> str:
-        shown = ("train/loss", "train/accuracy", "val/loss", "val/accuracy", "images_per_second")
-        figures = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
-        return f"epoch {self.epoch}/{self.config.epochs}  {figures}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state from which a resumed training ends with the weights of an uninterrupted one.

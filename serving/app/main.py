@@ -28,9 +28,10 @@ from cifar_mlflow.errors import UsageError
 from serving.app.app import create_app
 from serving.app.state import AppState
 from serving.config import ServeConfig
-from serving.monitoring.logging import log, set_up_logging
+from serving.monitoring.logging import is_terminal, log, set_up_logging, stderr_lines
 
 MIN_KEY_LENGTH = 16
+EVERY_ADDRESS = ("0.0.0.0", "::")  # which a browser cannot open
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 30
 # A worker that has not answered uvicorn's supervisor for this long is replaced. A busy machine may take many
@@ -149,8 +150,15 @@ def _listen(listener: socket.socket, config: ServeConfig) -> None:
         listener.listen(BACKLOG)
     except OSError as error:  # another server that was started at the same time has been faster
         raise _cannot_listen(config.host, config.port, error) from error
-    address = _authority(config.host, listener.getsockname()[1])
-    log.info("listening", address=f"http://{address}", workers=config.workers)
+    port = listener.getsockname()[1]
+    if is_terminal():
+        host = "localhost" if config.host in EVERY_ADDRESS else config.host
+        stderr_lines().write(
+            f"\nOpen http://{_authority(host, port)} in a browser. Ctrl-C stops the server.\n\n"
+        )
+    else:
+        address = f"http://{_authority(config.host, port)}"
+        log.info("listening", address=address, workers=config.workers)
 
 
 def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:

@@ -1,4 +1,6 @@
-"""The log of the process: one line of JSON per event on standard error, written by a thread.
+"""The log of the process: one line per event on standard error, written by a thread.
+
+A line is JSON, for programs. If standard error is a terminal, it is for people.
 
 A write to a pipe that nobody reads blocks. Here it blocks only the thread.
 """
@@ -19,6 +21,7 @@ from select import PIPE_BUF
 from typing import Any, TextIO, cast
 
 import structlog
+import structlog.dev
 from structlog.typing import Processor
 
 QUEUE_LINES = 10_000
@@ -31,20 +34,31 @@ LEVELS = {
     "uvicorn": logging.WARNING,
     "mlflow": logging.WARNING,
 }
-_COMMON: list[Processor] = [
-    structlog.processors.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-]
-_JSON: list[Processor] = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+_READABLE = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 
 log = structlog.get_logger()
+
+
+def is_terminal() -> bool:
+    """Return whether a person reads the log."""
+    return os.isatty(STDERR)
 
 
 def set_up_logging() -> None:
     """Send the events of this package and of libraries to standard error; call it in each process."""
     stream = cast(TextIO, stderr_lines())
+    time_format, utc = ("%H:%M:%S", False) if is_terminal() else ("iso", True)
+    first: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt=time_format, utc=utc),
+    ]
+    last: list[Processor] = (
+        [_READABLE]
+        if is_terminal()
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    )
     structlog.configure(
-        processors=[*_COMMON, *_JSON],
+        processors=[*first, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=True,
@@ -52,8 +66,8 @@ def set_up_logging() -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_JSON],
-            foreign_pre_chain=_COMMON,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            foreign_pre_chain=first,
         )
     )
     root = logging.getLogger()
@@ -68,7 +82,14 @@ def set_up_logging() -> None:
 
 def write_events(events: Sequence[Mapping[str, Any]]) -> None:
     """Write events of the level `info`, as `log.info` would but in a fifth of its time."""
-    common = {"level": "info", "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+    now = datetime.now(UTC)
+    if is_terminal():
+        time_of_day = f"{now.astimezone():%H:%M:%S}"
+        for event in events:
+            line = _READABLE(None, "info", {**event, "level": "info", "timestamp": time_of_day})
+            stderr_lines().write(f"{line}\n")
+        return
+    common = {"level": "info", "timestamp": now.isoformat().replace("+00:00", "Z")}
     for event in events:
         stderr_lines().write(json.dumps({**event, **common}) + "\n")
 

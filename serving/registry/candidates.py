@@ -1,6 +1,5 @@
 """The candidates for serving a trained network, fp32 and int8, and the choice between them."""
 
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +20,6 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.verb_config import Precision, ServedPrecision
-
-logger = logging.getLogger("cifar_mlflow.register")
 
 BATCH_SIZES = (1, 16)
 TIMING_ROUNDS = 10
@@ -131,7 +128,6 @@ def choose(candidates: list[Candidate], precision: Precision) -> tuple[Candidate
     comparison = PairedTest.of(fp32.correct, int8.correct)
     accuracy = f"accuracy {int8.accuracy:.4f} as int8, {fp32.accuracy:.4f} as fp32; {comparison}"
     speed = f"{int8.milliseconds[16]:.1f} ms for 16 images as int8, {fp32.milliseconds[16]:.1f} ms as fp32"
-    logger.info("int8 against fp32: %s; %s", accuracy, speed)
     if objection := comparison.objection:
         if precision == "int8":
             raise CifarError(f"{objection}: {accuracy}; register it as fp32")
@@ -139,7 +135,7 @@ def choose(candidates: list[Candidate], precision: Precision) -> tuple[Candidate
     if precision == "int8":
         return int8, f"int8, as requested ({accuracy}; {speed})"
     if int8.milliseconds[16] > fp32.milliseconds[16]:
-        return fp32, f"fp32: int8 is slower ({speed})"
+        return fp32, f"fp32: int8 is slower ({speed}; {accuracy})"
     return int8, f"int8 ({accuracy}; {speed})"
 
 

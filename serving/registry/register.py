@@ -32,7 +32,7 @@ from cifar_mlflow.verb_config import RegisterConfig, ServedPrecision
 from serving.registry.candidates import Candidate, build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
 from serving.registry.scorer_folder import describe, promise, write_scorer_folder
-from serving.registry.versions import version_tags
+from serving.registry.versions import RegisteredModel, version_tags
 
 logger = logging.getLogger("cifar_mlflow.register")
 
@@ -63,9 +63,15 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         CifarError: a check failed, or MLflow does not answer. No version is created.
     """
     _check_run(run_id)
-    classifier, card = load_classifier(run_id)
-    places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
     params = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)).data.params
+    classifier, card = load_classifier(run_id)
+    name = config.registered_model or registered_name(params.get("dataset", "").partition("+")[0], card.data)
+    for version in RegisteredModel(name).list_versions():
+        if version.run_id == run_id:
+            logger.warning(
+                "Run %s is %s of %s already; this makes another version of it", run_id, version, name
+            )
+    places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
     training, eval_set = load_images(card, params, places)
     logger.info("Exporting %s of run %s, evaluated on %s", card.model, run_id, eval_set)
     with tempfile.TemporaryDirectory() as scratch:
@@ -81,7 +87,6 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         _check_logged_model(logged, served, chosen, eval_set)
         tags = version_tags(served, files, code_digest(logged), str(eval_set), decision)
     _log_metrics(run_id, served)
-    name = config.registered_model or registered_name(params.get("dataset", "").partition("+")[0], card.data)
     number = _create_version(name, model_uri, tags)
     description = _describe_version(served, eval_set, decision)
     call_mlflow(lambda: mlflow.MlflowClient().update_model_version(name, number, description=description))

@@ -108,7 +108,8 @@ def _ood_auroc(chosen: Candidate, card: ModelCard) -> dict[str, float]:
     missed = [f"{kind} (AUROC {value:.2f})" for kind, value in auroc.items() if value < USEFUL_AUROC]
     if missed:
         logger.warning(
-            "The model does not recognize some foreign images, and may give certain answers to them: %s",
+            "Pictures that show none of the classes may get confident answers. Not detected as such: %s; an "
+            "AUROC of 0.5 is chance",
             ", ".join(missed),
         )
     return auroc

@@ -4,6 +4,7 @@ import base64
 import importlib
 import json
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,16 @@ def test_each_verb_and_each_route_works(
     assert "green" in commands.run("data", *data)
     shown = commands.run("demo", *train, "--epochs", "4", "--serve-precision", "fp32")
     assert "classifies cat.jpg as: " in shown
-    commands.run("train", *train, "--epochs", "1", "--run-name", "second", "--lr", "1e-4")
+    trained = commands.run("train", *train, "--epochs", "1", "--run-name", "second", "--lr", "1e-4")
+    assert re.search(
+        r"^  time  training \d+ s, figures \d+ s, evaluation \d+ s, export \d+ s$", trained, re.M
+    )
     client = mlflow.MlflowClient()
     (run,) = mlflow.search_runs(
         search_all_experiments=True, filter_string="run_name = 'second'", output_format="list"
     )
-    assert commands.run("evaluate", "--model", run.info.run_id, *data)
+    assert f"cifar-mlflow register {run.info.run_id} --promote" in trained
+    assert "Evaluating" in commands.run("evaluate", "--model-uri", run.info.run_id)
     commands.run("export", run.info.run_id, "--output", "model.h5")
     assert Path("model.h5").exists()
     assert "Registered version 2 of cifar10" in commands.run(
@@ -88,6 +93,10 @@ def test_each_verb_and_each_route_works(
     assert "version 2 " in commands.run("promote", "2", "--force")
     assert "in place of version 2" in commands.run("rollback")
     assert client.get_model_version_by_alias("cifar10", "champion").version == 1
+    listed = commands.run("runs")
+    assert f"{run.info.run_id}" in listed
+    assert "cifar10/1 champion" in listed
+    assert "cifar10/2" in commands.run("models")
     photo = images / "red" / "00.png"
     commands.run("classify", str(photo), "--output", "answers.jsonl")
     assert json.loads(Path("answers.jsonl").read_text())["label"] == "red"

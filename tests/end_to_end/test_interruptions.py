@@ -194,6 +194,7 @@ def server(project: Project, free_port: int) -> Iterator[Server]:
     running.stop()
 
 
+@pytest.mark.thorough
 def test_training_continues_during_an_outage_of_the_tracking_server(project: Project, server: Server) -> None:
     process = project.start("train", *project.quick, *LONG)
     wait_for_epoch(project, 2)
@@ -205,6 +206,8 @@ def test_training_continues_during_an_outage_of_the_tracking_server(project: Pro
     assert process.wait(timeout=240) == 0, project.output()
     assert "MLflow is back" in project.output() or "trying again" in project.output()
     (run,) = project.runs
+    address = f"{server.uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    assert f"What next:\n  compare   {address}" in project.output()
     assert run.info.status == "FINISHED"
     assert epochs_in(project, run.info.run_id)[:EPOCHS] == list(range(1, EPOCHS + 1))
     assert "test/confusion_matrix.png" in project.artifacts(run.info.run_id)

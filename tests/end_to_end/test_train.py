@@ -111,11 +111,14 @@ def test_every_saved_format_gives_the_same_predictions(trained: Project) -> None
         assert list(file.attrs["classes"]) == ["blue", "green", "red"]
 
     expected = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
-    for reference in (run.info.run_id, f"runs:/{run.info.run_id}/model", "model.h5"):
-        trained.invoke(
-            "evaluate", "--model", reference, "--dataset", "folder", "--data-dir", str(trained.images),
-            "--threads", "1", "--tta", "flip",
-        )  # fmt: skip
+    images = ("--dataset", "folder", "--data-dir", str(trained.images))
+    # Without images, those of the training.
+    for reference, data in (
+        (run.info.run_id, ()),
+        (f"runs:/{run.info.run_id}/model", images),
+        ("model.h5", ()),
+    ):
+        trained.invoke("evaluate", "--model", reference, *data, "--threads", "1", "--tta", "flip")
         evaluated = trained.runs[0]
         assert evaluated.info.status == "FINISHED"
         assert evaluated.data.tags["kind"] == "evaluate"

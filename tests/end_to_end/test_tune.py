@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pandas as pd
 import pytest
+import yaml
 from click.testing import CliRunner
 from mlflow.entities import Run
 
@@ -108,8 +109,15 @@ def test_the_run_of_the_study_has_its_results(searched: tuple[Project, str]) -> 
         "search/space.yaml",
         "data/samples.png",
     }
-    assert best.user_attrs["run_id"] in output
-    assert "cifar-mlflow train" in output
+    assert "5 of 5 trials done, best " in output
+    again = f"cifar-mlflow train --settings-of {best.user_attrs['run_id']}"
+    assert f"{again}\n" in output
+    assert f"{again} --epochs 9\n" in output
+    assert f"cifar-mlflow register {best.user_attrs['run_id']} --promote" in output
+    printed = project.invoke(*again.split()[1:], "--epochs", "7", "--print-config")
+    settings = yaml.safe_load(printed)
+    expected = {**best.user_attrs["settings"], "epochs": 7, "threads": 0, "test": True}
+    assert {name: settings[name] for name in expected} == expected
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from tests.tuning.studies import RUNNING, TWO, make_study, search, trial
-from tuning.results import IMPORTANCE_EVALUATOR, best_trials, failure_reason, ranked_study
+from tuning.results import IMPORTANCE_EVALUATOR, best_trials, failure_reason, headline, ranked_study
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
@@ -87,3 +87,19 @@ def test_a_parameter_that_few_trials_have_is_not_assessed() -> None:
     with_mixup = [trial(values=(0.9 + i / 100,), params={"cutout": 4, "mixup": 0.5}) for i in range(4)]
     others = [trial(values=(i / 100,), params={"cutout": 8}) for i in range(20)]
     assert [*importances(make_study(with_mixup + others))] == ["cutout"]
+
+
+def test_the_headline_tells_how_far_the_search_is() -> None:
+    trials = [
+        trial(values=(0.5,), seconds=30.0),
+        trial(values=(0.8076,), seconds=90.0),
+        trial(TrialState.PRUNED, curve=(0.1,), seconds=60.0),
+        trial(TrialState.RUNNING),
+        trial(values=(0.7,), origin="earlier run", seconds=1000.0),
+    ]
+    study = make_study(trials)
+    assert headline(study, 20, 1) == "3 of 20 trials done, best 80.8 % (trial 1), about 17 min left"
+    assert headline(study, 20, 17) == "3 of 20 trials done, best 80.8 % (trial 1), about 60 s left"
+    assert headline(study, 3, 1) == "3 of 3 trials done, best 80.8 % (trial 1)"
+    assert headline(study, None, 1) == "3 trials done, best 80.8 % (trial 1)"
+    assert headline(make_study([]), 20, 1) == "0 of 20 trials done"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import sqlite3
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -88,6 +90,7 @@ def test_workers_share_the_work_and_are_replaced(start: Callable[..., Server], s
     assert server.stop() == 0
 
 
+@pytest.mark.thorough
 def test_workers_have_the_settings_of_the_command(start: Callable[..., Server], shared_store: Store) -> None:
     key, hosts = "correct horse battery staple", "127.0.0.1,*.example.org"
     options = ("--workers", "2", "--api-key", key, "--allowed-hosts", hosts, "--max-body-mb", "2")
@@ -216,6 +219,35 @@ def test_a_closed_standard_error_stops_nothing(shared_store: Store, tmp_path: Pa
         assert process.wait(60) == 0
     with sqlite3.connect(tmp_path / "requests.db") as log:
         assert log.execute("select count(*), sum(feedback_correct) from request_log").fetchall() == [(3, 3)]
+
+
+def test_a_person_at_a_terminal_gets_the_address_and_readable_lines(
+    shared_store: Store, tmp_path: Path
+) -> None:
+    terminal, stderr = pty.openpty()
+    process, url = _start(shared_store, tmp_path, stderr)
+    os.close(stderr)
+    shown = bytearray()
+
+    def read() -> None:
+        with suppress(OSError):  # at the end of the process
+            while chunk := os.read(terminal, 65536):
+                shown.extend(chunk)
+
+    reader = Thread(target=read)
+    reader.start()
+    try:
+        until(lambda: _is_up(url), 120)
+        assert requests.get(f"{url}/version", timeout=60).ok
+    finally:
+        process.terminate()
+        process.wait(60)
+        reader.join(60)
+        os.close(terminal)
+    text = shown.decode()
+    assert f"Open {url} in a browser. Ctrl-C stops the server." in text
+    assert "route=/version" in text
+    assert '{"' not in text
 
 
 def _start(store: Store, folder: Path, stderr: int) -> tuple[subprocess.Popen[bytes], str]:

@@ -100,9 +100,9 @@ def test_auto_rejects_int8_if_the_images_are_too_few_to_excuse_a_large_loss(
 
 def test_auto_rejects_int8_if_it_is_slower() -> None:
     precision, reason = chosen("auto", 250, 0, int8_ms=8.5)
-    assert (precision, reason) == (
-        "fp32",
-        "fp32: int8 is slower (8.5 ms for 16 images as int8, 8.0 ms as fp32)",
+    assert precision == "fp32"
+    assert reason.startswith(
+        "fp32: int8 is slower (8.5 ms for 16 images as int8, 8.0 ms as fp32; accuracy 1.0000 as int8"
     )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 import sqlite3
@@ -307,6 +308,16 @@ def test_an_unreachable_server_is_reported(
         ) as found:
             call(trained.run_id)
         assert not isinstance(found.value, UsageError), "which would say that it was requested wrongly"
+
+
+def test_a_run_that_is_registered_already_is_named(
+    registry: Registry, trained: Trained, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("cifar_mlflow"), "propagate", True)
+    assert register(trained.run_id, serve_precision="fp32").number == "3"
+    (warning,) = [record.message for record in caplog.records if "already" in record.message]
+    assert warning.startswith(f"Run {trained.run_id} is version 1 (fp32, validation accuracy ")
+    assert "of cifar10 already" in warning
 
 
 def test_a_lost_response_does_not_create_a_second_version(

@@ -1,0 +1,50 @@
+"""The commands that list runs and registered models."""
+
+from typing import Any
+
+import click
+
+from cifar_mlflow.config import validate
+from cifar_mlflow.console import loading, print_table
+from cifar_mlflow.options import verb
+from cifar_mlflow.verb_config import ModelsConfig, RunsConfig
+
+
+@verb("runs", RunsConfig, common=("kind", "limit"))
+def runs(given: dict[str, Any]) -> None:
+    """List runs with their ids and accuracies, the newest first, and what to do next.
+
+    \b
+    Examples:
+      cifar-mlflow runs
+      cifar-mlflow runs --kind trial --limit 50
+    """
+    config = validate(RunsConfig, given)
+    with loading():
+        from cifar_mlflow.tracking.listing import RUN_COLUMNS, list_runs
+
+    _print(RUN_COLUMNS, *list_runs(config), flexible="name")
+
+
+@verb("models", ModelsConfig)
+def models(given: dict[str, Any]) -> None:
+    """List the registered models: versions, aliases, accuracies and runs, and what to do next.
+
+    \b
+    Example:
+      cifar-mlflow models
+    """
+    config = validate(ModelsConfig, given)
+    with loading():
+        from cifar_mlflow.tracking.listing import VERSION_COLUMNS, list_versions
+
+    _print(VERSION_COLUMNS, *list_versions(config), flexible="data")
+
+
+def _print(columns: tuple[str, ...], rows: list[list[str]], commands: list[str], flexible: str) -> None:
+    if rows:
+        print_table(columns, rows, flexible)
+    else:
+        click.echo("There are none yet.")
+    if commands:
+        click.echo("\n".join(["\nWhat next:", *(f"  {command}" for command in commands)]))

@@ -1,0 +1,163 @@
+"""Tables of runs and of registered versions for the terminal, with the commands that probably follow."""
+
+import shlex
+from functools import partial
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+
+from cifar_mlflow.console import percent
+from cifar_mlflow.environment import default_cache_dir
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.retry import call_mlflow
+from cifar_mlflow.tracking.store import store_uri
+from cifar_mlflow.verb_config import ModelsConfig, RunsConfig
+
+Rows = list[list[str]]
+RUN_COLUMNS = ("run", "name", "data", "val", "test", "status")
+VERSION_COLUMNS = ("model", "alias", "network", "data", "val", "test", "run")
+TRIAL_TAG = "optuna.trial"
+PAGE = 200  # runs per request
+
+
+def list_runs(config: RunsConfig) -> tuple[Rows, list[str]]:
+    """Return a row for each run, the newest first, and the next commands.
+
+    Raises:
+        UsageError: there is no such experiment.
+        CifarError: MLflow does not answer.
+    """
+    runs = _find_runs(config)
+    registered = _versions_by_run()
+    rows = []
+    for run in runs:
+        status = registered.get(run.info.run_id, "")
+        if run.info.status != "FINISHED":
+            status = run.info.status.lower()
+        row = [run.info.run_id, run.info.run_name, run.data.tags.get("dataset", "")]
+        rows.append([*row, _accuracy(run, "val"), _accuracy(run, "test"), status])
+    ids = [run.info.run_id for run in runs]
+    commands = [
+        f"cifar-mlflow train --resume {run_id}"
+        for run_id in RunDirectory.resumable(default_cache_dir(), store_uri(), None)
+        if run_id in ids
+    ]
+    candidates = [run for run in runs if run.info.status == "FINISHED" and "val/accuracy" in run.data.metrics]
+    if config.kind in ("train", "trial") and candidates:
+        best = max(candidates, key=lambda run: run.data.metrics["val/accuracy"]).info.run_id
+        if best not in registered:
+            commands.append(f"cifar-mlflow register {best} --promote")
+    if not runs and config.kind == "train":
+        commands.append("cifar-mlflow train --dataset sample --model cnn")
+    return rows, commands
+
+
+def list_versions(config: ModelsConfig) -> tuple[Rows, list[str]]:
+    """Return a row for each version of a registered model, the newest first, and the next commands.
+
+    Raises:
+        UsageError: there is no such registered model.
+        CifarError: MLflow does not answer.
+    """
+    models = _registered_models()
+    if config.registered_model is not None:
+        models = [model for model in models if model.name == config.registered_model]
+        if not models:
+            raise UsageError(
+                f"there is no registered model {config.registered_model} in {mlflow.get_registry_uri()}"
+            )
+    rows, commands = [], []
+    for model in models:
+        aliases = _aliases(model)
+        for version in _versions_of(model):
+            tags = version.tags
+            rows.append(
+                [
+                    f"{model.name}/{version.version}",
+                    aliases.get(str(version.version), ""),
+                    " ".join(filter(None, (tags.get("model"), tags.get("precision")))),
+                    tags.get("data", ""),
+                    *(_as_percent(tags.get(f"{split}_accuracy")) for split in ("val", "test")),
+                    tags.get("run_id") or version.run_id or "",
+                ]
+            )
+        if "champion" in model.aliases:
+            commands.append(f"cifar-mlflow serve --model-uri {shlex.quote(f'models:/{model.name}@champion')}")
+        else:
+            commands.append(f"cifar-mlflow promote --registered-model {shlex.quote(model.name)}")
+    if not rows:
+        commands.append("cifar-mlflow register RUN_ID --promote")
+    return rows, commands
+
+
+def _find_runs(config: RunsConfig) -> list[Run]:
+    client = mlflow.MlflowClient()
+    experiments = [each.experiment_id for each in call_mlflow(client.search_experiments)]
+    if config.experiment is not None:
+        experiment = call_mlflow(lambda: client.get_experiment_by_name(config.experiment))
+        if experiment is None:
+            raise UsageError(f"there is no experiment {config.experiment!r} in {mlflow.get_tracking_uri()}")
+        experiments = [experiment.experiment_id]
+    is_trial = config.kind == "trial"
+    query = f"tags.kind = '{'train' if is_trial else config.kind}'"
+    runs: list[Run] = []
+    token: str | None = None
+    while len(runs) < config.limit:
+        page = call_mlflow(
+            partial(
+                client.search_runs,
+                experiments,
+                query,
+                max_results=PAGE,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+        )
+        runs += [run for run in page if (TRIAL_TAG in run.data.tags) == is_trial]
+        token = page.token
+        if not token:
+            break
+    return runs[: config.limit]
+
+
+def _registered_models() -> list[RegisteredModel]:
+    return list(call_mlflow(mlflow.MlflowClient().search_registered_models))
+
+
+def _versions_of(model: RegisteredModel) -> list[ModelVersion]:
+    found = call_mlflow(lambda: mlflow.MlflowClient().search_model_versions(f"name = '{model.name}'"))
+    return sorted(found, key=lambda version: -int(version.version))
+
+
+def _aliases(model: RegisteredModel) -> dict[str, str]:
+    """Return the aliases by the number of their version, with commas."""
+    found: dict[str, list[str]] = {}
+    for alias, number in model.aliases.items():
+        found.setdefault(str(number), []).append(alias)
+    return {number: ", ".join(sorted(names)) for number, names in found.items()}
+
+
+def _versions_by_run() -> dict[str, str]:
+    """Return the newest version made from each run, with its aliases: `cifar10/3 champion`."""
+    found: dict[str, str] = {}
+    for model in _registered_models():
+        aliases = _aliases(model)
+        for version in _versions_of(model):
+            run_id = version.tags.get("run_id") or version.run_id
+            text = f"{model.name}/{version.version} {aliases.get(str(version.version), '')}".strip()
+            found.setdefault(run_id, text)
+    return found
+
+
+def _accuracy(run: Run, split: str) -> str:
+    metrics = run.data.metrics
+    return _as_percent(metrics.get(f"{split}/accuracy_tta", metrics.get(f"{split}/accuracy")))
+
+
+def _as_percent(accuracy: float | str | None) -> str:
+    try:
+        return "" if accuracy is None else percent(float(accuracy)).strip()
+    except ValueError:  # a tag that was edited by hand
+        return str(accuracy)

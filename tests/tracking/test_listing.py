@@ -1,0 +1,113 @@
+"""The commands `runs` and `models`: ids, accuracies and aliases without the UI."""
+
+import itertools
+from pathlib import Path
+
+import mlflow
+import pytest
+from click.testing import CliRunner, Result
+
+from cifar_mlflow.cli import main
+from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.store import store_uri
+
+TIMES = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def client(mlflow_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "cache"))
+    return mlflow.MlflowClient()
+
+
+def add_run(
+    client: mlflow.MlflowClient,
+    accuracy: float | None,
+    *,
+    name: str = "a run",
+    experiment: str = "0",
+    status: str = "FINISHED",
+    **tags: str,
+) -> str:
+    tags = {"kind": "train", "dataset": "photos", **{key.replace("_", "."): tags[key] for key in tags}}
+    run = client.create_run(experiment, start_time=next(TIMES), tags=tags, run_name=name)
+    run_id: str = run.info.run_id
+    if accuracy is not None:
+        client.log_metric(run_id, "val/accuracy", accuracy)
+    client.set_terminated(run_id, status)
+    return run_id
+
+
+def invoke(*arguments: str, code: int = 0) -> str:
+    result: Result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def rows(output: str) -> list[str]:
+    """Return the first word of each row of the table."""
+    table = output.partition("\n\n")[0]
+    return [line.split()[0] for line in table.splitlines()[1:]]
+
+
+def test_runs_are_listed_with_the_newest_first_and_the_next_command(client: mlflow.MlflowClient) -> None:
+    first = add_run(client, 0.5)
+    second = add_run(client, 0.75, name="second")
+    trial = add_run(client, 0.9, optuna_trial="3")
+    other = add_run(client, 0.1, experiment=client.create_experiment("other"))
+    add_run(client, 0.2, kind="evaluate")
+    output = invoke("runs")
+    assert rows(output) == [other, second, first]
+    (line,) = [line for line in output.splitlines() if second in line and "second" in line]
+    assert line.split() == [second, "second", "photos", "75.0", "%"]
+    assert f"cifar-mlflow register {second} --promote" in output
+    assert rows(invoke("runs", "--limit", "1")) == [other]
+    assert rows(invoke("runs", "--experiment", "other")) == [other]
+    assert rows(invoke("runs", "--kind", "trial")) == [trial]
+    assert "there is no experiment 'nothing'" in invoke("runs", "--experiment", "nothing", code=2)
+
+
+def test_a_run_that_can_be_resumed_is_listed_with_the_command(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    killed = add_run(client, 0.5, status="KILLED")
+    directory = RunDirectory.of(tmp_path / "cache", killed)
+    directory.acquire()
+    directory.write_owner(store_uri())
+    directory.checkpoint.save({})
+    directory.release()
+    output = invoke("runs")
+    assert "killed" in output
+    assert f"cifar-mlflow train --resume {killed}" in output
+    assert "cifar-mlflow register" not in output
+
+
+def test_registered_versions_are_listed_with_their_aliases(
+    client: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    assert "cifar-mlflow register RUN_ID" in invoke("models")
+    runs = [add_run(client, accuracy) for accuracy in (0.8, 0.7)]
+    for name in ("cifar10", "my photos"):
+        client.create_registered_model(name)
+    for run_id, accuracy in zip(runs, ("0.8", "unknown"), strict=True):
+        tags = {"run_id": run_id, "model": "cnn", "precision": "int8", "val_accuracy": accuracy}
+        client.create_model_version("cifar10", str(tmp_path), run_id, tags={**tags, "data": "photos"})
+    client.create_model_version("my photos", str(tmp_path))
+    client.set_registered_model_alias("cifar10", "champion", "1")
+    output = invoke("models", "--registered-model", "cifar10")
+    assert rows(output) == ["cifar10/2", "cifar10/1"]
+    assert output.splitlines()[2].split() == [
+        *("cifar10/1", "champion", "cnn", "int8", "photos", "80.0", "%", runs[0]),
+    ]
+    assert "unknown" in output
+    everything = invoke("models")
+    assert "cifar-mlflow serve --model-uri models:/cifar10@champion" in everything
+    assert "cifar-mlflow promote --registered-model 'my photos'" in everything
+    assert "there is no registered model none" in invoke("models", "--registered-model", "none", code=2)
+    assert "cifar10/1 champion" in invoke("runs")
+    assert "cifar-mlflow register" not in invoke("runs")
+
+
+def test_an_empty_store_says_how_to_begin() -> None:
+    assert "cifar-mlflow train --dataset sample" in invoke("runs")
