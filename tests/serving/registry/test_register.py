@@ -163,8 +163,13 @@ def test_a_run_without_validation_images_has_no_coverage_and_no_accuracy(
 
 
 def test_a_target_out_of_reach_makes_every_answer_uncertain(
-    client: mlflow.MlflowClient, trained: Trained, shared_cache: Path, caplog: pytest.LogCaptureFixture
+    client: mlflow.MlflowClient,
+    trained: Trained,
+    shared_cache: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("cifar_mlflow"), "propagate", True)
     register(trained.run_id, serve_precision="fp32", target_accuracy=0.999)
     reason = r"108 validation images are too few to verify that 0\.999 of the certain answers are right"
     scorer = load_scorer("models:/cifar10/1")
