@@ -320,7 +320,7 @@ def test_a_run_that_is_registered_already_is_named(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("cifar_mlflow"), "propagate", True)
     assert register(trained.run_id, serve_precision="fp32").number == "3"
-    (warning,) = [record.message for record in caplog.records if "already" in record.message]
+    (warning,) = {record.message for record in caplog.records if "already" in record.message}
     assert warning.startswith(f"Run {trained.run_id} is version 1 (fp32, validation accuracy ")
     assert "of cifar10 already" in warning
 
