@@ -24,6 +24,7 @@ def without_effect(config: TrainConfig) -> set[str]:
         "mirrors": config.dataset != "cifar10" or config.data_dir is not None,
         "data_dir": config.dataset == "sample",
         "image_size": config.dataset != "folder",
+        "skip_unreadable": config.dataset != "folder",
         "split_seed": config.val_size == 0,
         "patience": config.val_size == 0,
         "width": config.model not in MODELS_WITH_WIDTH,

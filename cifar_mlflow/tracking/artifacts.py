@@ -48,6 +48,8 @@ def log_start(
             else "none: trained on all images",
         }
     )
+    if dataset.extra_images:
+        run.set_tags({"extra_images": f"{dataset.extra_images:,} training images of {config.extra_dir}"})
     run.log_datasets(datasets_of_training(dataset, config, with_validation=len(val_split) > 0))
 
 

@@ -54,11 +54,13 @@ def _source(config: DataConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _profile(dataset: ImageDataset, context: str) -> dict[str, Any]:
-    part: SourceSplit = "test" if context == "test" else "train"
+    own_val = dataset.own_val and context in ("validation", "val")
+    part: SourceSplit = "val" if own_val else "test" if context == "test" else "train"
     counts = np.bincount(dataset.split(part).labels, minlength=len(dataset.classes)).tolist()
     by_class = dict(zip(dataset.classes, counts, strict=True))
     smallest, largest = min(by_class, key=by_class.__getitem__), max(by_class, key=by_class.__getitem__)
-    held_out = {} if part == "test" else {"note": "validation images are held out of these"}
+    divided = part == "train" and not dataset.own_val
+    held_out = {"note": "validation images are held out of these"} if divided else {}
     size = f"{dataset.image_size}x{dataset.image_size}"
     return {
         "images": sum(counts),

@@ -9,7 +9,7 @@ from cifar_mlflow.evaluation.metrics import Evaluation
 from cifar_mlflow.export.images import EvalSet
 from cifar_mlflow.models.card import ServedCard
 from serving.registry.mlflow_model import MODEL_CARD_FILE
-from serving.registry.scorer_folder import USEFUL_AUROC
+from serving.registry.scorer_folder import USEFUL_AUROC, promise
 
 SHOWN_CLASSES = 30
 LONGEST_DESCRIPTION = 5_000  # characters
@@ -99,14 +99,11 @@ def _calibration(card: ServedCard, evaluation: Evaluation, images: str) -> str:
     text = (
         f"Logits are divided by a temperature of {card.temperature:.3g}; the calibration error (ECE, 15 "
         f"bins) on {images} images is then {evaluation.ece:.3f}. An answer is `uncertain` below a confidence "
-        f"of {uncertain.confidence_below:.2f}, or if the image is unlike the training images."
+        f"of {uncertain.confidence_below:.2f}, or if the image is unlike the training images. "
     )
-    if uncertain.coverage is not None and uncertain.accuracy is not None:
-        text += (
-            f" Of the validation images, {uncertain.coverage:.1%} get a certain answer, and "
-            f"{uncertain.accuracy:.1%} of these are right."
-        )
-    return text
+    if uncertain.coverage is not None:
+        text += f"Of the validation images, {uncertain.coverage:.1%} get a certain answer. "
+    return text + promise(uncertain)
 
 
 def _limits(card: ServedCard) -> str:

@@ -28,6 +28,7 @@ from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
 from cifar_mlflow.export.images import EvalSet, load_images
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.card import ServedCard
+from cifar_mlflow.names import registered_name
 from cifar_mlflow.tracking.datasets import LONGEST_DIGEST
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from cifar_mlflow.tracking.run import now_ms
@@ -67,17 +68,15 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         CifarError: a check failed, or MLflow does not answer. No version is created.
     """
     _check_run(run_id)
-    for version in RegisteredModel(config.registered_model).list_versions():
+    params = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)).data.params
+    classifier, card = load_classifier(run_id)
+    name = config.registered_model or registered_name(params.get("dataset", "").partition("+")[0], card.data)
+    for version in RegisteredModel(name).list_versions():
         if version.run_id == run_id:
             logger.warning(
-                "Run %s is %s of %s already; this makes another version of it",
-                run_id,
-                version,
-                config.registered_model,
+                "Run %s is %s of %s already; this makes another version of it", run_id, version, name
             )
-    classifier, card = load_classifier(run_id)
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
-    params = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)).data.params
     training, eval_set = load_images(card, params, places)
     logger.info("Exporting %s of run %s, evaluated on %s", card.model, run_id, eval_set)
     with tempfile.TemporaryDirectory() as scratch:
@@ -96,10 +95,10 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         _check_logged_model(logged, served, chosen, eval_set)
         tags = version_tags(served, files, code_digest(logged), str(eval_set), decision)
     _log_metrics(run_id, model_id, served, eval_set, evaluation)
-    number = _create_version(config.registered_model, model_uri, tags)
-    _describe(config.registered_model, number, text, served)
-    message = f"version {number} of {config.registered_model}: {card.model} as {decision}"
-    return RegisteredVersion(config.registered_model, number, run_id, chosen.precision, message)
+    number = _create_version(name, model_uri, tags)
+    _describe(name, number, text, served)
+    message = f"version {number} of {name}: {card.model} as {decision}"
+    return RegisteredVersion(name, number, run_id, chosen.precision, message)
 
 
 def _check_run(run_id: str) -> None:
