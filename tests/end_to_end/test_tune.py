@@ -319,7 +319,8 @@ def test_the_best_trial_of_a_search_is_promoted_if_it_is_better(
     project: Project,
 ) -> None:
     output = search(project, "--trials", "1", "--promote", "--serve-precision", "fp32")
-    assert "Registered version 1 of cifar10" in output
-    champion = project.client.get_model_version_by_alias("cifar10", "champion")
+    name = project.images.name
+    assert f"Registered version 1 of {name}" in output
+    champion = project.client.get_model_version_by_alias(name, "champion")
     assert champion.run_id == parent_of(project).data.tags["best.run_id"]
     assert champion.tags["precision"] == "fp32"
