@@ -1,6 +1,7 @@
 """The networks by name. Each takes normalized float images (N, 3, H, W) and returns logits (N, classes)."""
 
 import importlib
+from itertools import pairwise
 
 from torch import nn
 
@@ -30,3 +31,12 @@ def build_network(name: ModelName, num_classes: int, width: float = 1.0, dropout
     module = importlib.import_module(f"cifar_mlflow.models.{BUILDERS[name]}")
     network: nn.Module = getattr(module, name)(num_classes, **options)
     return network
+
+
+def stages(network: nn.Module) -> list[nn.Module]:
+    """Return the modules whose outputs, (N, C, H, W), are the features of a network by falling resolution."""
+    if hasattr(network, "layer1"):  # torchvision's ResNet
+        return [network.layer1, network.layer2, network.layer3, network.layer4]
+    if hasattr(network, "groups"):  # `fast`
+        return [*network.groups]
+    return [module for module, following in pairwise(network.features) if isinstance(following, nn.MaxPool2d)]
