@@ -21,7 +21,7 @@ from cifar_mlflow.config import DataConfig, TrainConfig, check_tta, resolve_trai
 from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.names import printable
+from cifar_mlflow.names import CIFAR10, data_name, printable, registered_name
 from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
 from cifar_mlflow.verb_config import (
@@ -95,9 +95,10 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
     config = validate(DataConfig, given)
     with loading():
         from cifar_mlflow.data import load_dataset
-        from cifar_mlflow.data.summary import channel_stats, summarize
+        from cifar_mlflow.data.summary import channel_stats, log_notes, summarize
 
     dataset = load_dataset(config)
+    log_notes(dataset)
     images = dataset.split("train")
     counts = summarize(dataset, config)
     counts.loc["total"] = counts.sum()
@@ -166,13 +167,16 @@ def train(
         config = config or resumable_config(str(resume), given)
         if print_config:
             return _print_config(None, registration, config)
-        result = pipeline.train(config, resume, minutes=minutes)
+        adapt = not resume and "batch_size" not in given
+        result = pipeline.train(config, resume, minutes=minutes, adapt_batch_size=adapt)
     if rank() > 0:  # the first process of torchrun has the results
         return None
     click.echo(result.summary())
     if register:
         run_verb(ctx, "register", run_id=result.run_id, **registration)
-    click.echo(_next_steps(result.run_id, registration.get("registered_model"), registered=register))
+    name = registered_name(config.dataset, data_name(config.dataset, config.data_dir))
+    name = registration.get("registered_model") or name
+    click.echo(_next_steps(result.run_id, None if name == CIFAR10 else name, registered=register))
     return None
 
 
@@ -180,7 +184,7 @@ def _next_steps(run_id: str, model: str | None, *, registered: bool) -> str:
     """Return the commands that probably follow a training.
 
     Args:
-        model: name of the registered model, if it was given.
+        model: name of the registered model, unless it is that of CIFAR-10, the default of the commands.
     """
     from cifar_mlflow.tracking.store import run_address
 

@@ -71,7 +71,8 @@ class PlacesConfig(Settings):
     data_dir: Path | None = setting(
         None,
         "Folder of the images. For cifar10: torchvision's folder, the archive, or parquet files of the Hub "
-        "(default: $CIFAR10_DIR). For dataset=folder: a folder with one subfolder per class.",
+        "(default: $CIFAR10_DIR). For dataset=folder: a folder with one subfolder per class, or a CSV or "
+        "Parquet file with the columns path and label.",
     )
     mirrors: tuple[str, ...] = setting(
         CIFAR10_MIRRORS, "URLs of cifar-10-python.tar.gz, comma-separated, tried in this order."
@@ -85,7 +86,7 @@ class PlacesConfig(Settings):
     def _split_at_commas(cls, value: Any) -> Any:
         return [address.strip() for address in value.split(",")] if isinstance(value, str) else value
 
-    @field_validator("data_dir", "cache_dir")
+    @field_validator("data_dir", "cache_dir", "extra_dir", check_fields=False)  # the last in a subclass
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         # Shells do not expand the ~ in `--data-dir=~/x`, and a run may be resumed from another directory.
@@ -106,11 +107,20 @@ class DataConfig(PlacesConfig):
         0.1, "Fraction of the training images held out for validation; 0 trains on all of them.", ge=0, le=0.5
     )
     split_seed: int = setting(0, "Seed of the train/validation split.", ge=0)
+    skip_unreadable: bool = setting(
+        False, "Leave out files of a folder that are not images or cannot be read, and name them."
+    )
+    extra_dir: Path | None = setting(
+        None, "Folder of further training images, one subfolder per class; cifar10+DIR is short for it."
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _data_dir_from_environment(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Use $CIFAR10_DIR for cifar10 only: it contains neither a folder per class nor the sample."""
+    def _split_the_data_set(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Divide `cifar10+DIR`, and use $CIFAR10_DIR for cifar10, since it contains no other data set."""
+        name, plus, extra = str(values.get("dataset", "cifar10")).partition("+")
+        if plus:
+            values = {"extra_dir": extra, **values, "dataset": name}
         directory = os.environ.get("CIFAR10_DIR")
         if directory and values.get("dataset", "cifar10") == "cifar10":
             return {"data_dir": directory, **values}
@@ -171,6 +181,12 @@ class OptimizeConfig(Settings):
     momentum: float = setting(0.9, "Momentum; beta1 for adamw.", ge=0, lt=1)
     weight_decay: float = setting(5e-4, "Weight decay; norms and biases have none.", ge=0, le=1)
     label_smoothing: float = setting(0.0, "Amount of label smoothing.", ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = setting(
+        "none", "Weight of the classes in the loss; balanced makes rare ones count as much as common ones."
+    )
+    sampling: Literal["shuffle", "balanced"] = setting(
+        "shuffle", "Images of an epoch: each once, or balanced, as many of each class."
+    )
     schedule: Literal["one_cycle", "cosine", "linear", "constant"] = setting(
         "one_cycle", "Schedule of the learning rate."
     )
@@ -285,6 +301,12 @@ class TrainConfig(
                 f"accumulate={self.accumulate} divides a batch into more parts than it has images: "
                 f"batch_size={self.batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_answer_to_imbalance(self) -> Self:
+        if self.class_weights == self.sampling == "balanced":
+            raise ValueError("class_weights and sampling both balance the classes: give only one of them")
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,13 @@
 """Names from outside (files, folders, classes) as text that can be shown and stored."""
 
+import os
 import re
+from pathlib import Path
+from typing import Any
+
+CIFAR10 = "cifar10"  # also the registered model
+SAMPLE_NAME = "cifar10-sample"
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")  # of a file that names the path and label of each image
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -12,6 +19,36 @@ def printable(name: str) -> str:
     or JSON parser accepts: byte 0xE4 becomes the four characters `\xe4`.
     """
     return _SURROGATE.sub(_escape, name)
+
+
+def data_name(dataset: Any, data_dir: Any = None) -> str:
+    """Return the name of the data set that the settings of the same names stand for.
+
+    Invalid settings, which are reported elsewhere, stand for cifar10, the default.
+    """
+    dataset = dataset.partition("+")[0] if isinstance(dataset, str) else dataset  # cifar10+DIR
+    if dataset == "folder" and isinstance(data_dir, str | Path):
+        place = Path(os.path.realpath(os.path.expanduser(data_dir)))  # noqa: PTH111 - no error for ~nobody
+        if place.suffix.lower() in TABLE_SUFFIXES and not place.is_dir():
+            return printable(f"{place.parent.name}-{place.stem}")
+        return printable(place.name) or "folder"
+    return SAMPLE_NAME if dataset == "sample" else CIFAR10
+
+
+def registered_name(dataset: str | None, data: str) -> str:
+    """Return the default name of the registered model for a data set.
+
+    Models of CIFAR-10 and of its sample share one name. A model of other images never gets it: it would be a
+    challenger of CIFAR-10's champion.
+
+    Args:
+        dataset: the setting of that name.
+        data: the name of the data set.
+    """
+    if dataset != "folder":
+        return CIFAR10
+    name = re.sub(r"[^\w. -]", "_", data).strip(" .")[:90] or "images"
+    return f"{name}-images" if name.lower() == CIFAR10 else name
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -13,8 +13,8 @@ import torch
 from cifar_mlflow.config import MOST_EPOCHS, PlacesConfig, TrackingConfig, TrainConfig
 from cifar_mlflow.console import Steps
 from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
-from cifar_mlflow.data.split import divide_lazily, warn_of_small_splits
-from cifar_mlflow.data.summary import mean_std
+from cifar_mlflow.data.split import divide_lazily, image_names, warn_of_small_splits
+from cifar_mlflow.data.summary import describe_training, log_notes, mean_std
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
@@ -41,7 +41,7 @@ from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.distributed import PeerLostError, this_world
 from cifar_mlflow.training.loop import History, Training, no_pruning
-from cifar_mlflow.training.plan import plan_epochs
+from cifar_mlflow.training.plan import lower_batch_size, plan_epochs
 
 if TYPE_CHECKING:
     from cifar_mlflow.evaluation.calibration import Labels
@@ -85,6 +85,8 @@ def train(
     resume: str | None = None,
     callbacks: TrainingCallbacks | None = None,
     minutes: float | None = None,
+    *,
+    adapt_batch_size: bool = False,
 ) -> Result:
     """Train, evaluate, and log everything as one run.
 
@@ -95,6 +97,7 @@ def train(
         resume: id of a run to continue; `config` is then that of `resumable_config`.
         callbacks: hooks of the search that the training belongs to.
         minutes: time for the training; the number of epochs that fit into it replaces `config.epochs`.
+        adapt_batch_size: the batch size is the recipe's, so lower it if the user's own images are too few.
 
     Raises:
         CifarError: something failed; a run that was started is FAILED and has the error as a tag.
@@ -103,6 +106,8 @@ def train(
     with this_world() as world:
         hardware = set_up_hardware(config, config.precision, world)
         dataset = load_dataset(config)
+        if callbacks is None and world.is_main:
+            log_notes(dataset)
         train_split, val_split = divide_lazily(dataset, config)
         if config.test and world.is_main:
             dataset.split("test")  # decode it now: a damaged file should not show up only after the training
@@ -114,6 +119,11 @@ def train(
                 "The confidences will not be calibrated, because no images are held out for that: give a "
                 "--val-size above 0, for example 0.1, if you need them"
             )
+        if adapt_batch_size and config.dataset == "folder":
+            config = lower_batch_size(config, len(train_split), world.size)
+        if config.dataset == "folder" and callbacks is None and world.is_main:
+            for line in describe_training(dataset, config, train_split.labels, val_split.labels):
+                logger.info("%s", line)
         # Only the first process uses MLflow; places and threads may differ between machines.
         own = {*PlacesConfig.model_fields, *TrackingConfig.model_fields, "threads"}
         world.check_same(
@@ -249,7 +259,13 @@ def finish(
     steps: Steps | None = None,
 ) -> dict[str, float]:
     """Evaluate the weights to keep; log results and model. The metrics have the step of the last epoch."""
-    from cifar_mlflow.evaluation.report import log_pictures, log_report, log_tables, report_on
+    from cifar_mlflow.evaluation.report import (
+        log_pictures,
+        log_predictions,
+        log_report,
+        log_tables,
+        report_on,
+    )
 
     steps = steps or Steps(announced=False)
     device = training.hardware.device
@@ -266,7 +282,9 @@ def finish(
         temperature = report.temperature
         calibration = report.calibration
         log_tables(run, report)
-        if callbacks:
+        if callbacks is None:
+            log_predictions(run, report, val_split.labels, image_names(dataset, config, "val"))
+        else:
             deferred = callbacks.defer_plots(run.run_id, report, val_split.labels, history)
         if not deferred:
             with steps.step("figures", "Drawing the figures of the validation images"):
@@ -288,6 +306,7 @@ def finish(
             )
         with steps.step("figures", "Drawing the figures of the test images"):
             log_report(run, report, test_split)
+        log_predictions(run, report, test_split.labels, image_names(dataset, config, "test"))
         metrics |= report.scalars()
     run.log_metrics(metrics, step=training.epoch)
     if not deferred:

@@ -105,12 +105,14 @@ class ModelsConfig(Settings):
 class RegistryConfig(Settings):
     """Registry: the registered model."""
 
-    registered_model: str = setting("cifar10", "Name of the registered model.")
+    registered_model: str | None = setting(
+        None, "Name of the registered model. Default: cifar10; for your own images, the name of their folder."
+    )
 
     @field_validator("registered_model")
     @classmethod
-    def _usable_in_an_address(cls, name: str) -> str:
-        if not re.fullmatch(r"[\w-][\w. -]{0,99}", name):
+    def _usable_in_an_address(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[\w-][\w. -]{0,99}", name):
             raise ValueError(
                 "the name of a registered model has up to 100 letters, digits, spaces and . _ - and does not "
                 "begin with a dot or a space"

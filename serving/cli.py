@@ -1,5 +1,7 @@
 """Commands that register, promote, serve and monitor a model."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import click
 
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config, validate
 from cifar_mlflow.console import Steps, loading
+from cifar_mlflow.names import CIFAR10, data_name, registered_name
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
@@ -24,7 +27,8 @@ The demo was stopped. `make demo` starts it anew. To continue it instead:
 @verb("register", RegisterConfig, common=("promote", "registered_model", "serve_precision"))
 @click.argument("run_id")
 @switch("--promote", "Then make it the champion, if it is not worse than the current one.")
-def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
+@click.pass_context
+def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bool) -> None:
     """Make a trained network a new version of the registered model, ready to be served.
 
     \b
@@ -44,6 +48,12 @@ def register(given: dict[str, Any], run_id: str, promote: bool) -> None:
             click.echo(promote_version(version.number, version.name).message)
         except NotPromotedError as reason:  # not a failure: the version is registered
             click.echo(str(reason))
+    called_by_another = ctx.parent is not None and not isinstance(ctx.parent.command, click.Group)
+    if version.name != CIFAR10 and not called_by_another:  # the next commands need its name
+        name = shlex.quote(version.name)
+        if not promote:
+            click.echo(f"Promote it: cifar-mlflow promote --registered-model {name}")
+        click.echo(f"Serve it: cifar-mlflow serve --model-uri models:/{name}@champion")
 
 
 @verb("promote", RegistryConfig)
@@ -57,11 +67,14 @@ def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
       cifar-mlflow promote
       cifar-mlflow promote 3 --force
     """
-    config = validate(RegistryConfig, given)
+    name = validate(RegistryConfig, given).registered_model
     with loading():
         from serving.registry.promotion import promote as promote_version
+        from serving.registry.versions import model_of_run
 
-    click.echo(promote_version(which, config.registered_model, force=force).message)
+    if name is None and which and re.fullmatch(r"[0-9a-f]{32}", which):
+        name = model_of_run(which)
+    click.echo(promote_version(which, name or CIFAR10, force=force).message)
 
 
 @verb("rollback", RegistryConfig)
@@ -76,7 +89,7 @@ def rollback(given: dict[str, Any]) -> None:
     with loading():
         from serving.registry.promotion import rollback as roll_back
 
-    click.echo(roll_back(config.registered_model).message)
+    click.echo(roll_back(config.registered_model or CIFAR10).message)
 
 
 @verb("classify", ClassifyConfig, common=("output", "sort_into", "model_uri"))
@@ -174,6 +187,7 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     click.echo(result.summary())
     ctx.invoke(register, run_id=result.run_id, promote=True, **registration)
     name = validate(RegisterConfig, registration).registered_model
+    name = name or registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     champion = f"models:/{name}@champion"
     with Steps().step("server", f"Starting `mlflow models serve -m {champion}`"):
         answer = classify_over_http(champion)

@@ -156,6 +156,20 @@ class MonitorConfig(TrackingConfig):
     live_frames: bool = setting(
         False, "Include the frames of live views; the request log keeps one per second."
     )
+    export_feedback: Path | None = setting(
+        None,
+        "Copy the images whose true class people told to this folder, one sub-folder per class, for training "
+        "with --dataset cifar10+DIR.",
+    )
+    images_dir: Path | None = setting(
+        None, "Folder in which `serve --images-dir` keeps images; for --export-feedback."
+    )
+
+    @model_validator(mode="after")
+    def _images_to_export(self) -> Self:
+        if self.export_feedback and not self.images_dir:
+            raise ValueError("--export-feedback needs --images-dir, the folder of `serve --images-dir`")
+        return self
 
     @field_validator("since")
     @classmethod

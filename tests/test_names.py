@@ -12,8 +12,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cifar_mlflow.cli import main
+from cifar_mlflow.config import validate
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.names import printable
+from cifar_mlflow.names import printable, registered_name
+from cifar_mlflow.verb_config import RegistryConfig
 
 ROOT = Path(__file__).parents[1]
 LATIN1 = os.fsdecode(b"K\xe4tzchen")
@@ -31,6 +33,24 @@ ODD = "🐶 $x$\nй 猫 שלום"
 )
 def test_only_what_is_not_unicode_is_escaped(name: str, expected: str) -> None:
     assert printable(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "data", "expected"),
+    [
+        ("cifar10", "cifar10", "cifar10"),
+        ("sample", "cifar10-sample", "cifar10"),
+        (None, "", "cifar10"),  # a run of an old release
+        ("folder", "my photos", "my photos"),
+        ("folder", "CIFAR10", "CIFAR10-images"),
+        ("folder", "../a:b/c", "_a_b_c"),
+        ("folder", "...", "images"),
+        ("folder", "x" * 200, "x" * 90),
+    ],
+)
+def test_an_own_model_never_has_the_name_of_cifar10s(dataset: str | None, data: str, expected: str) -> None:
+    assert registered_name(dataset, data) == expected
+    validate(RegistryConfig, {"registered_model": expected})
 
 
 def test_messages_can_be_printed_and_stored() -> None:

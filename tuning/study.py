@@ -15,7 +15,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.trial import TrialState
 
 from cifar_mlflow.data import ImageDataset, load_dataset
-from cifar_mlflow.data.split import divide
+from cifar_mlflow.data.split import divide_lazily
+from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.tracking.artifacts import log_data
@@ -56,6 +57,7 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
     spec = read_study_spec(given, promotion)
     search, base = spec.search, spec.base
     dataset = load_dataset(base)
+    log_notes(dataset)
     dataset.split("train")  # decoded once here, not by each worker
     connect(base.experiment)
     close_stale_runs(base.cache_dir)
@@ -72,7 +74,7 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
     with StopRequest() as stop, study_run(spec, study, storage) as run:
         if not mlflow.MlflowClient().get_run(run.run_id).data.params.get("space"):
             log_spec(run, spec, dataset)
-        _, val_split = divide(dataset, base)
+        _, val_split = divide_lazily(dataset, base)
         try:
             with TrialPlotter(storage.plots, val_split, dataset.classes):
                 run_workers(
@@ -151,7 +153,7 @@ def log_spec(run: TrackedRun, spec: StudySpec, dataset: ImageDataset) -> None:
     run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest})
     run.log_dataset(dataset.name, dataset.digest, ["train", "validation"])
     config = spec.base.model_copy(update={"test": False})
-    train_split, _ = divide(dataset, config)
+    train_split, _ = divide_lazily(dataset, config)
     log_data(run, config, dataset, train_split)
 
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-SourceSplit = Literal["train", "test"]
+SourceSplit = Literal["train", "val", "test"]  # most sources have no validation split of their own
+SOURCE_SPLITS: tuple[SourceSplit, ...] = get_args(SourceSplit)
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -81,6 +82,9 @@ class Source:
         read: yields a split in pieces that fit into memory, always in the same order.
         set_aside: per class, the number of images that the source moved from its training images to the test
             split; empty if the source has a test split of its own.
+        own_val: whether the source has a validation split of its own.
+        names: returns the name of each image of a split, in order; None if the images have no names.
+        notes: what the user should know of the files, such as which ones were left out.
     """
 
     name: str
@@ -89,6 +93,9 @@ class Source:
     digest: str
     read: Callable[[SourceSplit], Iterator[Split]]
     set_aside: tuple[int, ...] = ()
+    own_val: bool = False
+    names: Callable[[SourceSplit], list[str]] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,9 @@ class ImageDataset:
     Attributes:
         digest: hex sha256 that identifies the content of all splits.
         load: loads a split; raises CifarError if the images cannot be read.
-        set_aside: see `Source`.
+        set_aside, own_val, names, notes: see `Source`.
+        extra_images: number of training images, the last ones, that are never held out for validation; the
+            digest does not cover them, and they have no names.
     """
 
     name: str
@@ -107,6 +116,10 @@ class ImageDataset:
     digest: str
     load: Callable[[SourceSplit], Split]
     set_aside: tuple[int, ...] = ()
+    own_val: bool = False
+    names: Callable[[SourceSplit], list[str]] | None = None
+    notes: tuple[str, ...] = ()
+    extra_images: int = 0
 
     def split(self, name: SourceSplit) -> Split:
         """Return the images and labels of a split; cheap once the cache holds it."""

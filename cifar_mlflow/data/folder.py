@@ -1,97 +1,130 @@
-"""A folder of JPEG, PNG, WebP, BMP and GIF images of any size, with one sub-folder per class."""
+"""A folder of image files of any size, with one sub-folder per class."""
 
-import hashlib
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
 from pathlib import Path
 
 import numpy as np
 
-from cifar_mlflow.data.cache import remembered
-from cifar_mlflow.data.dataset import Source, SourceSplit, Split
-from cifar_mlflow.data.split import stratified_split
-from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.names import printable
-from cifar_mlflow.scorer.preprocess import BadImage, decode_image
+from cifar_mlflow.data.dataset import SOURCE_SPLITS, SourceSplit
+from cifar_mlflow.data.image_files import images_directly_in, list_images, name_strays, visible_folders
+from cifar_mlflow.data.own_images import Files, Found
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.names import data_name, printable
 
-IMAGES_AT_A_TIME = 256
-TEST_SHARE = 0.1
-TEST_SEED = 0  # not the seed of a run: the test images are a property of the folder
-DECODER = "3"  # increase it when a change of our code gives other pixels for the same file
-
-
-@dataclass(frozen=True)
-class _Files:
-    """Image files with their labels, int64 (N,)."""
-
-    paths: list[Path]
-    labels: np.ndarray
+# Usual names of the folders of a split, such as Training, valid, test_set, seg_train and val2017.
+_SPLIT = re.compile(
+    r"(?:seg|images?|data)?[ _.-]*(?:(train|training)|(val|valid|validation|dev)|(test|testing))"
+    r"[ _.-]*(?:set|split|data|dataset|images?|imgs)?[ _.-]*\d*",
+    re.IGNORECASE,
+)
+_SPLIT_WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def folder_source(directory: Path | None, image_size: int, cache_dir: Path) -> Source:
-    """Return the images of `directory/train/CLASS/*` and `directory/test/CLASS/*`.
+def find_in_folder(directory: Path) -> Found:
+    """Return the images of `directory/train/CLASS`, `directory/val/CLASS` and `directory/test/CLASS`.
 
-    With neither `train` nor `test`, the class folders are those in `directory`. Without `directory/test`, a
-    tenth of each class becomes the test split. Hidden files are ignored. A class is named after its folder;
-    bytes that are not UTF-8 are escaped.
+    The folders of the splits may have other usual names. Without one for training, the class folders are
+    those in `directory`. The images of a class may lie at any depth below its folder. A class is named after
+    its folder; bytes that are not UTF-8 are escaped. The notes tell of everything that is left out, except
+    hidden files and folders outside of the class folders.
 
     Raises:
-        UsageError: there is no such folder, it has `test` without `train` or fewer than two classes, or a
-            class has too few images.
-        CifarError: a file cannot be read; `read` raises it for a file that is not an image.
+        UsageError: there are fewer than two classes, a class has no images, the splits have different
+            classes, or there are folders for validation or test but none for training.
+        CifarError: a folder cannot be read.
     """
-    if directory is None:
-        raise UsageError("--dataset folder needs --data-dir, a folder with one sub-folder per class")
-    if not directory.is_dir():
-        raise UsageError(f"data_dir: {directory} is not a folder")
-    classes, splits, set_aside = _find(directory)
+    roots, notes = _split_roots(directory)
+    found: dict[SourceSplit, Files] = {}
+    classes: tuple[str, ...] = ()
+    strays: list[Path] = []
+    for split, root in roots.items():
+        folders = _class_folders(root)
+        if classes and tuple(folders) != classes:
+            odd = ", ".join(sorted(set(folders) ^ set(classes)))
+            raise UsageError(
+                f"data_dir: train and {split} in {directory} have different classes: {odd}. Give each split "
+                "the same class folders"
+            )
+        if not classes:
+            notes += _notes_on_splits_below(folders)
+        classes = tuple(folders)
+        found[split] = _list(directory, folders, strays)
+    if unsorted := sum(len(images_directly_in(folder)) for folder in {directory, *roots.values()}):
+        notes.append(f"{unsorted:,} images in {directory} are in no class folder and are not used")
+    if strays:
+        files = f"{len(strays):,} file{'s' if len(strays) > 1 else ''}"
+        notes.append(f"Skipped {files} in {directory} that are not images: {name_strays(strays)}")
+    return Found("folder", directory, data_name("folder", directory), classes, found, tuple(notes))
 
-    def read(split: SourceSplit) -> Iterator[Split]:
-        files = splits[split]
-        for start in range(0, len(files.paths), IMAGES_AT_A_TIME):
-            piece = slice(start, start + IMAGES_AT_A_TIME)
-            images = np.stack([_decode(path, image_size) for path in files.paths[piece]])
-            yield Split(images, files.labels[piece])
 
-    digest = _digest(directory, splits, image_size, cache_dir)
-    return Source(printable(directory.resolve().name), classes, image_size, digest, read, set_aside)
+def split_of(name: str) -> SourceSplit | None:
+    """Return the split that a folder or a label of a table names in one of the usual ways."""
+    if match := _SPLIT.fullmatch(name):
+        return next(split for split, word in zip(SOURCE_SPLITS, match.groups(), strict=True) if word)
+    return None
 
 
-def _find(directory: Path) -> tuple[tuple[str, ...], dict[SourceSplit, _Files], tuple[int, ...]]:
-    """Return the classes, the files of each split, and how many of each class were set aside for the test."""
-    has_train, has_test = (directory / "train").is_dir(), (directory / "test").is_dir()
+def _split_roots(directory: Path) -> tuple[dict[SourceSplit, Path], list[str]]:
+    """Return the folders that hold the class folders, by split, and notes for the user."""
+    folders = visible_folders(directory)
     # A folder `test` that holds images, not folders, is a class of that name.
-    if has_test and not has_train and any(path.is_dir() for path in (directory / "test").iterdir()):
-        raise UsageError(
-            f"data_dir: {directory} has a folder test, but no folder train for the other images: move the "
-            f"class folders for the training into {directory / 'train'}"
-        )
-    root = directory / "train" if has_train else directory
-    folders = _class_folders(root)
-    files = _list(folders)
-    if has_train and has_test:
-        test_folders = _class_folders(directory / "test")
-        if test_folders.keys() != folders.keys():
-            odd = ", ".join(sorted(test_folders.keys() ^ folders.keys()))
-            raise UsageError(f"data_dir: train and test in {directory} have different classes: {odd}")
-        return tuple(folders), {"train": files, "test": _list(test_folders)}, ()
-    counts = np.bincount(files.labels)
-    if single := [name for name, count in zip(folders, counts, strict=True) if count == 1]:
-        small = ", ".join(f"class {name} has 1 image" for name in single)
-        raise UsageError(
-            f"data_dir: too few images to set some aside for the test split: {small}. Add images, remove the "
-            f"class folder, or put test images into {directory / 'test'} and the others into "
-            f"{directory / 'train'}"
-        )
-    train, test = stratified_split(files.labels, TEST_SHARE, TEST_SEED)
-    set_aside = tuple(np.bincount(files.labels[test]).tolist())
-    return tuple(folders), {"train": _pick(files, train), "test": _pick(files, test)}, set_aside
+    named = {path: split for path in folders if (split := split_of(path.name)) and visible_folders(path)}
+    by_split: dict[SourceSplit, list[Path]] = {}
+    for path, split in named.items():
+        by_split.setdefault(split, []).append(path)
+    if "train" not in by_split:
+        _check_that_they_are_classes(directory, folders, by_split)
+        return {"train": directory}, []
+    for split, paths in by_split.items():
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise UsageError(
+                f"data_dir: {directory} has several folders of {_SPLIT_WORDS[split]} images: {names}; keep "
+                "or merge into one"
+            )
+    notes = [
+        f"The {len(images):,} images in {path} are not used, because it "
+        + ("has no class folders" if split_of(path.name) else "has not the name of a split, such as val")
+        for path in folders
+        if path not in named and (images := list_images(path)[0])
+    ]
+    if "val" in by_split:
+        (val,) = by_split["val"]
+        notes.append(f"The validation split is {val}; --val-size does not apply")
+    return {
+        split: _innermost(by_split[split][0], split) for split in SOURCE_SPLITS if split in by_split
+    }, notes
+
+
+def _innermost(folder: Path, split: SourceSplit) -> Path:
+    """Return the folder with the classes: some archives have `training_set/training_set/cats`."""
+    while len(inside := visible_folders(folder)) == 1 and split_of(inside[0].name) == split:
+        (folder,) = inside
+    return folder
+
+
+def _check_that_they_are_classes(
+    directory: Path, folders: list[Path], by_split: dict[SourceSplit, list[Path]]
+) -> None:
+    """Refuse folders for validation or test that hold the same classes as the folders beside them."""
+    for paths in by_split.values():
+        for path in paths:
+            inside = {folder.name for folder in visible_folders(path)}
+            beside = {folder.name for folder in folders if folder != path}
+            for others in by_split.values():
+                beside |= {
+                    folder.name for other in others if other != path for folder in visible_folders(other)
+                }
+            if len(folders) == 1 or inside & beside:
+                raise UsageError(
+                    f"data_dir: {directory} has a folder {path.name}, but no folder train for the other "
+                    f"images: move the class folders for the training into {directory / 'train'}"
+                )
 
 
 def _class_folders(root: Path) -> dict[str, Path]:
     """Return the class folders by class name, sorted by name."""
-    found = [(printable(path.name), path) for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
+    found = [(printable(path.name), path) for path in visible_folders(root)]
     folders = dict(sorted(found))
     if len(folders) < len(found):
         twice = sorted({name for name, path in found if folders[name] != path})
@@ -100,53 +133,44 @@ def _class_folders(root: Path) -> dict[str, Path]:
         )
     if len(folders) < 2:
         names = f"only {next(iter(folders))}" if folders else "none"
-        raise UsageError(f"data_dir: at least 2 class folders are needed in {root}; found {names}")
+        raise UsageError(
+            f"data_dir: at least 2 class folders are needed in {root}; found {names}{_hint(root, folders)}"
+        )
     return folders
 
 
-def _list(folders: dict[str, Path]) -> _Files:
+def _hint(root: Path, folders: dict[str, Path]) -> str:
+    """Return what to do when there are too few class folders."""
+    for folder in folders.values():
+        if len(visible_folders(folder)) > 1:
+            return f". If the class folders are in it, give --data-dir {folder}"
+    if images := len(images_directly_in(root)):
+        return (
+            f". The {images:,} images directly in it have no class: sort them into one folder per class, or "
+            "give a CSV or Parquet file with the columns path and label as --data-dir"
+        )
+    return ""
+
+
+def _notes_on_splits_below(folders: dict[str, Path]) -> list[str]:
+    """Return a note if there are folders `cat/train` and `cat/test` instead of `train/cat` and `test/cat`."""
+    below = [path for folder in folders.values() for path in visible_folders(folder) if split_of(path.name)]
+    if not below:
+        return []
+    return [f"{below[0]} is below a class, so it is no split: all images of the class are mixed"]
+
+
+def _list(directory: Path, folders: dict[str, Path], strays: list[Path]) -> Files:
+    """Return the images in the class folders; add other files to `strays`."""
     paths: list[Path] = []
     labels: list[int] = []
     for label, folder in enumerate(folders.values()):
-        found = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
-        paths += found
-        labels += [label] * len(found)
-    if empty := [str(folder) for label, folder in enumerate(folders.values()) if label not in set(labels)]:
+        images, others = list_images(folder)
+        paths += images
+        strays += others
+        labels += [label] * len(images)
+    filled = set(labels)
+    if empty := [str(folder) for label, folder in enumerate(folders.values()) if label not in filled]:
         raise UsageError(f"data_dir: class folder {', '.join(empty)} has no images; fill or remove it")
-    return _Files(paths, np.array(labels, dtype=np.int64))
-
-
-def _pick(files: _Files, indices: np.ndarray) -> _Files:
-    return _Files([files.paths[i] for i in indices], files.labels[indices])
-
-
-def _digest(directory: Path, splits: dict[SourceSplit, _Files], image_size: int, cache_dir: Path) -> str:
-    """Return a digest of what decides the pixels and labels: decoder, size, split, path and content."""
-    header = f"folder {DECODER} {image_size}"
-    files = {
-        f"{split} ".encode() + os.fsencode(path.relative_to(directory).as_posix()): path
-        for split, of_split in splits.items()
-        for path in of_split.paths
-    }
-
-    def compute() -> str:
-        total = hashlib.sha256(header.encode())
-        for name, path in files.items():
-            try:
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-            except OSError as error:
-                raise CifarError(f"Cannot read {path}: {error.strerror}") from None
-            total.update(b"\n%b %b" % (name, content.encode()))
-        return total.hexdigest()
-
-    return remembered(cache_dir, header, files, compute)
-
-
-def _decode(path: Path, size: int) -> np.ndarray:
-    """Return uint8 (size, size, 3) RGB, decoded by the code that also decodes the images of a request."""
-    try:
-        return decode_image(path.read_bytes(), size)
-    except OSError as error:
-        raise CifarError(f"Cannot read {path}: {error.strerror}") from None
-    except BadImage as error:
-        raise CifarError(f"{path} is not an image that can be read; remove or replace it. {error}") from None
+    names = [path.relative_to(directory).as_posix() for path in paths]
+    return Files(paths, np.array(labels, dtype=np.int64), names)

@@ -21,7 +21,8 @@ class TrainLoader:
     """Shuffled, augmented batches.
 
     An epoch shows each image once, in ceil(N / batch_size) batches whose sizes differ by at most one. A
-    small last batch would be a noisy step at the full learning rate, and dropping it would waste images.
+    small last batch would be a noisy step at the full learning rate, and dropping it would waste images. With
+    balanced sampling it shows as many images of each class, N in all.
 
     Args:
         images: uint8 (N, H, W, 3); may be read-only. They are copied to a GPU if they fit into half of its
@@ -68,11 +69,17 @@ class TrainLoader:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator["Batch"]:
         """Yield the batches of an epoch from `first_step` on; their images are made on request."""
-        order = torch.randperm(len(self.labels), generator=self._generator(epoch), device=self.device)
+        order = self._order(self._generator(epoch))
         batches = order.tensor_split(self.steps_per_epoch)
         for step in range(first_step, len(batches)):
             rng = np.random.default_rng([self.config.seed, epoch, step])
             yield Batch(self, batches[step], epoch, self._generator(epoch, step), rng)
+
+    @property
+    def balancing_weights(self) -> Tensor:
+        """Return a factor per class, float32 (classes,), inverse to its number of images; 1 on average."""
+        counts = torch.bincount(self.labels, minlength=self.num_classes).clamp(min=1)
+        return (len(self.labels) / (self.num_classes * counts)).float()
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -89,6 +96,24 @@ class TrainLoader:
                 images = images[index].to(self.device)
                 index = torch.arange(len(index), device=self.device)
         return augment.take_windows(images, index, shift, mirrored)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return the positions of the images of an epoch, int64 (N,)."""
+        total = len(self.labels)
+        if self.config.sampling == "shuffle":
+            return torch.randperm(total, generator=generator, device=self.device)
+        by_class = self.labels.argsort(stable=True).split(torch.bincount(self.labels).tolist())
+        classes = [members for members in by_class if len(members)]
+        drawn = []
+        for number, members in enumerate(classes):
+            count = total // len(classes) + (number < total % len(classes))
+            # Each image of the class once before any comes again.
+            rounds = [
+                members[torch.randperm(len(members), generator=generator, device=self.device)]
+                for _ in range(-(-count // len(members)))
+            ]
+            drawn.append(torch.cat(rounds)[:count])
+        return torch.cat(drawn)[torch.randperm(total, generator=generator, device=self.device)]
 
     def _generator(self, *position: int) -> torch.Generator:
         """Return the generator of the run (), of an epoch (epoch,) or of a step (epoch, step)."""

@@ -5,7 +5,8 @@ from pathlib import Path
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data.cache import cached_split
 from cifar_mlflow.data.dataset import ImageDataset, Source, SourceSplit, Split
-from cifar_mlflow.data.folder import folder_source
+from cifar_mlflow.data.extra import with_extra_images
+from cifar_mlflow.data.folder import find_in_folder
 from cifar_mlflow.data.original import (
     ARCHIVE_NAME,
     FOLDER,
@@ -15,8 +16,11 @@ from cifar_mlflow.data.original import (
     batches_source,
     downloaded_source,
 )
+from cifar_mlflow.data.own_images import own_source
 from cifar_mlflow.data.parquet import SIDE, parquet_files, parquet_source
+from cifar_mlflow.data.table import find_in_table
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.names import SAMPLE_NAME, TABLE_SUFFIXES
 
 SAMPLE_DIR = Path(__file__).with_name("sample")
 
@@ -41,17 +45,45 @@ def load_dataset(config: DataConfig, archive: Archive = PUBLISHED) -> ImageDatas
     def load(split: SourceSplit) -> Split:
         return cached_split(config.cache_dir, source.digest, split, source.read)
 
-    return ImageDataset(source.name, source.classes, source.image_size, source.digest, load, source.set_aside)
+    dataset = ImageDataset(
+        source.name,
+        source.classes,
+        source.image_size,
+        source.digest,
+        load,
+        source.set_aside,
+        source.own_val,
+        source.names,
+        source.notes,
+    )
+    if config.extra_dir is None:
+        return dataset
+    return with_extra_images(dataset, config.extra_dir, config.cache_dir, config.skip_unreadable)
 
 
 def _source(config: DataConfig, archive: Archive) -> Source:
     if config.dataset == "sample":
-        return parquet_source("cifar10-sample", SAMPLE_DIR)
+        return parquet_source(SAMPLE_NAME, SAMPLE_DIR)
     if config.dataset == "folder":
-        return folder_source(config.data_dir, config.image_size, config.cache_dir)
+        return _own_images(config)
     if config.data_dir is None:
         return downloaded_source(config.mirrors, archive, config.cache_dir)
     return _cifar10_in(config.data_dir, archive, config.cache_dir)
+
+
+def _own_images(config: DataConfig) -> Source:
+    place = config.data_dir
+    if place is None:
+        raise UsageError("--dataset folder needs --data-dir, a folder with one sub-folder per class")
+    if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
+        found = find_in_table(place)
+    elif place.is_dir():
+        found = find_in_folder(place)
+    else:
+        raise UsageError(
+            f"data_dir: {place} is not a folder, nor a .csv or .parquet file with the columns path and label"
+        )
+    return own_source(found, config.image_size, config.cache_dir, config.skip_unreadable)
 
 
 def _cifar10_in(directory: Path, archive: Archive, cache_dir: Path) -> Source:

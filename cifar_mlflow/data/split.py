@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cifar_mlflow.config import DataConfig
+from cifar_mlflow.config import DataConfig, SplitName
 from cifar_mlflow.data.dataset import ImageDataset, SelectedImages, Selection, Split
 from cifar_mlflow.errors import UsageError
 
@@ -16,27 +16,35 @@ logger = logging.getLogger(__name__)
 def train_val_indices(dataset: ImageDataset, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """Divide the training images as `config.val_size` and `config.split_seed` say.
 
+    This is for a data set without a validation split of its own.
+
     Returns:
-        Two sorted int64 arrays that together are 0..N-1: training and validation.
+        Two sorted int64 arrays that together are 0..N-1: training, with all extra images, and validation.
 
     Raises:
         UsageError: a class has only one image, which cannot be in both parts.
     """
-    labels = dataset.split("train").labels
+    every = dataset.split("train").labels
     if config.val_size == 0:
-        return np.arange(len(labels)), np.arange(0)
+        return np.arange(len(every)), np.arange(0)
+    labels = every[: len(every) - dataset.extra_images]
     counts = np.bincount(labels, minlength=len(dataset.classes))
     if single := np.flatnonzero(counts == 1).tolist():
         small = [_count_in_words(dataset, label) for label in single]
+        needed = 3 if dataset.set_aside else 2
         raise UsageError(
             f"val_size: too few images to hold out a share of {config.val_size:g} for validation: "
-            f"{', '.join(small)}. Add images, or train on all of them with --val-size 0"
+            f"{', '.join(small)}. Each class needs at least {needed}: add images, or train on all of them "
+            "with --val-size 0"
         )
-    return stratified_split(labels, config.val_size, config.split_seed)
+    kept, held_out = stratified_split(labels, config.val_size, config.split_seed)
+    return np.concatenate([kept, np.arange(len(labels), len(every))]), held_out
 
 
 def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
     """Return the training images without the held-out ones, and the held-out ones."""
+    if dataset.own_val:
+        return dataset.split("train"), dataset.split("val")
     images = dataset.split("train")
     train_index, val_index = train_val_indices(dataset, config)
     return (
@@ -48,11 +56,25 @@ def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
 def divide_lazily(dataset: ImageDataset, config: DataConfig) -> tuple[Selection, Split]:
     """Return what `divide` does, but leave the training images on the disk: each process would copy them."""
     images = dataset.split("train")
+    if dataset.own_val:
+        everything = np.arange(len(images))
+        return Selection(SelectedImages(images.images, everything), images.labels), dataset.split("val")
     train_index, val_index = train_val_indices(dataset, config)
     return (
         Selection(SelectedImages(images.images, train_index), images.labels[train_index]),
         Split(images.images[val_index], images.labels[val_index]),
     )
+
+
+def image_names(dataset: ImageDataset, config: DataConfig, split: SplitName) -> list[str] | None:
+    """Return the name of each image of a split as `divide` orders them; None if the images have no names."""
+    if dataset.names is None or (split == "train" and dataset.extra_images):
+        return None
+    if split == "test" or dataset.own_val:
+        return dataset.names(split)
+    names = dataset.names("train")
+    train_index, val_index = train_val_indices(dataset, config)
+    return [names[i] for i in (train_index if split == "train" else val_index).tolist()]
 
 
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

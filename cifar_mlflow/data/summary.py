@@ -1,14 +1,19 @@
 """Summarize a data set: images per class and split, and statistics of the colour channels."""
 
+import logging
+
 import numpy as np
 import pandas as pd
 
-from cifar_mlflow.config import DataConfig
+from cifar_mlflow.config import DataConfig, TrainConfig
 from cifar_mlflow.data.dataset import ImageDataset, SelectedImages
 from cifar_mlflow.data.split import train_val_indices
 
 CHANNELS = ("red", "green", "blue")
 IMAGES_AT_A_TIME = 500
+LISTED_CLASSES = 12
+IMBALANCED = 5  # times as many images in the largest class as in the smallest
+logger = logging.getLogger(__name__)
 
 
 def summarize(dataset: ImageDataset, config: DataConfig, with_test: bool = True) -> pd.DataFrame:
@@ -18,12 +23,54 @@ def summarize(dataset: ImageDataset, config: DataConfig, with_test: bool = True)
         UsageError: see `train_val_indices`.
     """
     labels = dataset.split("train").labels
-    train, val = train_val_indices(dataset, config)
-    parts = {"train": labels[train], "val": labels[val]}
+    if dataset.own_val:
+        parts = {"train": labels, "val": dataset.split("val").labels}
+    else:
+        train, val = train_val_indices(dataset, config)
+        parts = {"train": labels[train], "val": labels[val]}
     if with_test:
         parts["test"] = dataset.split("test").labels
     counts = {name: np.bincount(part, minlength=len(dataset.classes)) for name, part in parts.items()}
     return pd.DataFrame(counts, index=pd.Index(dataset.classes, name="class"))
+
+
+def log_notes(dataset: ImageDataset) -> None:
+    """Tell the user what the source noted, such as files that were left out."""
+    for note in dataset.notes:
+        logger.warning("%s", note)
+
+
+def describe_training(
+    dataset: ImageDataset, config: TrainConfig, train: np.ndarray, val: np.ndarray
+) -> list[str]:
+    """Return lines that tell, before a training, what its images allow.
+
+    Args:
+        train, val: labels of the training and the validation images.
+    """
+    counts = np.bincount(train, minlength=len(dataset.classes))
+    order = np.argsort(-counts, kind="stable")
+    if len(order) > LISTED_CLASSES:
+        order = order[[0, 1, 2, -3, -2, -1]]
+    listed = [f"{dataset.classes[label]} {counts[label]:,}" for label in order.tolist()]
+    if len(dataset.classes) > len(listed):
+        listed.insert(len(listed) // 2, "...")
+    steps = -(-len(train) // config.batch_size)
+    largest = int(counts.argmax())
+    judged, split = (val, "validation") if len(val) else (train, "training")
+    lines = [
+        f"{dataset.name}: {len(train):,} training and {len(val):,} validation images of "
+        f"{len(dataset.classes):,} classes. Training images per class: {', '.join(listed)}",
+        f"{steps:,} step{'s' if steps > 1 else ''} per epoch. Always answering {dataset.classes[largest]}, "
+        f"the largest class, would be right on {(judged == largest).mean():.1%} of the {split} images",
+    ]
+    ratio = counts.max() / counts.min()
+    if ratio >= IMBALANCED and config.class_weights == "none" and config.sampling == "shuffle":
+        lines.append(
+            f"The largest class has {ratio:.0f} times as many images as the smallest: --class-weights "
+            "balanced or --sampling balanced makes rare classes count as much as common ones"
+        )
+    return lines
 
 
 def mean_std(images: np.ndarray | SelectedImages) -> tuple[np.ndarray, np.ndarray]:

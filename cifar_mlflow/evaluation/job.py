@@ -7,9 +7,10 @@ import torch
 from cifar_mlflow.config import validate
 from cifar_mlflow.console import Steps
 from cifar_mlflow.data import load_dataset
-from cifar_mlflow.data.split import divide
+from cifar_mlflow.data.split import divide, divide_lazily, image_names
+from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.evaluation.report import log_report, report_on
+from cifar_mlflow.evaluation.report import log_predictions, log_report, report_on
 from cifar_mlflow.export.images import data_of_run, params_of_training
 from cifar_mlflow.export.reference import load_model
 from cifar_mlflow.interrupt import StopRequest
@@ -43,6 +44,7 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
     if config.dataset == "folder":
         config = config.model_copy(update={"image_size": card.image_size})
     dataset = load_dataset(config)
+    log_notes(dataset)
     if dataset.classes != card.classes:
         raise UsageError(
             f"{config.model_uri} knows {', '.join(card.classes)}; "
@@ -57,8 +59,10 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
         )
     if config.split == "test":
         data = dataset.split("test")
+    elif config.split == "val":
+        data = divide_lazily(dataset, config)[1]
     else:
-        data = dict(zip(("train", "val"), divide(dataset, config), strict=True))[config.split]
+        data = divide(dataset, config)[0]
     if not len(data):
         raise UsageError(
             f"the {config.split} split of {dataset.name} is empty: val_size is {config.val_size:g}"
@@ -95,13 +99,14 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
             )
         with steps.step("figures", "Drawing the figures"):
             log_report(run, report, data)
+        log_predictions(run, report, data.labels, image_names(dataset, config, config.split))
         run.log_metrics(report.scalars(), step=0)
         return Result(run.run_id, run.name, report.scalars(), steps.seconds)
 
 
 def _with_training_data(config: EvaluateConfig, card: ModelCard) -> EvaluateConfig:
     """Return the config with the data set that the model was trained on, in the place that its run names."""
-    found = data_of_run(params_of_training(card), "dataset", "data_dir")
+    found = data_of_run(params_of_training(card), "dataset", "data_dir", "skip_unreadable")
     if found["dataset"] == "folder" and "data_dir" not in found:
         raise UsageError(
             f"{config.model_uri} was trained on {card.data or 'unknown images'}, whose place is not known "

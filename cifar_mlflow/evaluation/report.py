@@ -140,6 +140,26 @@ def log_tables(sink: ReportSink, report: Report) -> None:
     )
 
 
+def log_predictions(sink: ReportSink, report: Report, labels: Labels, names: Sequence[str] | None) -> None:
+    """Log predictions.csv, one row per image file: path, label, answer and confidence.
+
+    Args:
+        names: the files in the order of the labels; None logs nothing, for images that have no names.
+    """
+    if names is None:
+        return
+    probabilities = softmax(report.scaled)
+    table = pd.DataFrame(
+        {
+            "path": names,
+            "label": [report.classes[index] for index in labels],
+            "answer": [report.classes[index] for index in probabilities.argmax(axis=1)],
+            "confidence": probabilities.max(axis=1).round(4),
+        }
+    )
+    sink.log_csv(table, f"{report.split}/predictions.csv")
+
+
 def log_pictures(sink: ReportSink, report: Report, data: Split) -> None:
     """Log the four figures of a report."""
     split, classes, plain = report.split, report.classes, report.plain

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.export.files import FORMAT_VERSION
 from cifar_mlflow.export.images import EvalSet
@@ -43,7 +44,7 @@ class ModelToExport:
     classifier: ImageClassifier
     card: ModelCard
     reference: str
-    training_images: Images
+    training_images: Images | SelectedImages
     eval_set: EvalSet
     precision: ServedPrecision
     config: ExportConfig

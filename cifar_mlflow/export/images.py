@@ -9,8 +9,8 @@ import mlflow
 import numpy as np
 
 from cifar_mlflow.config import DataConfig, validate
-from cifar_mlflow.data import Split, load_dataset
-from cifar_mlflow.data.split import divide
+from cifar_mlflow.data import Selection, Split, load_dataset
+from cifar_mlflow.data.split import divide_lazily
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.tracking.retry import call_mlflow
@@ -51,12 +51,15 @@ def params_of_training(card: ModelCard) -> dict[str, str]:
 
 def data_of_run(params: Mapping[str, str], *names: str) -> dict[str, str]:
     """Return the settings of these names that a run had, by which its images are found again."""
-    return {name: params[name] for name in names if params.get(name) not in (None, "None")}
+    found = {name: params[name] for name in names if params.get(name) not in (None, "None")}
+    if "dataset" in found:  # cifar10+DIR: the extra images are for training only, and may be gone
+        found["dataset"] = found["dataset"].partition("+")[0]
+    return found
 
 
 def load_images(
     card: ModelCard, params: Mapping[str, str], places: Mapping[str, Any]
-) -> tuple[Split, EvalSet]:
+) -> tuple[Selection, EvalSet]:
     """Return the training images of a run and the images to evaluate it on.
 
     Args:
@@ -67,7 +70,7 @@ def load_images(
         UsageError: the images differ from those the run was trained on.
         CifarError: they cannot be read or downloaded.
     """
-    of_run = data_of_run(params, "dataset", "data_dir", "mirrors")
+    of_run = data_of_run(params, "dataset", "data_dir", "mirrors", "skip_unreadable")
     split = {"image_size": card.image_size, "val_size": card.val_size, "split_seed": card.split_seed}
     config = validate(DataConfig, {**of_run, **split, **places})
     dataset = load_dataset(config)
@@ -77,7 +80,7 @@ def load_images(
             f"(digest {card.data_digest[:12]}, found {dataset.digest[:12]}); name the place of its "
             "own images with --data-dir"
         )
-    training, validation = divide(dataset, config)
+    training, validation = divide_lazily(dataset, config)
     if len(validation):
         return training, EvalSet("val", validation)
     drawn = np.sort(np.random.default_rng(0).permutation(len(training))[:TRAINING_IMAGES])

@@ -20,6 +20,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from cifar_mlflow.data import SelectedImages
+
 CALIBRATION_IMAGES = 400
 CALIBRATION_SEED = 0
 # The range of a layer is the mean minimum to the mean maximum over the calibration batches, so the batch size
@@ -29,7 +31,7 @@ CALIBRATION_BATCH = 10
 QUANTIZED_OPERATORS = ["Conv", "Relu", "Add", "MaxPool"]
 
 
-def quantize(model: Path, path: Path, images: NDArray[np.uint8]) -> None:
+def quantize(model: Path, path: Path, images: NDArray[np.uint8] | SelectedImages) -> None:
     """Write the int8 version of `model` to `path`.
 
     Weights become int8 with one scale per output channel, activations uint8 with one scale per layer: the
@@ -64,7 +66,7 @@ def quantize(model: Path, path: Path, images: NDArray[np.uint8]) -> None:
         )
 
 
-def calibration_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def calibration_images(images: NDArray[np.uint8] | SelectedImages) -> NDArray[np.uint8]:
     """Return up to 400 of the images, drawn by a fixed seed and in their order."""
     drawn = np.random.default_rng(CALIBRATION_SEED).permutation(len(images))[:CALIBRATION_IMAGES]
     return images[np.sort(drawn)]

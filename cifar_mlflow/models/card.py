@@ -54,10 +54,11 @@ class ModelCard(_Card):
 
 
 class AbstentionInfo(BaseModel):
-    """The confidence threshold below which an answer is uncertain.
+    """The confidence threshold below which an answer is uncertain; above 1, every answer is.
 
-    `coverage` is the share of validation images that are answered with certainty and `accuracy` the share of
-    right answers among them; both are None if no images were held out.
+    `coverage` is the share of validation images that are answered with certainty, None if no images were held
+    out, and `accuracy` the share of right answers among them, None if there are none. `reason` says why the
+    target accuracy is not kept or not verified; it is None if the certain answers reach it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,6 +67,7 @@ class AbstentionInfo(BaseModel):
     target_accuracy: float
     coverage: float | None
     accuracy: float | None
+    reason: str | None = None
 
 
 class OodInfo(BaseModel):

@@ -1,8 +1,8 @@
 """Decode an image file to the input of a network; the same code for training folders and for requests.
 
-The bytes are untrusted. The size of the file and the size that it declares are checked before any pixel is
-decoded, and every fault raises `BadImage`. Colour profiles (ICC) are ignored: values are interpreted as sRGB,
-as in every training data set.
+The bytes of a request are untrusted: the size of the file and the size that it declares are checked before
+any pixel is decoded. Every fault raises `BadImage`. Colour profiles (ICC) are ignored: values are interpreted
+as sRGB, as in every training data set.
 """
 
 import binascii
@@ -24,6 +24,7 @@ Fit = Literal["crop", "squash"]
 
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 50_000_000
+MAX_TRUSTED_PIXELS = 500_000_000  # 2 GB while it is decoded; of a JPEG, at most a sixty-fourth of that
 MIN_REDUCED_SIDE = 256  # of a JPEG decoded at reduced scale; with less, some photos get another label
 MAX_SIDE = 65_535  # the limit of JPEG and GIF; the memory for resizing grows with the length of a side
 MAX_RLE_PIXELS = 1_000_000  # Pillow decodes run-length encoding in Python, which takes 0.1 s
@@ -108,16 +109,17 @@ def image_bytes(value: object) -> bytes:
     raise BadImage("wrong_type", f"A picture must be bytes or base64 text, not {kind}.")
 
 
-def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
+def decode_image(data: bytes, size: int, fit: Fit = "crop", *, trusted: bool = False) -> np.ndarray:
     """Decode an image file to uint8 (size, size, 3) RGB: upright, transparent parts white.
 
     An image of size x size keeps its exact pixels. Any other is resized with antialiasing (bicubic); a large
-    JPEG is first decoded at 1/2, 1/4 or 1/8 of its scale, with at least 256 and 2 x size pixels on the shorter
-    side.
+    JPEG is first decoded at 1/2, 1/4 or 1/8 of its scale, with at least 256 and 2 x size pixels on the
+    shorter side.
     Of an animation, only the first frame is used; of 16 bits per channel, only the upper 8.
 
     Args:
         fit: "crop" uses the central square, "squash" the whole image.
+        trusted: the file is the user's own, so only MAX_TRUSTED_PIXELS limits it.
 
     Raises:
         BadImage: the file is too large, of another format, cut short, damaged, or built to keep the decoder
@@ -125,12 +127,13 @@ def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
     """
     if not data:
         raise BadImage("empty_image", "The picture is empty (0 bytes).")
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_BYTES and not trusted:
         raise _too_many_bytes()
     kind = picture_format(data)
-    _check_effort(data, kind)
+    if not trusted:
+        _check_effort(data, kind)
     try:
-        return _prepare(_READERS[kind](io.BytesIO(data)), size, fit)
+        return _prepare(_READERS[kind](io.BytesIO(data)), size, fit, trusted)
     except BadImage:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -199,11 +202,14 @@ def _has_too_many_scans(data: bytes) -> bool:
     return True
 
 
-def _check_size(image: ImageFile.ImageFile) -> None:
+def _check_size(image: ImageFile.ImageFile, trusted: bool) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        bounds = f"the limit is {MAX_PIXELS:,}, and {MAX_SIDE:,} per side"
+    limit = MAX_TRUSTED_PIXELS if trusted else MAX_PIXELS
+    if width * height > limit or max(width, height) > MAX_SIDE:
+        bounds = f"the limit is {limit:,}, and {MAX_SIDE:,} per side"
         raise BadImage("too_many_pixels", f"The picture has {width} x {height} pixels; {bounds}.")
+    if trusted:
+        return
     if image.info.get("compression") in (1, 2) and width * height > MAX_RLE_PIXELS:
         raise BadImage(
             "too_many_pixels",
@@ -211,8 +217,8 @@ def _check_size(image: ImageFile.ImageFile) -> None:
         )
 
 
-def _prepare(opened: ImageFile.ImageFile, size: int, fit: Fit) -> np.ndarray:
-    _check_size(opened)
+def _prepare(opened: ImageFile.ImageFile, size: int, fit: Fit, trusted: bool) -> np.ndarray:
+    _check_size(opened, trusted)
     width, height = opened.size
     reduced = max(2 * size, MIN_REDUCED_SIDE)
     drafted = opened.draft(None, (reduced, reduced))
@@ -222,11 +228,15 @@ def _prepare(opened: ImageFile.ImageFile, size: int, fit: Fit) -> np.ndarray:
     orientation = _orientation(opened.info.get("exif"))
     wanted = _middle_square(width, height, orientation) if fit == "crop" else (0, 0, width, height)
     left, top, right, bottom = (edge / scale for edge in wanted)  # may lie within a pixel of a reduced image
-    x, y = math.floor(left), math.floor(top)
-    part = opened.crop((x, y, math.ceil(right), math.ceil(bottom)))
-    opened.close()  # so that a large image is not in memory twice
-    box = (left - x, top - y, right - x, bottom - y)
-    small = _rgb(part).resize((size, size), Image.Resampling.BICUBIC, box)
+    if math.prod(opened.size) > MAX_PIXELS:  # crop() refuses what Pillow takes for a decompression bomb
+        box = (left, top, min(right, opened.width), min(bottom, opened.height))
+        small = _rgb(opened).resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=3)
+    else:
+        x, y = math.floor(left), math.floor(top)
+        part = opened.crop((x, y, math.ceil(right), math.ceil(bottom)))
+        opened.close()  # so that a large image is not in memory twice
+        box = (left - x, top - y, right - x, bottom - y)
+        small = _rgb(part).resize((size, size), Image.Resampling.BICUBIC, box)
     turn = _TURNS.get(orientation)
     return np.array(small if turn is None else small.transpose(turn))
 

@@ -41,6 +41,8 @@ def log_start(
             else "none: trained on all images",
         }
     )
+    if dataset.extra_images:
+        run.set_tags({"extra_images": f"{dataset.extra_images:,} training images of {config.extra_dir}"})
     contexts = ["train", *(["validation"] if len(val_split) else []), *(["test"] if config.test else [])]
     run.log_dataset(dataset.name, dataset.digest, contexts)
 

@@ -89,7 +89,8 @@ class Training:
         self.hardware = hardware
         self.loader = TrainLoader(train.images, train.labels, config, len(classes), hardware.device)
         self._check_batches()
-        self.take_step = Step(classifier, config, hardware, self.world)
+        weights = self.loader.balancing_weights if config.class_weights == "balanced" else None
+        self.take_step = Step(classifier, config, hardware, self.world, weights)
         self.classifier = self.take_step.classifier
         self.optimizers = self.take_step.optimizers
         self.averaged = (

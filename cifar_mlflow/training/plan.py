@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_mlflow.config import MOST_EPOCHS
+from cifar_mlflow.config import MOST_EPOCHS, TrainConfig
 from cifar_mlflow.data.loader import Batch
+from cifar_mlflow.environment import rank
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.training.checkpoint import CheckpointFile
@@ -28,7 +29,32 @@ MARGIN = 0.05  # share of the budget that is kept for steps that are slower than
 MEASURED_SHARE = 0.02  # of the budget, for each image size
 LONGEST_MEASUREMENT_SECONDS = 3.0
 VALIDATED_IMAGES = 500  # from their time follows that of all
+FEWEST_STEPS = 8  # per epoch, for images whose number no recipe knows
+SMALLEST_BATCH = 32  # that a recipe is lowered to: the learning rate stays
 TOLERANCE = 1.1  # the speed differs between two measurements
+
+
+def lower_batch_size(config: TrainConfig, images: int, processes: int) -> TrainConfig:
+    """Return the settings with a smaller batch if an epoch would have fewer than 8 steps.
+
+    Args:
+        images: number of training images.
+        processes: each needs an image in each part of a batch.
+    """
+    steps = math.ceil(images / config.batch_size)
+    fewest = max(SMALLEST_BATCH, config.accumulate * processes)
+    lowered = min(max(images // FEWEST_STEPS, fewest), config.batch_size)
+    if steps >= FEWEST_STEPS or lowered == config.batch_size:
+        return config
+    if rank() == 0:
+        logger.info(
+            "The recipe's batch size of %d would give %d steps per epoch of %s images; it is lowered to %d",
+            config.batch_size,
+            steps,
+            f"{images:,}",
+            lowered,
+        )
+    return config.model_copy(update={"batch_size": lowered})
 
 
 @dataclass(frozen=True)

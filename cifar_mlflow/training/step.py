@@ -24,12 +24,19 @@ class Step:
     Attributes:
         classifier: the network, on the device, with the layers that the settings ask for.
         optimizers: update its weights; the gradients that they see are those of the whole batch.
+        class_weights: float32 (classes,), factors of the loss; None for equal weights.
         scaler: keeps the gradients of fp16 in range; it does nothing in other precisions.
     """
 
     def __init__(
-        self, classifier: ImageClassifier, config: TrainConfig, hardware: Hardware, world: World
+        self,
+        classifier: ImageClassifier,
+        config: TrainConfig,
+        hardware: Hardware,
+        world: World,
+        class_weights: Tensor | None = None,
     ) -> None:
+        self.class_weights = class_weights
         self.config, self.hardware, self.world = config, hardware, world
         self._share = Share()
         if config.activation_checkpointing:
@@ -78,7 +85,7 @@ class Step:
             with nullcontext() if last else self.world.keep_gradients(self._parallel):
                 with self.hardware.autocast():
                     logits = self._forward(images)
-                mean = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+                mean = self._mean_loss(logits, targets)
                 loss = mean * (len(images) / len(batch))
                 # The exchange takes the mean over the processes, but their losses add up.
                 self.scaler.scale(loss * self.world.size).backward()
@@ -86,6 +93,16 @@ class Step:
             right.append((logits.detach().argmax(1) == hard_targets).sum())
             losses.append(loss.detach())
         return self.world.sum(torch.stack(losses).sum()), self.world.sum(torch.stack(right).sum())
+
+    def _mean_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        smoothing = self.config.label_smoothing
+        if self.class_weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        # Divided by the number of images, not by the sum of their weights as torch does: the parts of a batch
+        # would not add up to the whole batch.
+        weights = self.class_weights.to(logits.dtype)
+        total = F.cross_entropy(logits, targets, weights, reduction="sum", label_smoothing=smoothing)
+        return total / len(logits)
 
 
 def _compiled(module: nn.Module, device: torch.device) -> nn.Module:

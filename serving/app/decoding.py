@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from cifar_mlflow.phone_formats import bmp_file, phone_format, rgb_pixels
 from cifar_mlflow.scorer.predictor import Scorer
 from cifar_mlflow.scorer.preprocess import BadImage, image_bytes, picture_format
-from serving.app.phone_formats import phone_format, rgb_pixels
 from serving.monitoring.drift import image_statistics
 
 # A PNG up to this size is decoded faster than it is handed to another thread.
@@ -67,13 +67,6 @@ def is_small(content: Any) -> bool:
         return False
     width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     return max(width, height) <= SMALL_SIDE and not any(chunk in data for chunk in _COMPRESSED_CHUNKS)
-
-
-def bmp_file(pixels: np.ndarray) -> bytes:
-    """Return an image file of uint8 (H, W, 3): pixels are limited, resized and logged like files."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "bmp")
-    return file.getvalue()
 
 
 def data_url(pixels: np.ndarray) -> str:

@@ -22,6 +22,7 @@ from serving.config import MonitorConfig, begin_of_window
 from serving.monitoring import analysis, figures
 from serving.monitoring.database import Database
 from serving.monitoring.drift import Reference
+from serving.monitoring.export_feedback import export_feedback
 from serving.registry.loader import load_scorer
 from serving.registry.versions import RegisteredModel
 
@@ -81,6 +82,9 @@ def monitor(config: MonitorConfig) -> str:
             f" apart from {left_out:,} frames of live views (--live-frames includes them)" if left_out else ""
         )
         return f"{log} has no requests from {window}{besides}. --since looks further back."
+    exported = []
+    if config.export_feedback and config.images_dir:
+        exported = [export_feedback(feedback, config.images_dir, config.export_feedback)]
     connect(config.experiment)
     versions = _find_versions(records, feedback, config.model_uri)
     name = config.run_name or f"monitor-{datetime.fromtimestamp(until, UTC):%Y-%m-%d-%H%M}"
@@ -91,6 +95,7 @@ def monitor(config: MonitorConfig) -> str:
     ):
         run.log_params({**config.model_dump(mode="json"), "request_log": log})
         lines, metrics = _log_traffic(run, records, window)
+        lines += exported
         if left_out:
             lines.append(f"Left out: {left_out:,} frames of live views (--live-frames includes them)")
         for each in versions:

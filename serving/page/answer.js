@@ -38,7 +38,7 @@
  * @property {number} image_size Side of the network's input, in pixels.
  * @property {"crop" | "squash"} fit
  * @property {Record<string, number>} [metrics]
- * @property {{confidence_below?: number}} [uncertain]
+ * @property {{confidence_below?: number, reason?: string | null}} [uncertain]
  */
 
 /** There is no answer; the message is for the user. */

@@ -10,7 +10,7 @@ import { currentModel } from "./model.js";
  * @typedef {Model & {
  *   alias: string | null, model: string | null, precision: string, run_id: string, decision: string | null,
  *   promoted_at: string | null, trained_on: {data: string}, run_url: string | null, versions_url: string | null,
- *   uncertain: {confidence_below: number, coverage: number | null, accuracy: number | null},
+ *   uncertain: {confidence_below: number, coverage: number | null, accuracy: number | null, reason?: string | null},
  *   metrics: Record<string, number>,
  * }} Card The response of GET /model.
  */
@@ -47,21 +47,27 @@ function show(card) {
  * @returns {[string, string][]}
  */
 function facts(card) {
-  const { accuracy, coverage, confidence_below } = card.uncertain;
   const measured = /** @type {const} */ ([["validation", "val/accuracy"], ["test", "test/accuracy"]])
     .filter(([, key]) => card.metrics[key] !== undefined)
     .map(([split, key]) => `${(100 * card.metrics[key]).toFixed(1)}% of the ${split} images`); // prettier-ignore
-  const share = accuracy === null || coverage === null ? "" : `; ${percent(accuracy)} of the others are right`;
   return [
     ["Trained on", card.trained_on.data],
     ["Classes", joinWords(card.classes)],
     ["Classified correctly", joinWords(measured)],
-    ["Marked as not sure", `Answers below ${percent(confidence_below)} confidence${share}`],
+    ["Marked as not sure", whenUnsure(card.uncertain)],
     ["Network", [card.model, card.precision].filter(Boolean).join(", ")],
     ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"} in ${card.image_size} × ${card.image_size} pixels`],
     ["Promoted", card.promoted_at ? new Date(card.promoted_at).toLocaleString() : ""],
     ["Reason", card.decision ?? ""],
   ]; // prettier-ignore
+}
+
+/** @param {Card["uncertain"]} uncertain */
+function whenUnsure({ accuracy, confidence_below, reason }) {
+  if (confidence_below > 1) return `Every answer: ${reason}`;
+  const below = `Answers below ${percent(confidence_below)} confidence`;
+  if (reason) return `${below}; ${reason}`;
+  return accuracy === null ? below : `${below}; ${percent(accuracy)} of the others are right`;
 }
 
 /**

@@ -104,6 +104,7 @@ function inClassOrder(scores, classes) {
  */
 function reason(confidence, model) {
   const threshold = model.uncertain?.confidence_below;
+  if (threshold !== undefined && threshold > 1) return `The model is never sure: ${model.uncertain?.reason}.`;
   return threshold !== undefined && confidence < threshold
     ? `Below ${percent(threshold)}, the model is wrong too often.`
     : "The photo is unlike those that the model was trained on.";

@@ -25,6 +25,8 @@ Images = NDArray[np.uint8]
 IN_DISTRIBUTION_SHARE = 0.975
 # The scorer computes in float32; the margin keeps rounding from moving an image across the threshold.
 ENERGY_MARGIN = 1e-4
+# Above every confidence, so that every answer is uncertain.
+NEVER_CERTAIN = 2.0
 OOD_IMAGES_PER_KIND = 200
 PATCH_SIZE = 128
 
@@ -34,14 +36,16 @@ class Thresholds:
     """An answer is uncertain if its confidence is below, or the energy of the image above, the threshold.
 
     Attributes:
-        coverage: share of the validation images that get a certain answer.
-        accuracy: share of right answers among those. Both are None without validation images.
+        coverage: share of the validation images that get a certain answer; None without validation images.
+        accuracy: share of right answers among those; None if there are none.
+        reason: why the target accuracy is not kept, or not verified; None if certain answers reach it.
     """
 
     confidence_below: float
     energy_above: float
     coverage: float | None
     accuracy: float | None
+    reason: str | None = None
 
 
 def energy(logits: Floats, temperature: float) -> NDArray[np.float64]:
@@ -63,9 +67,9 @@ def fit_thresholds(
 ) -> Thresholds:
     """Return the thresholds with the highest coverage at which certain answers reach the target accuracy.
 
-    If no threshold reaches the target, return the one with the highest accuracy. Only thresholds that leave
-    enough certain answers to verify the target are considered: 20 for a target of 0.95, since one error among
-    fewer answers is more than 5 %.
+    If no threshold reaches the target, every answer is uncertain. Only thresholds that leave enough certain
+    answers to verify the target are considered: 20 for a target of 0.95, since one error among fewer answers
+    is more than 5 %.
 
     Args:
         logits: (N, classes), N > 0, of images like the training images.
@@ -75,8 +79,10 @@ def fit_thresholds(
     """
     energies = energy(logits, temperature)
     energy_above = float(np.quantile(energies, IN_DISTRIBUTION_SHARE)) + ENERGY_MARGIN
+    target = f"that {target_accuracy:.4g} of the certain answers are right"
     if labels is None:
-        return Thresholds(target_accuracy, energy_above, None, None)
+        reason = f"no images were held out, so nothing verifies {target}"
+        return Thresholds(target_accuracy, energy_above, None, None, reason)
     in_distribution = energies <= energy_above
     probabilities = softmax(logits[in_distribution], temperature)
     confidence = probabilities.max(axis=1)
@@ -86,10 +92,20 @@ def fit_thresholds(
     accuracy = np.cumsum((probabilities.argmax(axis=1) == labels[in_distribution])[order]) / answers
     # No threshold separates images of equal confidence.
     last_of_equals = np.append(confidence[1:] < confidence[:-1], True)
-    enough = answers >= min(math.ceil(1 / (1 - target_accuracy) - 1e-9), len(order))
-    cuts = np.flatnonzero(last_of_equals & enough)
+    needed = math.ceil(1 / (1 - target_accuracy) - 1e-9)
+    cuts = np.flatnonzero(last_of_equals & (answers >= needed))
     on_target = cuts[accuracy[cuts] >= target_accuracy]
-    cut = int(on_target[-1] if len(on_target) else cuts[np.argmax(accuracy[cuts])])
+    if not len(on_target):
+        reason = (
+            f"{len(labels):,} validation images are too few to verify {target}: it takes {needed} of them"
+        )
+        if len(cuts):
+            reason = (
+                f"at no confidence are {target_accuracy:.4g} of the answers to the {len(labels):,} "
+                f"validation images right (at best {accuracy[cuts].max():.4g})"
+            )
+        return Thresholds(NEVER_CERTAIN, energy_above, 0.0, None, reason)
+    cut = int(on_target[-1])
     # Halfway between two confidences, so that rounding moves no image across the threshold.
     confidence_below = 0.0 if cut == len(order) - 1 else float(confidence[cut] + confidence[cut + 1]) / 2
     return Thresholds(confidence_below, energy_above, float(answers[cut] / len(logits)), float(accuracy[cut]))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.paired_test import PairedTest
 from cifar_mlflow.evaluation.predict import predict_logits
@@ -61,7 +62,7 @@ class Candidate:
 def build_candidates(
     classifier: ImageClassifier,
     card: ModelCard,
-    training_images: NDArray[np.uint8],
+    training_images: NDArray[np.uint8] | SelectedImages,
     eval_set: EvalSet,
     precision: Precision,
     folder: Path,

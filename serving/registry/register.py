@@ -26,11 +26,12 @@ from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.export.images import EvalSet, load_images
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.card import ServedCard
+from cifar_mlflow.names import registered_name
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from cifar_mlflow.verb_config import RegisterConfig, ServedPrecision
 from serving.registry.candidates import Candidate, build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
-from serving.registry.scorer_folder import describe, write_scorer_folder
+from serving.registry.scorer_folder import describe, promise, write_scorer_folder
 from serving.registry.versions import RegisteredModel, version_tags
 
 logger = logging.getLogger("cifar_mlflow.register")
@@ -62,17 +63,15 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         CifarError: a check failed, or MLflow does not answer. No version is created.
     """
     _check_run(run_id)
-    for version in RegisteredModel(config.registered_model).list_versions():
+    params = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)).data.params
+    classifier, card = load_classifier(run_id)
+    name = config.registered_model or registered_name(params.get("dataset", "").partition("+")[0], card.data)
+    for version in RegisteredModel(name).list_versions():
         if version.run_id == run_id:
             logger.warning(
-                "Run %s is %s of %s already; this makes another version of it",
-                run_id,
-                version,
-                config.registered_model,
+                "Run %s is %s of %s already; this makes another version of it", run_id, version, name
             )
-    classifier, card = load_classifier(run_id)
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
-    params = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)).data.params
     training, eval_set = load_images(card, params, places)
     logger.info("Exporting %s of run %s, evaluated on %s", card.model, run_id, eval_set)
     with tempfile.TemporaryDirectory() as scratch:
@@ -88,15 +87,11 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         _check_logged_model(logged, served, chosen, eval_set)
         tags = version_tags(served, files, code_digest(logged), str(eval_set), decision)
     _log_metrics(run_id, served)
-    number = _create_version(config.registered_model, model_uri, tags)
+    number = _create_version(name, model_uri, tags)
     description = _describe_version(served, eval_set, decision)
-    call_mlflow(
-        lambda: mlflow.MlflowClient().update_model_version(
-            config.registered_model, number, description=description
-        )
-    )
-    message = f"version {number} of {config.registered_model}: {card.model} as {decision}"
-    return RegisteredVersion(config.registered_model, number, run_id, chosen.precision, message)
+    call_mlflow(lambda: mlflow.MlflowClient().update_model_version(name, number, description=description))
+    message = f"version {number} of {name}: {card.model} as {decision}"
+    return RegisteredVersion(name, number, run_id, chosen.precision, message)
 
 
 def _check_run(run_id: str) -> None:
@@ -179,5 +174,5 @@ def _describe_version(card: ServedCard, eval_set: EvalSet, decision: str) -> str
     return (
         f"**{card.model}** on {card.data}, served as {card.precision}; run {card.run_id}\n\n{table}\n\n"
         f"Evaluated on {eval_set}: {card.metrics['serve/agreement']:.2%} get the same label as from the "
-        f"trained network. Chosen: {decision}."
+        f"trained network. Chosen: {decision}.\n\n{promise(card.uncertain)}"
     )

@@ -32,13 +32,23 @@ def describe(
     """Fit the thresholds of the chosen candidate, measure it, and return its card.
 
     The metrics of the card are those of the training run and new ones, which start with `serve/`. A warning
-    is logged for each kind of foreign image that the model does not recognize as such.
+    is logged if the certain answers do not reach the target accuracy, and for each kind of foreign image that
+    the model does not recognize as such.
     """
     labels = eval_set.images.labels
     probabilities = softmax(chosen.logits, card.temperature)
     thresholds = fit_thresholds(
         chosen.logits, labels if eval_set.held_out else None, card.temperature, target_accuracy
     )
+    uncertain = AbstentionInfo(
+        confidence_below=thresholds.confidence_below,
+        target_accuracy=target_accuracy,
+        coverage=thresholds.coverage,
+        accuracy=thresholds.accuracy,
+        reason=thresholds.reason,
+    )
+    if uncertain.reason:
+        logger.warning("%s", promise(uncertain))
     auroc = _ood_auroc(chosen, card)
     metrics = {
         "serve/agreement": chosen.agreement,
@@ -53,16 +63,23 @@ def describe(
         format=FORMAT,
         precision=chosen.precision,
         fit="crop",  # as for the images of a folder in training
-        uncertain=AbstentionInfo(
-            confidence_below=thresholds.confidence_below,
-            target_accuracy=target_accuracy,
-            coverage=thresholds.coverage,
-            accuracy=thresholds.accuracy,
-        ),
+        uncertain=uncertain,
         ood=OodInfo(above=thresholds.energy_above, auroc=auroc),
         metrics=card.metrics | metrics,
         reference=reference_of(eval_set.images.images, probabilities, card.classes, eval_set.split),
         files={MODEL_FILE: sha256(chosen.model)},
+    )
+
+
+def promise(uncertain: AbstentionInfo) -> str:
+    """Return what an answer that is not uncertain promises, as a sentence."""
+    if uncertain.reason is None:
+        return f"Of the answers that are not uncertain, {uncertain.accuracy:.1%} were right on validation."
+    hold_out = "Hold out more images, or accept less with --target-accuracy."
+    if uncertain.confidence_below > 1:
+        return f"Every answer is marked as uncertain: {uncertain.reason}. {hold_out}"
+    return (
+        f"Answers below a confidence of {uncertain.confidence_below:g} are uncertain, but {uncertain.reason}."
     )
 
 
@@ -99,9 +116,8 @@ def _ood_auroc(chosen: Candidate, card: ModelCard) -> dict[str, float]:
 
 
 def _threshold_metrics(thresholds: Thresholds) -> dict[str, float]:
-    if thresholds.coverage is None or thresholds.accuracy is None:
-        return {}
-    return {
+    figures = {
         "serve/val_coverage": thresholds.coverage,
         "serve/val_certain_accuracy": thresholds.accuracy,
     }
+    return {name: value for name, value in figures.items() if value is not None}

@@ -50,6 +50,13 @@ def version_tags(
     }
 
 
+def model_of_run(run_id: str) -> str | None:
+    """Return the name of the registered model that has the newest version of a run; None if none has one."""
+    found = call_mlflow(lambda: mlflow.MlflowClient().search_model_versions(f"run_id = '{run_id}'"))
+    newest = max(found, key=lambda version: int(version.creation_timestamp), default=None)
+    return newest.name if newest else None
+
+
 class Version(BaseModel):
     """A version that `register` made, as its tags describe it.
 

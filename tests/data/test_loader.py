@@ -53,6 +53,38 @@ def test_an_epoch_has_each_image_once_in_batches_of_equal_size(
     assert max(sizes) - min(sizes) <= 1
 
 
+def imbalanced(**settings: Any) -> TrainLoader:
+    """Return a loader of 60 images: 50 of class 0, 7 of class 1, 3 of class 2."""
+    images = np.arange(60, dtype=np.uint8).repeat(8 * 8 * 3).reshape(60, 8, 8, 3)
+    labels = np.repeat([0, 1, 2], [50, 7, 3])
+    config = resolve_train_config({"model": "cnn", "batch_size": 16, **PLAIN, **settings})
+    return TrainLoader(images, labels, config, 3, torch.device("cpu"))
+
+
+def test_balanced_sampling_shows_as_many_images_of_each_class() -> None:
+    batches = imbalanced(sampling="balanced")
+    epochs = [epoch_of(batches, epoch) for epoch in (0, 1)]
+    for epoch in epochs:
+        labels = torch.cat([labels for _, labels in epoch])
+        assert torch.bincount(labels).tolist() == [20, 20, 20]
+        seen = (torch.cat([images for images, _ in epoch])[:, 0, 0, 0] * 255).round().long()
+        shown = torch.bincount(seen, minlength=60)
+        assert shown[:50].max() == 1  # none of the large class twice
+        assert shown[50:57].unique().tolist() == [2, 3]
+        assert shown[57:].unique().tolist() == [6, 7]
+    assert not torch.equal(epochs[0][0][1], epochs[1][0][1])
+    again = epoch_of(imbalanced(sampling="balanced"), 1, first_step=2)
+    for (images, labels), (same, same_labels) in zip(epochs[1][2:], again, strict=True):
+        assert torch.equal(images, same)
+        assert torch.equal(labels, same_labels)
+
+
+def test_balancing_weights_are_inverse_to_the_number_of_images() -> None:
+    weights = imbalanced().balancing_weights
+    assert weights.tolist() == pytest.approx([60 / (3 * count) for count in (50, 7, 3)])
+    assert float(weights[imbalanced().labels].mean()) == pytest.approx(1)
+
+
 def test_images_match_their_labels_and_are_channels_last() -> None:
     batches = loader(**PLAIN)
     for images, labels in epoch_of(batches, 0):

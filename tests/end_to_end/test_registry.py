@@ -20,12 +20,13 @@ def registered(
     """Version 1 comes from `train --register`, version 2 from a later `register`."""
     folder = tmp_path_factory.mktemp("registered")
     with open_project(folder, images, empty_store, shared_cache) as project:
-        output = project.train("--register", "--serve-precision", "fp32", "--epochs", "4")
+        named = ("--registered-model", "cifar10")  # not the name of the folder
+        output = project.train("--register", "--serve-precision", "fp32", "--epochs", "4", *named)
         assert "The validation split has only 12 images" in output
         assert "The test split has only 12 images" in output
         assert "Registered version 1 of cifar10: cnn as fp32" in output
         project.train("--epochs", "1", "--lr", "1e-4")
-        output = project.invoke("register", project.runs[0].info.run_id, "--target_accuracy", "0.8")
+        output = project.invoke("register", project.runs[0].info.run_id, "--target_accuracy", "0.8", *named)
         assert "Registered version 2 of cifar10: cnn as" in output
         decision = output.partition("cnn as ")[2].splitlines()[0]
         assert output.count(decision) == 1

@@ -45,21 +45,22 @@ class StopAtStep(StopRequest):
         return signal.SIGTERM if self._steps_left <= 0 else None
 
 
-def images(seed: int, count: int) -> Split:
+def images(seed: int, count: int, rare: int | None = None) -> Split:
+    """Return images of two classes; the second has `rare` of them, by default half."""
     rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
+    labels = np.arange(count) % 2 if rare is None else (np.arange(count) >= count - rare).astype(int)
     pixels = rng.integers(0, 200, (count, 32, 32, 3)) + 55 * (1 - labels)[:, None, None, None]
     return Split(pixels.astype(np.uint8), labels.astype(np.int64))
 
 
-def make_training(world: World | None = None, **settings: Any) -> Training:
+def make_training(world: World | None = None, rare: int | None = None, **settings: Any) -> Training:
     small = {"model": "cnn", "width": 0.25, "epochs": 3, "batch_size": 16, "threads": 1, "lr": 0.01}
     config = validate(TrainConfig, {**small, **settings})
     hardware = set_up_hardware(config, config.precision)
     torch.manual_seed(config.seed)
     network = build_network(config.model, len(CLASSES), width=config.width, dropout=config.dropout)
     classifier = ImageClassifier(network, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    return Training(classifier, CLASSES, images(1, 48), images(2, 20), config, hardware, world)
+    return Training(classifier, CLASSES, images(1, 48, rare), images(2, 20), config, hardware, world)
 
 
 def weights(classifier: ImageClassifier) -> dict[str, torch.Tensor]:
@@ -85,6 +86,7 @@ def test_the_weights_depend_on_the_seed_only() -> None:
         {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", **EVERYTHING_THAT_HAS_STATE},
         {"optimizer": "muon", "cutmix": 0.5, **EVERYTHING_THAT_HAS_STATE},
         {"patience": 3},
+        {"sampling": "balanced", "optimizer": "adamw", "lr": 1e-3},
         pytest.param(
             {"precision": "fp16", "accumulate": 2, "activation_checkpointing": True, "dropout": 0.3},
             marks=pytest.mark.slow,

@@ -7,13 +7,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifar_mlflow.config import MOST_EPOCHS
+from cifar_mlflow.config import MOST_EPOCHS, TrainConfig, validate
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.training.plan import Speed, measure, plan_epochs
+from cifar_mlflow.training.plan import Speed, lower_batch_size, measure, plan_epochs
 from tests.training.test_loop import make_training
 
 # 10 steps of 2 s or, with small images, 1 s; 5 s after each epoch; 3 s at the start.
 SPEED = Speed(start=3, step=2, small_step=1, epoch_end=5)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "accumulate", "lowered"),
+    [
+        (8_000, 1_000, 1, 1_000),  # 8 steps
+        (7_000, 1_000, 1, 875),
+        (300, 1_000, 1, 37),
+        (100, 128, 1, 32),
+        (20, 128, 1, 32),
+        (20, 16, 1, 16),  # smaller already
+        (300, 128, 50, 100),  # two processes with 50 parts each
+    ],
+)
+def test_a_batch_size_that_leaves_few_steps_is_lowered(
+    images: int, batch_size: int, accumulate: int, lowered: int
+) -> None:
+    config = validate(TrainConfig, {"batch_size": batch_size, "accumulate": accumulate})
+    changed = lower_batch_size(config, images, 2)
+    assert changed == config.model_copy(update={"batch_size": lowered})
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,26 @@ def test_the_parts_of_a_batch_give_the_step_of_the_whole_batch() -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.2}, {"mixup": 0.5}])
+def test_class_weights_change_the_loss_and_not_the_sum_over_the_parts(settings: dict[str, Any]) -> None:
+    gradients = {}
+    for kind, parts in (("none", 1), ("balanced", 1), ("balanced", 4)):
+        training = make_training(
+            rare=8, precision="fp32", batch_size=18, accumulate=parts, class_weights=kind, **settings
+        )
+        training.classifier.eval()
+        training.take_step(next(training.loader.epoch(0)), 1.0)
+        gradients[kind, parts] = [weight.grad for weight in training.classifier.parameters()]
+    torch.testing.assert_close(gradients["balanced", 1], gradients["balanced", 4], rtol=1e-4, atol=1e-6)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(gradients["none", 1], gradients["balanced", 1], rtol=1e-2, atol=1e-6)
+
+
+def test_two_ways_to_balance_the_classes_exclude_each_other() -> None:
+    with pytest.raises(UsageError, match="class_weights and sampling both balance"):
+        validate(TrainConfig, {"class_weights": "balanced", "sampling": "balanced"})
+
+
 def test_more_parts_than_the_smallest_batch_has_images_are_refused_with_the_numbers() -> None:
     with pytest.raises(
         UsageError, match=r"need at least 17 images .* batch_size=17 the smallest batch has 16"

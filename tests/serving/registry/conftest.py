@@ -25,7 +25,7 @@ NAME = "cifar10"
 
 
 def register(run_id: str, **settings: Any) -> RegisteredVersion:
-    return register_run(run_id, validate(RegisterConfig, settings))
+    return register_run(run_id, validate(RegisterConfig, {"registered_model": NAME, **settings}))
 
 
 def promote(which: str | None = None, name: str = NAME, *, force: bool = False) -> promotion.Promotion:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -26,6 +27,7 @@ from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.verb_config import EvaluateConfig
 from serving.registry.loader import load_scorer
+from serving.registry.versions import model_of_run
 from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, register
 
 pytestmark = pytest.mark.slow
@@ -153,10 +155,29 @@ def test_a_run_without_validation_images_has_no_coverage_and_no_accuracy(
         "target_accuracy": 0.95,
         "coverage": None,
         "accuracy": None,
+        "reason": "no images were held out, so nothing verifies that 0.95 of the certain answers are right",
     }
     metrics = registry.client.get_run(trained.on_all_images).data.metrics
     assert "serve/fp32/train_accuracy" in metrics
     assert not [name for name in metrics if "val" in name]
+
+
+def test_a_target_out_of_reach_makes_every_answer_uncertain(
+    client: mlflow.MlflowClient, trained: Trained, shared_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(trained.run_id, serve_precision="fp32", target_accuracy=0.999)
+    reason = r"108 validation images are too few to verify that 0\.999 of the certain answers are right"
+    scorer = load_scorer("models:/cifar10/1")
+    uncertain = scorer.card["uncertain"]
+    assert (uncertain["coverage"], uncertain["accuracy"]) == (0, None)
+    assert re.match(reason, uncertain["reason"])
+    assert scorer.score(validation(trained, shared_cache).images).uncertain.all()
+    description = client.get_model_version("cifar10", "1").description
+    for text in (caplog.text, description):
+        assert re.search(f"Every answer is marked as uncertain: {reason}.*--target-accuracy", text)
+    metrics = client.get_run(trained.run_id).data.metrics
+    assert metrics["serve/val_coverage"] == 0
+    assert "serve/val_certain_accuracy" not in metrics
 
 
 def test_auto_takes_fp32_without_validation_images(client: mlflow.MlflowClient, trained: Trained) -> None:
@@ -226,6 +247,14 @@ def test_a_logged_model_that_does_not_load_does_not_become_a_version(
     with pytest.raises(CifarError, match=r"the logged model does not work: \w+ was changed$"):
         register(trained.run_id, serve_precision="fp32")
     assert versions(client) == []
+
+
+def test_an_own_model_is_named_after_its_folder(client: mlflow.MlflowClient, trained: Trained) -> None:
+    made = register(trained.easy, serve_precision="fp32", registered_model=None)
+    assert (made.name, made.number) == ("vivid", "1")
+    assert model_of_run(trained.easy) == "vivid"
+    assert model_of_run(trained.run_id) is None
+    assert [model.name for model in client.search_registered_models()] == ["vivid"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Convert HEIC and AVIF, the formats of phones, to one that the scorer of every registered model reads.
 
-Pillow reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C, which the files of
-strangers reach, so the operator decides.
+Requests and training images go through the same code, so that a photo gives the same pixels in both. Pillow
+reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C, which the files of strangers
+reach, so the operator decides.
 """
 
 import io
@@ -9,7 +10,7 @@ import io
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, features
 
-from cifar_mlflow.scorer.preprocess import MAX_BYTES, MAX_PIXELS, BadImage
+from cifar_mlflow.scorer.preprocess import MAX_BYTES, MAX_PIXELS, MAX_TRUSTED_PIXELS, BadImage
 
 BRANDS = {
     "AVIF": {b"avif", b"avis"},
@@ -31,27 +32,29 @@ def phone_format(data: bytes) -> str | None:
     return next((name for name, known in BRANDS.items() if brands & known), None)
 
 
-def rgb_pixels(data: bytes, kind: str) -> np.ndarray:
+def rgb_pixels(data: bytes, kind: str, *, trusted: bool = False) -> np.ndarray:
     """Decode a file to uint8 (H, W, 3), at most MAX_SIDE on each side: upright, transparent parts white.
 
     Args:
         kind: as `phone_format` returns it.
+        trusted: see `decode_image`.
 
     Raises:
-        BadImage: this server has no decoder for it, or the file is too large, cut short or damaged.
+        BadImage: there is no decoder for it here, or the file is too large, cut short or damaged.
     """
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_BYTES and not trusted:
         raise BadImage("too_many_bytes", f"The picture has more than {MAX_BYTES // 2**20} MB.")
     try:
         reader = _reader(kind)
     except ImportError:
-        raise BadImage("unsupported_format", f"This server does not read {kind}: {HOW_TO_CONVERT}") from None
+        raise BadImage("unsupported_format", _missing_decoder(kind, trusted)) from None
     try:
         image = reader(io.BytesIO(data))  # reads the header only
         width, height = image.size
-        if width * height > MAX_PIXELS:
+        limit = MAX_TRUSTED_PIXELS if trusted else MAX_PIXELS
+        if width * height > limit:
             raise BadImage(
-                "too_many_pixels", f"The picture has {width} x {height} pixels; the limit is {MAX_PIXELS:,}."
+                "too_many_pixels", f"The picture has {width} x {height} pixels; the limit is {limit:,}."
             )
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         upright = ImageOps.exif_transpose(image).convert("RGBA")
@@ -65,6 +68,20 @@ def rgb_pixels(data: bytes, kind: str) -> np.ndarray:
         raise BadImage(
             "truncated_image", f"The {kind} cannot be decoded: it is cut short or damaged."
         ) from None
+
+
+def bmp_file(pixels: np.ndarray) -> bytes:
+    """Return an image file of uint8 (H, W, 3): pixels are limited, resized and logged like files."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "bmp")
+    return file.getvalue()
+
+
+def _missing_decoder(kind: str, trusted: bool) -> str:
+    if not trusted:
+        return f"This server does not read {kind}: {HOW_TO_CONVERT}"
+    extra = "pip install 'cifar-mlflow[heif]'" if kind == "HEIC" else "a Pillow with AVIF"
+    return f"{kind} needs {extra}, or save the photo as JPEG."
 
 
 def _reader(kind: str) -> type[ImageFile.ImageFile]:

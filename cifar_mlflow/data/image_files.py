@@ -1,0 +1,145 @@
+"""The image files below a folder, and the pixels of such a file: training data that the user collected.
+
+Unlike those of a request, the files are trusted: they may be of any size. TIFF, HEIC and AVIF, which the
+scorer does not read, are converted first.
+"""
+
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
+
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.names import printable
+from cifar_mlflow.phone_formats import bmp_file, phone_format, rgb_pixels
+from cifar_mlflow.scorer.preprocess import BadImage, decode_image
+
+# fmt: off
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".heic", ".heif", ".hif", ".avif",
+)
+# fmt: on
+# Folders that programs create beside the user's own; the second has smaller copies of the images.
+JUNK_FOLDERS = ("__MACOSX", "@eaDir")
+# The first bytes of an image whose name has no suffix of one. RAW photos also begin like a TIFF.
+_IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|BM....\0\0\0\0", re.DOTALL)
+_TIFF = re.compile(rb"II\*\0|MM\0\*")
+SHOWN_NAMES = 5
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    """Return the sub-folders that are not hidden or junk, sorted.
+
+    Raises:
+        CifarError: the folder cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_junk(path.name))
+    except OSError as error:
+        raise _unreadable_folder(error) from None
+
+
+def images_directly_in(folder: Path) -> list[Path]:
+    """Return the image files in the folder itself."""
+    return [path for path in folder.iterdir() if not _is_junk(path.name) and _is_image(path)]
+
+
+def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the image files at any depth below `folder`, sorted, and what is not an image.
+
+    A file is an image if its name has the suffix of one, or else if it begins like one. Symbolic links are
+    followed. A link that leads nowhere counts as an image, so that it is not left out unseen.
+
+    Raises:
+        CifarError: a folder cannot be read.
+    """
+    images: list[Path] = []
+    others: list[Path] = []
+    visited: set[str] = set()
+    for current, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(current)
+        if real in visited:  # a link to a folder above
+            folders.clear()
+            continue
+        visited.add(real)
+        others += [Path(current, name) for name in folders if _is_junk(name)]
+        folders[:] = [name for name in folders if not _is_junk(name)]
+        for name in names:
+            path = Path(current, name)
+            (images if not _is_junk(name) and _is_image(path) else others).append(path)
+    return sorted(images), others
+
+
+def name_strays(strays: Iterable[Path]) -> str:
+    """Return the names of files with their counts: `Thumbs.db (2), notes.txt`."""
+    counts = Counter(printable(path.name) for path in strays)
+    shown = [f"{name} ({count})" if count > 1 else name for name, count in counts.most_common(SHOWN_NAMES)]
+    more = len(counts) - len(shown)
+    return ", ".join(shown) + (f" and {more} other names" if more else "")
+
+
+def decode_file(path: Path, size: int) -> np.ndarray:
+    """Return uint8 (size, size, 3) RGB; see `decode_image`.
+
+    Raises:
+        BadImage: it is not an image that can be read.
+        OSError: the file cannot be read.
+    """
+    data = path.read_bytes()
+    if phone := phone_format(data):
+        data = bmp_file(rgb_pixels(data, phone, trusted=True))
+    elif _TIFF.match(data):
+        data = bmp_file(_tiff_pixels(data))
+    return decode_image(data, size, trusted=True)
+
+
+def _is_junk(name: str) -> bool:
+    return name[0] == "." or name in JUNK_FOLDERS
+
+
+def _is_image(path: Path) -> bool:
+    has_suffix = path.suffix.lower() in SUFFIXES
+    try:
+        if not path.is_file():  # reading a pipe would block
+            return has_suffix and path.is_symlink()
+        if has_suffix:
+            return True
+        with path.open("rb") as file:
+            return _IMAGE.match(file.read(16)) is not None
+    except OSError:
+        return has_suffix
+
+
+def _refuse(error: OSError) -> None:
+    raise _unreadable_folder(error)
+
+
+def _unreadable_folder(error: OSError) -> CifarError:
+    return CifarError(f"Cannot read the folder {error.filename}: {error.strerror}")
+
+
+def _tiff_pixels(data: bytes) -> np.ndarray:
+    """Return the first page of a TIFF as uint8 (H, W, 3): upright, transparent parts white."""
+    try:
+        image: Image.Image = TiffImageFile(io.BytesIO(data))
+        if image.mode in ("I", "F"):
+            raise BadImage("unsupported_format", "A TIFF needs 8 or 16 bits per channel; save it with those.")
+        if image.mode.startswith("I;16"):  # convert() would clip the values at 255
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        white = Image.new("RGB", upright.size, "white")
+        white.paste(upright, mask=upright)
+        return np.asarray(white)
+    except BadImage:
+        raise
+    except Exception:  # Pillow's parser raises many kinds of errors
+        raise BadImage(
+            "truncated_image", "The TIFF cannot be decoded: it is cut short, damaged, or of a rare variant."
+        ) from None

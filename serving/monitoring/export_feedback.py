@@ -1,0 +1,95 @@
+"""Turn stored images whose true class people told into a folder for training, with their provenance."""
+
+import csv
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.files import atomic_write
+from serving.monitoring.images import EXTENSIONS
+
+PROVENANCE = "provenance.csv"
+COLUMNS = ("label", "answer", "confidence", "model_version", "request_id", "item", "time", "feedback_time")
+
+
+def export_feedback(feedback: pd.DataFrame, images_dir: Path, folder: Path) -> str:
+    """Copy each stored image with a known class to `folder/CLASS/`, and return a sentence about it.
+
+    `folder/provenance.csv` tells for each image which answer of which model was corrected, and when. An image
+    of an earlier export whose class was told anew moves; others stay.
+
+    Args:
+        feedback: as `Database.read` returns it.
+        images_dir: where the service keeps images, named by their sha256.
+
+    Raises:
+        UsageError: there is no such folder.
+        CifarError: an image cannot be copied, or a class has a name that no folder can have.
+    """
+    if not images_dir.is_dir():
+        raise UsageError(f"images_dir: {images_dir} is not a folder; name that of `serve --images-dir`")
+    is_right = feedback["feedback_correct"].fillna(False).astype(bool)
+    told = feedback["feedback_label"].astype(object)
+    known = feedback.assign(
+        answer=feedback["label"].astype(object),
+        label=told.where(told.notna(), feedback["label"].astype(object).where(is_right)),
+    )
+    known = known[known["label"].notna() & known["image_sha256"].notna()]
+    known = known.sort_values("feedback_time").drop_duplicates("image_sha256", keep="last")
+    rows = _read_provenance(folder / PROVENANCE)
+    missing = 0
+    for record in known.to_dict("records"):
+        source = _stored(images_dir, record["image_sha256"])
+        if source is None:
+            missing += 1
+            continue
+        name = _copy(source, folder, record["label"])
+        rows = {file: row for file, row in rows.items() if Path(file).stem != source.stem}
+        rows[name] = {column: record[column] for column in COLUMNS}
+    count = len(known) - missing
+    if rows:
+        _write_provenance(folder / PROVENANCE, rows)
+    gone = f"; {missing:,} more are not in {images_dir} any more" if missing else ""
+    unknown = len(feedback) - len(known)
+    rest = f"; {unknown:,} have no known class, no image, or a later verdict" if unknown else ""
+    return f"Feedback: {count:,} images copied to {folder}{gone}{rest}"
+
+
+def _stored(images_dir: Path, sha256: str) -> Path | None:
+    """Return the image with this content; None if it was not kept, deleted or changed."""
+    for extension in EXTENSIONS.values():
+        path = images_dir / f"{sha256}.{extension}"
+        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+            return path
+    return None
+
+
+def _copy(source: Path, folder: Path, label: str) -> str:
+    """Copy the image to the folder of its class only, and return its name in `folder`."""
+    if "/" in label or "\\" in label or label.startswith("."):
+        raise CifarError(f"export_feedback: class {label!r} cannot be the name of a folder")
+    target = folder / label / source.name
+    for former in folder.glob(f"*/{source.name}"):
+        if former != target:
+            former.unlink()
+    with atomic_write(target) as unfinished:
+        shutil.copyfile(source, unfinished)
+    return f"{label}/{source.name}"
+
+
+def _read_provenance(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {row.pop("file"): row for row in csv.DictReader(file)}
+
+
+def _write_provenance(path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    with atomic_write(path) as unfinished, unfinished.open("w", newline="") as file:
+        table = csv.DictWriter(file, ["file", *COLUMNS])
+        table.writeheader()
+        table.writerows({"file": name, **row} for name, row in sorted(rows.items()))
