@@ -1,9 +1,9 @@
 """How far the features of an image are from those of the training images.
 
-The energy of the logits misses pictures that the network has never learned to doubt: noise gets a lower energy than
-photographs. The channel means of the first stages tell noise, flat colours, text and drawings from photographs. The
-score is the Mahalanobis distance (Lee et al. 2018, arXiv 1807.03888) to all training images together, since these
-features are the same for all classes. docs/experiments.md has the comparison with other scores.
+The energy of the logits misses images that the network has never learned to doubt: noise gets a lower energy
+than photographs. The channel means of the first stages tell noise, flat colours, text and drawings from
+photographs. The score is the Mahalanobis distance (Lee et al. 2018, arXiv 1807.03888) to all training images
+together, since features this early hardly depend on the class. docs/experiments.md compares it with others.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,9 @@ SMALLEST = 1e-6  # of a squared distance, before its logarithm
 class FeatureDistance(nn.Module):
     """Take the channel means of the first stages, float32 (N, C1) and (N, C2), and return float32 (N, 1).
 
-    The sum of the logarithms of the squared distances, shifted and scaled to mean 0 and the spread of the energy on
-    images like the training images, so that the sum of both is a score: the higher, the less like them.
+    The sum of the logarithms of the squared distances, shifted and scaled to mean 0 and the spread of the
+    energy on images like the training images, so that the sum of both is a score: the higher, the less like
+    them.
     """
 
     def __init__(self, features: Sequence[Tensor]) -> None:
@@ -81,8 +82,8 @@ def fit_distance(
     Args:
         classifier: on the CPU; runs in eval mode.
         training_images: uint8 (N, S, S, 3).
-        images: uint8 (N, S, S, 3), like the training images but held out if possible: their energies and distances
-            decide the scale.
+        images: uint8 (N, S, S, 3), like the training images but held out if possible: their energies and
+            distances decide the scale.
     """
     _, features = _outputs(classifier, _draw(training_images, TRAINING_IMAGES))
     distance = FeatureDistance(features)

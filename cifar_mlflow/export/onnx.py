@@ -1,9 +1,9 @@
 """Save models as .onnx: one file that any ONNX runtime can run, from pixels to logits or probabilities.
 
 `save_onnx` writes the network that `register` serves. Input `images`: uint8 (N, S, S, 3), RGB. Output
-`logits`: float32 (N, classes), to be divided by the temperature before the softmax. Output `distance`: float32
-(N, 1), to be added to the energy of the logits (`FeatureDistance`). N is free, S is the
-card's image size; the graph normalizes the images. The file's metadata has `cifar_mlflow_format` (version)
+`logits`: float32 (N, classes), to be divided by the temperature before the softmax. Output `distance`:
+float32 (N, 1), to be added to the energy of the logits (`FeatureDistance`). N is free, S is the card's image
+size; the graph normalizes the images. The file's metadata has `cifar_mlflow_format` (version)
 and `card` (the model card as JSON).
 
 The export format `onnx` adds the output `probabilities`, float32 (N, classes), before the logits. With

@@ -119,7 +119,7 @@ def last_run() -> mlflow.entities.Run:
 
 
 def test_a_file_that_another_program_wrote_meanwhile_is_kept(model: str) -> None:
-    with pytest.raises(CifarError, match="another program wrote out/cnn.onnx meanwhile"):
+    with pytest.raises(CifarError, match=r"another program wrote out/cnn\.onnx meanwhile"):
         export(model, [WrittenMeanwhile()], config())
     assert Path("out/cnn.onnx").read_text() == "theirs"
 
