@@ -66,7 +66,7 @@ def service_metrics() -> Iterator[str]:
         for name, purpose in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE)
         if name.startswith("cifar")
     ]
-    yield "## Metrics of the service\n`GET /metrics` has these, and those of the process (`process_*`), for Prometheus."
+    yield "## Metrics of the service\n`GET /metrics` has these, and `process_*`, for Prometheus."
     yield "\n".join(["| metric | kind | meaning |", "| --- | --- | --- |", *rows])
 
 
