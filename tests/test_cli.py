@@ -76,7 +76,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--cutout", "33"], ["cutout=33", "image_size=32"]),
         (["--cutout", "28", "--small-images", "0.2"], ["cutout=28", "small_images=0.2", "24 pixels"]),
         (["--epoch", "3"], ["--epoch", "--epochs"]),
-        (["--bogus", "3"], ["Error: ", "--bogus", "`cifar-mlflow train --help` lists the options"]),
+        (["--bogus", "3"], ["Error: ", "--bogus", "train --help` lists the options"]),
         (["--crop-padding", "16", "--image-size", "64", *SAMPLE], ["image_size"]),
         (["--device", "cuda", *SAMPLE], ["device", "cuda", "cpu"]),
         (["--weights", "nothing.h5", *SAMPLE], ["nothing.h5", "no such file"]),
