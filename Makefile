@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve web test check thorough ui bench clean
+.PHONY: demo serve web test check thorough ui docs bench clean
 
 # Editable, so that a change of the code needs no new set-up; a change of the dependencies does.
 .venv/.ready: pyproject.toml
@@ -52,6 +52,10 @@ thorough: .venv/.engines
 
 ui: .venv/.ready
 	$(BIN)/mlflow ui
+
+# docs/reference.md, from the code.
+docs: .venv/.ready
+	$(BIN)/python docs/generate.py
 
 bench: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

@@ -172,6 +172,8 @@ def _write_verified(
         )
         target = folder / path.name
         folder.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not model.config.overwrite:  # the folder was empty when this command began
+            raise CifarError(f"another program wrote {target} meanwhile; choose another --output")
         if target.is_dir():  # a folder can only be renamed to a name that is free
             target.rename(scratch / "replaced")
         path.replace(target)

@@ -24,6 +24,7 @@ Fit = Literal["crop", "squash"]
 
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 50_000_000
+MIN_REDUCED_SIDE = 256  # of a JPEG decoded at reduced scale; with less, some photos get another label
 MAX_SIDE = 65_535  # the limit of JPEG and GIF; the memory for resizing grows with the length of a side
 MAX_RLE_PIXELS = 1_000_000  # Pillow decodes run-length encoding in Python, which takes 0.1 s
 MAX_JPEG_SCANS = 50  # a progressive JPEG has about 10; each costs 26 bytes and a pass over all pixels
@@ -111,7 +112,8 @@ def decode_image(data: bytes, size: int, fit: Fit = "crop") -> np.ndarray:
     """Decode an image file to uint8 (size, size, 3) RGB: upright, transparent parts white.
 
     An image of size x size keeps its exact pixels. Any other is resized with antialiasing (bicubic); a large
-    JPEG is first decoded at 1/2, 1/4 or 1/8 of its scale, with at least 2 x size pixels on the shorter side.
+    JPEG is first decoded at 1/2, 1/4 or 1/8 of its scale, with at least 256 and 2 x size pixels on the shorter
+    side.
     Of an animation, only the first frame is used; of 16 bits per channel, only the upper 8.
 
     Args:
@@ -212,7 +214,8 @@ def _check_size(image: ImageFile.ImageFile) -> None:
 def _prepare(opened: ImageFile.ImageFile, size: int, fit: Fit) -> np.ndarray:
     _check_size(opened)
     width, height = opened.size
-    drafted = opened.draft(None, (2 * size, 2 * size))
+    reduced = max(2 * size, MIN_REDUCED_SIDE)
+    drafted = opened.draft(None, (reduced, reduced))
     scale = width / drafted[1][2] if drafted else 1
     _correct_transparent_colour(opened)
     opened.load()

@@ -18,6 +18,7 @@ from serving.app.routes.status import update_metrics
 from serving.app.schemas import PredictParameters
 from serving.app.state import AppState
 
+ROUTES = (predict, invocations, open_inference, feedback, model, status, docs, page)
 DESCRIPTION = "Classify images: the class, how confident the model is, and whether that is enough to rely on."
 
 
@@ -42,7 +43,7 @@ def create_app(state: AppState) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = state
-    for routes in (predict, invocations, open_inference, feedback, model, status, docs, page):
+    for routes in ROUTES:
         app.include_router(routes.router)
     app.add_exception_handler(Refusal, refused)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, http_error)  # type: ignore[arg-type]

@@ -4,13 +4,24 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import pyarrow as pa
+
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import atomic_write, write_errors
-from serving.batch.formats import Csv, JsonLines, TextFormat, read_parquet, write_parquet
+from serving.batch.formats import (
+    Csv,
+    JsonLines,
+    TextFormat,
+    json_tables,
+    parquet_tables,
+    read_parquet,
+    write_parquet,
+)
 from serving.batch.lock import exclusive_writer
 from serving.batch.rows import Outcome, Row, file_stamp, outcome_of
 
@@ -100,11 +111,11 @@ class ResultsFile:
             return
         with atomic_write(target) as temporary:
             if self._parquet:
-                write_parquet(temporary, (row for row, _ in self._latest_rows()))
+                write_parquet(temporary, self._latest_tables(self._parquet))
             else:
                 with temporary.open("wb") as file:
                     file.write(self._format.header)
-                    file.writelines(record for _, record in self._latest_rows())
+                    file.writelines(self._latest_records())
         if self._parquet:
             with write_errors(self._text):
                 self._text.unlink()
@@ -132,13 +143,30 @@ class ResultsFile:
         except OSError as error:
             raise CifarError(f"{source}: cannot be read ({error.strerror or error})") from error
 
-    def _latest_rows(self) -> Iterator[tuple[Row, bytes]]:
+    def _latest_records(self) -> Iterator[bytes]:
+        """Yield the records of a text file that no later one replaces."""
         superseded = Counter(self._superseded)
         for row, record in self._rows():
             if superseded[row["path"]]:
                 superseded[row["path"]] -= 1
             else:
-                yield row, record
+                yield record
+
+    def _latest_tables(self, parquet: Path) -> Iterator[pa.Table]:
+        """Yield the rows of a Parquet file, and of the text beside it, that no later one replaces."""
+        superseded = Counter(self._superseded)
+        with ExitStack() as stack:
+            tables = [parquet_tables(parquet)] if parquet.exists() else []
+            tables.append(json_tables(stack.enter_context(self._text.open("rb"))))
+            for table in chain(*tables):
+                if superseded:
+                    latest = []
+                    for path in table["path"].to_pylist():
+                        latest.append(not superseded[path])
+                        if superseded[path]:
+                            superseded[path] -= 1
+                    table = table.filter(pa.array(latest, pa.bool_()))
+                yield table
 
     def _index(self, row: Row) -> None:
         """Remember a row of an earlier run.

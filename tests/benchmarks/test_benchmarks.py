@@ -13,7 +13,7 @@ from tests.end_to_end.postgres import missing
 
 # One thread, because two that wait for each other on a busy machine are many times slower.
 LONG = (
-    *("start", "tracking_cost", "data_start", "batch", "search", "search_storage", "trial_cost"),
+    *("start", "training", "tracking_cost", "data_start", "batch", "search", "search_storage", "trial_cost"),
     *("serving", "service", "soak"),
 )
 DIFFERENCES = ("check", "throughput")

@@ -17,6 +17,8 @@ from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.data.original import PUBLISHED
 from cifar_mlflow.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 PEER = Result(
     name=NAME, model="its own", data="CIFAR-10", seed=0, settings="aa", accuracy=0.901, accuracy_tta=0.907,
     f1_macro=None, ece=None, train_seconds=980.0, seconds=1056.0, hardware="CPU, bf16", date="2026-01-01",

@@ -194,6 +194,7 @@ def server(project: Project, free_port: int) -> Iterator[Server]:
     running.stop()
 
 
+@pytest.mark.thorough
 def test_training_continues_during_an_outage_of_the_tracking_server(project: Project, server: Server) -> None:
     process = project.start("train", *project.quick, *LONG)
     wait_for_epoch(project, 2)

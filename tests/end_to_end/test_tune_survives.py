@@ -82,7 +82,7 @@ def ended(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "killed", ["all", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("parent", "worker"))]
+    "killed", ["worker", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("parent", "all"))]
 )
 def test_kill_9(project: Project, killed: str) -> None:
     """A killed worker is restarted by its parent, and the worker of a killed parent stops.

@@ -70,10 +70,9 @@ def test_every_format_keeps_the_contract() -> None:
     ("name", "architecture"),
     [
         ("onnx", "fast"),
-        pytest.param("onnx", "resnet18", marks=pytest.mark.slow),
         *(
             pytest.param("onnx", architecture, marks=pytest.mark.thorough)
-            for architecture in ("resnet34", "resnet50", "vgg11", "vgg13", "vgg16", "vgg19")
+            for architecture in ("resnet18", "resnet34", "resnet50", "vgg11", "vgg13", "vgg16", "vgg19")
         ),
         *(
             pytest.param(name, architecture, marks=pytest.mark.thorough)

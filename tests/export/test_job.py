@@ -47,6 +47,18 @@ class RaisesAfterWriting(type(ONNX)):  # type: ignore[misc]
         raise self.error
 
 
+class WrittenMeanwhile(type(ONNX)):  # type: ignore[misc]
+    """Write while another program puts a file of the same name into the output folder."""
+
+    name = "late"
+
+    def write(self, model: ModelToExport, folder: Path) -> Path:
+        Path("out").mkdir()
+        Path("out/cnn.onnx").write_text("theirs")
+        path: Path = super().write(model, folder)
+        return path
+
+
 class NeedsAPackage(type(ONNX)):  # type: ignore[misc]
     name = "needy"
     extra = "needy"
@@ -104,6 +116,12 @@ def content(folder: str = ".") -> set[str]:
 
 def last_run() -> mlflow.entities.Run:
     return mlflow.MlflowClient().search_runs(["0", "1"], max_results=1)[0]
+
+
+def test_a_file_that_another_program_wrote_meanwhile_is_kept(model: str) -> None:
+    with pytest.raises(CifarError, match="another program wrote out/cnn.onnx meanwhile"):
+        export(model, [WrittenMeanwhile()], config())
+    assert Path("out/cnn.onnx").read_text() == "theirs"
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def test_damaged_exif_is_ignored_without_a_warning(exif: bytes) -> None:
 # -- large JPEGs --
 
 
-@pytest.mark.parametrize("size", [(4000, 3000), (530, 513), (300, 257), (129, 131), (600, 128)])
+@pytest.mark.parametrize("size", [(4000, 3000), (2090, 2050), (1100, 1025), (530, 513), (600, 512)])
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_large_jpeg_decoded_at_reduced_scale_looks_the_same(
     size: tuple[int, int], progressive: bool
@@ -172,6 +172,14 @@ def test_a_large_jpeg_decoded_at_reduced_scale_looks_the_same(
     error = difference(decode_image(data, 32), expected)
     assert 0 < error.mean() < 1.5  # 0 would mean that it was decoded at full scale
     assert error.max() < 25
+
+
+def test_a_jpeg_of_less_than_512_pixels_keeps_the_pixels_of_a_full_decode() -> None:
+    data = encode(scene(600, 511), "JPEG", quality=90)
+    with Image.open(io.BytesIO(data)) as whole:
+        square = whole.crop((44, 0, 555, 511))
+        expected = np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(decode_image(data, 32), expected)
 
 
 # -- every kind of image --

@@ -124,6 +124,7 @@ def invocations(address: str) -> list[dict[str, Any]]:
     return answers_of(predictions)
 
 
+@pytest.mark.slow
 def test_the_service_answers_as_before(service: str) -> None:
     predictions = []
     for image in IMAGES:

@@ -85,7 +85,10 @@ def test_the_weights_depend_on_the_seed_only() -> None:
         {"optimizer": "adamw", "lr": 1e-3, "schedule": "cosine", **EVERYTHING_THAT_HAS_STATE},
         {"optimizer": "muon", "cutmix": 0.5, **EVERYTHING_THAT_HAS_STATE},
         {"patience": 3},
-        {"precision": "fp16", "accumulate": 2, "activation_checkpointing": True, "dropout": 0.3},
+        pytest.param(
+            {"precision": "fp16", "accumulate": 2, "activation_checkpointing": True, "dropout": 0.3},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda settings: settings.get("optimizer", next(iter(settings))),
 )

@@ -90,6 +90,7 @@ def test_workers_share_the_work_and_are_replaced(start: Callable[..., Server], s
     assert server.stop() == 0
 
 
+@pytest.mark.thorough
 def test_workers_have_the_settings_of_the_command(start: Callable[..., Server], shared_store: Store) -> None:
     key, hosts = "correct horse battery staple", "127.0.0.1,*.example.org"
     options = ("--workers", "2", "--api-key", key, "--allowed-hosts", hosts, "--max-body-mb", "2")

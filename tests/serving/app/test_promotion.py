@@ -117,6 +117,7 @@ def test_a_version_that_cannot_be_served_is_refused(start: Callable[..., Server]
         until(lambda: server.ready()["problems"] == [])
 
 
+@pytest.mark.thorough
 def test_an_outage_of_the_registry_does_not_stop_the_server(
     start: Callable[..., Server], store: Store
 ) -> None:

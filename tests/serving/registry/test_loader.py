@@ -26,8 +26,11 @@ class Registered(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory, scorer_folder: Path) -> Registered:
+def registered(
+    tmp_path_factory: pytest.TempPathFactory, scorer_folder: Path, empty_store: Path
+) -> Registered:
     folder = tmp_path_factory.mktemp("store")
+    shutil.copy(empty_store, folder)
     with pytest.MonkeyPatch.context() as patch:  # of this module's own
         patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")

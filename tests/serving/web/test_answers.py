@@ -156,6 +156,7 @@ def test_a_file_that_cannot_be_classified_gets_a_reason(
     expect(page.locator("#timing")).to_have_text(ANSWERED)
 
 
+@pytest.mark.thorough
 def test_a_run_has_no_thresholds_so_the_page_is_never_unsure(
     open_page: Callable[..., Page],
     trained: Trained,

@@ -7,6 +7,7 @@ import { decodePng } from "./png.js";
 /** @typedef {{width: number, height: number, rgb: Uint8Array}} Pixels RGB without padding. */
 
 const MAX_PIXELS = 50_000_000; // as in the Python package; more would not fit into the memory of a phone
+const MIN_REDUCED_SIDE = 256; // as in the Python package
 const WANTED = "use a JPEG, PNG, WebP, BMP or GIF";
 /** @type {[string, RegExp][]} */
 const UNSUPPORTED = [
@@ -70,7 +71,7 @@ async function decodeByBrowser(file, jpegSize, fit) {
     const square = Math.min(width, height);
     const [x, y, fromWidth, fromHeight] =
       fit === "crop" ? [(width - square) >> 1, (height - square) >> 1, square, square] : [0, 0, width, height];
-    const scale = jpegSize ? jpegScale(square / (2 * jpegSize)) : 1;
+    const scale = jpegSize ? jpegScale(square / Math.max(2 * jpegSize, MIN_REDUCED_SIDE)) : 1;
     const canvas = new OffscreenCanvas(Math.ceil(fromWidth / scale), Math.ceil(fromHeight / scale));
     const context = /** @type {OffscreenCanvasRenderingContext2D} */ (
       canvas.getContext("2d", { alpha: false, willReadFrequently: true })
