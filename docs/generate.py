@@ -68,7 +68,10 @@ def service_metrics() -> Iterator[str]:
         for name, purpose in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE)
         if name.startswith("cifar")
     ]
-    yield "## Metrics of the service\n`GET /metrics`, in the format of Prometheus. Those of the process (`process_*`) come from its client library."
+    yield (
+        "## Metrics of the service\n`GET /metrics`, in the format of Prometheus. Those of the process "
+        "(`process_*`) come from its client library."
+    )
     yield "\n".join(["| metric | kind | meaning |", "| --- | --- | --- |", *rows])
 
 
