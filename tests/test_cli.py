@@ -110,6 +110,12 @@ def test_a_wrong_command_is_refused_like_a_wrong_value(arguments: list[str], mes
     assert "Usage:" not in result.stderr
 
 
+@pytest.mark.usefixtures("mlflow_store")
+def test_the_settings_of_a_run_that_is_no_training_are_refused() -> None:
+    run_id = mlflow.MlflowClient().create_run("0").info.run_id
+    assert_refused(invoke("train", "--settings-of", run_id), 2, run_id, "is not a training")
+
+
 def test_two_invalid_options_are_both_named() -> None:
     assert_refused(invoke("train", "--epochs", "0", "--lr", "-1"), 2, "epochs", "lr")
 
