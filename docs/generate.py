@@ -34,9 +34,11 @@ _CIFAR_MLFLOW_COMPLETE=fish_source cifar-mlflow | source          # ~/.config/fi
 def commands() -> Iterator[str]:
     """Yield the help of every command."""
     yield "## Commands"
-    # With its settings, such as the names of --help, which click keeps from the first context it sees.
-    settings = main.context_settings
-    context = click.Context(main, info_name="cifar-mlflow", terminal_width=HELP_WIDTH, **settings)
+    # With the settings of a real call: click keeps the help option that a first context has made.
+    help_names = main.context_settings["help_option_names"]
+    context = click.Context(
+        main, info_name="cifar-mlflow", terminal_width=HELP_WIDTH, help_option_names=help_names
+    )
     yield f"```text\n{main.get_help(context)}\n```"
     for name in main.list_commands(context):
         command = main.get_command(context, name)

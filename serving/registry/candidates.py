@@ -1,5 +1,6 @@
 """The candidates for serving a trained network, fp32 and int8, and the choice between them."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_mlflow.console import Steps
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.paired_test import PairedTest
 from cifar_mlflow.evaluation.predict import predict_logits
@@ -20,6 +20,8 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.verb_config import Precision, ServedPrecision
+
+logger = logging.getLogger("cifar_mlflow.register")
 
 BATCH_SIZES = (1, 16)
 TIMING_ROUNDS = 10
@@ -82,31 +84,29 @@ def build_candidates(
     images, truth = eval_set.images.images, eval_set.images.labels
     expected = predict_logits(classifier, images).argmax(axis=1)
     models: dict[ServedPrecision, Path] = {"fp32": folder / "fp32.onnx"}
-    steps = Steps()
-    with steps.step("export", "Exporting the network as ONNX"):
-        save_onnx(models["fp32"], classifier, card)
+    save_onnx(models["fp32"], classifier, card)
     if precision == "int8" or (precision == "auto" and eval_set.held_out):
         models["int8"] = folder / "int8.onnx"
-        with steps.step("export", "Quantizing it to int8"):
-            quantize(models["fp32"], models["int8"], training_images)
+        logger.info("Quantizing it to int8")
+        quantize(models["fp32"], models["int8"], training_images)
+    engines = {name: Engine(model) for name, model in models.items()}
+    logger.info("Measuring %s", " and ".join(models))
+    milliseconds = _time_batches(engines, images)
     candidates = []
-    with steps.step("evaluation", f"Measuring {' and '.join(models)} on {eval_set}"):
-        engines = {name: Engine(model) for name, model in models.items()}
-        milliseconds = _time_batches(engines, images)
-        for name, engine in engines.items():
-            logits = engine.run(images)
-            engine.close()
-            labels = logits.argmax(axis=1)
-            candidates.append(
-                Candidate(
-                    precision=name,
-                    model=models[name],
-                    logits=logits,
-                    correct=labels == truth,
-                    agreement=float((labels == expected).mean()),
-                    milliseconds=milliseconds[name],
-                )
+    for name, engine in engines.items():
+        logits = engine.run(images)
+        engine.close()
+        labels = logits.argmax(axis=1)
+        candidates.append(
+            Candidate(
+                precision=name,
+                model=models[name],
+                logits=logits,
+                correct=labels == truth,
+                agreement=float((labels == expected).mean()),
+                milliseconds=milliseconds[name],
             )
+        )
     if reason := disagreement(candidates[0].agreement, eval_set):
         raise CifarError(reason)
     return candidates
