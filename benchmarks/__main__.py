@@ -12,8 +12,8 @@ import click
 
 from benchmarks import COMMANDS, NAMES
 from benchmarks.harness import conditions, in_fresh_process, markdown, measure, progress
-from cifar_mlflow.cli import Group
 from cifar_mlflow.console import set_up_logging
+from cifar_mlflow.verb_group import Group
 
 
 class Benchmarks(Group):

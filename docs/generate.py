@@ -34,7 +34,11 @@ _CIFAR_MLFLOW_COMPLETE=fish_source cifar-mlflow | source          # ~/.config/fi
 def commands() -> Iterator[str]:
     """Yield the help of every command."""
     yield "## Commands"
-    context = click.Context(main, info_name="cifar-mlflow", terminal_width=HELP_WIDTH)
+    # With the settings of a real call: click keeps the help option that a first context has made.
+    help_names = main.context_settings["help_option_names"]
+    context = click.Context(
+        main, info_name="cifar-mlflow", terminal_width=HELP_WIDTH, help_option_names=help_names
+    )
     yield f"```text\n{main.get_help(context)}\n```"
     for name in main.list_commands(context):
         command = main.get_command(context, name)
@@ -66,7 +70,10 @@ def service_metrics() -> Iterator[str]:
         for name, purpose in re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE)
         if name.startswith("cifar")
     ]
-    yield "## Metrics of the service\n`GET /metrics` has these, and `process_*`, for Prometheus."
+    yield (
+        "## Metrics of the service\n`GET /metrics`, in the format of Prometheus. Those of the process "
+        "(`process_*`) come from its client library."
+    )
     yield "\n".join(["| metric | kind | meaning |", "| --- | --- | --- |", *rows])
 
 

@@ -1,5 +1,6 @@
 """The candidates for serving a trained network, fp32 and int8, and the choice between them."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.verb_config import Precision, ServedPrecision
+
+logger = logging.getLogger("cifar_mlflow.register")
 
 BATCH_SIZES = (1, 16)
 TIMING_ROUNDS = 10
@@ -89,8 +92,10 @@ def build_candidates(
     save_onnx(models["fp32"], classifier, card, distance)
     if precision == "int8" or (precision == "auto" and eval_set.held_out):
         models["int8"] = folder / "int8.onnx"
+        logger.info("Quantizing it to int8")
         quantize(models["fp32"], models["int8"], training_images)
     engines = {name: Engine(model) for name, model in models.items()}
+    logger.info("Measuring %s", " and ".join(models))
     milliseconds = _time_batches(engines, images)
     candidates = []
     for name, engine in engines.items():
