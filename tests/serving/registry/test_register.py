@@ -164,8 +164,13 @@ def test_a_run_without_validation_images_has_no_coverage_and_no_accuracy(
 
 
 def test_a_target_out_of_reach_makes_every_answer_uncertain(
-    client: mlflow.MlflowClient, trained: Trained, shared_cache: Path, caplog: pytest.LogCaptureFixture
+    client: mlflow.MlflowClient,
+    trained: Trained,
+    shared_cache: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logging.getLogger("cifar_mlflow"), "propagate", True)
     register(trained.run_id, serve_precision="fp32", target_accuracy=0.999)
     reason = r"108 validation images are too few to verify that 0\.999 of the certain answers are right"
     scorer = load_scorer("models:/cifar10/1")
@@ -316,7 +321,7 @@ def test_a_run_that_is_registered_already_is_named(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("cifar_mlflow"), "propagate", True)
     assert register(trained.run_id, serve_precision="fp32").number == "3"
-    (warning,) = [record.message for record in caplog.records if "already" in record.message]
+    (warning,) = {record.message for record in caplog.records if "already" in record.message}
     assert warning.startswith(f"Run {trained.run_id} is version 1 (fp32, validation accuracy ")
     assert "of cifar10 already" in warning
 
