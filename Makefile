@@ -13,7 +13,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/.ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e demo --env-manager local --experiment-name cifar10
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e demo --env-manager local --experiment-name cifar10-sample
 
 # The champion, until Ctrl-C: http://127.0.0.1:8000
 serve: .venv/.ready
@@ -51,7 +51,7 @@ thorough: .venv/.engines
 	$(BIN)/pytest -n 2 --dist worksteal tests/export
 
 ui: .venv/.ready
-	$(BIN)/mlflow ui
+	$(BIN)/python -m cifar_mlflow.tracking.ui
 
 # docs/reference.md, from the code.
 docs: .venv/.ready

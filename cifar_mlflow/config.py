@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.names import data_name
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
 
 DatasetName = Literal["cifar10", "sample", "folder"]
@@ -143,9 +144,7 @@ class ModelConfig(Settings):
 class AugmentConfig(Settings):
     """Augmentation: random changes to the training images."""
 
-    crop_padding: int = setting(
-        4, "Reflection padding in pixels before a random crop to the original size.", ge=0, le=16
-    )
+    crop_padding: int = setting(4, "Reflection padding in pixels before a random crop.", ge=0, le=16)
     flip: Literal["none", "random", "alternating"] = setting(
         "random", "Horizontal flip; alternating flips each image in every second epoch."
     )
@@ -190,9 +189,7 @@ class OptimizeConfig(Settings):
     schedule: Literal["one_cycle", "cosine", "linear", "constant"] = setting(
         "one_cycle", "Schedule of the learning rate."
     )
-    warmup: float = setting(
-        0.2, "Fraction of the training during which the learning rate rises.", ge=0, le=0.9
-    )
+    warmup: float = setting(0.2, "Fraction of the training in which the learning rate rises.", ge=0, le=0.9)
     grad_clip: float = setting(0.0, "Maximum norm of the gradient; 0 disables clipping.", ge=0)
     ema: float = setting(
         0.0,
@@ -243,14 +240,22 @@ class TrackingConfig(Settings):
     """Tracking: the experiment and the run in MLflow."""
 
     experiment: str = setting(
-        lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME") or "cifar10",
-        "Name of the MLflow experiment.",
+        lambda: "cifar10",
+        "Name of the MLflow experiment. Default: $MLFLOW_EXPERIMENT_NAME, else that of the data set.",
         min_length=1,
     )
-    run_name: str | None = setting(None, "Name of the MLflow run. Default: job or model, and data set.")
+    run_name: str | None = setting(None, "Name of the MLflow run. Default: model, data and changed settings.")
     system_metrics: bool = setting(
-        False, "Log MLflow's system metrics: load of processor, memory, disk and network (needs psutil)."
+        True, "Log the load of processor, memory, disk and network from the second minute on."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _experiment_of_the_data(cls, values: dict[str, Any]) -> dict[str, Any]:
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+        if not experiment and "dataset" in cls.model_fields:
+            experiment = data_name(values.get("dataset"), values.get("data_dir"))
+        return {"experiment": experiment, **values} if experiment else values
 
 
 class TrainConfig(

@@ -4,23 +4,54 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
 from cifar_mlflow.errors import UsageError
 
 LIBRARIES = ("torch", "torchvision", "mlflow", "numpy", "pandas", "scikit-learn", "cifar-mlflow")
+_HTTP_REMOTE = re.compile(r"(https?://)(?:[^@/\s]*@)?([^@\s]+?)(?:\.git)?/?")
+_SSH_REMOTE = re.compile(r"(?:ssh://)?[^@/\s]+@([\w.-]+)(?::\d+/|[:/])(\S+?)(?:\.git)?/?")
 LONGEST_PATIENCE_SECONDS = 7 * 24 * 3600
 
 
 def git_state() -> dict[str, str]:
-    """Return tags for the commit and for uncommitted changes of the code; empty outside a git checkout."""
+    """Return tags for the commit, for uncommitted changes of the code, and for the address of the repository.
+
+    Empty outside a git checkout.
+    """
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {}  # installed: a checkout around the environment would be another project's
     commit = _git("rev-parse", "HEAD") or "none"
     # Changed documents and results do not change what a run does.
     dirty = _git("status", "--porcelain", "--untracked-files=no", "--", ":/*.py", ":/pyproject.toml")
-    return {"mlflow.source.git.commit": commit, "git.dirty": str(bool(dirty)).lower()}
+    page = web_address(_git("remote", "get-url", "origin") or "")
+    return {
+        "mlflow.source.git.commit": commit,
+        "git.dirty": str(bool(dirty)).lower(),
+        **({"mlflow.source.git.repoURL": page} if page else {}),
+    }
+
+
+def web_address(remote: str) -> str | None:
+    """Return the address of a git remote's web page, without user and password; None if it has none."""
+    if match := _HTTP_REMOTE.fullmatch(remote):
+        return f"{match[1]}{match[2]}"
+    if match := _SSH_REMOTE.fullmatch(remote):
+        return f"https://{match[1]}/{match[2]}"
+    return None
+
+
+@functools.cache
+def commit_link() -> str | None:
+    """Return a link in Markdown to the commit of the code; None if it or the remote is unknown."""
+    state = git_state()
+    page, commit = state.get("mlflow.source.git.repoURL"), state.get("mlflow.source.git.commit", "none")
+    if page is None or commit == "none":
+        return None
+    changed = " with changes that were not committed" if state["git.dirty"] == "true" else ""
+    return f"[{commit[:10]}]({page}/commit/{commit}){changed}"
 
 
 def _git(*arguments: str) -> str | None:

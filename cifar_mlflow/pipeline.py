@@ -15,6 +15,7 @@ from cifar_mlflow.console import Steps
 from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
 from cifar_mlflow.data.split import divide_lazily, image_names, warn_of_small_splits
 from cifar_mlflow.data.summary import describe_training, log_notes, mean_std
+from cifar_mlflow.effective import default_run_name
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
@@ -23,6 +24,7 @@ from cifar_mlflow.models.fast import Fast
 from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.models.pretrained import load_weights
 from cifar_mlflow.tracking.artifacts import (
+    datasets_of_training,
     description,
     log_curves,
     log_data,
@@ -36,7 +38,7 @@ from cifar_mlflow.tracking.lifecycle import (
     tracked_run,
 )
 from cifar_mlflow.tracking.result import Result
-from cifar_mlflow.tracking.run import TrackedRun
+from cifar_mlflow.tracking.run import TrackedRun, now_ms
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.distributed import PeerLostError, this_world
@@ -148,7 +150,7 @@ def train(
         connect(config.experiment, resume)
         close_stale_runs(config.cache_dir, resume)
 
-        name = config.run_name or f"{config.model}-{dataset.name}"
+        name = config.run_name or default_run_name(config, dataset.name)
         with (
             StopRequest() as stop,
             tracked_run(
@@ -308,7 +310,8 @@ def finish(
             log_report(run, report, test_split)
         log_predictions(run, report, test_split.labels, image_names(dataset, config, "test"))
         metrics |= report.scalars()
-    run.log_metrics(metrics, step=training.epoch)
+    logged_at = now_ms()
+    run.log_metrics(metrics, step=training.epoch, timestamp=logged_at)
     if not deferred:
         log_curves(run, history)
     run.log_csv(history, "history.csv", index=True)
@@ -321,7 +324,10 @@ def finish(
     with steps.step("export", "Exporting the network"):
         log_weights(run, best, card)
         if not (callbacks and callbacks.skip_model_export):
-            log_program(run, best, card, dataset.split("train").images[:2])
+            model_id = log_program(run, best, card, dataset.split("train").images[:2])
+            inputs = datasets_of_training(dataset, config, with_validation=len(val_split) > 0)
+            inputs = {"val" if name == "validation" else name: data for name, data in inputs.items()}
+            run.log_model_metrics(model_id, metrics, inputs, step=training.epoch, timestamp=logged_at)
     return metrics
 
 

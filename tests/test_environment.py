@@ -4,6 +4,8 @@ import importlib.util
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from cifar_mlflow import environment
 
 
@@ -30,3 +32,17 @@ def test_changed_documents_do_not_make_the_code_of_a_run_modified(tmp_path: Path
     assert copy.git_state()["git.dirty"] == "false"
     module.write_text(module.read_text() + "# changed\n")
     assert copy.git_state()["git.dirty"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("remote", "page"),
+    [
+        ("git@github.com:someone/cifar.git", "https://github.com/someone/cifar"),
+        ("https://user:secret@gitlab.example.org:8443/a/b.git", "https://gitlab.example.org:8443/a/b"),
+        ("ssh://git@git.example.org:2222/a/b", "https://git.example.org/a/b"),
+        ("/srv/cifar.git", None),
+        ("", None),
+    ],
+)
+def test_the_page_of_a_remote_has_no_password(remote: str, page: str | None) -> None:
+    assert environment.web_address(remote) == page

@@ -101,7 +101,7 @@ def test_train_logs_any_name(photos: Path, monkeypatch: pytest.MonkeyPatch) -> N
     done = CliRunner().invoke(main, ["train", "--dataset", "folder", "--data-dir", str(photos), *options])
     assert done.exit_code == 0, done.output
     assert "Glyph" not in done.output
-    (logged,) = mlflow.search_runs(experiment_names=["cifar10"], output_format="list")
+    (logged,) = mlflow.search_runs(experiment_names=["K\\xe4tzchen photos"], output_format="list")
     assert logged.info.status == "FINISHED"
     assert logged.data.params["data_dir"].endswith("K\\xe4tzchen photos")
     assert logged.data.tags["dataset"] == "K\\xe4tzchen photos"

@@ -222,7 +222,8 @@ def _tag_name(name: str) -> str:
 
 def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
     """Return the description of the study's run, in Markdown."""
-    parts = [f"**{_summary(study)}** All values are those of the validation split."]
+    # The first line is plain text: MLflow shows it as it is in lists.
+    parts = [_summary(study), "All values are those of the validation split."]
     if best:
         values = ", ".join(f"{name} **{_text(value)}**" for name, value in _values(study, best[0]).items())
         table = _best_table(study, best)

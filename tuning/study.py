@@ -11,15 +11,18 @@ from typing import Any
 import mlflow
 import optuna
 import pandas as pd
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.trial import TrialState
 
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.split import divide_lazily
 from cifar_mlflow.data.summary import log_notes
+from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.tracking.artifacts import log_data
+from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.tracking.store import connect
@@ -33,7 +36,7 @@ from tuning.retrain import retrained_runs, retrainings
 from tuning.storage import STORAGE_ERRORS, Storage, cause, heartbeat_seconds, redact_password
 from tuning.study_spec import StudySpec, read_study_spec
 from tuning.trial_plots import TrialPlotter
-from tuning.warm_start import NON_TUNABLE, PRIOR_RUN
+from tuning.warm_start import PRIOR_RUN
 from tuning.workers import run_workers
 
 logger = logging.getLogger("cifar_mlflow.tuning")
@@ -59,7 +62,8 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
     dataset = load_dataset(base)
     log_notes(dataset)
     dataset.split("train")  # decoded once here, not by each worker
-    connect(base.experiment)
+    base = base.model_copy(update={"experiment": connect(base.experiment)})
+    spec = replace(spec, base=base)
     close_stale_runs(base.cache_dir)
     storage = Storage(search.storage, spec.name, base.cache_dir, base.experiment)
     study = create_study(spec, storage, dataset)
@@ -131,7 +135,8 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
 
 def _create_run(client: mlflow.MlflowClient, spec: StudySpec) -> str:
     experiment = client.get_experiment_by_name(spec.base.experiment)
-    run_id: str = client.create_run(experiment.experiment_id).info.run_id
+    # What `mlflow.start_run` adds: the user, and the program as the source.
+    run_id: str = client.create_run(experiment.experiment_id, tags=resolve_tags()).info.run_id
     return run_id
 
 
@@ -151,7 +156,7 @@ def log_spec(run: TrackedRun, spec: StudySpec, dataset: ImageDataset) -> None:
     hardware = set_up_hardware(spec.base, spec.base.precision)
     run.log_environment(f"{hardware.name}, {hardware.precision}")
     run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest})
-    run.log_dataset(dataset.name, dataset.digest, ["train", "validation"])
+    run.log_datasets(dataset_entities(dataset, spec.base, ["train", "validation"]))
     config = spec.base.model_copy(update={"test": False})
     train_split, _ = divide_lazily(dataset, config)
     log_data(run, config, dataset, train_split)
@@ -166,7 +171,7 @@ def retrain_best(
     common = {
         name: value
         for name, value in spec.fixed.items()
-        if name in NON_TUNABLE and name not in ("run_name", "test")
+        if name in NEUTRAL and name not in ("run_name", "test")
     }
     common |= {"cache_dir": str(base.cache_dir), "experiment": base.experiment}
     trainings = retrainings(best, spec.search, common)

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import UsageError
 from tuning.command import command_line
 from tuning.config import DEFAULT_TRIALS, SearchConfig, TuneConfig
@@ -16,7 +17,6 @@ from tuning.objective import SECOND_OBJECTIVES, VALUE
 from tuning.samplers import build_sampler, resolve_auto
 from tuning.space import Space
 from tuning.storage import Storage, absolute_url
-from tuning.warm_start import NON_TUNABLE
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class StudySpec:
             "sampler": self.search.sampler,
             "pruner": self.search.pruner,
             "objectives": self.objectives,
-            **{name: value for name, value in self.fixed.items() if name not in NON_TUNABLE},
+            **{name: value for name, value in self.fixed.items() if name not in NEUTRAL},
             "space": self.space.to_dict(),
         }
 
@@ -122,7 +122,7 @@ class StudySpec:
             fixed={
                 name: value
                 for name, value in self.fixed.items()
-                if name not in NON_TUNABLE or name in ("data_dir", "device", "mirrors")
+                if name not in NEUTRAL or name in ("data_dir", "device", "mirrors", "system_metrics")
             },
             space=str(storage.folder / "space.yaml"),
             parent_run_id=parent_run_id,

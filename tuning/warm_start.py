@@ -9,7 +9,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_mlflow.config import PlacesConfig, TrainConfig, resolve_train_config, validate
+from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.effective import NEUTRAL, changed_settings, without_effect
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.tracking.retry import first_line
 from tuning.space import Space
@@ -18,8 +19,6 @@ logger = logging.getLogger("cifar_mlflow.tuning")
 
 # Origin of a trial that stands for a run from before the study.
 PRIOR_RUN = "earlier run"
-# Settings that do not change the result of a training: where and under which name it runs.
-NON_TUNABLE = (*PlacesConfig.model_fields, "device", "threads", "experiment", "run_name", "test", "tta")
 
 
 def first_trials(
@@ -107,7 +106,7 @@ def settings_of(run: Run) -> TrainConfig:
     values = {
         name: value
         for name, value in run.data.params.items()
-        if name in TrainConfig.model_fields and name not in NON_TUNABLE and value != "None"
+        if name in TrainConfig.model_fields and name not in NEUTRAL and value != "None"
     }
     return validate(TrainConfig, values)
 
@@ -119,7 +118,8 @@ def differing_settings(space: Space, settings: dict[str, Any], fixed: dict[str, 
         None if there is no difference.
     """
     usual = resolve_train_config({**fixed, "model": settings["model"]}).model_dump(mode="json")
-    free = {*space.settings, *NON_TUNABLE, "epochs", "seed", "recipe", "patience"}
+    idle = without_effect(validate(TrainConfig, settings))  # not among the params of its run
+    free = {*space.settings, *NEUTRAL, *idle, "epochs", "seed", "recipe", "patience"}
     differing = [name for name in settings if name not in free and settings[name] != usual[name]]
     named = ", ".join(f"{name} is {settings[name]} instead of {usual[name]}" for name in differing)
     return named or None
@@ -128,13 +128,7 @@ def differing_settings(space: Space, settings: dict[str, Any], fixed: dict[str, 
 def given_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings to give, besides the model's recipe, to repeat a training."""
     names = {"model": config.model, **({"recipe": config.recipe} if config.recipe else {})}
-    usual = resolve_train_config(names).model_dump(mode="json")
-    differing = {
-        name: value
-        for name, value in config.model_dump(mode="json").items()
-        if name not in NON_TUNABLE and value != usual[name]
-    }
-    return {**names, **differing}
+    return {**names, **changed_settings(config)}
 
 
 def _as_trial(run: Run, space: Space, fixed: dict[str, Any], objectives: list[str]) -> FrozenTrial | None:

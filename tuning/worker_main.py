@@ -22,6 +22,7 @@ from optuna.samplers import GridSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import Interrupted, StopRequest
 from cifar_mlflow.tracking.retry import call_mlflow
@@ -36,7 +37,6 @@ from tuning.samplers import build_pruner, build_sampler
 from tuning.space import Space
 from tuning.storage import Storage, heartbeat_seconds
 from tuning.study_spec import WorkerSpec
-from tuning.warm_start import NON_TUNABLE
 
 # The package's logger, so that its handler applies although this module runs as `__main__`.
 logger = logging.getLogger("cifar_mlflow.tuning")
@@ -218,7 +218,7 @@ class Worker:
             {
                 **settings,
                 # Another machine may have chosen the settings, with its own paths.
-                **{name: value for name, value in self.spec.fixed.items() if name in NON_TUNABLE},
+                **{name: value for name, value in self.spec.fixed.items() if name in NEUTRAL},
                 "test": False,  # a search must not even read the test split
                 "threads": self.spec.threads,
                 "cache_dir": self.spec.cache_dir,

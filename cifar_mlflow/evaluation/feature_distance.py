@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import stages
 
@@ -33,6 +34,9 @@ class FeatureDistance(nn.Module):
     energy on images like the training images, so that the sum of both is a score: the higher, the less like
     them.
     """
+
+    center: Tensor
+    scale: Tensor
 
     def __init__(self, features: Sequence[Tensor]) -> None:
         super().__init__()
@@ -55,7 +59,7 @@ class FeatureDistance(nn.Module):
         ]
         logs = torch.cat(squares, 1).clamp(min=SMALLEST).log()
         # No plus sign: int8 would quantize the addition.
-        return (logs.sum(1, keepdim=True) - self.get_buffer("center")) * self.get_buffer("scale")
+        return (logs.sum(1, keepdim=True) - self.center) * self.scale
 
 
 class WithDistance(nn.Module):
@@ -73,8 +77,8 @@ class WithDistance(nn.Module):
 
 def fit_distance(
     classifier: ImageClassifier,
-    training_images: NDArray[np.uint8],
-    images: NDArray[np.uint8],
+    training_images: NDArray[np.uint8] | SelectedImages,
+    images: NDArray[np.uint8] | SelectedImages,
     temperature: float,
 ) -> FeatureDistance:
     """Fit the distance to up to 2,000 of the training images.
@@ -96,7 +100,7 @@ def fit_distance(
     return distance
 
 
-def _draw(images: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+def _draw(images: NDArray[np.uint8] | SelectedImages, count: int) -> NDArray[np.uint8]:
     drawn = np.random.default_rng(SEED).permutation(len(images))[:count]
     return images[np.sort(drawn)]
 

@@ -16,8 +16,13 @@ from cifar_mlflow.export.reference import load_model
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.names import data_name
+from cifar_mlflow.tracking.artifacts import PROGRAM_NAME
+from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.locations import find_logged_model
 from cifar_mlflow.tracking.result import Result
+from cifar_mlflow.tracking.run import now_ms
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.verb_config import EvaluateConfig
@@ -37,10 +42,10 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
     """
     hardware = set_up_hardware(config)
     device = hardware.device
-    connect(config.experiment)
     model, card = load_model(config.model_uri)
     if on_training_data:
         config = _with_training_data(config, card)
+    connect(config.experiment)
     if config.dataset == "folder":
         config = config.model_copy(update={"image_size": card.image_size})
     dataset = load_dataset(config)
@@ -84,7 +89,10 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
         run.log_settings(config)
         run.log_environment(hardware.name)
         run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest, "model_run_id": card.run_id})
-        run.log_dataset(dataset.name, dataset.digest, [config.split])
+        inputs = dataset_entities(dataset, config, [config.split])
+        run.log_datasets(inputs)
+        if model_id := find_logged_model(card.run_id, PROGRAM_NAME):
+            run.log_model_input(model_id)
         steps, passes = Steps(), 1 if config.tta == "none" else 2
         with steps.step("evaluation", "Evaluating", passes * len(data)) as advance:
             report = report_on(
@@ -100,7 +108,10 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
         with steps.step("figures", "Drawing the figures"):
             log_report(run, report, data)
         log_predictions(run, report, data.labels, image_names(dataset, config, config.split))
-        run.log_metrics(report.scalars(), step=0)
+        logged_at = now_ms()
+        run.log_metrics(report.scalars(), step=0, timestamp=logged_at)
+        if model_id:
+            run.log_model_metrics(model_id, report.scalars(), inputs, step=0, timestamp=logged_at)
         return Result(run.run_id, run.name, report.scalars(), steps.seconds)
 
 
@@ -112,4 +123,7 @@ def _with_training_data(config: EvaluateConfig, card: ModelCard) -> EvaluateConf
             f"{config.model_uri} was trained on {card.data or 'unknown images'}, whose place is not known "
             "here: give --dataset, and for your own images --data-dir"
         )
-    return validate(EvaluateConfig, {**config.model_dump(exclude={"dataset", "data_dir"}), **found})
+    replaced = {"dataset", "data_dir"}
+    if config.experiment == data_name(config.dataset, config.data_dir):  # not another one that was given
+        replaced.add("experiment")
+    return validate(EvaluateConfig, {**config.model_dump(exclude=replaced), **found})

@@ -97,7 +97,7 @@ def export(reference: str, formats: Sequence[ExportFormat], config: ExportConfig
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
     training, eval_set = load_images(card, params_of_training(card), places)
     expected = predict_logits(classifier, eval_set.images.images).argmax(axis=1)
-    connect(config.experiment)
+    connect(config.experiment if "experiment" in config.model_fields_set else card.data or config.experiment)
     name = config.run_name or f"export-{card.model}-{card.data}"
     rows: list[Measured] = []
     failures: list[str] = []

@@ -35,8 +35,10 @@ def build_network(name: ModelName, num_classes: int, width: float = 1.0, dropout
 
 def stages(network: nn.Module) -> list[nn.Module]:
     """Return the modules whose outputs, (N, C, H, W), are the features of a network by falling resolution."""
-    if hasattr(network, "layer1"):  # torchvision's ResNet
-        return [network.layer1, network.layer2, network.layer3, network.layer4]
-    if hasattr(network, "groups"):  # `fast`
-        return [*network.groups]
-    return [module for module, following in pairwise(network.features) if isinstance(following, nn.MaxPool2d)]
+    children = dict(network.named_children())
+    if "layer1" in children:  # torchvision's ResNet
+        return [children[f"layer{number}"] for number in range(1, 5)]
+    if "groups" in children:  # `fast`
+        return [*children["groups"].children()]
+    layers = pairwise(children["features"].children())
+    return [module for module, following in layers if isinstance(following, nn.MaxPool2d)]

@@ -5,17 +5,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import yaml
+from mlflow.entities import Dataset
 
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.data import ImageDataset, Selection, Split
 from cifar_mlflow.data.summary import summarize
-from cifar_mlflow.environment import library_versions
+from cifar_mlflow.effective import effective_settings
+from cifar_mlflow.environment import commit_link, library_versions
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.redact import redact
+from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.training.device import Hardware
 from cifar_mlflow.training.distributed import World
 
+PROGRAM_NAME = "model"  # part of its address, runs:/<run id>/model
 HEADLINES = ("accuracy", "f1_macro", "loss", "ece")
 
 
@@ -28,7 +34,8 @@ def log_start(
     world: World,
 ) -> None:
     """Log all that is known before the first step: settings, code, machine, processes, data."""
-    run.log_settings(config)
+    run.log_params(effective_settings(config))
+    run.log_text(redact(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)), "config.yaml")
     if world.size > 1:
         run.log_params({"world_size": world.size, "ranks": world.machines})
     run.log_environment(f"{hardware.name}, {hardware.precision}")
@@ -43,8 +50,15 @@ def log_start(
     )
     if dataset.extra_images:
         run.set_tags({"extra_images": f"{dataset.extra_images:,} training images of {config.extra_dir}"})
-    contexts = ["train", *(["validation"] if len(val_split) else []), *(["test"] if config.test else [])]
-    run.log_dataset(dataset.name, dataset.digest, contexts)
+    run.log_datasets(datasets_of_training(dataset, config, with_validation=len(val_split) > 0))
+
+
+def datasets_of_training(
+    dataset: ImageDataset, config: TrainConfig, *, with_validation: bool
+) -> dict[str, Dataset]:
+    """Return the inputs of a training by context."""
+    contexts = ["train", *(["validation"] if with_validation else []), *(["test"] if config.test else [])]
+    return dataset_entities(dataset, config, contexts)
 
 
 def log_data(
@@ -68,18 +82,44 @@ def log_curves(run: TrackedRun, history: pd.DataFrame) -> None:
 
 
 def description(card: ModelCard, calibration: str) -> str:
-    """Return the description of the run for MLflow's page, in Markdown."""
+    """Return the description of the run for MLflow's page, in Markdown.
+
+    The first line is plain text: MLflow shows it as it is in lists.
+    """
     rows = [
         f"| {split} | " + " | ".join(f"{card.metrics[f'{split}/{name}']:.4f}" for name in HEADLINES) + " |"
         for split in ("val", "test")
         if f"{split}/accuracy" in card.metrics
     ]
     table = "\n".join([f"| split | {' | '.join(HEADLINES)} |", "| --- " * (len(HEADLINES) + 1) + "|", *rows])
+    link = commit_link()
     return (
-        f"**{card.model}** on {card.data}, {card.metrics['train_seconds']:.0f} s of training\n\n{table}\n\n"
-        f"Calibration: {calibration}.\n\n"
+        f"{card.model} on {card.data}, {card.metrics['train_seconds']:.0f} s of training\n\n{table}\n\n"
+        f"Calibration: {calibration}.\n\n" + (f"Code: {link}.\n\n" if link else "") + "The file "
+        "`config.yaml` has all settings: `cifar-mlflow train --config config.yaml` repeats the training. "
         f"`cifar-mlflow evaluate --model {card.run_id}` evaluates it on other images."
     )
+
+
+def _program_description(card: ModelCard) -> str:
+    size = card.image_size
+    return f"""\
+{card.model} as trained on {card.data}, in PyTorch's format pt2
+
+Input: float32 (N, 3, {size}, {size}), pixels in 0..1. Output: logits of {", ".join(card.classes)}.
+
+It takes its own input example:
+
+```python
+import mlflow
+
+model = mlflow.pyfunc.load_model("runs:/{card.run_id}/{PROGRAM_NAME}")
+print(model.predict(model.input_example).argmax(axis=1))
+```
+
+To classify photos, here or over HTTP, use the model `scorer` that this command makes of it:
+`cifar-mlflow register {card.run_id}`
+"""
 
 
 def log_weights(run: TrackedRun, classifier: ImageClassifier, card: ModelCard) -> None:
@@ -93,8 +133,8 @@ def log_weights(run: TrackedRun, classifier: ImageClassifier, card: ModelCard) -
             run.log_file(Path(folder, name), "weights")
 
 
-def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> None:
-    """Log the network as an MLflow model: an exported program (pt2), not a pickle.
+def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> str:
+    """Log the network as an MLflow model, an exported program (pt2), not a pickle; return the model's id.
 
     Args:
         examples: uint8 (N, H, W, 3), N > 1, because torch.export would treat a batch of one as a constant.
@@ -105,9 +145,11 @@ def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, e
     from cifar_mlflow.export.reference import CARD_KEY
 
     size = card.image_size
-    run.log_pytorch_model(
+    return run.log_pytorch_model(
         pytorch_model=classifier,
-        name="model",
+        name=PROGRAM_NAME,
+        model_type="network as trained",
+        tags={"mlflow.note.content": _program_description(card)},
         serialization_format="pt2",
         input_example=np.ascontiguousarray(examples.transpose(0, 3, 1, 2)).astype(np.float32) / 255,
         signature=ModelSignature(

@@ -1,24 +1,25 @@
 """The start and the end of a run: it ends FINISHED, FAILED or KILLED, and never stays RUNNING."""
 
-import importlib.util
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.environment import patience_seconds
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.retry import first_line, retry_on_outage
 from cifar_mlflow.tracking.run import TrackedRun, TrackingLostError
-from cifar_mlflow.tracking.store import store_uri
+from cifar_mlflow.tracking.store import page_address, store_uri
+from cifar_mlflow.tracking.system_metrics import system_metrics as monitor_system
 
 logger = logging.getLogger(__name__)
 
@@ -43,35 +44,29 @@ def tracked_run(
         resume: id of the run to continue; its directory is in `cache_dir`.
         study: name of the study that the run belongs to; `tune` continues its stopped runs.
         tags: tags that the run has from its creation on.
-        system_metrics: let MLflow log the load of the machine.
+        system_metrics: log the load of the machine from the second minute on.
 
     Raises:
-        UsageError: system metrics need psutil, which is not installed.
         CifarError: another process is working on the run to resume, which is left alone.
     """
-    if system_metrics and importlib.util.find_spec("psutil") is None:
-        raise UsageError("system_metrics: MLflow needs psutil for them: pip install 'cifar-mlflow[system]'")
-    how: dict[str, Any] = {
-        "tags": tags,
-        "log_system_metrics": system_metrics or None,
-    }  # None: as MLflow is set up
     # `mlflow run` has created a run. Pass its id on each attempt: MLflow deletes the variable when it first
     # reads it, and would start another run after an outage.
     if run_id := resume or os.environ.get("MLFLOW_RUN_ID"):
         directory = RunDirectory.of(cache_dir, run_id)
         directory.acquire()  # before anything else: a run that another process writes must not be touched
         try:
-            active = _start(run_id=run_id, run_name=None if resume else name, **how)
+            active = _start(run_id=run_id, run_name=None if resume else name, tags=tags)
         except BaseException:
             directory.release()
             raise
     else:
-        active = _start(run_name=name, **how)
+        active = _start(run_name=name, tags=tags)
         directory = RunDirectory.of(cache_dir, active.info.run_id)
     run = TrackedRun(active.info.run_id, active.info.run_name)
-    if store_uri().startswith("http"):
-        page = f"#/experiments/{active.info.experiment_id}/runs/{run.run_id}"
-        logger.info("Run %s: %s/%s", run.name, store_uri().rstrip("/"), page)
+    if page := page_address(f"experiments/{active.info.experiment_id}/runs/{run.run_id}"):
+        logger.info("Run %s: %s", run.name, page)
+    # Where MLflow is set up to log them, it does so itself.
+    monitored = system_metrics and not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()
     status = "FAILED"
     try:
         if not run_id:
@@ -80,7 +75,8 @@ def tracked_run(
         if resume:
             run.clear_error()
         run.set_tags({"kind": kind})
-        yield run, directory
+        with monitor_system(run.run_id) if monitored else nullcontext():
+            yield run, directory
         run.flush()
         status = "FINISHED"
     except KeyboardInterrupt as interruption:  # includes Interrupted

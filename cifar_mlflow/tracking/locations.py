@@ -1,11 +1,13 @@
 """Locations of registered models in MLflow, and a check that their files still exist."""
 
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.errors import UsageError
 
@@ -39,6 +41,21 @@ def find_model_version(uri: str) -> ModelVersion | None:
         if suffix.lower() in ("latest", str(version.current_stage).lower()):
             return version
     raise UsageError(f"{uri}: {name} has no such version")
+
+
+def find_logged_model(run_id: str, name: str) -> str | None:
+    """Return the id of the newest model of this name that a run logged; None if this store has none."""
+    client = mlflow.MlflowClient()
+    found = []
+    # A file may come from another store, and a model may have been deleted.
+    with suppress(MlflowException):
+        run = client.get_run(run_id)
+        for output in run.outputs.model_outputs if run.outputs else []:
+            with suppress(MlflowException):
+                found.append(client.get_logged_model(output.model_id))
+    named = [model for model in found if model.name == name]
+    newest = max(named, key=lambda model: model.creation_timestamp, default=None)
+    return str(newest.model_id) if newest else None
 
 
 def check_artifact_folder(location: str, owner: str) -> None:

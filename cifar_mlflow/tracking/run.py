@@ -1,20 +1,19 @@
 """TrackedRun: everything that is written to an MLflow run goes through it."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlflow
 import numpy as np
 import pandas as pd
-from mlflow.data.code_dataset_source import CodeDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from cifar_mlflow.config import Settings
+from cifar_mlflow.config import Settings, TrackingConfig
 from cifar_mlflow.environment import git_state, installed_packages, library_versions, patience_seconds
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.names import printable
@@ -27,14 +26,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LONGEST_DIGEST = 36  # that MLflow stores
-
 
 class TrackingLostError(CifarError):
     """MLflow stayed away, so that the run is incomplete."""
 
     def __init__(self, missing: str) -> None:
         super().__init__(f"MLflow at {mlflow.get_tracking_uri()} does not answer; the run lacks {missing}")
+
+
+def now_ms() -> int:
+    """Return the Unix time in milliseconds."""
+    return int(time.time() * 1000)
 
 
 class TrackedRun:
@@ -51,18 +53,47 @@ class TrackedRun:
         self._client = mlflow.MlflowClient()
         self._queue = MetricQueue(lambda metrics: self._client.log_batch(run_id, metrics=metrics))
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+    def log_metrics(self, metrics: dict[str, float], step: int, timestamp: int | None = None) -> None:
         """Queue metrics and return at once; an outage loses none.
+
+        Args:
+            timestamp: Unix time in milliseconds; None means now.
 
         Raises:
             CifarError: MLflow refused earlier metrics.
         """
-        now = int(time.time() * 1000)
-        self._queue.put([Metric(name, value, now, step) for name, value in metrics.items()])
+        at = timestamp or now_ms()
+        self._queue.put([Metric(name, value, at, step) for name, value in metrics.items()])
+
+    def log_model_metrics(
+        self,
+        model_id: str,
+        metrics: Mapping[str, float],
+        datasets: Mapping[str, Dataset],
+        *,
+        step: int,
+        timestamp: int,
+    ) -> None:
+        """Link metrics of the run to a logged model, and those of a split (`val/...`) to its data set.
+
+        With the step and timestamp by which the run has the metrics, MLflow adds nothing to the run.
+
+        Args:
+            datasets: by the first part of the metrics' names.
+        """
+        linked = []
+        for name, value in metrics.items():
+            data = datasets.get(name.partition("/")[0])
+            origin = {"dataset_name": data.name, "dataset_digest": data.digest} if data else {}
+            if math.isfinite(value):  # MLflow would store 0 for NaN
+                linked.append(Metric(name, value, timestamp, step, model_id=model_id, **origin))
+        self._call(lambda: self._client.log_batch(self.run_id, metrics=linked))
 
     def log_settings(self, config: Settings) -> None:
-        """Log every setting as a param."""
-        self.log_params(config.model_dump(mode="json"))
+        """Log the settings as params, except for names in MLflow and the cache, which change nothing."""
+        names = {*TrackingConfig.model_fields, "cache_dir"}
+        values = config.model_dump(mode="json", exclude=names)
+        self.log_params({name: value for name, value in values.items() if value is not None})
 
     def log_params(self, values: dict[str, Any]) -> None:
         """Log params; keep those that `mlflow run -P` has logged already, as the user wrote them."""
@@ -92,16 +123,12 @@ class TrackedRun:
         self.log_json(library_versions(), "environment/versions.json")
         self.log_text(installed_packages(), "environment/requirements.txt")
 
-    def log_dataset(self, name: str, digest: str, contexts: list[str]) -> None:
-        """Log the data set as an input of the run, once per context (`train`, `validation`, `test`)."""
-        inputs = []
-        for context in contexts:
-            # Names differ, because MLflow merges inputs with the same name and digest.
-            dataset = MetaDataset(
-                CodeDatasetSource(tags={}), f"{name}-{context}", digest=digest[:LONGEST_DIGEST]
-            ).to_dict()
-            tags = [InputTag(MLFLOW_DATASET_CONTEXT, context)]
-            inputs.append(DatasetInput(Dataset(**dataset), tags))
+    def log_datasets(self, datasets: Mapping[str, Dataset]) -> None:
+        """Log data sets as inputs of the run, by context (`train`, `validation`, `test`)."""
+        inputs = [
+            DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)])
+            for context, dataset in datasets.items()
+        ]
 
         def log() -> None:
             try:
@@ -140,9 +167,9 @@ class TrackedRun:
     def log_file(self, file: Path, folder: str) -> None:
         self._call(lambda: self._client.log_artifact(self.run_id, str(file), folder))
 
-    def log_pytorch_model(self, **arguments: Any) -> None:
-        """Call `mlflow.pytorch.log_model` with these arguments."""
-        self._call(lambda: mlflow.pytorch.log_model(**arguments))
+    def log_pytorch_model(self, **arguments: Any) -> str:
+        """Call `mlflow.pytorch.log_model` with these arguments; return the id of the logged model."""
+        return str(self._call(lambda: mlflow.pytorch.log_model(**arguments)).model_id)
 
     def missing_epochs(self, history: list[dict[str, float]]) -> list[dict[str, float]]:
         """Return the rows of `history` whose metrics are not in the run, because its process was killed."""

@@ -2,12 +2,10 @@
 
 import mlflow
 
-from cifar_mlflow.config import PlacesConfig, TrackingConfig, TrainConfig
+from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.tracking.retry import call_mlflow
-
-# Where and under which name the run trained, and its evaluation, which a trial of a search leaves out.
-NOT_REPEATED = {*PlacesConfig.model_fields, *TrackingConfig.model_fields, "device", "threads", "test", "tta"}
 
 
 def settings_of_run(run_id: str) -> dict[str, str]:
@@ -21,7 +19,7 @@ def settings_of_run(run_id: str) -> dict[str, str]:
     run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
     if "model" not in run.data.params:
         raise UsageError(f"--settings-of {run_id}: the run is not a training")
-    names = TrainConfig.model_fields.keys() - NOT_REPEATED
+    names = TrainConfig.model_fields.keys() - {*NEUTRAL}
     if run.data.params.get("dataset") == "folder":
         names |= {"data_dir"}
     return {name: value for name, value in run.data.params.items() if name in names and value != "None"}

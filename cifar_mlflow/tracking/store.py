@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.request import url2pathname
 
 import mlflow
 from filelock import FileLock
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.environment import default_cache_dir, patience_seconds
@@ -18,7 +20,22 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.retry import first_line
 
+logger = logging.getLogger(__name__)
+
 SQLITE = "sqlite:///"
+DEFAULT_EXPERIMENT = "0"
+# MLflow 3 opens an experiment in its mode for GenAI (traces, judges) unless the address asks for the other.
+TRAINING_MODE = "workflowType=machine_learning"
+DESCRIPTION = """\
+Image classification with cifar-mlflow. The tag `kind` tells the runs apart: `train`, `search` (its trials are
+nested in it), `evaluate`, `export`, `register`, `monitor`.
+
+- Compare trainings: open [the runs](#/experiments/{id}/runs?{mode}), choose some by `val/accuracy`, then
+  Compare. The name of a run says what was changed from the recipe of its model.
+- Rank models: open [the models](#/experiments/{id}/models?{mode}). `model` is the network as trained,
+  `scorer` the form that is registered and served.
+- The test split is read once, at the end of a training: choose by `val/...`, report `test/...`.
+"""
 
 
 def store_uri() -> str:
@@ -27,6 +44,12 @@ def store_uri() -> str:
     if file := sqlite_file(uri):
         uri = f"{SQLITE}{file.absolute()}"
     return redact(uri)
+
+
+def page_address(page: str) -> str | None:
+    """Return the address of a page of MLflow's UI, such as `experiments/1`; None without a server."""
+    uri = store_uri()
+    return f"{uri.rstrip('/')}/#/{page}?{TRAINING_MODE}" if uri.startswith("http") else None
 
 
 def sqlite_file(uri: str) -> Path | None:
@@ -58,8 +81,8 @@ def select_store(uri: str) -> None:
     mlflow.set_tracking_uri(uri)
 
 
-def connect(experiment: str, resume: str | None = None) -> None:
-    """Select the experiment for new runs; create it if needed.
+def connect(experiment: str, resume: str | None = None) -> str:
+    """Select the experiment for new runs; create it if needed, describe it, and return its name.
 
     In `mlflow run` it is selected already, and a run to `resume` stays in its own.
 
@@ -72,12 +95,14 @@ def connect(experiment: str, resume: str | None = None) -> None:
         if resume:
             experiment_id = mlflow.MlflowClient().get_run(resume).info.experiment_id
             selected = mlflow.set_experiment(experiment_id=experiment_id)
-        elif "MLFLOW_RUN_ID" in os.environ:
-            return
+        elif run_id := os.environ.get("MLFLOW_RUN_ID"):
+            return _describe_experiment_of(run_id, experiment)
         else:
             with _exclusive(mlflow.get_tracking_uri()):
                 selected = mlflow.set_experiment(experiment)
+        _describe(selected)
         _check_artifact_location(selected.name, selected.experiment_id, selected.artifact_location)
+        return str(selected.name)
     except CifarError:
         raise
     except Exception as error:  # each kind of store raises errors of its own
@@ -87,6 +112,38 @@ def connect(experiment: str, resume: str | None = None) -> None:
             "Set MLFLOW_TRACKING_URI to another store, such as sqlite:////a/folder/mlflow.db or "
             "http://host:5000" + ("" if resume else ", or choose another experiment with --experiment")
         ) from error
+
+
+def _describe_experiment_of(run_id: str, usual: str) -> str:
+    """Describe the experiment of a run that `mlflow run` created, and return its name.
+
+    Args:
+        usual: the experiment that the other commands use, to be named if this one is Default.
+    """
+    with suppress(MlflowException):  # an outage, which the start of the run waits for
+        client = mlflow.MlflowClient()
+        selected = client.get_experiment(client.get_run(run_id).info.experiment_id)
+        if selected.experiment_id == DEFAULT_EXPERIMENT:
+            logger.warning(
+                "This run is in MLflow's experiment Default; to have it beside the others, use "
+                "mlflow run --experiment-name %s",
+                shlex.quote(usual),
+            )
+        _describe(selected)
+        return str(selected.name)
+    return usual
+
+
+def _describe(experiment: Experiment) -> None:
+    """Give an experiment its kind and description, unless it has them; a refusal is no reason to stop."""
+    texts = {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.note.content": DESCRIPTION.format(id=experiment.experiment_id, mode=TRAINING_MODE),
+    }
+    with suppress(MlflowException):
+        for key, text in texts.items():
+            if key not in experiment.tags:
+                mlflow.MlflowClient().set_experiment_tag(experiment.experiment_id, key, text)
 
 
 def _check_artifact_location(experiment: str, experiment_id: str, location: str) -> None:

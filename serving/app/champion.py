@@ -22,7 +22,7 @@ from cifar_mlflow.scorer.predictor import Scorer
 from cifar_mlflow.tracking.retry import first_line
 from serving.registry.loader import load_scorer
 from serving.registry.mlflow_model import SCORER_PATH
-from serving.registry.versions import FILE_TAG
+from serving.registry.versions import FILE_TAG, facts
 
 logger = logging.getLogger("cifar_mlflow.serve")
 
@@ -244,7 +244,7 @@ def _close(model: ServedModel) -> None:
 
 
 def _digests(tags: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in tags.items() if key.startswith(FILE_TAG)}
+    return {key: value for key, value in facts(tags).items() if key.startswith(FILE_TAG)}
 
 
 def _check(scorer: Scorer) -> None:

@@ -117,7 +117,7 @@ def monitor(config: MonitorConfig) -> str:
             run.set_tags({"model_version": versions[-1].version})
         run.log_metrics({key: value for key, value in metrics.items() if np.isfinite(value)}, step=0)
         note = "\n".join(
-            [f"**Requests** from {window}, from the request log {log}\n", *(f"- {line}" for line in lines)]
+            [f"Requests from {window}, from the request log {log}\n", *(f"- {line}" for line in lines)]
         )
         run.set_tags({"mlflow.note.content": note})
         lines = [f"{window}, from {log}", *lines, f"Figures and tables: run {run.name} ({run.run_id})"]

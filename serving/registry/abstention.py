@@ -149,8 +149,8 @@ def ood_images(size: int) -> dict[str, Images]:
 
 def _gradient(size: int, rng: np.random.Generator) -> Images:
     first, last = rng.integers(0, 256, (2, 3))
-    ramp = np.broadcast_to(np.linspace(0, 1, size)[:, None], (size, size))
-    return (first + (last - first) * np.rot90(ramp, rng.integers(4))[..., None]).astype(np.uint8)
+    ramp = np.rot90(np.linspace(0, np.ones(size), size), int(rng.integers(4)))
+    return np.asarray(first + (last - first) * ramp[..., None]).astype(np.uint8)
 
 
 def _text(rng: np.random.Generator) -> Images:

@@ -19,7 +19,7 @@ from cifar_mlflow.scorer.predictor import CARD_FILE, Scorer
 from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import first_line, is_outage
 from serving.registry.mlflow_model import SCORER_PATH
-from serving.registry.versions import FILE_TAG
+from serving.registry.versions import FILE_TAG, facts
 
 logger = logging.getLogger("cifar_mlflow.classify")
 
@@ -120,7 +120,7 @@ def _locate(model_uri: str) -> tuple[str, str | None]:
             return location, None
         location = client.get_model_version_download_uri(version.name, version.version)
         check_artifact_folder(location, model_uri)
-        return f"models:/{version.name}/{version.version}", version.tags.get(CARD_TAG)
+        return f"models:/{version.name}/{version.version}", facts(version.tags).get(CARD_TAG)
 
 
 def _check_store_exists() -> None:

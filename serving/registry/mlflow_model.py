@@ -32,6 +32,7 @@ REQUIREMENTS = [
     "pillow>=11,<14",
 ]
 CODE = Path(scorer.__file__).parent
+MODEL_CARD_FILE = "MODEL_CARD.md"
 # Path of the scorer folder within an MLflow model.
 SCORER_PATH = "artifacts/scorer"
 # MLflow writes this file into a model that it downloads from the registry.
@@ -44,10 +45,26 @@ def save_model(scorer_folder: Path, path: Path) -> None:
         mlflow.pyfunc.save_model(path, **arguments)
 
 
-def log_model(scorer_folder: Path, run_id: str, name: str = "scorer") -> ModelInfo:
-    """Log the folder as an MLflow model of a run, finished or not; the run's status does not change."""
+def log_model(scorer_folder: Path, run_id: str, name: str = "scorer", model_card: str = "") -> ModelInfo:
+    """Log the folder as an MLflow model of a run, finished or not; the run's status does not change.
+
+    Args:
+        model_card: description for people in Markdown, which also becomes a file of the model.
+    """
     with _arguments(scorer_folder) as arguments:
-        return Model.log(None, flavor=mlflow.pyfunc, run_id=run_id, name=name, **arguments)
+        if model_card:
+            file = Path(arguments["artifacts"]["code"]).with_name(MODEL_CARD_FILE)
+            file.write_text(model_card)
+            arguments["artifacts"]["model_card"] = str(file)
+            arguments["tags"] = {"mlflow.note.content": model_card}
+        return Model.log(
+            None,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            name=name,
+            model_type="scorer of image files",
+            **arguments,
+        )
 
 
 def download(model_uri: str, folder: Path) -> Path:

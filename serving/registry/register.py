@@ -9,29 +9,34 @@ import io
 import logging
 import re
 import tempfile
-import time
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Metric
+from mlflow.entities import LoggedModelInput, Metric
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from cifar_mlflow.config import PlacesConfig
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.calibration import softmax
+from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
 from cifar_mlflow.export.images import EvalSet, load_images
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.names import registered_name
+from cifar_mlflow.tracking.datasets import LONGEST_DIGEST
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
+from cifar_mlflow.tracking.run import now_ms
 from cifar_mlflow.verb_config import RegisterConfig, ServedPrecision
 from serving.registry.candidates import Candidate, build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
-from serving.registry.scorer_folder import describe, promise, write_scorer_folder
+from serving.registry.model_card import MODEL_NAME, model_card, registered_model_description, shorten
+from serving.registry.scorer_folder import describe, write_scorer_folder
 from serving.registry.versions import RegisteredModel, version_tags
 
 logger = logging.getLogger("cifar_mlflow.register")
@@ -80,16 +85,18 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
         )
         chosen, decision = choose(candidates, config.serve_precision)
         served = describe(chosen, candidates, card, eval_set, config.target_accuracy)
+        evaluation = evaluate_logits(chosen.logits, eval_set.images.labels, card.classes, card.temperature)
         folder = Path(scratch, "scorer")
         files = write_scorer_folder(folder, chosen.model, served)
-        model_uri = call_mlflow(lambda: log_model(folder, run_id)).model_uri
+        text = model_card(served, eval_set, evaluation, decision)
+        model_id = call_mlflow(lambda: log_model(folder, run_id, MODEL_NAME, text)).model_id
+        model_uri = f"models:/{model_id}"
         logged = download(model_uri, Path(scratch, "logged"))
         _check_logged_model(logged, served, chosen, eval_set)
         tags = version_tags(served, files, code_digest(logged), str(eval_set), decision)
-    _log_metrics(run_id, served)
+    _log_metrics(run_id, model_id, served, eval_set, evaluation)
     number = _create_version(name, model_uri, tags)
-    description = _describe_version(served, eval_set, decision)
-    call_mlflow(lambda: mlflow.MlflowClient().update_model_version(name, number, description=description))
+    _describe(name, number, text, served)
     message = f"version {number} of {name}: {card.model} as {decision}"
     return RegisteredVersion(name, number, run_id, chosen.precision, message)
 
@@ -141,10 +148,29 @@ def _check_logged_model(model: Path, card: ServedCard, chosen: Candidate, eval_s
             )
 
 
-def _log_metrics(run_id: str, card: ServedCard) -> None:
-    now = int(time.time() * 1000)
-    metrics = [Metric(key, value, now, 0) for key, value in card.metrics.items() if key.startswith("serve/")]
-    call_mlflow(lambda: mlflow.MlflowClient().log_batch(run_id, metrics=metrics))
+def _log_metrics(
+    run_id: str, model_id: str, card: ServedCard, eval_set: EvalSet, evaluation: Evaluation
+) -> None:
+    """Log what was measured of the scorer to the logged model.
+
+    MLflow needs a run for it. It is one of its own, nested in the training: in that, these metrics would push
+    the learning curves down.
+    """
+    client, now = mlflow.MlflowClient(), now_ms()
+    training = call_mlflow(lambda: client.get_run(run_id)).info
+    tags = {**resolve_tags(), MLFLOW_PARENT_RUN_ID: run_id, "kind": "register", "model_run_id": run_id}
+    name = f"register-{training.run_name}"
+    run = call_mlflow(lambda: client.create_run(training.experiment_id, tags=tags, run_name=name)).info.run_id
+    context = "validation" if eval_set.held_out else "train"
+    data = {"dataset_name": f"{card.data}-{context}", "dataset_digest": card.data_digest[:LONGEST_DIGEST]}
+    figures = {
+        **{f"{eval_set.split}/{key}": getattr(evaluation, key) for key in ("accuracy", "f1_macro", "ece")},
+        **{key: value for key, value in card.metrics.items() if key.startswith("serve/")},
+    }
+    metrics = [Metric(key, value, now, 0, model_id=model_id, **data) for key, value in figures.items()]
+    call_mlflow(lambda: client.log_inputs(run, models=[LoggedModelInput(model_id)]))
+    call_mlflow(lambda: client.log_batch(run, metrics=metrics))
+    call_mlflow(lambda: client.set_terminated(run))
 
 
 def _create_version(name: str, model_uri: str, tags: dict[str, str]) -> str:
@@ -162,17 +188,10 @@ def _create_version(name: str, model_uri: str, tags: dict[str, str]) -> str:
     return str(call_mlflow(create).version)
 
 
-def _describe_version(card: ServedCard, eval_set: EvalSet, decision: str) -> str:
-    """Return the text for the page of the version, in Markdown."""
-    rows = []
-    if eval_set.held_out:
-        accuracy = card.metrics[f"serve/{card.precision}/val_accuracy"]
-        rows.append(f"| validation, as served | {accuracy:.4f} |")
-    if "test/accuracy" in card.metrics:
-        rows.append(f"| test, as trained | {card.metrics['test/accuracy']:.4f} |")
-    table = "\n".join(["| | accuracy |", "| --- | --- |", *rows])
-    return (
-        f"**{card.model}** on {card.data}, served as {card.precision}; run {card.run_id}\n\n{table}\n\n"
-        f"Evaluated on {eval_set}: {card.metrics['serve/agreement']:.2%} get the same label as from the "
-        f"trained network. Chosen: {decision}.\n\n{promise(card.uncertain)}"
-    )
+def _describe(name: str, number: str, text: str, card: ServedCard) -> None:
+    """Describe a version by its model card, and the registered model unless it has a description."""
+    client = mlflow.MlflowClient()
+    call_mlflow(lambda: client.update_model_version(name, number, description=shorten(text)))
+    if not call_mlflow(lambda: client.get_registered_model(name)).description:
+        about = shorten(registered_model_description(card, name))
+        call_mlflow(lambda: client.update_registered_model(name, description=about))

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
@@ -15,12 +15,14 @@ from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.tracking.retry import call_mlflow
 
 FILE_TAG = "sha256."  # followed by the name of a file in the scorer folder
+# Tag with what programs need to know of a version, as JSON; the other tags are for people.
+RECORD_TAG = "registration"
 
 
 def version_tags(
     card: ServedCard, files: Mapping[str, str], code_digest: str, eval_set: str, decision: str
 ) -> dict[str, str]:
-    """Return the tags of a new version; `Version.read` reads them back.
+    """Return the tags of a new version; `facts` reads them back.
 
     Args:
         files: sha256 by name of each file in the scorer folder.
@@ -30,24 +32,39 @@ def version_tags(
     """
     figures = {
         "val_accuracy": card.metrics.get(f"serve/{card.precision}/val_accuracy"),
-        "agreement": card.metrics["serve/agreement"],
         "test_accuracy": card.metrics.get("test/accuracy"),
     }
-    return {
-        "run_id": card.run_id,
-        "model": str(card.model),
-        "precision": card.precision,
-        "classes": json.dumps(card.classes),
-        "data": card.data,
+    record = {
+        "classes": card.classes,
         "data_digest": card.data_digest,
-        "val_size": repr(card.val_size),
-        "split_seed": str(card.split_seed),
-        **{key: repr(value) for key, value in figures.items() if value is not None},
+        "val_size": card.val_size,
+        "split_seed": card.split_seed,
+        "agreement": card.metrics["serve/agreement"],
         "judged_by": eval_set,
         "decision": decision,
         "code_digest": code_digest,
         **{f"{FILE_TAG}{name}": digest for name, digest in files.items()},
     }
+    return {
+        "run_id": card.run_id,
+        "model": str(card.model),
+        "data": card.data,
+        "precision": card.precision,
+        **{key: repr(value) for key, value in figures.items() if value is not None},
+        RECORD_TAG: json.dumps(record, ensure_ascii=False),
+    }
+
+
+def facts(tags: Mapping[str, str]) -> dict[str, Any]:
+    """Return everything that `register` noted in the tags of a version.
+
+    A tag wins over an entry of the record: earlier releases wrote a tag for each entry.
+    """
+    try:
+        record = json.loads(tags.get(RECORD_TAG, "{}"))
+    except ValueError:  # edited by hand
+        record = {}
+    return {**(record if isinstance(record, dict) else {}), **tags}
 
 
 def model_of_run(run_id: str) -> str | None:
@@ -73,7 +90,7 @@ class Version(BaseModel):
     number: str
     run_id: str
     precision: str
-    classes: Json[tuple[str, ...]]
+    classes: tuple[str, ...] | Json[tuple[str, ...]]  # JSON in the tags of earlier releases
     data: str
     data_digest: str
     val_size: float
@@ -91,13 +108,12 @@ class Version(BaseModel):
     @classmethod
     def read(cls, version: ModelVersion) -> Self | None:
         """Return the version; None if its tags are not those that `register` writes."""
+        noted = facts(version.tags)
         files = {
-            key.removeprefix(FILE_TAG): digest
-            for key, digest in version.tags.items()
-            if key.startswith(FILE_TAG)
+            key.removeprefix(FILE_TAG): digest for key, digest in noted.items() if key.startswith(FILE_TAG)
         }
         try:
-            return cls.model_validate({**version.tags, "number": str(version.version), "files": files})
+            return cls.model_validate({**noted, "number": str(version.version), "files": files})
         except ValidationError:
             return None
 

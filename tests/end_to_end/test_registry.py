@@ -26,7 +26,7 @@ def registered(
         assert "The test split has only 12 images" in output
         assert "Registered version 1 of cifar10: cnn as fp32" in output
         project.train("--epochs", "1", "--lr", "1e-4")
-        output = project.invoke("register", project.runs[0].info.run_id, "--target_accuracy", "0.8", *named)
+        output = project.invoke("register", newest_training(project), "--target_accuracy", "0.8", *named)
         assert "Registered version 2 of cifar10: cnn as" in output
         decision = output.partition("cnn as ")[2].splitlines()[0]
         assert output.count(decision) == 1
@@ -36,7 +36,7 @@ def registered(
 def test_promote_refuse_force_and_roll_back(registered: Project) -> None:
     assert "no previous champion" in registered.invoke("rollback", code=2)
     assert registered.invoke("promote", "1").startswith("version 1 ")
-    refusal = registered.invoke("promote", registered.runs[0].info.run_id, code=1)
+    refusal = registered.invoke("promote", newest_training(registered), code=1)
     assert "it is worse than the champion" in refusal
     assert "already" in registered.invoke("promote", code=1)
     assert "It was forced" in registered.invoke("promote", "2", "--force")
@@ -103,6 +103,10 @@ def test_a_wrong_argument_is_reported_in_words(
     registered: Project, arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in registered.invoke(*arguments, code=2)
+
+
+def newest_training(project: Project) -> str:
+    return next(run.info.run_id for run in project.runs if run.data.tags["kind"] == "train")
 
 
 def champion(project: Project) -> str | None:

@@ -48,12 +48,14 @@ def test_a_finished_run_contains_everything_needed_to_repeat_it(trained: Project
     run = trained.trained_run
     assert run.info.status == "FINISHED"
 
-    assert run.data.params.keys() == TrainConfig.model_fields.keys()
-    assert (run.data.params["seed"], run.data.params["tta"], run.data.params["recipe"]) == (
-        "3",
-        "flip",
-        "cnn",
-    )
+    file = trained.client.download_artifacts(run.info.run_id, "config.yaml")
+    settings = yaml.safe_load(Path(file).read_text())
+    assert settings.keys() == TrainConfig.model_fields.keys()
+    idle = {"cache_dir", "mirrors", "weights", "aux_lr", "experiment", "run_name", "system_metrics"}
+    assert run.data.params.keys() == settings.keys() - idle
+    for name in ("seed", "tta", "recipe", "width"):
+        assert run.data.params[name] == str(settings[name])
+    assert (settings["seed"], settings["tta"], settings["recipe"]) == (3, "flip", "cnn")
     assert run.data.metrics.keys() >= {
         "train/loss", "train/accuracy", "val/loss", "val/accuracy", "val/f1_macro", "lr",
         "images_per_second",
@@ -77,6 +79,11 @@ def test_a_finished_run_contains_everything_needed_to_repeat_it(trained: Project
     assert re.search(r", 1 thread, ", tags["device"])
     assert {d.tags[0].value for d in run.inputs.dataset_inputs} == {"train", "validation", "test"}
     assert all(tags["dataset.digest"].startswith(d.dataset.digest) for d in run.inputs.dataset_inputs)
+    assert tags["mlflow.note.content"].splitlines()[0].startswith(f"cnn on {trained.images.name}, ")
+    experiment = trained.client.get_experiment(run.info.experiment_id)
+    assert experiment.name == trained.images.name
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "workflowType=machine_learning" in experiment.tags["mlflow.note.content"]
 
     assert trained.artifacts(run.info.run_id) >= PICTURES | TABLES | {
         "weights/model.safetensors",
@@ -84,6 +91,42 @@ def test_a_finished_run_contains_everything_needed_to_repeat_it(trained: Project
     }
     # Its local files are gone.
     assert not (Path(trained.env["CIFAR_MLFLOW_CACHE"]) / "runs" / run.info.run_id).exists()
+
+
+def test_the_data_sets_of_a_run_have_source_schema_and_profile(trained: Project) -> None:
+    inputs = {each.tags[0].value: each.dataset for each in trained.trained_run.inputs.dataset_inputs}
+    for dataset in inputs.values():
+        source = mlflow.data.get_source(dataset)
+        assert Path(source.uri) == trained.images
+        columns = json.loads(dataset.schema)["mlflow_colspec"]
+        assert [column["name"] for column in columns] == ["image", "label"]
+    profile = json.loads(inputs["validation"].profile)
+    assert (profile["images"], profile["classes"], profile["size"]) == (108, 3, "32x32")
+    assert profile["images_per_class"] == {"blue": 36, "green": 36, "red": 36}
+    assert json.loads(inputs["test"].profile)["images_per_class"] == {"blue": 4, "green": 4, "red": 4}
+
+
+def test_the_logged_model_has_the_metrics_of_the_run_by_data_set(trained: Project) -> None:
+    run = trained.trained_run
+    model = trained.client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    metrics = {metric.key: metric for metric in model.metrics if metric.run_id == run.info.run_id}
+    for name in ("val/accuracy", "val/ece", "test/accuracy", "test/accuracy_tta", "train_seconds"):
+        assert metrics[name].value == run.data.metrics[name]
+    assert metrics["val/accuracy"].dataset_name == f"{trained.images.name}-validation"
+    assert metrics["test/accuracy"].dataset_name == f"{trained.images.name}-test"
+    assert metrics["train_seconds"].dataset_name is None
+    history = trained.client.get_metric_history(run.info.run_id, "test/accuracy")
+    assert len(history) == 1  # linking the metrics adds none to the run
+
+
+def test_the_example_on_the_page_of_the_logged_model_runs(
+    trained: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow.set_tracking_uri(trained.env["MLFLOW_TRACKING_URI"])
+    model = trained.client.get_logged_model(trained.trained_run.outputs.model_outputs[0].model_id)
+    (code,) = re.findall(r"```python\n(.*?)```", model.tags["mlflow.note.content"], re.DOTALL)
+    exec(code, {})
+    assert re.search(r"\[[012] [012]\]", capsys.readouterr().out)
 
 
 def test_figures_and_tables_agree_with_the_metrics(trained: Project) -> None:
@@ -124,6 +167,8 @@ def test_every_saved_format_gives_the_same_predictions(trained: Project) -> None
         assert evaluated.data.tags["kind"] == "evaluate"
         assert evaluated.data.metrics == pytest.approx(expected, abs=1e-6)
         assert "test/confusion_matrix.png" in trained.artifacts(evaluated.info.run_id)
+        (model,) = trained.client.get_run(evaluated.info.run_id).inputs.model_inputs
+        assert model.model_id == run.outputs.model_outputs[0].model_id
 
 
 def test_the_mlflow_model_is_not_a_pickle_and_accepts_any_batch(
@@ -273,10 +318,10 @@ def test_mlflow_run_trains_in_the_run_that_it_created(
     submitted = mlflow.projects.run(
         str(ROOT), entry_point, parameters=settings, env_manager="local", experiment_name="projects"
     )
-    (run,) = project.runs
+    (run,) = [run for run in project.runs if run.data.tags["kind"] == "train"]
     assert run.info.run_id == submitted.run_id
     assert run.info.status == "FINISHED"
-    assert run.data.params.keys() == TrainConfig.model_fields.keys()
+    assert run.data.params.keys() >= {*settings, "seed", "schedule", "momentum"}
     assert run.data.params["lr"] == "1e-2"
     assert "test/accuracy" in run.data.metrics
     if entry_point == "demo":

@@ -178,7 +178,7 @@ def test_warm_start_enqueue_space_and_retrain_best(project: Project) -> None:
     )
     output = search(
         project,
-        *("--space", "space.yaml", "--warm-start", "cifar10", "--enqueue", run.info.run_id),
+        *("--space", "space.yaml", "--warm-start", project.images.name, "--enqueue", run.info.run_id),
         *("--trials", "2", "--pruner", "none", "--sampler", "random", "--study", "warm"),
         *("--retrain-best", "--retrain-seeds", "2"),
     )

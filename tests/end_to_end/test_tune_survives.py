@@ -168,7 +168,7 @@ def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
 @pytest.mark.thorough
 def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Project) -> None:
     # Trial 0 of another study of the same name, whose storage is gone.
-    experiment = project.client.create_experiment("cifar10")
+    experiment = project.client.create_experiment(project.images.name)
     tags = {"optuna.study": "folder", "optuna.trial": "0", "mlflow.parentRunId": "f" * 32}
     other = project.client.create_run(experiment, tags=tags).info.run_id
     process = project.start(*command(project, "--trials", "2", "--batch-size", "1"))
@@ -199,12 +199,12 @@ def test_a_database_deleted_during_the_search_is_reported_as_lost(project: Proje
     error = output[output.index("Error: ") :]
     assert f"study folder no longer exists in {project.folder}/optuna.db" in error
     assert "Lost: Optuna's record of the trials" in error
-    assert "--warm-start cifar10" in error
+    assert f"--warm-start {project.images.name}" in error
     assert not [run for run in project.runs if run.info.status == "RUNNING"]
     first = trials_of(project)[0]
     assert first.info.status == "FINISHED"
 
-    project.run(*command(project, "--trials", "1", "--warm-start", "cifar10"))
+    project.run(*command(project, "--trials", "1", "--warm-start", project.images.name))
     prior, new = study_of(project).trials
     assert (prior.user_attrs["run_id"], prior.user_attrs["origin"]) == (first.info.run_id, "earlier run")
     assert prior.value == first.data.metrics["val/accuracy"]

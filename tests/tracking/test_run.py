@@ -11,10 +11,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import Dataset
 from mlflow.exceptions import MlflowException
 
-from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.tracking import lifecycle
+from cifar_mlflow.errors import CifarError
+from cifar_mlflow.tracking import lifecycle, system_metrics
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.metric_queue import MetricQueue
@@ -106,10 +107,15 @@ def test_concurrent_runs_can_log_the_same_new_data_set() -> None:
     runs = [TrackedRun(client.create_run(experiment).info.run_id, "a") for _ in range(3)]
     together = threading.Barrier(len(runs))
 
+    def photos(number: int, context: str) -> Dataset:
+        return Dataset(
+            f"photos {number} {context}", "0" * 36, source_type="local", source='{"uri": "/photos"}'
+        )
+
     def log(run: TrackedRun) -> None:
         for number in range(10):
             together.wait(timeout=60)
-            run.log_dataset(f"photos {number}", "0" * 64, ["training", "test"])
+            run.log_datasets({context: photos(number, context) for context in ("train", "test")})
 
     with ThreadPoolExecutor(len(runs)) as threads:
         list(threads.map(log, runs))
@@ -141,28 +147,18 @@ def test_commands_can_open_a_new_store_at_the_same_time(
 
 
 @pytest.mark.slow
-def test_system_metrics_are_logged_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("psutil")
+def test_system_metrics_are_logged_after_the_first_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     logged = []
-    for asked in (True, False):
+    for minute, asked in ((0.01, True), (60.0, True), (0.01, False)):
+        monkeypatch.setattr(system_metrics, "FIRST_MINUTE", minute)
         with tracked_run(kind="train", name="a", cache_dir=tmp_path, system_metrics=asked) as (run, _):
-            for _ in range(200 if asked else 5):
+            for _ in range(200 if asked and minute < 1 else 5):
                 time.sleep(0.1)
                 metrics = mlflow.MlflowClient().get_run(run.run_id).data.metrics
                 if "system/cpu_utilization_percentage" in metrics:
                     break
         logged.append("system/cpu_utilization_percentage" in metrics)
-    assert logged == [True, False]
-
-
-def test_system_metrics_without_psutil_are_refused_before_a_run_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with (
-        pytest.raises(UsageError, match=r"pip install 'cifar-mlflow\[system\]'"),
-        tracked_run(kind="train", name="a", cache_dir=tmp_path, system_metrics=True),
-    ):
-        pass
-    assert not mlflow.search_runs(output_format="list")
+    assert logged == [True, False, False]

@@ -6,10 +6,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from cifar_mlflow.config import resolve_train_config, validate
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.store import connect, select_store, store_uri
+from cifar_mlflow.tracking.store import connect, page_address, select_store, store_uri
+from cifar_mlflow.verb_config import EvaluateConfig
 
 
 @pytest.fixture
@@ -103,3 +105,56 @@ def test_the_store_of_a_run_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{tmp_path}/gone/mlflow.db does not exist"):
         select_store(gone)
     assert not (tmp_path / "gone").exists()
+
+
+def test_an_experiment_is_described_once_and_a_description_of_ones_own_is_kept(mlflow_store: Path) -> None:
+    assert connect("photos") == "photos"
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("photos")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert f"#/experiments/{experiment.experiment_id}/models?" in experiment.tags["mlflow.note.content"]
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
+    connect("photos")
+    assert client.get_experiment_by_name("photos").tags["mlflow.note.content"] == "ours"
+
+
+def test_in_a_run_of_mlflow_run_its_experiment_is_described_and_default_gets_a_hint(
+    mlflow_store: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = mlflow.MlflowClient()
+    for name, hint in (("Default", True), ("ours", False)):
+        experiment = "0" if hint else client.create_experiment(name)
+        monkeypatch.setenv("MLFLOW_RUN_ID", client.create_run(experiment).info.run_id)
+        caplog.clear()
+        assert connect("my photos") == name
+        assert ("mlflow run --experiment-name 'my photos'" in caplog.text) == hint
+        assert "mlflow.experimentKind" in client.get_experiment(experiment).tags
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "cifar10"),
+        ({"dataset": "sample"}, "cifar10-sample"),
+        ({"dataset": "folder", "data_dir": "/photos/cats and dogs/"}, "cats and dogs"),
+        ({"dataset": "folder", "data_dir": "/photos/cats", "experiment": "mine"}, "mine"),
+    ],
+)
+def test_an_experiment_is_named_after_the_data_set(settings: dict[str, str], name: str) -> None:
+    assert resolve_train_config(settings).experiment == name
+    assert validate(EvaluateConfig, {"model_uri": "x", **settings}).experiment == name
+
+
+def test_the_experiment_of_the_environment_wins_over_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "chosen")
+    assert resolve_train_config({"dataset": "sample"}).experiment == "chosen"
+    assert resolve_train_config({"dataset": "sample", "experiment": "mine"}).experiment == "mine"
+
+
+def test_an_address_leads_to_the_mode_for_trained_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://alice:secret@127.0.0.1:9/prefix/")
+    assert page_address("experiments/1") == (
+        "http://alice:***@127.0.0.1:9/prefix/#/experiments/1?workflowType=machine_learning"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert page_address("experiments/1") is None

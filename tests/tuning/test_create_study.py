@@ -71,7 +71,7 @@ def test_a_waiting_trial_fixes_the_settings_and_the_error_names_the_differences_
 
 def test_a_running_search_without_trials_fixes_the_settings(folder: Path) -> None:
     study = create(cache_dir=str(folder / "here"))
-    experiment = mlflow.MlflowClient().get_experiment_by_name("cifar10").experiment_id
+    experiment = mlflow.MlflowClient().get_experiment_by_name("cifar10-sample").experiment_id
     with mlflow.start_run(experiment_id=experiment) as run:
         study.set_user_attr("parent_run_id", run.info.run_id)
         with pytest.raises(UsageError, match="has other settings"):

@@ -10,6 +10,7 @@ from cifar_mlflow.models.card import ServedCard
 from serving.app.dependencies import app_state
 from serving.app.openapi import errors
 from serving.app.schemas import ModelResponse, TrainingData
+from serving.registry.versions import facts
 
 router = APIRouter()
 
@@ -29,7 +30,7 @@ async def model(request: Request) -> ModelResponse:
         run_url=f"{mlflow_url}/#/runs/{quote(card.run_id)}" if mlflow_url and card.run_id else None,
         versions_url=f"{mlflow_url}/#/models/{quote(served.name)}" if mlflow_url and is_registered else None,
         trained_on=TrainingData(**card.model_dump()),
-        decision=served.tags.get("decision"),
+        decision=facts(served.tags).get("decision"),
         promoted_at=served.tags.get("promoted_at"),
         **card.model_dump(),
     )

@@ -1,5 +1,6 @@
 """An MLflow store with finished training runs; every test gets a copy of it."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from mlflow.entities import LoggedModel
 from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
@@ -19,6 +21,7 @@ from cifar_mlflow.verb_config import RegisterConfig
 from serving.registry import mlflow_server, promotion
 from serving.registry.register import RegisteredVersion
 from serving.registry.register import register as register_run
+from serving.registry.versions import RECORD_TAG
 
 CLASSES = ("blue", "green", "red")
 NAME = "cifar10"
@@ -124,7 +127,10 @@ class Registry:
 
     def add(self, without: str | None = None, **tags: Any) -> str:
         """Add a version with the files of version 1 and these tags, and return its number."""
+        record = json.loads(self.original.tags[RECORD_TAG])
+        record.pop(without, None)
         known = {key: value for key, value in self.original.tags.items() if key != without}
+        known[RECORD_TAG] = json.dumps(record)
         return str(
             self.client.create_model_version(
                 "cifar10",
@@ -143,6 +149,10 @@ class Registry:
 
     def version(self, number: str) -> ModelVersion:
         return self.client.get_model_version("cifar10", number)
+
+    def model(self, number: str) -> LoggedModel:
+        """The logged model that a version was made from."""
+        return self.client.get_logged_model(self.version(number).source.removeprefix("models:/"))
 
 
 @pytest.fixture

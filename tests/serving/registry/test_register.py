@@ -1,11 +1,12 @@
 """`register`: what a new version contains, and the checks before it is created."""
 
 import hashlib
-import json
+import io
 import logging
 import re
 import shutil
 import sqlite3
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.verb_config import EvaluateConfig
 from serving.registry.abstention import ood_images
 from serving.registry.loader import load_scorer
-from serving.registry.versions import model_of_run
+from serving.registry.versions import RECORD_TAG, facts, model_of_run
 from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, register
 
 pytestmark = pytest.mark.slow
@@ -84,16 +85,20 @@ def test_coverage_and_accuracy_in_the_card_are_those_of_the_certain_answers(
     assert scorer.card["ood"]["auroc"].keys() == ood_images(32).keys()
 
 
-def test_tags_and_description_of_a_version(registry: Registry, trained: Trained, tmp_path: Path) -> None:
+def test_tags_of_a_version_are_few_and_one_has_the_record(
+    registry: Registry, trained: Trained, tmp_path: Path
+) -> None:
     version, card = registry.original, load_classifier(trained.run_id)[1]
+    assert version.tags.keys() == {
+        "run_id", "model", "data", "precision", "val_accuracy", "test_accuracy", RECORD_TAG,
+    }  # fmt: skip
     expected = {
-        "run_id": trained.run_id, "model": "cnn", "precision": "fp32", "data": "images", "agreement": "1.0",
-        "data_digest": card.data_digest, "val_size": "0.5", "split_seed": "7",
+        "run_id": trained.run_id, "model": "cnn", "precision": "fp32", "data": "images", "agreement": 1.0,
+        "data_digest": card.data_digest, "val_size": 0.5, "split_seed": 7, "classes": [*CLASSES],
         "decision": "fp32, as requested", "judged_by": "108 validation images",
         "test_accuracy": repr(card.metrics["test/accuracy"]),
     }  # fmt: skip
-    assert version.tags.items() >= expected.items()
-    assert tuple(json.loads(version.tags["classes"])) == CLASSES
+    assert {key: facts(version.tags)[key] for key in expected} == expected
     assert version.run_id == trained.run_id
     folder = Path(
         mlflow.artifacts.download_artifacts("models:/cifar10/1/artifacts/scorer", dst_path=tmp_path)
@@ -102,25 +107,78 @@ def test_tags_and_description_of_a_version(registry: Registry, trained: Trained,
         f"sha256.{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()
     }
     assert digests.keys() == {"sha256.model.onnx", "sha256.scorer.json"}
-    assert version.tags.items() >= digests.items()
-    for text in ("**cnn** on images, served as fp32", trained.run_id, version.tags["val_accuracy"][:6]):
-        assert text in version.description
+    assert facts(version.tags).items() >= digests.items()
 
 
-def test_the_run_gets_new_metrics_and_does_not_change_otherwise(registry: Registry, trained: Trained) -> None:
+def test_the_model_card_is_on_the_pages_of_version_and_model_and_a_file(
+    registry: Registry, trained: Trained, tmp_path: Path
+) -> None:
+    version, metrics = registry.original, load_scorer("models:/cifar10/1").card["metrics"]
+    text = version.description
+    first, _, rest = text.partition("\n")
+    assert first == (
+        f"cnn on images, served as fp32: {metrics['serve/fp32/val_accuracy']:.1%} of validation images right"
+    )
+    for section in ("Data", "Results", "Results by class", "Calibration", "Limits", "How to call it"):
+        assert f"\n## {section}\n" in rest
+    assert f"| test, as trained | {metrics['test/accuracy']:.4f} |" in rest
+    assert all(re.search(rf"\n\| {name} \| [\d.]+% \|", rest) for name in CLASSES)
+    assert f"is then {metrics['serve/val_ece']:.3f}" in rest
+    assert registry.model("1").tags["mlflow.note.content"] == text
+    file = mlflow.artifacts.download_artifacts("models:/cifar10/1/artifacts/MODEL_CARD.md", dst_path=tmp_path)
+    assert Path(file).read_text() == text
+    about = registry.client.get_registered_model("cifar10").description
+    assert about.startswith("Classifies images into 3 classes: blue, green, red\n")
+
+
+def test_the_example_of_the_model_card_runs(registry: Registry) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", registry.original.description, re.DOTALL)
+    said = io.StringIO()
+    with redirect_stdout(said):
+        exec(code, {})
+    assert "'top_k'" in said.getvalue()
+
+
+def test_a_description_that_a_person_wrote_is_kept(client: mlflow.MlflowClient, trained: Trained) -> None:
+    client.create_registered_model("cifar10", description="ours")
+    register(trained.easy, serve_precision="fp32")
+    assert client.get_registered_model("cifar10").description == "ours"
+
+
+def test_the_run_does_not_change_and_the_logged_model_has_the_metrics(
+    registry: Registry, trained: Trained
+) -> None:
     run = registry.client.get_run(trained.run_id)
     before = mlflow.MlflowClient(f"sqlite:///{trained.store}").get_run(trained.run_id)
     assert run.info == before.info
-    assert run.data.params == before.data.params
-    assert run.data.tags == before.data.tags
-    added = run.data.metrics.keys() - before.data.metrics.keys()
-    assert {key for key in added if "ood_auroc" not in key} == {
+    assert run.data.to_dictionary() == before.data.to_dictionary()
+    logged = {metric.key: metric for metric in registry.model("1").metrics}
+    assert {key for key in logged if "ood_auroc" not in key} == {
+        "val/accuracy", "val/f1_macro", "val/ece",
         "serve/agreement", "serve/val_ece", "serve/val_coverage", "serve/val_certain_accuracy",
         "serve/fp32/val_accuracy", "serve/fp32/agreement", "serve/fp32/megabytes", "serve/fp32/ms_batch_1",
         "serve/fp32/ms_batch_16",
     }  # fmt: skip
-    assert len(added) == 9 + 7
-    assert run.data.metrics["serve/fp32/val_accuracy"] == before.data.metrics["val/accuracy"]
+    assert len(logged) == 12 + 7
+    accuracy = before.data.metrics["val/accuracy"]
+    assert logged["serve/fp32/val_accuracy"].value == logged["val/accuracy"].value == accuracy
+    assert logged["val/accuracy"].dataset_name == "images-validation"
+    measured = registry.client.get_run(logged["val/accuracy"].run_id)
+    assert (measured.info.status, measured.data.tags["kind"]) == ("FINISHED", "register")
+    assert measured.data.tags["mlflow.parentRunId"] == trained.run_id
+    assert [model.model_id for model in measured.inputs.model_inputs] == [registry.model("1").model_id]
+
+
+def test_the_trained_and_the_served_network_can_be_ranked_together(
+    registry: Registry, trained: Trained
+) -> None:
+    run = registry.client.get_run(trained.run_id)
+    found = registry.client.search_logged_models(
+        [run.info.experiment_id], order_by=[{"field_name": "metrics.val/accuracy", "ascending": False}]
+    )
+    assert {model.name for model in found if any(m.key == "val/accuracy" for m in model.metrics)} == {
+        "model", "scorer",
+    }  # fmt: skip
 
 
 def test_int8_is_registered_with_the_metrics_of_both_candidates(
@@ -137,7 +195,7 @@ def test_int8_is_registered_with_the_metrics_of_both_candidates(
     data = divide(load_dataset(config), config)[1]
     np.testing.assert_array_equal(scorer.score(data.images).probabilities.argmax(1), data.labels)
     assert client.get_model_version("cifar10", "1").tags["val_accuracy"] == "1.0"
-    metrics = client.get_run(trained.easy).data.metrics
+    metrics = load_scorer("models:/cifar10/1").card["metrics"]
     assert metrics["serve/int8/val_accuracy"] == metrics["serve/fp32/val_accuracy"] == 1
     assert metrics["serve/int8/megabytes"] < metrics["serve/fp32/megabytes"]
     assert metrics["serve/int8/ms_batch_16"] > 0
@@ -148,8 +206,8 @@ def test_a_run_without_validation_images_has_no_coverage_and_no_accuracy(
 ) -> None:
     version = registry.version("2")
     assert "val_accuracy" not in version.tags
-    assert version.tags["judged_by"] == "216 training images, as no images were held out"
-    assert "validation" not in version.description
+    assert facts(version.tags)["judged_by"] == "216 training images, as no images were held out"
+    assert "No images were held out to measure it." in version.description
     card = load_scorer("models:/cifar10/2").card
     assert card["uncertain"] == {
         "confidence_below": 0.95,
@@ -158,8 +216,8 @@ def test_a_run_without_validation_images_has_no_coverage_and_no_accuracy(
         "accuracy": None,
         "reason": "no images were held out, so nothing verifies that 0.95 of the certain answers are right",
     }
-    metrics = registry.client.get_run(trained.on_all_images).data.metrics
-    assert "serve/fp32/train_accuracy" in metrics
+    metrics = [metric.key for metric in registry.model("2").metrics]
+    assert {"serve/fp32/train_accuracy", "train/accuracy"} <= {*metrics}
     assert not [name for name in metrics if "val" in name]
 
 
@@ -190,7 +248,7 @@ def test_auto_takes_fp32_without_validation_images(client: mlflow.MlflowClient, 
     made = register(trained.on_all_images)
     assert made.precision == "fp32"
     assert "no images were held out" in made.message
-    assert not [name for name in client.get_run(trained.on_all_images).data.metrics if "int8" in name]
+    assert not [name for name in load_scorer("models:/cifar10/1").card["metrics"] if "int8" in name]
 
 
 def test_images_that_moved_are_found_by_data_dir(
@@ -340,4 +398,4 @@ def test_a_lost_response_does_not_create_a_second_version(
     monkeypatch.setattr(mlflow, "register_model", register_model)
     made = register(trained.easy, serve_precision="fp32")
     assert [str(version.version) for version in versions(client)] == [made.number]
-    assert "**cnn**" in client.get_model_version(made.name, made.number).description
+    assert client.get_model_version(made.name, made.number).description.startswith("cnn on vivid")

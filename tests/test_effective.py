@@ -1,0 +1,49 @@
+"""Which settings a run shows as params, and what its name says."""
+
+from typing import Any
+
+import pytest
+
+from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.effective import default_run_name, effective_settings
+
+
+@pytest.mark.parametrize(
+    ("given", "idle", "effective"),
+    [
+        ({}, {"aux_lr", "width", "dropout", "image_size", "cache_dir", "experiment"}, {"mirrors", "lr"}),
+        ({"recipe": "fast"}, {"dropout", "weights", "data_dir"}, {"aux_lr", "width", "tta"}),
+        ({"dataset": "sample", "data_dir": "/x"}, {"mirrors", "data_dir"}, {"val_size", "split_seed"}),
+        ({"dataset": "folder", "data_dir": "/x"}, {"mirrors"}, {"data_dir", "image_size"}),
+        ({"val_size": 0, "test": False}, {"split_seed", "patience", "tta"}, {"val_size", "test"}),
+    ],
+)
+def test_settings_without_an_effect_are_left_out(
+    given: dict[str, Any], idle: set[str], effective: set[str]
+) -> None:
+    shown = effective_settings(resolve_train_config(given)).keys()
+    assert shown >= effective
+    assert not shown & idle
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"model": "cnn"}, "cnn-photos"),
+        ({"model": "cnn", "seed": "3", "threads": 1, "run_name": None}, "cnn-photos seed=3"),
+        ({"model": "cnn", "lr": 0.02, "deterministic": True}, "cnn-photos deterministic=true lr=0.02"),
+        ({"recipe": "demo", "dataset": "sample"}, "fast-photos recipe=demo"),
+        ({"recipe": "fast", "dataset": "sample", "epochs": 3}, "fast-photos epochs=3"),
+        ({"model": "resnet18", "weights": "/models/photos.h5"}, "resnet18-photos weights=photos.h5"),
+        ({"model": "vgg16", "recipe": "fast", "small_images": 0}, "vgg16-photos recipe=fast small_images=0"),
+    ],
+)
+def test_the_name_says_what_was_changed_from_the_recipe(given: dict[str, Any], name: str) -> None:
+    assert default_run_name(resolve_train_config(given), "photos") == name
+
+
+def test_a_long_name_counts_the_changes_that_it_leaves_out() -> None:
+    changed = {"lr": 0.02, "momentum": 0.8, "weight_decay": 1e-3, "cutout": 8, "mixup": 0.2, "ema": 0.9}
+    name = default_run_name(resolve_train_config({"model": "cnn", **changed}), "photos")
+    assert len(name) <= 75
+    assert name.endswith(" more")
