@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests/fixtures/registered_at_00676c6"
 VERSION = json.loads((FIXTURE / "version.json").read_text())
 NAME = "cifar10"
-# PNG files. The fixture also has the answer for a JPEG, which the present code decodes to slightly other pixels.
+# PNG files. The fixture also has the answer for a JPEG, which the present code decodes to other pixels.
 IMAGES = [base64.b64decode(image) for image in VERSION["images"]]
 ANSWERS = VERSION["answers"][: len(IMAGES)]
 FIELDS = ("label", "class_index", "confidence", "top_k", "uncertain")
