@@ -31,7 +31,7 @@ from cifar_mlflow.verb_config import (
     TrainVerbConfig,
     split_minutes,
 )
-from cifar_mlflow.verb_group import Group
+from cifar_mlflow.verb_group import Verbs
 
 HELP_WIDTH = 100
 FEWER_COLLECTIONS = 10_000  # new objects between two collections; Python's default is 700 or 2,000
@@ -52,7 +52,7 @@ EXPORT_FORMATS = {
 
 
 @click.group(
-    cls=Group,
+    cls=Verbs,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": HELP_WIDTH,

@@ -37,21 +37,7 @@ VERBS_ELSEWHERE = {
 
 
 class Group(click.Group):
-    """A group that imports the verbs of other packages when needed, and prints errors meant for the user."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return [verb for verbs in VERB_GROUPS.values() for verb in verbs]
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        width = max(map(len, self.list_commands(ctx)))
-        for title, verbs in VERB_GROUPS.items():
-            with formatter.section(title):
-                formatter.write_dl([(verb.ljust(width), self._summary(ctx, verb)) for verb in verbs])
-
-    def _summary(self, ctx: click.Context, verb: str) -> str:
-        """Return the first paragraph of the help of a verb."""
-        command = self.get_command(ctx, verb)
-        return " ".join(((command and command.help) or "").strip().partition("\n\n")[0].split())
+    """A group that prints errors for the user in one form."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -63,12 +49,6 @@ class Group(click.Group):
             raise UsageError(f"there is no command {args[0]}: {hint}")
         return super().resolve_command(ctx, args)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if module := VERBS_ELSEWHERE.get(cmd_name):
-            command: click.Command = getattr(importlib.import_module(module), cmd_name)
-            return command
-        return super().get_command(ctx, cmd_name)
-
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with terminable():
@@ -77,8 +57,8 @@ class Group(click.Group):
             _report(str(error))
             ctx.exit(error.exit_code)
         except click.UsageError as error:  # in the form of our own errors
-            verb = error.ctx.info_name if error.ctx else None
-            _report(f"{error.format_message()}\n`cifar-mlflow {verb} --help` lists the options.")
+            command = (error.ctx or ctx).command_path
+            _report(f"{error.format_message()}\n`{command} --help` lists the options.")
             ctx.exit(error.exit_code)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -90,6 +70,30 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(130)
+
+
+class Verbs(Group):
+    """The group of all verbs; it imports those of other packages when needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [verb for verbs in VERB_GROUPS.values() for verb in verbs]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if module := VERBS_ELSEWHERE.get(cmd_name):
+            command: click.Command = getattr(importlib.import_module(module), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.list_commands(ctx)))
+        for title, verbs in VERB_GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(verb.ljust(width), self._summary(ctx, verb)) for verb in verbs])
+
+    def _summary(self, ctx: click.Context, verb: str) -> str:
+        """Return the first paragraph of the help of a verb."""
+        command = self.get_command(ctx, verb)
+        return " ".join(((command and command.help) or "").strip().partition("\n\n")[0].split())
 
 
 def _report(error: str) -> None:

@@ -76,7 +76,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--cutout", "33"], ["cutout=33", "image_size=32"]),
         (["--cutout", "28", "--small-images", "0.2"], ["cutout=28", "small_images=0.2", "24 pixels"]),
         (["--epoch", "3"], ["--epoch", "--epochs"]),
-        (["--bogus", "3"], ["Error: ", "--bogus", "`cifar-mlflow train --help` lists the options"]),
+        (["--bogus", "3"], ["Error: ", "--bogus", "train --help` lists the options"]),
         (["--crop-padding", "16", "--image-size", "64", *SAMPLE], ["image_size"]),
         (["--device", "cuda", *SAMPLE], ["device", "cuda", "cpu"]),
         (["--weights", "nothing.h5", *SAMPLE], ["nothing.h5", "no such file"]),
@@ -108,6 +108,12 @@ def test_a_wrong_command_is_refused_like_a_wrong_value(arguments: list[str], mes
     result = invoke(*arguments)
     assert_refused(result, 2, f"Error: {message}")
     assert "Usage:" not in result.stderr
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_the_settings_of_a_run_that_is_no_training_are_refused() -> None:
+    run_id = mlflow.MlflowClient().create_run("0").info.run_id
+    assert_refused(invoke("train", "--settings-of", run_id), 2, run_id, "is not a training")
 
 
 def test_two_invalid_options_are_both_named() -> None:

@@ -1,8 +1,9 @@
 """Save models as .onnx: one file that any ONNX runtime can run, from pixels to logits or probabilities.
 
 `save_onnx` writes the network that `register` serves. Input `images`: uint8 (N, S, S, 3), RGB. Output
-`logits`: float32 (N, classes), to be divided by the temperature before the softmax. N is free, S is the
-card's image size; the graph normalizes the images. The file's metadata has `cifar_mlflow_format` (version)
+`logits`: float32 (N, classes), to be divided by the temperature before the softmax. Output `distance`:
+float32 (N, 1), to be added to the energy of the logits (`FeatureDistance`). N is free, S is the card's image
+size; the graph normalizes the images. The file's metadata has `cifar_mlflow_format` (version)
 and `card` (the model card as JSON).
 
 The export format `onnx` adds the output `probabilities`, float32 (N, classes), before the logits. With
@@ -21,6 +22,7 @@ import torch
 from onnx import compose, helper
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
+from cifar_mlflow.evaluation.feature_distance import FeatureDistance, WithDistance, fit_distance
 from cifar_mlflow.export.files import FORMAT_VERSION
 from cifar_mlflow.export.format import ExportFormat, Images, ModelToExport, Predict, check_images
 from cifar_mlflow.export.pixels import LogitsOfPixels
@@ -34,23 +36,31 @@ from cifar_mlflow.models.classifier import ImageClassifier
 OPSET = 20
 
 
-def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
+def save_onnx(
+    path: Path, classifier: ImageClassifier, card: ModelCard, distance: FeatureDistance | None = None
+) -> None:
     """Write a model to `path` atomically.
 
     Batch norms are folded into the convolutions before them. The classifier is not changed and may be in any
     mode and on any device.
 
+    Args:
+        distance: adds the output `distance`, float32 (N, 1).
+
     Raises:
         CifarError: the file cannot be written.
     """
     example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
+    classifier = deepcopy(classifier).cpu()
+    if distance:
+        classifier.network = WithDistance(classifier.network, distance)
     program = torch.onnx.export(
-        LogitsOfPixels(deepcopy(classifier).cpu()).eval(),
+        LogitsOfPixels(classifier).eval(),
         (example,),
         dynamo=True,
         opset_version=OPSET,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=["logits", "distance"] if distance else ["logits"],
         dynamic_shapes=({0: torch.export.Dim("N")},),
         verbose=False,
     )
@@ -64,15 +74,36 @@ def save_onnx(path: Path, classifier: ImageClassifier, card: ModelCard) -> None:
         program.save(temporary)
 
 
-def network_onnx(model: ModelToExport) -> onnx.ModelProto:
-    """Return the network from `images` to `logits` as `save_onnx` describes it, in the model's precision."""
+def network_onnx(model: ModelToExport, *, with_distance: bool = False) -> onnx.ModelProto:
+    """Return the network as `save_onnx` describes it, in the model's precision."""
+    distance = None
+    if with_distance:
+        images = model.eval_set.images.images
+        distance = fit_distance(model.classifier, model.training_images, images, model.card.temperature)
     with TemporaryDirectory() as folder:
         path = Path(folder, "fp32.onnx")
-        save_onnx(path, model.classifier, model.card)
+        save_onnx(path, model.classifier, model.card, distance)
         if model.precision == "int8":
             path = Path(folder, "int8.onnx")
             quantize(Path(folder, "fp32.onnx"), path, model.training_images)
         return onnx.load(path)
+
+
+def complete_onnx(
+    model: ModelToExport, *, with_preprocessing: bool, with_distance: bool = False
+) -> onnx.ModelProto:
+    """Return the network as the format `onnx` describes it, with its metadata."""
+    network = network_onnx(model, with_distance=with_distance)
+    graph = network.graph
+    _add_probabilities(graph, model.card.temperature)
+    if with_preprocessing:
+        graph = _put_first(preprocessing_graph(model.card.image_size), graph)
+    complete = helper.make_model(
+        graph, opset_imports=network.opset_import, ir_version=network.ir_version, producer_name="cifar-mlflow"
+    )
+    helper.set_model_props(complete, model.metadata())
+    onnx.checker.check_model(complete, full_check=True)
+    return complete
 
 
 class _Onnx(ExportFormat):
@@ -81,20 +112,8 @@ class _Onnx(ExportFormat):
     preprocessing = True
 
     def write(self, model: ModelToExport, folder: Path) -> Path:
-        network = network_onnx(model)
-        graph = network.graph
-        _add_probabilities(graph, model.card.temperature)
-        if model.config.with_preprocessing:
-            graph = _put_first(preprocessing_graph(model.card.image_size), graph)
-        complete = helper.make_model(
-            graph,
-            opset_imports=network.opset_import,
-            ir_version=network.ir_version,
-            producer_name="cifar-mlflow",
-        )
-        helper.set_model_props(complete, model.metadata())
-        onnx.checker.check_model(complete, full_check=True)
         path = folder / f"{model.stem}.onnx"
+        complete = complete_onnx(model, with_preprocessing=model.config.with_preprocessing)
         path.write_bytes(complete.SerializeToString())
         return path
 
@@ -130,8 +149,7 @@ def _add_probabilities(graph: onnx.GraphProto, temperature: float) -> None:
     graph.initializer.append(onnx.numpy_helper.from_array(np.array(temperature, np.float32), "temperature"))
     graph.node.append(helper.make_node("Div", ["logits", "temperature"], ["calibrated_logits"]))
     graph.node.append(helper.make_node("Softmax", ["calibrated_logits"], ["probabilities"], axis=1))
-    (logits,) = graph.output
-    probabilities = deepcopy(logits)
+    probabilities = deepcopy(graph.output[0])  # the logits
     probabilities.name = "probabilities"
     graph.output.insert(0, probabilities)
 

@@ -73,12 +73,15 @@ class AbstentionInfo(BaseModel):
 class OodInfo(BaseModel):
     """The threshold above which an image counts as unlike the training images.
 
+    `score` is the energy of the logits, in models of this release plus the distance of the features (see
+    `evaluation.feature_distance`).
+
     `auroc` tells for each kind of foreign image how well the score separates it from validation images.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    score: Literal["energy"] = "energy"
+    score: Literal["energy", "energy+distance"] = "energy"
     above: float
     auroc: dict[str, float] = Field(default_factory=dict)
 

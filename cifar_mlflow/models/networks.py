@@ -1,6 +1,7 @@
 """The networks by name. Each takes normalized float images (N, 3, H, W) and returns logits (N, classes)."""
 
 import importlib
+from itertools import pairwise
 
 from torch import nn
 
@@ -30,3 +31,14 @@ def build_network(name: ModelName, num_classes: int, width: float = 1.0, dropout
     module = importlib.import_module(f"cifar_mlflow.models.{BUILDERS[name]}")
     network: nn.Module = getattr(module, name)(num_classes, **options)
     return network
+
+
+def stages(network: nn.Module) -> list[nn.Module]:
+    """Return the modules whose outputs, (N, C, H, W), are the features of a network by falling resolution."""
+    children = dict(network.named_children())
+    if "layer1" in children:  # torchvision's ResNet
+        return [children[f"layer{number}"] for number in range(1, 5)]
+    if "groups" in children:  # `fast`
+        return [*children["groups"].children()]
+    layers = pairwise(children["features"].children())
+    return [module for module, following in layers if isinstance(following, nn.MaxPool2d)]

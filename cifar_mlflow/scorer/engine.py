@@ -34,6 +34,8 @@ class _Job:
 class Engine:
     """Run `model.onnx`: uint8 (N, S, S, 3) in, float32 logits (N, classes) out. Thread-safe.
 
+    Further outputs, float32 (N, columns), follow the logits as further columns.
+
     One thread owns the session. A call starts it, and it ends when no call has come for IDLE_SECONDS. The
     queue is bounded by the callers: each has at most one batch in it and waits for the result; the server
     limits how many callers there are. After a fork, the child opens a session of its own.
@@ -56,10 +58,10 @@ class Engine:
         self._share = share
         self._threads = threads or 0
         self._session: onnxruntime.InferenceSession | None = self._open()
-        inputs, outputs = self._session.get_inputs()[0], self._session.get_outputs()[0]
-        self._input, self._output = inputs.name, outputs.name
+        inputs, outputs = self._session.get_inputs()[0], self._session.get_outputs()
+        self._input, self._outputs = inputs.name, [output.name for output in outputs]
         self._image_shape = tuple(inputs.shape[1:])
-        self._classes = outputs.shape[1]
+        self._columns = sum(output.shape[1] for output in outputs)
         self._changed = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._thread: threading.Thread | None = None
@@ -87,7 +89,7 @@ class Engine:
         """
         if not len(images):
             self._check(images)
-            return np.empty((0, self._classes), np.float32)
+            return np.empty((0, self._columns), np.float32)
         # One batch at a time, so that a caller with many images does not block the others.
         pieces = [
             self.submit(images[start : start + MAX_BATCH]).result()
@@ -199,7 +201,8 @@ class Engine:
         if self._session is None:
             self._session = self._open()
         images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
-        logits: np.ndarray = self._session.run([self._output], {self._input: images})[0]
+        outputs = self._session.run(self._outputs, {self._input: images})
+        logits: np.ndarray = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
         self.batches += 1
         self.images += len(images)
         if self.on_batch is not None:

@@ -20,7 +20,8 @@ class Scores(NamedTuple):
 
     Attributes:
         probabilities: float32 (N, classes), rows that sum to 1.
-        ood: float32 (N,), an energy score: the higher, the less the image is like the training images.
+        ood: float32 (N,), energy plus feature distance: the higher, the less the image is like the training
+            images. Models of earlier releases have only the energy.
         uncertain: bool (N,).
     """
 
@@ -80,16 +81,16 @@ class Scorer:
         """Score images, uint8 (N, S, S, 3); concurrent calls share batches."""
         return self.scores(self.engine.run(images))
 
-    def scores(self, logits: np.ndarray) -> Scores:
-        """Convert the engine's logits, float32 (N, classes), to scores."""
+    def scores(self, outputs: np.ndarray) -> Scores:
+        """Convert what the engine returns, float32 (N, classes) or (N, classes + 1), to scores."""
         temperature = self.card["temperature"]
-        logits = logits / temperature
+        logits, distance = outputs[:, : len(self.classes)] / temperature, outputs[:, len(self.classes) :]
         highest = np.maximum.reduce(logits, axis=1, keepdims=True)
         exponentials = np.exp(logits - highest)
         total = np.add.reduce(exponentials, axis=1, keepdims=True)
-        energy = -temperature * (highest + np.log(total))[:, 0]
+        ood = -temperature * (highest + np.log(total))[:, 0] + np.add.reduce(distance, axis=1)
         low_confidence = 1 / total[:, 0] < self.card["uncertain"]["confidence_below"]
-        return Scores(exponentials / total, energy, low_confidence | (energy > self.card["ood"]["above"]))
+        return Scores(exponentials / total, ood, low_confidence | (ood > self.card["ood"]["above"]))
 
     def answers(self, scores: Scores, top_k: int) -> list[dict[str, Any]]:
         """Return one JSON-serializable answer per image; `top_k` is 1 to the number of classes."""

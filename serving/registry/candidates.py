@@ -1,5 +1,6 @@
 """The candidates for serving a trained network, fp32 and int8, and the choice between them."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.evaluation.feature_distance import fit_distance
 from cifar_mlflow.evaluation.paired_test import PairedTest
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.images import EvalSet
@@ -20,6 +22,8 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.verb_config import Precision, ServedPrecision
+
+logger = logging.getLogger("cifar_mlflow.register")
 
 BATCH_SIZES = (1, 16)
 TIMING_ROUNDS = 10
@@ -32,6 +36,7 @@ class Candidate:
     Attributes:
         model: the ONNX file.
         logits: float32 (N, classes).
+        distance: float32 (N,), of the features, see `FeatureDistance`.
         correct: bool (N,), whether each image was classified correctly.
         agreement: share of images with the label that the trained network gives.
         milliseconds: time per batch on this machine, by batch size.
@@ -40,6 +45,7 @@ class Candidate:
     precision: ServedPrecision
     model: Path
     logits: NDArray[np.float32]
+    distance: NDArray[np.float32]
     correct: NDArray[np.bool_]
     agreement: float
     milliseconds: dict[int, float]
@@ -82,15 +88,18 @@ def build_candidates(
     images, truth = eval_set.images.images, eval_set.images.labels
     expected = predict_logits(classifier, images).argmax(axis=1)
     models: dict[ServedPrecision, Path] = {"fp32": folder / "fp32.onnx"}
-    save_onnx(models["fp32"], classifier, card)
+    distance = fit_distance(classifier, training_images, images, card.temperature)
+    save_onnx(models["fp32"], classifier, card, distance)
     if precision == "int8" or (precision == "auto" and eval_set.held_out):
         models["int8"] = folder / "int8.onnx"
+        logger.info("Quantizing it to int8")
         quantize(models["fp32"], models["int8"], training_images)
     engines = {name: Engine(model) for name, model in models.items()}
+    logger.info("Measuring %s", " and ".join(models))
     milliseconds = _time_batches(engines, images)
     candidates = []
     for name, engine in engines.items():
-        logits = engine.run(images)
+        logits, distances = split_outputs(engine.run(images))
         engine.close()
         labels = logits.argmax(axis=1)
         candidates.append(
@@ -98,6 +107,7 @@ def build_candidates(
                 precision=name,
                 model=models[name],
                 logits=logits,
+                distance=distances,
                 correct=labels == truth,
                 agreement=float((labels == expected).mean()),
                 milliseconds=milliseconds[name],
@@ -106,6 +116,11 @@ def build_candidates(
     if reason := disagreement(candidates[0].agreement, eval_set):
         raise CifarError(reason)
     return candidates
+
+
+def split_outputs(outputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the logits, (N, classes), and the distances, (N,), of what an engine returned."""
+    return outputs[:, :-1], outputs[:, -1]
 
 
 def choose(candidates: list[Candidate], precision: Precision) -> tuple[Candidate, str]:

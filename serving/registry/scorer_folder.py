@@ -13,7 +13,7 @@ from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.scorer.predictor import CARD_FILE, FORMAT, MODEL_FILE
 from serving.monitoring.drift import reference_of
 from serving.registry.abstention import Thresholds, energy, fit_thresholds, ood_auroc, ood_images
-from serving.registry.candidates import Candidate
+from serving.registry.candidates import Candidate, split_outputs
 
 logger = logging.getLogger("cifar_mlflow.register")
 
@@ -38,7 +38,11 @@ def describe(
     labels = eval_set.images.labels
     probabilities = softmax(chosen.logits, card.temperature)
     thresholds = fit_thresholds(
-        chosen.logits, labels if eval_set.held_out else None, card.temperature, target_accuracy
+        chosen.logits,
+        labels if eval_set.held_out else None,
+        card.temperature,
+        target_accuracy,
+        chosen.distance,
     )
     uncertain = AbstentionInfo(
         confidence_below=thresholds.confidence_below,
@@ -64,7 +68,7 @@ def describe(
         precision=chosen.precision,
         fit="crop",  # as for the images of a folder in training
         uncertain=uncertain,
-        ood=OodInfo(above=thresholds.energy_above, auroc=auroc),
+        ood=OodInfo(score="energy+distance", above=thresholds.ood_above, auroc=auroc),
         metrics=card.metrics | metrics,
         reference=reference_of(eval_set.images.images, probabilities, card.classes, eval_set.split),
         files={MODEL_FILE: sha256(chosen.model)},
@@ -97,13 +101,13 @@ def sha256(path: Path) -> str:
 
 
 def _ood_auroc(chosen: Candidate, card: ModelCard) -> dict[str, float]:
-    """Return the AUROC of the energy score by kind of foreign image."""
-    in_distribution = energy(chosen.logits, card.temperature)
+    """Return the AUROC of energy plus distance by kind of foreign image."""
+    in_distribution = energy(chosen.logits, card.temperature) + chosen.distance
     engine = Engine(chosen.model)
-    auroc = {
-        kind: ood_auroc(in_distribution, energy(engine.run(images), card.temperature))
-        for kind, images in ood_images(card.image_size).items()
-    }
+    auroc = {}
+    for kind, images in ood_images(card.image_size).items():
+        logits, distance = split_outputs(engine.run(images))
+        auroc[kind] = ood_auroc(in_distribution, energy(logits, card.temperature) + distance)
     engine.close()
     missed = [f"{kind} (AUROC {value:.2f})" for kind, value in auroc.items() if value < USEFUL_AUROC]
     if missed:

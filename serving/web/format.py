@@ -1,6 +1,5 @@
 """The export format `web`: a folder of static files that classifies in the browser."""
 
-import dataclasses
 import json
 import logging
 import shutil
@@ -14,7 +13,7 @@ import onnx
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.export.format import ExportFormat, Images, ModelToExport, Predict, check_images
-from cifar_mlflow.export.onnx import ONNX
+from cifar_mlflow.export.onnx import ONNX, complete_onnx
 from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.tracking.locations import find_model_version
 from cifar_mlflow.verb_config import ExportConfig
@@ -49,7 +48,9 @@ class _Web(ExportFormat):
         else:
             runtime = installed_runtime(config.cache_dir) or install_runtime(config.cache_dir)
         path = folder / f"{model.stem}-web"
-        write_bundle(path, _network(model, folder), _card(model, runtime), runtime)
+        card = _card(model, runtime)
+        with_distance = "distance" in card.get("ood", {}).get("score", "")
+        write_bundle(path, _network(model, with_distance), card, runtime)
         logger.info("Files of %s:\n%s", path.name, _listing(path))
         return path
 
@@ -76,12 +77,9 @@ class _Web(ExportFormat):
 WEB = _Web()
 
 
-def _network(model: ModelToExport, scratch: Path) -> bytes:
+def _network(model: ModelToExport, with_distance: bool) -> bytes:
     """Return the ONNX file with preprocessing; the square that the network receives is a further output."""
-    config = model.config.model_copy(update={"with_preprocessing": True})
-    path = ONNX.write(dataclasses.replace(model, config=config), scratch)
-    network = onnx.load(path)
-    path.unlink()
+    network = complete_onnx(model, with_preprocessing=True, with_distance=with_distance)
     size = model.card.image_size
     network.graph.node.append(onnx.helper.make_node("Identity", ["preprocessing/images"], ["input"]))
     network.graph.output.append(

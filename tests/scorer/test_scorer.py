@@ -84,6 +84,16 @@ def test_probabilities_and_energy_follow_from_the_logits_and_the_temperature(tmp
     assert scores.probabilities.dtype == scores.ood.dtype == np.float32
 
 
+def test_a_further_output_of_the_network_is_added_to_the_energy(tmp_path: Path) -> None:
+    scorer = scorer_with(tmp_path / "scorer", ood={"above": 0.0}, uncertain={"confidence_below": 0.0})
+    logits = np.array([[1, 2, 3], [1, 2, 3]], np.float32)
+    plain_scores = scorer.scores(logits)
+    scores = scorer.scores(np.hstack([logits, np.array([[0.5], [4.0]], np.float32)]))
+    np.testing.assert_array_equal(scores.probabilities, plain_scores.probabilities)
+    np.testing.assert_allclose(scores.ood, plain_scores.ood + np.array([0.5, 4.0]), rtol=1e-6)
+    assert scores.uncertain.tolist() == [False, True]
+
+
 def test_large_logits_do_not_overflow(tmp_path: Path) -> None:
     scores = scorer_with(tmp_path / "scorer", temperature=0.01).score(plain(RED))
     np.testing.assert_allclose(scores.probabilities, [[1, 0, 0]])

@@ -32,6 +32,7 @@ def candidate(precision: Literal["fp32", "int8"], correct: np.ndarray, milliseco
         precision=precision,
         model=Path("model.onnx"),
         logits=np.zeros((len(correct), 3), np.float32),
+        distance=np.zeros(len(correct), np.float32),
         correct=correct,
         agreement=1.0,
         milliseconds={1: milliseconds / 8, 16: milliseconds},
@@ -128,6 +129,7 @@ class ExportsDifferently(nn.Module):
     def __init__(self, network: nn.Module, defective: bool) -> None:
         super().__init__()
         self.network = network
+        self.features = network.features
         self.defective = defective
 
     def forward(self, images: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.verb_config import EvaluateConfig
+from serving.registry.abstention import ood_images
 from serving.registry.loader import load_scorer
 from serving.registry.versions import RECORD_TAG, facts, model_of_run
 from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, register
@@ -80,8 +81,8 @@ def test_coverage_and_accuracy_in_the_card_are_those_of_the_certain_answers(
     right = scores.probabilities.argmax(1) == data.labels
     assert right[~scores.uncertain].mean() == pytest.approx(uncertain["accuracy"])
     assert uncertain["accuracy"] >= uncertain["target_accuracy"] == 0.95
-    assert (scores.ood > scorer.card["ood"]["above"]).mean() == pytest.approx(0.025, abs=0.01)
-    assert scorer.card["ood"]["auroc"].keys() == {"digits", "photographs", "noise", "flat"}
+    assert (scores.ood > scorer.card["ood"]["above"]).mean() == pytest.approx(0.1, abs=0.01)
+    assert scorer.card["ood"]["auroc"].keys() == ood_images(32).keys()
 
 
 def test_tags_of_a_version_are_few_and_one_has_the_record(
@@ -158,7 +159,7 @@ def test_the_run_does_not_change_and_the_logged_model_has_the_metrics(
         "serve/fp32/val_accuracy", "serve/fp32/agreement", "serve/fp32/megabytes", "serve/fp32/ms_batch_1",
         "serve/fp32/ms_batch_16",
     }  # fmt: skip
-    assert len(logged) == 12 + 4
+    assert len(logged) == 12 + 7
     accuracy = before.data.metrics["val/accuracy"]
     assert logged["serve/fp32/val_accuracy"].value == logged["val/accuracy"].value == accuracy
     assert logged["val/accuracy"].dataset_name == "images-validation"
@@ -238,7 +239,7 @@ def test_a_target_out_of_reach_makes_every_answer_uncertain(
     description = client.get_model_version("cifar10", "1").description
     for text in (caplog.text, description):
         assert re.search(f"Every answer is marked as uncertain: {reason}.*--target-accuracy", text)
-    metrics = scorer.card["metrics"]
+    metrics = client.get_run(trained.run_id).data.metrics
     assert metrics["serve/val_coverage"] == 0
     assert "serve/val_certain_accuracy" not in metrics
 
@@ -378,7 +379,6 @@ def test_a_run_that_is_registered_already_is_named(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("cifar_mlflow"), "propagate", True)
     assert register(trained.run_id, serve_precision="fp32").number == "3"
-    # A set: pytest adds its handler to loggers that did not propagate, too.
     (warning,) = {record.message for record in caplog.records if "already" in record.message}
     assert warning.startswith(f"Run {trained.run_id} is version 1 (fp32, validation accuracy ")
     assert "of cifar10 already" in warning

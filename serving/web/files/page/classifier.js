@@ -10,7 +10,7 @@ import { milliseconds } from "./format.js";
 /** @typedef {import("./worker.js").Response} Response */
 /**
  * @typedef {import("./answer.js").Model & {temperature: number, ood?: {above: number}}} Model The content of
- *   model.json. An answer is uncertain if its confidence is below, or its energy above, a threshold. A model without
+ *   model.json. An answer is uncertain if its confidence is below, or its energy (plus distance) above, a threshold. A model without
  *   thresholds is never uncertain.
  */
 
@@ -72,12 +72,12 @@ export async function predict(image, classes, { signal } = {}) {
   await ready;
   const loadMs = performance.now() - start;
   signal?.throwIfAborted();
-  const { logits, input, ms } = await askWorker(image, model);
+  const { logits, distance, input, ms } = await askWorker(image, model);
   const totalMs = performance.now() - start;
   return {
     requestId: "",
     model,
-    prediction: { ...judge(logits, model, classes), input: dataUrl(input, model.image_size) },
+    prediction: { ...judge(logits, distance, model, classes), input: dataUrl(input, model.image_size) },
     totalMs,
     timing:
       `Answered in ${Math.round(totalMs)} ms on this device: decoding the photo took ${milliseconds(ms.decode)} ms, ` +
@@ -101,16 +101,17 @@ function askWorker(image, { image_size: size, fit }) {
 /**
  * Do what `Scorer.scores` and `Scorer.answers` of the Python package do.
  * @param {Float32Array} logits
+ * @param {number} distance
  * @param {Model} model
  * @param {number} count Number of classes in `top_k`.
  * @returns {Omit<Prediction, "input">}
  */
-function judge(logits, { classes, temperature, uncertain, ood }, count) {
+function judge(logits, distance, { classes, temperature, uncertain, ood }, count) {
   const scaled = Array.from(logits, (logit) => logit / temperature);
   const highest = Math.max(...scaled);
   const exponentials = scaled.map((value) => Math.exp(value - highest));
   const total = exponentials.reduce((sum, value) => sum + value, 0);
-  const energy = -temperature * (highest + Math.log(total));
+  const unlikeness = -temperature * (highest + Math.log(total)) + distance;
   const ranked = exponentials
     .map((value, index) => ({ label: classes[index], confidence: Number((value / total).toFixed(6)) }))
     .sort((a, b) => b.confidence - a.confidence);
@@ -119,7 +120,7 @@ function judge(logits, { classes, temperature, uncertain, ood }, count) {
     label,
     confidence,
     top_k: ranked.slice(0, count),
-    uncertain: 1 / total < (uncertain?.confidence_below ?? 0) || energy > (ood?.above ?? Infinity),
+    uncertain: 1 / total < (uncertain?.confidence_below ?? 0) || unlikeness > (ood?.above ?? Infinity),
   };
 }
 

@@ -8,6 +8,7 @@ import { decode } from "./decode.js";
 /**
  * @typedef {object} Result
  * @property {Float32Array} logits Not yet divided by the temperature.
+ * @property {number} distance To be added to the energy.
  * @property {Uint8Array} input RGB of the square that the network received.
  * @property {{decode: number, score: number}} ms
  */
@@ -40,9 +41,9 @@ async function respond({ id, image, size, fit }) {
     const start = performance.now();
     const pixels = await decode(image, size, fit);
     const decoded = performance.now();
-    const { logits, input } = await (await session).run({ image: tensor(pixels) });
+    const { logits, distance, input } = await (await session).run({ image: tensor(pixels) });
     const ms = { decode: decoded - start, score: performance.now() - decoded };
-    postMessage({ id, result: { logits: logits.data, input: input.data, ms } });
+    postMessage({ id, result: { logits: logits.data, distance: Number(distance?.data[0] ?? 0), input: input.data, ms } });
   } catch (error) {
     postMessage({ id, error: /** @type {Error} */ (error).message });
   }

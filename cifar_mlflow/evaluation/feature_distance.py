@@ -1,0 +1,131 @@
+"""How far the features of an image are from those of the training images.
+
+The energy of the logits misses images that the network has never learned to doubt: noise gets a lower energy
+than photographs. The channel means of the first stages tell noise, flat colours, text and drawings from
+photographs. The score is the Mahalanobis distance (Lee et al. 2018, arXiv 1807.03888) to all training images
+together, since features this early hardly depend on the class. docs/experiments.md compares it with others.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cifar_mlflow.data import SelectedImages
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import stages
+
+STAGES = 2
+TRAINING_IMAGES = 2_000
+SCALE_IMAGES = 1_000
+BATCH_SIZE = 250
+SEED = 0
+# Added to the variances, as a share of their mean: directions that hardly vary would decide alone.
+SHRINKAGE = 1e-3
+SMALLEST = 1e-6  # of a squared distance, before its logarithm
+
+
+class FeatureDistance(nn.Module):
+    """Take the channel means of the first stages, float32 (N, C1) and (N, C2), and return float32 (N, 1).
+
+    The sum of the logarithms of the squared distances, shifted and scaled to mean 0 and the spread of the
+    energy on images like the training images, so that the sum of both is a score: the higher, the less like
+    them.
+    """
+
+    center: Tensor
+    scale: Tensor
+
+    def __init__(self, features: Sequence[Tensor]) -> None:
+        super().__init__()
+        for number, of_stage in enumerate(features):
+            mean = of_stage.mean(0)
+            covariance = torch.cov(of_stage.T.double())
+            variances, directions = torch.linalg.eigh(covariance)
+            whitening = directions / (variances + SHRINKAGE * variances.mean()).sqrt()
+            self.register_buffer(f"mean{number}", mean)
+            self.register_buffer(f"whitening{number}", whitening.float())
+        self.register_buffer("center", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        squares = [
+            ((of_stage - self.get_buffer(f"mean{number}")) @ self.get_buffer(f"whitening{number}"))
+            .square()
+            .sum(1, keepdim=True)
+            for number, of_stage in enumerate(features)
+        ]
+        logs = torch.cat(squares, 1).clamp(min=SMALLEST).log()
+        # No plus sign: int8 would quantize the addition.
+        return (logs.sum(1, keepdim=True) - self.center) * self.scale
+
+
+class WithDistance(nn.Module):
+    """Return the logits of a network, (N, classes), and the distance of its features, (N, 1)."""
+
+    def __init__(self, network: nn.Module, distance: FeatureDistance) -> None:
+        super().__init__()
+        self.network = network
+        self.distance = distance
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = _with_features(self.network, images)
+        return logits, self.distance(features)
+
+
+def fit_distance(
+    classifier: ImageClassifier,
+    training_images: NDArray[np.uint8] | SelectedImages,
+    images: NDArray[np.uint8] | SelectedImages,
+    temperature: float,
+) -> FeatureDistance:
+    """Fit the distance to up to 2,000 of the training images.
+
+    Args:
+        classifier: on the CPU; runs in eval mode.
+        training_images: uint8 (N, S, S, 3).
+        images: uint8 (N, S, S, 3), like the training images but held out if possible: their energies and
+            distances decide the scale.
+    """
+    _, features = _outputs(classifier, _draw(training_images, TRAINING_IMAGES))
+    distance = FeatureDistance(features)
+    logits, features = _outputs(classifier, _draw(images, SCALE_IMAGES))
+    energies = temperature * (logits / temperature).logsumexp(1)
+    distances = distance(features)
+    distance.center.copy_(distances.mean())
+    if len(images) > 1 and (spread := distances.std()) > 0:
+        distance.scale.copy_(energies.std() / spread)
+    return distance
+
+
+def _draw(images: NDArray[np.uint8] | SelectedImages, count: int) -> NDArray[np.uint8]:
+    drawn = np.random.default_rng(SEED).permutation(len(images))[:count]
+    return images[np.sort(drawn)]
+
+
+@torch.inference_mode()
+def _outputs(classifier: ImageClassifier, images: NDArray[np.uint8]) -> tuple[Tensor, list[Tensor]]:
+    """Return the logits and the channel means of the first stages."""
+    network = classifier.network.eval()
+    batches = []
+    for start in range(0, len(images), BATCH_SIZE):
+        batch = torch.from_numpy(np.array(images[start : start + BATCH_SIZE]))
+        pixels = batch.permute(0, 3, 1, 2).float().div_(255)
+        batches.append(_with_features(network, (pixels - classifier.mean) / classifier.std))
+    logits = torch.cat([logits for logits, _ in batches]).float()
+    return logits, [torch.cat(of_stage).float() for of_stage in zip(*(f for _, f in batches), strict=True)]
+
+
+def _with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    features: list[Tensor] = []
+    hooks = [
+        stage.register_forward_hook(lambda module, args, output: features.append(output.mean((2, 3))))
+        for stage in stages(network)[:STAGES]
+    ]
+    try:
+        return network(images), features
+    finally:
+        for hook in hooks:
+            hook.remove()
