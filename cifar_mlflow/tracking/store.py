@@ -186,5 +186,5 @@ def run_address(run_id: str) -> str | None:
     if store_uri().startswith("http"):
         with suppress(MlflowException):
             experiment = mlflow.MlflowClient().get_run(run_id).info.experiment_id
-            return f"{store_uri().rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+            return page_address(f"experiments/{experiment}/runs/{run_id}")
     return None
