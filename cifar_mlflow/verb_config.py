@@ -85,7 +85,7 @@ class ExportConfig(PlacesConfig, TrackingConfig):
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-RunKind = Literal["train", "trial", "search", "evaluate", "monitor"]
+RunKind = Literal["train", "trial", "search", "evaluate", "register", "export", "monitor"]
 
 
 class RunsConfig(Settings):
