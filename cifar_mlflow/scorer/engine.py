@@ -48,6 +48,7 @@ class Engine:
             then make the network wait for them.
 
     Attributes:
+        classes: number of logits.
         batches: number of batches computed so far.
         images: number of images in those batches.
         on_batch: called with the number of images in each computed batch.
@@ -62,6 +63,7 @@ class Engine:
         self._input, self._outputs = inputs.name, [output.name for output in outputs]
         self._image_shape = tuple(inputs.shape[1:])
         self._columns = sum(output.shape[1] for output in outputs)
+        self.classes: int = outputs[0].shape[1]
         self._changed = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._thread: threading.Thread | None = None

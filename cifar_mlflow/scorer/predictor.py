@@ -84,7 +84,7 @@ class Scorer:
     def scores(self, outputs: np.ndarray) -> Scores:
         """Convert what the engine returns, float32 (N, classes) or (N, classes + 1), to scores."""
         temperature = self.card["temperature"]
-        logits, distance = outputs[:, : len(self.classes)] / temperature, outputs[:, len(self.classes) :]
+        logits, distance = outputs[:, : self.engine.classes] / temperature, outputs[:, self.engine.classes :]
         highest = np.maximum.reduce(logits, axis=1, keepdims=True)
         exponentials = np.exp(logits - highest)
         total = np.add.reduce(exponentials, axis=1, keepdims=True)

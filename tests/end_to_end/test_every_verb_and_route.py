@@ -70,10 +70,10 @@ def test_each_verb_and_each_route_works(
     monkeypatch.chdir(tmp_path)
     commands = Commands()
     data = ("--dataset", "folder", "--data-dir", str(images))
-    train = (*QUICK, *data)
+    train, named = (*QUICK, *data), ("--registered-model", "cifar10")
 
     assert "green" in commands.run("data", *data)
-    shown = commands.run("demo", *train, "--epochs", "4", "--serve-precision", "fp32")
+    shown = commands.run("demo", *train, *named, "--epochs", "4", "--serve-precision", "fp32")
     assert "classifies cat.jpg as: " in shown
     trained = commands.run("train", *train, "--epochs", "1", "--run-name", "second", "--lr", "1e-4")
     assert re.search(
@@ -88,7 +88,7 @@ def test_each_verb_and_each_route_works(
     commands.run("export", run.info.run_id, "--output", "model.h5")
     assert Path("model.h5").exists()
     assert "Registered version 2 of cifar10" in commands.run(
-        "register", run.info.run_id, "--serve-precision", "fp32"
+        "register", run.info.run_id, *named, "--serve-precision", "fp32"
     )
     assert "version 2 " in commands.run("promote", "2", "--force")
     assert "in place of version 2" in commands.run("rollback")

@@ -24,7 +24,8 @@ def test_scorer_json_of_an_older_release_is_read_and_written_without_loss() -> N
     written = json.loads(SCORER_JSON.read_bytes())
     card = ServedCard.model_validate(written)
     assert card.uncertain.target_accuracy == 0.95
-    assert card.model_dump(mode="json") == written
+    assert card.uncertain.reason is None
+    assert card.model_dump(mode="json", exclude={"uncertain": {"reason"}}) == written
 
 
 def test_a_card_with_a_wrong_type_is_refused_and_an_unknown_key_is_not() -> None:
