@@ -16,8 +16,7 @@ from PIL import Image
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.cli import main
-from cifar_mlflow.config import validate
-from cifar_mlflow.verb_config import TrainAndRegisterConfig
+from cifar_mlflow.config import TrainConfig, validate
 from serving.monitoring.request_log import RequestLog
 from tests.serving.monitoring.request_logs import UNLIMITED, record
 from tests.serving.registry.conftest import Trained, promote, register, registered, trained
@@ -126,7 +125,7 @@ def test_a_model_trained_with_corrected_images_is_promoted_on_the_same_validatio
         "width": 0.25, "epochs": 8, "batch_size": 16, "threads": 1, "crop_padding": 0, "val_size": 0.5,
         "split_seed": 7, "test": False, "cache_dir": shared_cache,
     }  # fmt: skip
-    run = pipeline.train(validate(TrainAndRegisterConfig, settings))
+    run = pipeline.train(validate(TrainConfig, settings))
     logged = mlflow.MlflowClient().get_run(run.run_id).data
     assert logged.tags["extra_images"] == f"3 training images of {tmp_path / 'corrected'}"
     shutil.rmtree(tmp_path / "corrected")
