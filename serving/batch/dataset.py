@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 from uuid import uuid4
 
 import pyarrow as pa
@@ -131,7 +131,7 @@ class Dataset:
         """Return the path and outcome of each row of a finished part."""
         columns = ["path", "label", "confidence", "uncertain", "error_code", "error_message"]
         with storage_errors(self.url), self._system.open(_part_path(self._root, name), "rb") as file:
-            rows: list[Any] = pq.read_table(file, columns=columns).to_pylist()
+            rows: list[Any] = _read_parquet(file, columns).to_pylist()
         return [(row["path"], outcome_of(row)) for row in rows]
 
     def _read_manifest(self) -> dict[str, dict[str, int]]:
@@ -144,7 +144,7 @@ class Dataset:
                 )
             return {}
         with self._system.open(f"{self._root}/{MANIFEST}", "rb") as file:
-            table = pq.read_table(file)
+            table = _read_parquet(file)
         known = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if known != self._settings:
             raise UsageError(
@@ -164,6 +164,13 @@ class Dataset:
         pq.write_table(table.replace_schema_metadata(self._settings), content)
         with storage_errors(self.url):
             write_whole(self.url, MANIFEST, content.getvalue())
+
+
+def _read_parquet(file: BinaryIO, columns: list[str] | None = None) -> pa.Table:
+    # From memory: Arrow's threads still hold a Python file when `read_table` has returned. If the process
+    # ends at that moment, Python ends such a thread inside of C++, which aborts the process.
+    with pq.ParquetFile(pa.BufferReader(file.read())) as parquet:
+        return parquet.read(columns)
 
 
 def finished_parts(url: str) -> set[str]:
