@@ -325,10 +325,11 @@ def test_mlflow_run_trains_in_the_run_that_it_created(
     assert run.data.params["lr"] == "1e-2"
     assert "test/accuracy" in run.data.metrics
     if entry_point == "demo":
-        assert project.client.get_model_version_by_alias("cifar10", "champion").run_id == run.info.run_id
+        name = project.images.name
+        assert project.client.get_model_version_by_alias(name, "champion").run_id == run.info.run_id
         said = capfd.readouterr().out
         assert re.search(
-            r"models serve -m models:/cifar10@champion` classifies cat.jpg as: (red|green|blue) \d", said
+            rf"models serve -m models:/{name}@champion` classifies cat.jpg as: (red|green|blue) \d", said
         )
 
 
