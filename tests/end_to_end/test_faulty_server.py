@@ -98,7 +98,8 @@ def test_lost_responses_create_nothing_twice_and_short_outages_are_survived(
         "GET .*mlflow-artifacts/.*model.onnx": 2,
         "GET .*experiments/get": 2,
     }
-    said = project.run("register", run.info.run_id, "--serve-precision", "fp32")
+    named = ("--registered-model", "cifar10")
+    said = project.run("register", run.info.run_id, "--serve-precision", "fp32", *named)
     assert "Registered version 1 of cifar10" in said
     (version,) = mlflow.MlflowClient(proxy.address).search_model_versions("name = 'cifar10'")
     assert version.description.startswith("cnn on images")
