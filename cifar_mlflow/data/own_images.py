@@ -44,7 +44,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder or a table holds.
+    """The content of a folder or a table.
 
     Attributes:
         kind: for the digest; the labels of a folder follow from the names of its files.

@@ -1,4 +1,4 @@
-"""How far the features of an image are from those of the training images.
+"""Measure how far the features of an image are from those of the training images.
 
 The energy of the logits misses images that the network has never learned to doubt: noise gets a lower energy
 than photographs. The channel means of the first stages tell noise, flat colours, text and drawings from
