@@ -23,7 +23,7 @@ serve: .venv/.ready
 web: .venv/.ready
 	$(BIN)/python -m serving.web
 
-# Lint, types and the quick tests: two to three minutes on two cores.
+# Lint, types and the quick tests: two minutes on two cores.
 check: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check --no-cache .
