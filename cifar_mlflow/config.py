@@ -136,8 +136,8 @@ class ModelConfig(Settings):
     dropout: float = setting(0.0, "Dropout rate before the last layer (cnn and vgg only).", ge=0, lt=1)
     weights: str | None = setting(
         None,
-        "Initial weights: a .safetensors or .h5 file, or the id of a finished run. The model is "
-        "theirs unless --model or --recipe is given.",
+        "Initial weights: pretrained (released with this package), a .safetensors or .h5 file, or the id of "
+        "a finished run. The model is theirs unless --model or --recipe is given.",
     )
 
 

@@ -303,6 +303,7 @@ def finish(
                 "test",
                 temperature=temperature,
                 tta=config.tta,
+                tta_precision=training.hardware.precision,
                 device=device,
                 advance=advance,
             )

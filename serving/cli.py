@@ -31,17 +31,22 @@ The demo was stopped. `make demo` starts it anew. To continue it instead:
 def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bool) -> None:
     """Make a trained network a new version of the registered model, ready to be served.
 
+    `pretrained` instead of a run stands for the network that is released with this package: no training and
+    no images are needed.
+
     \b
     Example:
       cifar-mlflow register RUN_ID --promote
+      cifar-mlflow register pretrained --promote
     """
     config = validate(RegisterConfig, given)
     with loading():
+        from serving.registry.pretrained import register_pretrained
         from serving.registry.promotion import NotPromotedError
         from serving.registry.promotion import promote as promote_version
         from serving.registry.register import register as register_run
 
-    version = register_run(run_id, config)
+    version = register_pretrained(config) if run_id == "pretrained" else register_run(run_id, config)
     click.echo(f"\nRegistered {version.message}")
     if promote:
         try:

@@ -15,7 +15,7 @@ from cifar_mlflow.data import Split
 from cifar_mlflow.evaluation import figures
 from cifar_mlflow.evaluation.calibration import Calibration, Labels, calibrate, reliability_table, softmax
 from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
-from cifar_mlflow.evaluation.predict import Model, ignore, predict_logits
+from cifar_mlflow.evaluation.predict import ComputePrecision, Model, ignore, predict_logits
 
 
 class ReportSink(Protocol):
@@ -81,20 +81,24 @@ def report_on(
     *,
     temperature: float | None = None,
     tta: TtaName = "none",
+    tta_precision: ComputePrecision = "fp32",
     device: torch.device,
     advance: Callable[[int], None] = ignore,
 ) -> Report:
-    """Evaluate a model on a split in fp32.
+    """Evaluate a model on a split, in fp32 as it is saved and served.
 
     Args:
         temperature: None calibrates on this split; do so only for the validation split.
         tta: evaluate a second time with this test-time augmentation.
+        tta_precision: of that evaluation; in training, that of the training, since six views take long.
         advance: called with the number of images of each batch; with `tta`, each image comes twice.
     """
     logits = predict_logits(model, data.images, device=device, advance=advance)
     augmented = None
     if tta != "none":
-        augmented_logits = predict_logits(model, data.images, device=device, tta=tta, advance=advance)
+        augmented_logits = predict_logits(
+            model, data.images, device=device, precision=tta_precision, tta=tta, advance=advance
+        )
         augmented = evaluate_logits(augmented_logits, data.labels, classes)
     return report_of(logits, data.labels, classes, split, temperature, augmented)
 

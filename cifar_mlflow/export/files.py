@@ -54,4 +54,4 @@ def rebuild(path: Path, card: ModelCard, tensors: dict[str, Tensor]) -> ImageCla
         network = build_network(card.model, len(card.classes), width=card.width, dropout=card.dropout)
     classifier = ImageClassifier(network, card.mean, card.std)
     classifier.load_state_dict(tensors, assign=True)
-    return classifier.eval()
+    return classifier.float().eval()  # released weights are fp16

@@ -15,11 +15,13 @@ from cifar_mlflow.export import load_model_file
 from cifar_mlflow.export.program import load_program
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
 from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import call_mlflow, first_line, is_outage
 
 logger = logging.getLogger(__name__)
 
+PRETRAINED = "pretrained"  # the name of the released weights
 WEIGHTS_FILE = "weights/model.safetensors"
 PT2_FILE = "data/model.pt2"
 # The key of the card in the metadata of an MLflow model.
@@ -30,7 +32,10 @@ RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
-    """Load weights, to train or export them, from a file, a run (its id or runs:/), or a registered version.
+    """Load weights, to train or export them.
+
+    Args:
+        reference: a file, a run (its id or runs:/), a registered version, or `pretrained`.
 
     Returns:
         The classifier, in eval mode and on the CPU, and its card.
@@ -39,6 +44,8 @@ def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
         UsageError: the reference is neither a model file nor a run that has weights.
         CifarError: MLflow does not answer, or the file is damaged.
     """
+    if reference == PRETRAINED:
+        return load_model_file(RELEASED_WEIGHTS)
     if reference.startswith("models:/"):
         run_id = _run_of_version(reference)
         if run_id is None:
@@ -54,8 +61,8 @@ def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
     path = os.path.expanduser(reference)  # noqa: PTH111 - no error for ~nobody
     if not os.path.exists(path):  # noqa: PTH110 - no error for a name that is too long
         raise UsageError(
-            f"{reference}: there is no such file, and it is neither a run id (32 digits 0-9a-f) nor a runs:/ "
-            "or models:/ address"
+            f"{reference}: there is no such file, and it is neither {PRETRAINED} nor a run id (32 digits "
+            "0-9a-f) nor a runs:/ or models:/ address"
         )
     return load_model_file(Path(path))
 

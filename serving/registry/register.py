@@ -14,29 +14,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.entities import LoggedModelInput, Metric
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from numpy.typing import NDArray
 from PIL import Image
 
 from cifar_mlflow.config import PlacesConfig
+from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.calibration import softmax
-from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
+from cifar_mlflow.evaluation.metrics import evaluate_logits
 from cifar_mlflow.export.images import EvalSet, load_images
 from cifar_mlflow.export.reference import load_classifier
-from cifar_mlflow.models.card import ServedCard
+from cifar_mlflow.models.card import ModelCard, ServedCard
+from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.names import registered_name
 from cifar_mlflow.tracking.datasets import LONGEST_DIGEST
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from cifar_mlflow.tracking.run import now_ms
 from cifar_mlflow.verb_config import RegisterConfig, ServedPrecision
-from serving.registry.candidates import Candidate, build_candidates, choose
+from serving.registry.candidates import build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
 from serving.registry.model_card import MODEL_NAME, model_card, registered_model_description, shorten
-from serving.registry.scorer_folder import describe, write_scorer_folder
+from serving.registry.scorer_folder import describe, sha256, write_scorer_folder
 from serving.registry.versions import RegisteredModel, version_tags
 
 logger = logging.getLogger("cifar_mlflow.register")
@@ -55,6 +59,31 @@ class RegisteredVersion:
     run_id: str
     precision: ServedPrecision
     message: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A scorer folder, and what is told of it.
+
+    Attributes:
+        text: the model card for people.
+        judged_by: the images that `metrics` were measured on, in words.
+        context: their data set in MLflow, `validation` or `train`.
+        decision: the reason for the precision, in words.
+        metrics: of the served network, by the names in MLflow.
+        images: uint8 (N, S, S, 3), which the logged model has to classify.
+        logits: float32 (N, classes), what it has to answer.
+    """
+
+    folder: Path
+    card: ServedCard
+    text: str
+    judged_by: str
+    context: str
+    decision: str
+    metrics: dict[str, float]
+    images: NDArray[np.uint8]
+    logits: NDArray[np.float32]
 
 
 def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
@@ -80,25 +109,68 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
     training, eval_set = load_images(card, params, places)
     logger.info("Exporting %s of run %s, evaluated on %s", card.model, run_id, eval_set)
     with tempfile.TemporaryDirectory() as scratch:
-        candidates = build_candidates(
-            classifier, card, training.images, eval_set, config.serve_precision, Path(scratch)
-        )
-        chosen, decision = choose(candidates, config.serve_precision)
-        served = describe(chosen, candidates, card, eval_set, config.target_accuracy)
-        evaluation = evaluate_logits(chosen.logits, eval_set.images.labels, card.classes, card.temperature)
-        folder = Path(scratch, "scorer")
-        files = write_scorer_folder(folder, chosen.model, served)
-        text = model_card(served, eval_set, evaluation, decision)
-        model_id = call_mlflow(lambda: log_model(folder, run_id, MODEL_NAME, text)).model_id
+        prepared = prepare(classifier, card, training.images, eval_set, config, Path(scratch))
+        return publish(prepared, run_id, name)
+
+
+def prepare(
+    classifier: ImageClassifier,
+    card: ModelCard,
+    training_images: NDArray[np.uint8] | SelectedImages,
+    eval_set: EvalSet,
+    config: RegisterConfig,
+    scratch: Path,
+) -> Prepared:
+    """Export and measure a network, choose its precision, and write the scorer folder into `scratch`.
+
+    Args:
+        training_images: uint8 (N, S, S, 3), to calibrate the ranges of int8.
+
+    Raises:
+        CifarError: the exported network does not give the labels of the trained one.
+    """
+    candidates = build_candidates(
+        classifier, card, training_images, eval_set, config.serve_precision, scratch
+    )
+    chosen, decision = choose(candidates, config.serve_precision)
+    served = describe(chosen, candidates, card, eval_set, config.target_accuracy)
+    evaluation = evaluate_logits(chosen.logits, eval_set.images.labels, card.classes, card.temperature)
+    folder = scratch / "scorer"
+    write_scorer_folder(folder, chosen.model, served)
+    figures = {key: getattr(evaluation, key) for key in ("accuracy", "f1_macro", "ece")}
+    return Prepared(
+        folder,
+        served,
+        model_card(served, eval_set, evaluation, decision),
+        str(eval_set),
+        "validation" if eval_set.held_out else "train",
+        decision,
+        {f"{eval_set.split}/{key}": value for key, value in figures.items()},
+        eval_set.images.images[:CHECKED_IMAGES],
+        chosen.logits[:CHECKED_IMAGES],
+    )
+
+
+def publish(prepared: Prepared, run_id: str, name: str) -> RegisteredVersion:
+    """Log a scorer folder as a model of its run, check it, and create a version of the registered model.
+
+    Raises:
+        CifarError: the logged model does not work, or MLflow does not answer. No version is created.
+    """
+    card, text = prepared.card, prepared.text
+    with tempfile.TemporaryDirectory() as scratch:
+        model_id = call_mlflow(lambda: log_model(prepared.folder, run_id, MODEL_NAME, text)).model_id
         model_uri = f"models:/{model_id}"
         logged = download(model_uri, Path(scratch, "logged"))
-        _check_logged_model(logged, served, chosen, eval_set)
-        tags = version_tags(served, files, code_digest(logged), str(eval_set), decision)
-    _log_metrics(run_id, model_id, served, eval_set, evaluation)
+        _check_logged_model(logged, prepared)
+        digest = code_digest(logged)
+    files = {path.name: sha256(path) for path in prepared.folder.iterdir()}
+    tags = version_tags(card, files, digest, prepared.judged_by, prepared.decision)
+    _log_metrics(run_id, model_id, prepared)
     number = _create_version(name, model_uri, tags)
-    _describe(name, number, text, served)
-    message = f"version {number} of {name}: {card.model} as {decision}"
-    return RegisteredVersion(name, number, run_id, chosen.precision, message)
+    _describe(name, number, text, card)
+    message = f"version {number} of {name}: {card.model} as {prepared.decision}"
+    return RegisteredVersion(name, number, run_id, card.precision, message)
 
 
 def _check_run(run_id: str) -> None:
@@ -118,14 +190,14 @@ def _check_run(run_id: str) -> None:
     call_mlflow(lambda: mlflow.set_experiment(experiment_id=run.experiment_id))
 
 
-def _check_logged_model(model: Path, card: ServedCard, chosen: Candidate, eval_set: EvalSet) -> None:
+def _check_logged_model(model: Path, prepared: Prepared) -> None:
     """Let the logged model classify PNG files, and compare with the logits that the network gives for them.
 
     Raises:
         CifarError: the model does not load, or its answers differ.
     """
-    files = []
-    for pixels in eval_set.images.images[:CHECKED_IMAGES]:
+    card, files = prepared.card, []
+    for pixels in prepared.images:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "png")
         files.append(file.getvalue())
@@ -133,7 +205,7 @@ def _check_logged_model(model: Path, card: ServedCard, chosen: Candidate, eval_s
         answers = mlflow.pyfunc.load_model(str(model)).predict(pd.DataFrame({"image": files}))
     except Exception as error:  # MLflow and the logged code raise errors of any kind
         raise CifarError(f"the logged model does not work: {first_line(error)}") from error
-    expected = softmax(chosen.logits[: len(files)], card.temperature)
+    expected = softmax(prepared.logits, card.temperature)
     for probabilities, answer in zip(expected, answers, strict=True):
         # The probability of the given label is compared, not the label: rounding, which differs by batch
         # size, may swap two equally likely classes.
@@ -148,26 +220,26 @@ def _check_logged_model(model: Path, card: ServedCard, chosen: Candidate, eval_s
             )
 
 
-def _log_metrics(
-    run_id: str, model_id: str, card: ServedCard, eval_set: EvalSet, evaluation: Evaluation
-) -> None:
+def _log_metrics(run_id: str, model_id: str, prepared: Prepared) -> None:
     """Log what was measured of the scorer to the logged model.
 
     MLflow needs a run for it. It is one of its own, nested in the training: in that, these metrics would push
     the learning curves down.
     """
-    client, now = mlflow.MlflowClient(), now_ms()
+    client, now, card = mlflow.MlflowClient(), now_ms(), prepared.card
     training = call_mlflow(lambda: client.get_run(run_id)).info
     tags = {**resolve_tags(), MLFLOW_PARENT_RUN_ID: run_id, "kind": "register", "model_run_id": run_id}
     name = f"register-{training.run_name}"
     run = call_mlflow(lambda: client.create_run(training.experiment_id, tags=tags, run_name=name)).info.run_id
-    context = "validation" if eval_set.held_out else "train"
-    data = {"dataset_name": f"{card.data}-{context}", "dataset_digest": card.data_digest[:LONGEST_DIGEST]}
-    figures = {
-        **{f"{eval_set.split}/{key}": getattr(evaluation, key) for key in ("accuracy", "f1_macro", "ece")},
-        **{key: value for key, value in card.metrics.items() if key.startswith("serve/")},
+    data = {
+        "dataset_name": f"{card.data}-{prepared.context}",
+        "dataset_digest": card.data_digest[:LONGEST_DIGEST],
     }
-    metrics = [Metric(key, value, now, 0, model_id=model_id, **data) for key, value in figures.items()]
+    served = {key: value for key, value in card.metrics.items() if key.startswith("serve/")}
+    metrics = [
+        Metric(key, value, now, 0, model_id=model_id, **data)
+        for key, value in (prepared.metrics | served).items()
+    ]
     call_mlflow(lambda: client.log_inputs(run, models=[LoggedModelInput(model_id)]))
     call_mlflow(lambda: client.log_batch(run, metrics=metrics))
     call_mlflow(lambda: client.set_terminated(run))

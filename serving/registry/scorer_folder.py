@@ -87,13 +87,12 @@ def promise(uncertain: AbstentionInfo) -> str:
     )
 
 
-def write_scorer_folder(folder: Path, model: Path, card: ServedCard) -> dict[str, str]:
-    """Create the folder and return the sha256 of each of its files by name."""
+def write_scorer_folder(folder: Path, model: Path, card: ServedCard) -> None:
+    """Create the folder with the network and its card."""
     folder.mkdir()
     shutil.copy(model, folder / MODEL_FILE)
     content = json.dumps(card.model_dump(mode="json"), indent=2, ensure_ascii=False)
     (folder / CARD_FILE).write_text(content)
-    return {path.name: sha256(path) for path in folder.iterdir()}
 
 
 def sha256(path: Path) -> str:

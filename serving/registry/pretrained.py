@@ -1,0 +1,95 @@
+"""The released network, which becomes a registered version in seconds and without CIFAR-10's images.
+
+`cifar_mlflow/pretrained/` holds its weights in fp16, and the scorer folder that was made of them, with the
+thresholds from the validation images of its training. `python -m benchmarks release` writes both.
+"""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from cifar_mlflow.config import DataConfig, TrackingConfig
+from cifar_mlflow.data import load_dataset
+from cifar_mlflow.environment import default_cache_dir
+from cifar_mlflow.export.reference import PRETRAINED, load_classifier
+from cifar_mlflow.export.weights import save_weights
+from cifar_mlflow.models.card import ModelCard, ServedCard
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
+from cifar_mlflow.names import CIFAR10
+from cifar_mlflow.scorer.engine import Engine
+from cifar_mlflow.scorer.predictor import CARD_FILE, MODEL_FILE
+from cifar_mlflow.tracking.artifacts import log_weights
+from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.run import now_ms
+from cifar_mlflow.tracking.store import connect
+from cifar_mlflow.verb_config import RegisterConfig
+from serving.registry.candidates import split_outputs
+from serving.registry.mlflow_model import MODEL_CARD_FILE
+from serving.registry.register import CHECKED_IMAGES, Prepared, RegisteredVersion, publish
+from serving.registry.scorer_folder import write_scorer_folder
+
+FOLDER = RELEASED_WEIGHTS.parent
+SCORER = "scorer"
+RECORD = "registration.json"
+RECORDED = ("judged_by", "context", "decision", "metrics")  # of `Prepared`
+
+
+def write_release(
+    prepared: Prepared, classifier: ImageClassifier, card: ModelCard, folder: Path = FOLDER
+) -> None:
+    """Replace the released network.
+
+    Args:
+        prepared: made of `classifier` and `card`.
+        classifier: its weights are those of fp16, so that the file has them exactly.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(prepared.folder, folder / SCORER)
+    save_weights(folder / RELEASED_WEIGHTS.name, classifier.half(), card)
+    record = {name: getattr(prepared, name) for name in RECORDED}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / MODEL_CARD_FILE).write_text(prepared.text + "\n")
+
+
+def register_pretrained(config: RegisterConfig, folder: Path = FOLDER) -> RegisteredVersion:
+    """Make the released network a new version of the registered model.
+
+    Its weights are logged to a run of their own, as if it had been trained here.
+
+    Raises:
+        CifarError: a check failed, or MLflow does not answer. No version is created.
+    """
+    classifier, card = load_classifier(PRETRAINED)
+    served = ServedCard.model_validate_json((folder / SCORER / CARD_FILE).read_bytes())
+    connect(TrackingConfig().experiment)
+    with tracked_run(
+        kind="train",
+        name=f"{card.model}-pretrained",
+        cache_dir=default_cache_dir(),
+        tags={"released": "true"},
+    ) as (run, _):
+        card = card.model_copy(update={"run_id": run.run_id})
+        text = (folder / MODEL_CARD_FILE).read_text().strip().replace(served.run_id, run.run_id)
+        run.log_params({"model": card.model, "dataset": card.data, "val_size": card.val_size})
+        run.set_tags(
+            {
+                "dataset": card.data,
+                "dataset.digest": card.data_digest,
+                "mlflow.note.content": f"Released with cifar_mlflow, not trained here\n\n{text}",
+            }
+        )
+        run.log_metrics(card.metrics, step=0, timestamp=now_ms())
+        log_weights(run, classifier, card)
+    images = load_dataset(DataConfig(dataset="sample")).split("test").images[:CHECKED_IMAGES]
+    with tempfile.TemporaryDirectory() as scratch:
+        scorer = Path(scratch, SCORER)
+        served = served.model_copy(update={"run_id": run.run_id})
+        write_scorer_folder(scorer, folder / SCORER / MODEL_FILE, served)
+        engine = Engine(scorer / MODEL_FILE)
+        logits, _ = split_outputs(engine.run(images))
+        engine.close()
+        record = json.loads((folder / RECORD).read_bytes())
+        prepared = Prepared(scorer, served, text, images=images, logits=logits, **record)
+        return publish(prepared, run.run_id, config.registered_model or CIFAR10)
