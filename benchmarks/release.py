@@ -52,4 +52,4 @@ def provenance(run: Run) -> str:
 ## The released training
 `{result.command}` on {result.data}, one seed, commit {result.commit}, {result.hardware}, {result.date[:10]}:
 {result.accuracy:.2%} of the test images right{with_tta}, macro F1 {result.f1_macro:.4f}, ECE
-{result.ece:.4f}, {result.train_seconds:.0f} s of training. The files hold its weights rounded to fp16.{caveat}"""
+{result.ece:.4f}, {result.train_seconds:.0f} s of training. The files hold its weights in fp16.{caveat}"""
