@@ -175,7 +175,13 @@ class OptimizeConfig(Settings):
     )
     lr: float = setting(0.1, "Peak learning rate; for muon, that of the convolution filters.", gt=0, le=10)
     aux_lr: float = setting(
-        0.05, "Peak learning rate of the SGD beside Muon: last layer, norms and biases.", gt=0, le=10
+        0.05, "Peak learning rate of the last layer, which SGD trains beside Muon.", gt=0, le=10
+    )
+    bias_lr: float = setting(
+        5e-4,
+        "Peak learning rate of norms and biases beside Muon, per image: 0.05 is 25 for a batch of 500.",
+        gt=0,
+        le=1,
     )
     momentum: float = setting(0.9, "Momentum; beta1 for adamw.", ge=0, lt=1)
     weight_decay: float = setting(5e-4, "Weight decay; norms and biases have none.", ge=0, le=1)

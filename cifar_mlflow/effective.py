@@ -30,6 +30,7 @@ def without_effect(config: TrainConfig) -> set[str]:
         "width": config.model not in MODELS_WITH_WIDTH,
         "dropout": config.model not in MODELS_WITH_DROPOUT,
         "aux_lr": config.optimizer != "muon",
+        "bias_lr": config.optimizer != "muon",
         "tta": not config.test,
     }
     return {"cache_dir", *TrackingConfig.model_fields} | {name for name, idle in cases.items() if idle}

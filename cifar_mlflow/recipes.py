@@ -10,16 +10,18 @@ RECIPES: dict[str, dict[str, Any]] = {
     "cnn": {"model": "cnn", "epochs": 30, "lr": 0.05, "batch_size": 128, "dropout": 0.1},
     "resnet": {"model": "resnet18", "epochs": 30, "lr": 0.1, "batch_size": 128},
     "vgg": {"model": "vgg16", "epochs": 30, "lr": 0.02, "batch_size": 128, "dropout": 0.2},
-    # Muon's learning rate, label smoothing and alternating flip are those of the CIFAR-10 speed record (arXiv
-    # 2404.00498, and its later variant with Muon). Small images in half of the epochs save a quarter of the
-    # time.
+    # Label smoothing, alternating flip and the learning rate of the biases are those of the CIFAR-10 speed
+    # record (arXiv 2404.00498, and its later variant with Muon). Its batches have 2,000 images; on a CPU
+    # smaller ones cost nothing, and more steps gain accuracy. Small images in half of the epochs save a
+    # quarter of the time.
     "fast": {
         "model": "fast",
         "epochs": 8,
-        "batch_size": 1000,
+        "batch_size": 512,
         "optimizer": "muon",
-        "lr": 0.24,
-        "aux_lr": 0.5,
+        "lr": 0.17,
+        "aux_lr": 0.032,
+        "bias_lr": 0.053,
         "momentum": 0.6,
         "weight_decay": 2e-6,
         "label_smoothing": 0.2,

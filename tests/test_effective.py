@@ -11,7 +11,11 @@ from cifar_mlflow.effective import default_run_name, effective_settings
 @pytest.mark.parametrize(
     ("given", "idle", "effective"),
     [
-        ({}, {"aux_lr", "width", "dropout", "image_size", "cache_dir", "experiment"}, {"mirrors", "lr"}),
+        (
+            {},
+            {"aux_lr", "bias_lr", "width", "dropout", "image_size", "cache_dir", "experiment"},
+            {"mirrors", "lr"},
+        ),
         ({"recipe": "fast"}, {"dropout", "weights", "data_dir"}, {"aux_lr", "width", "tta"}),
         ({"dataset": "sample", "data_dir": "/x"}, {"mirrors", "data_dir"}, {"val_size", "split_seed"}),
         ({"dataset": "folder", "data_dir": "/x"}, {"mirrors"}, {"data_dir", "image_size"}),

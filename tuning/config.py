@@ -26,6 +26,7 @@ SEARCHED = (
     "optimizer",
     "lr",
     "aux_lr",
+    "bias_lr",
     "momentum",
     "weight_decay",
     "label_smoothing",

@@ -39,6 +39,7 @@ DEFAULT: dict[str, Any] = {
         {"low": 0.02, "high": 0.6, "log": True, "when": {"optimizer": "muon"}},
     ],
     "aux_lr": {"low": 0.01, "high": 1.0, "log": True, "when": {"optimizer": "muon"}},
+    "bias_lr": {"low": 2e-5, "high": 0.1, "log": True, "when": {"optimizer": "muon"}},
     # Wide: a recipe's value suits its own optimizer, but others are tried with the same model.
     "momentum": {"low": 0.5, "high": 0.97},
     # AdamW multiplies it by a rate that is a hundred times smaller; Muon applies it to the head only.

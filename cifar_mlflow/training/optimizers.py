@@ -46,7 +46,8 @@ def build_optimizers(
     """Return optimizers for all trainable parameters of `model`; each parameter is in exactly one group.
 
     For sgd and adamw: one optimizer with two groups, with and without weight decay. For muon: Muon for the
-    filters of convolutions, and SGD at `aux_lr` for the rest.
+    filters of convolutions, and SGD for the rest: the last layer at `aux_lr`, norms and biases at `bias_lr`
+    times the batch size.
 
     Args:
         world: processes with the same gradients, among which Muon divides its work.
@@ -62,6 +63,9 @@ def build_optimizers(
     else:
         filters = [p for p in trainable if p.ndim == 4]
         rest = _decay_groups([p for p in trainable if p.ndim != 4], config.weight_decay)
+        for group in rest:
+            if group["params"][0].ndim <= 1:
+                group["lr"] = config.bias_lr * config.batch_size
         optimizers = [
             Muon(filters, lr=config.lr, momentum=config.momentum, world=world),
             SGD(rest, lr=config.aux_lr, momentum=AUX_MOMENTUM, nesterov=True),

@@ -104,7 +104,8 @@ def test_norms_and_biases_are_not_decayed(optimizer: str) -> None:
 def test_groups_keep_their_peak_rate(optimizer: str) -> None:
     config = config_for(optimizer)
     peaks = {g["initial_lr"] for o in build_optimizers(small_classifier(), config) for g in o.param_groups}
-    assert peaks == ({config.lr, config.aux_lr} if optimizer == "muon" else {config.lr})
+    beside_muon = {config.aux_lr, config.bias_lr * config.batch_size}
+    assert peaks == ({config.lr, *beside_muon} if optimizer == "muon" else {config.lr})
 
 
 @optimizers
