@@ -18,7 +18,7 @@ from cifar_mlflow.review.findings import as_table, make_findings, read_decisions
 from cifar_mlflow.review.gallery import duplicate_gallery, label_error_gallery
 from cifar_mlflow.review.images import ReviewedImages
 from cifar_mlflow.review.label_errors import check_cleanlab, find_label_errors
-from cifar_mlflow.review.out_of_fold import predict_out_of_fold
+from cifar_mlflow.review.out_of_fold import assign_folds, predict_out_of_fold
 from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.store import connect
@@ -87,9 +87,10 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
     check_cleanlab()
     hardware = set_up_hardware(config, config.precision)
     dataset, reviewed = _load(config)
+    train = reviewed.parts["train"].labels
+    fold_of = assign_folds(train, dataset.classes, reviewing.folds, config.seed)
     if adapt_batch_size and config.dataset == "folder":
-        images = len(reviewed.parts["train"]) * (reviewing.folds - 1) // reviewing.folds
-        config = lower_batch_size(config, images, processes=1)
+        config = lower_batch_size(config, int((fold_of != 0).sum()), processes=1)
     # No network is kept: all images that it is not trained on are there to be judged.
     config = config.model_copy(update={"val_size": 0.0, "patience": 0, "test": False})
     connect(config.experiment)
@@ -108,7 +109,7 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
         run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest})
         contexts = ["validation" if split == "val" else split for split in reviewed.parts]
         run.log_datasets(dataset_entities(dataset, config, contexts))
-        predictions = predict_out_of_fold(dataset, reviewed, config, reviewing.folds, hardware, run, stop)
+        predictions = predict_out_of_fold(dataset, reviewed, fold_of, config, hardware, run, stop)
         steps = Steps()
         with stop.at_once():
             with steps.step("search", "Looking for wrong labels and near-duplicates"):

@@ -51,8 +51,8 @@ class FoldRecorder:
 def predict_out_of_fold(
     dataset: ImageDataset,
     reviewed: ReviewedImages,
+    fold_of: NDArray[np.int64],
     config: TrainConfig,
-    folds: int,
     hardware: Hardware,
     recorder: Recorder,
     stop: StopRequest,
@@ -60,17 +60,17 @@ def predict_out_of_fold(
     """Train a network per fold of the training images, each on the other folds.
 
     Args:
+        fold_of: int64, the fold of each training image, from `assign_folds`.
         recorder: receives the metrics of each epoch, and `fold1/accuracy` after a training.
         stop: checked after each step.
 
     Raises:
-        UsageError: a class has fewer than 2 training images.
         TrainingDivergedError: the loss became NaN or infinite.
         Interrupted: `stop` was requested.
     """
     train = reviewed.parts["train"]
     others = list(reviewed.parts.values())[1:]
-    fold_of = assign_folds(train.labels, dataset.classes, folds, config.seed)
+    folds = int(fold_of.max()) + 1
     nothing = Split(train.images[:0], train.labels[:0])
     probabilities = np.zeros((len(reviewed), len(dataset.classes)))
     for fold in range(folds):
