@@ -43,6 +43,8 @@ def check_cleanlab() -> None:
 def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[LabelError]:
     """Return the labels that are probably wrong, the most certain errors first.
 
+    Confident learning estimates how many labels are wrong; those with the lowest probabilities are returned.
+
     Args:
         labels: int64 (N,), class indices.
         probabilities: float64 (N, classes), by networks that were not trained on the image.
@@ -52,8 +54,8 @@ def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.float
     found = find_label_issues(
         labels,
         probabilities,
-        filter_by="prune_by_noise_rate",
-        return_indices_ranked_by="normalized_margin",
+        filter_by="low_self_confidence",
+        return_indices_ranked_by="self_confidence",
         n_jobs=1,
     )
     likeliest = probabilities.argmax(1)
