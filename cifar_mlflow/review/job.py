@@ -124,8 +124,8 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
             with steps.step("figures", "Drawing the findings"):
                 run.log_figure(label_error_gallery(errors, dataset, reviewed), "review/labels.png")
                 run.log_figure(duplicate_gallery(pairs, dataset, reviewed), "review/duplicates.png")
-            write_findings(output, table)
-        return Review(run.run_id, run.name, counts, accuracy, output)
+    write_findings(output, table)
+    return Review(run.run_id, run.name, counts, accuracy, output)
 
 
 def apply_decisions(config: TrainConfig, decisions: Path, folder: Path) -> str:
