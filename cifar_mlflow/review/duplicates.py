@@ -16,8 +16,8 @@ SMALLEST_COSINE = 0.8
 # Of the sample's pairs above 0.7 that were looked at, those with a correlation of the details above 0.8 show
 # the same photo; those below are different ships on the same sea, horses on the same meadow.
 SMALLEST_SIMILARITY = 0.8
-SMALLEST_COARSE = 0.7  # correlation at 8x8; most pairs need no closer look
-COARSE_SIDE, SIDE = 8, 32  # pixels to which images are shrunk
+SMALLEST_COARSE = 0.6  # correlation at 4x4; most pairs need no closer look
+COARSE_SIDE, SIDE = 4, 32  # pixels to which images are shrunk
 LARGEST_SHIFT = 3  # pixels of 32
 FLATTEST = 1.5  # gray levels, the contrast below which details are noise
 ROWS_AT_A_TIME = 1_000

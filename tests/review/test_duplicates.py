@@ -39,7 +39,7 @@ def shifted(image: np.ndarray) -> np.ndarray:
 def test_copies_are_similar(change: Callable[[np.ndarray], np.ndarray]) -> None:
     images = np.array(load_dataset(DataConfig(dataset="sample")).split("test").images[:200])
     changed = np.stack([change(image) for image in images])
-    assert (pixel_similarity(images, changed) >= SMALLEST_SIMILARITY).mean() > 0.95
+    assert (pixel_similarity(images, changed) >= SMALLEST_SIMILARITY).mean() > 0.9
 
 
 def test_other_photos_and_plain_colours_are_not() -> None:

@@ -20,7 +20,20 @@ from cifar_mlflow.data import load_dataset
 from tests.end_to_end.conftest import open_project
 from tests.review.conftest import write_cifar10
 
-QUICK = ("--model", "cnn", "--width", "0.25", "--epochs", "3", "--folds", "2", "--threads", "1")
+QUICK = (
+    "--model",
+    "cnn",
+    "--width",
+    "0.25",
+    "--epochs",
+    "6",
+    "--batch-size",
+    "8",
+    "--folds",
+    "2",
+    "--threads",
+    "1",
+)
 
 
 def review(photos: Path, *options: str) -> Result:
@@ -67,7 +80,7 @@ def test_errors_are_found_and_the_decisions_on_them_make_a_cleaned_copy(
     assert {run.data.metrics[f"review/{issue}"] for issue in ("leak", "duplicate", "unreadable")} == {1}
     assert run.data.metrics["review/label"] == 2
     assert run.data.metrics["review/accuracy"] > 0.9
-    assert len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "fold2/train/loss")) == 3
+    assert len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "fold2/train/loss")) == 6
     logged = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/review/findings.csv")
     assert logged == Path("review.csv").read_text()
     for figure in ("labels", "duplicates"):
