@@ -143,10 +143,11 @@ def read_decisions(path: Path, dataset: ImageDataset, reviewed: ReviewedImages) 
             decisions[index] = None
         elif decision != KEEP:
             new = dataset.classes.index(decision)
-            if (known := decisions.setdefault(index, new)) not in (new, None):
+            known = decisions.setdefault(index, new)
+            if known is not None and known != new:
                 raise UsageError(
-                    f"{where}: {row['image']} is to be both {dataset.classes[known]} and {decision}; "  # type: ignore[index]
-                    "decide for one"
+                    f"{where}: {row['image']} is to be both {dataset.classes[known]} and {decision}; decide "
+                    "for one"
                 )
     return decisions
 
