@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from cifar_mlflow.config import (
     DataConfig,
@@ -85,7 +85,34 @@ class ExportConfig(PlacesConfig, TrackingConfig):
         return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
-RunKind = Literal["train", "trial", "search", "evaluate", "register", "export", "monitor"]
+class ReviewConfig(Settings):
+    """Review: the search for errors in the data, and the decisions on them."""
+
+    folds: int = setting(
+        5, "Number of networks; each is trained without one part of the images, and judges that.", ge=2, le=50
+    )
+    output: Path | None = setting(
+        None,
+        "CSV file for the findings (default: review.csv); with --apply, new folder for the cleaned data.",
+    )
+    overwrite: bool = setting(False, "Replace the CSV file, with the decisions in it.")
+    apply: Path | None = setting(
+        None,
+        "CSV file of a review with your decisions: write the cleaned data set to the folder --output.",
+    )
+
+    @model_validator(mode="after")
+    def _cleaned_data_have_a_place(self) -> Self:
+        if self.apply and not self.output:
+            raise ValueError("apply writes the cleaned data set: name a new folder for it with --output")
+        return self
+
+
+class ReviewVerbConfig(ReviewConfig, TrainConfig):
+    """All settings of `review`: those of a training apply to each network."""
+
+
+RunKind = Literal["train", "trial", "search", "evaluate", "register", "review", "export", "monitor"]
 
 
 class RunsConfig(Settings):

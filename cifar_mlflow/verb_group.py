@@ -15,7 +15,7 @@ from cifar_mlflow.interrupt import Interrupted, terminable
 
 # The verbs in working order.
 VERB_GROUPS = {
-    "Train": ("demo", "data", "train", "runs", "evaluate"),
+    "Train": ("demo", "data", "review", "train", "runs", "evaluate"),
     "Search": ("tune",),
     "Ship": ("register", "promote", "rollback", "models", "export"),
     "Serve": ("serve", "classify", "monitor"),
@@ -23,6 +23,7 @@ VERB_GROUPS = {
 # The module of each verb of other packages. They are imported by name, because this package does not depend
 # on tuning and serving.
 VERBS_ELSEWHERE = {
+    "review": "cifar_mlflow.review.cli",
     "runs": "cifar_mlflow.tracking.cli",
     "models": "cifar_mlflow.tracking.cli",
     "tune": "tuning.cli",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -74,6 +75,16 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class UnreadableFile:
+    """A file that is left out, with the name of its class and the reason."""
+
+    name: str
+    split: SourceSplit
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Source:
     """Images that are not decoded yet.
 
@@ -85,6 +96,8 @@ class Source:
         own_val: whether the source has a validation split of its own.
         names: returns the name of each image of a split, in order; None if the images have no names.
         notes: what the user should know of the files, such as which ones were left out.
+        paths: returns the file of each image of a split, in order; None if the images are not files.
+        unreadable: files that were left out because they cannot be read.
     """
 
     name: str
@@ -96,6 +109,8 @@ class Source:
     own_val: bool = False
     names: Callable[[SourceSplit], list[str]] | None = None
     notes: tuple[str, ...] = ()
+    paths: Callable[[SourceSplit], list[Path]] | None = None
+    unreadable: tuple[UnreadableFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ class ImageDataset:
     Attributes:
         digest: hex sha256 that identifies the content of all splits.
         load: loads a split; raises CifarError if the images cannot be read.
-        set_aside, own_val, names, notes: see `Source`.
+        set_aside, own_val, names, notes, paths, unreadable: see `Source`.
         extra_images: number of training images, the last ones, that are never held out for validation; the
             digest does not cover them, and they have no names.
     """
@@ -120,6 +135,8 @@ class ImageDataset:
     names: Callable[[SourceSplit], list[str]] | None = None
     notes: tuple[str, ...] = ()
     extra_images: int = 0
+    paths: Callable[[SourceSplit], list[Path]] | None = None
+    unreadable: tuple[UnreadableFile, ...] = ()
 
     def split(self, name: SourceSplit) -> Split:
         """Return the images and labels of a split; cheap once the cache holds it."""

@@ -13,7 +13,7 @@ import numpy as np
 import PIL
 
 from cifar_mlflow.data.cache import remembered
-from cifar_mlflow.data.dataset import Source, SourceSplit, Split
+from cifar_mlflow.data.dataset import Source, SourceSplit, Split, UnreadableFile
 from cifar_mlflow.data.image_files import decode_file
 from cifar_mlflow.data.split import stratified_split
 from cifar_mlflow.errors import CifarError, UsageError
@@ -73,8 +73,10 @@ def own_source(found: Found, image_size: int, cache_dir: Path, skip_unreadable: 
     """
     splits, notes = found.splits, found.notes
     set_aside: tuple[int, ...] = ()
+    left_out: tuple[UnreadableFile, ...] = ()
     if skip_unreadable:
         bad = _unreadable(splits, image_size, cache_dir)
+        left_out = tuple(_left_out(found, bad))
         splits = {
             split: files.pick(np.flatnonzero([path not in bad for path in files.paths]))
             for split, files in splits.items()
@@ -111,6 +113,8 @@ def own_source(found: Found, image_size: int, cache_dir: Path, skip_unreadable: 
         own_val="val" in splits,
         names=lambda split: [printable(name) for name in splits[split].names],
         notes=notes,
+        paths=lambda split: splits[split].paths,
+        unreadable=left_out,
     )
 
 
@@ -187,6 +191,13 @@ def _unreadable(splits: Mapping[SourceSplit, Files], size: int, cache_dir: Path)
 
     found = json.loads(remembered(cache_dir, purpose, present, compute))
     return bad | {paths[int(number)]: reason for number, reason in found.items()}
+
+
+def _left_out(found: Found, bad: Mapping[Path, str]) -> Iterator[UnreadableFile]:
+    for split, files in found.splits.items():
+        for path, name, label in zip(files.paths, files.names, files.labels.tolist(), strict=True):
+            if path in bad:
+                yield UnreadableFile(printable(name), split, found.classes[label], bad[path])
 
 
 def _failures(files: Iterable[tuple[int, Path]], size: int) -> Iterator[tuple[int, str]]:

@@ -55,6 +55,8 @@ def load_dataset(config: DataConfig, archive: Archive = PUBLISHED) -> ImageDatas
         source.own_val,
         source.names,
         source.notes,
+        paths=source.paths,
+        unreadable=source.unreadable,
     )
     if config.extra_dir is None:
         return dataset

@@ -194,23 +194,36 @@ def most_confident_mistakes(
     captions = [
         _caption(classes[labels[index]], classes[predicted[index]], confidence[index]) for index in shown
     ]
-    style = text_style(captions)
-    columns = 5
-    rows = -(-len(shown) // columns)
-    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     order = ", most confident first" if captions else ""
     title = f"{title}\n{len(wrong):,} of {len(labels):,} images are wrong{order}"
-    figure = _figure(0.7 + rows * (1.6 + 0.18 * lines), title)
-    if not captions:
+    return image_grid([images[index] for index in shown], captions, title)
+
+
+def image_grid(
+    images: Sequence[NDArray[np.uint8]], captions: Sequence[str], title: str, columns: int = 5
+) -> Figure:
+    """Show images with captions above them, row by row.
+
+    Args:
+        images: uint8 (H, W, 3), all of the same size.
+        captions: one for each image; their lines are to be short enough for a column.
+    """
+    style = text_style(captions)
+    rows = -(-len(images) // columns)
+    lines = max((caption.count("\n") + 1 for caption in captions), default=0)
+    aspect = images[0].shape[0] / images[0].shape[1] if images else 1.0
+    inches = 1.6 * 5 / columns  # of an image and the gap beside it
+    figure = _figure(0.7 + rows * (inches * aspect + 0.18 * lines), title)
+    if not images:
         return figure
     # One set of axes in which an image is 1 wide: 25 sets of axes take a second to lay out.
-    side, height = 1.12, 1.12 + 0.11 * lines
+    side, height = 1.12, aspect + 0.12 + 0.11 * lines * columns / 5
     ax = figure.add_subplot()
-    for place, (index, caption) in enumerate(zip(shown, captions, strict=True)):
+    for place, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = place % columns * side, place // columns * height
-        ax.imshow(images[index], interpolation="nearest", extent=(left, left + 1, top + 1, top))
+        ax.imshow(image, interpolation="nearest", extent=(left, left + 1, top + aspect, top))
         ax.text(left + 0.5, top - 0.02, caption, ha="center", va="bottom", fontsize=9.5, **style)
-    ax.set(xlim=(-0.1, columns * side), ylim=((rows - 1) * height + 1, 1 - height))
+    ax.set(xlim=(-0.1, columns * side), ylim=((rows - 1) * height + aspect, aspect - height))
     ax.axis("off")
     return figure
 

@@ -73,6 +73,7 @@ def test_each_verb_and_each_route_works(
     train, named = (*QUICK, *data), ("--registered-model", "cifar10")
 
     assert "green" in commands.run("data", *data)
+    assert "labels that are probably wrong" in commands.run("review", *train, "--epochs", "1", "--folds", "2")
     shown = commands.run("demo", *train, *named, "--epochs", "4", "--serve-precision", "fp32")
     assert "classifies cat.jpg as: " in shown
     trained = commands.run("train", *train, "--epochs", "1", "--run-name", "second", "--lr", "1e-4")

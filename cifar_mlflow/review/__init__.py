@@ -1,0 +1,1 @@
+"""Review a data set: label errors, near-duplicates, leaks between splits, unreadable files."""

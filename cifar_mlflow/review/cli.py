@@ -1,0 +1,54 @@
+"""The `review` command."""
+
+import shlex
+from typing import Any
+
+import click
+
+from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.console import loading
+from cifar_mlflow.options import recipe_defaults, split_settings, verb
+from cifar_mlflow.verb_config import ReviewConfig, ReviewVerbConfig
+
+WITHOUT_EFFECT = ("val_size", "split_seed", "extra_dir", "skip_unreadable", "patience", "test")
+
+
+@verb(
+    "review",
+    ReviewVerbConfig,
+    defaults={**recipe_defaults(), "recipe": "fast for cifar10, else demo"},
+    common=("output", "apply", "dataset", "data_dir", "folds", "recipe", "epochs"),
+    hidden=WITHOUT_EFFECT,
+)
+def review(given: dict[str, Any]) -> None:
+    """Find wrong labels, near-duplicates, leaks between splits and unreadable files in a data set.
+
+    Fill in the column decision of the table (keep, drop or a class), and apply it to get a cleaned copy.
+
+    \b
+    Examples:
+      cifar-mlflow review --dataset folder --data-dir photos --output review.csv
+      cifar-mlflow review --dataset folder --data-dir photos --apply review.csv --output cleaned
+    """
+    training, of_review = split_settings(given, TrainConfig, ReviewConfig)
+    reviewing = validate(ReviewConfig, of_review)
+    if not {"model", "recipe"} & training.keys():
+        training["recipe"] = "fast" if training.get("dataset", "cifar10") == "cifar10" else "demo"
+    config = resolve_train_config(training)
+    with loading():
+        from cifar_mlflow.review import job
+
+    if reviewing.apply:
+        assert reviewing.output is not None
+        click.echo(job.apply_decisions(config, reviewing.apply, reviewing.output))
+        return
+    done = job.review(config, reviewing, adapt_batch_size="batch_size" not in training)
+    click.echo(done.summary())
+    data = {name: training[name] for name in ("dataset", "data_dir", "image_size") if name in training}
+    options = "".join(
+        f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in data.items()
+    )
+    click.echo(
+        f"\nWhat next: fill in the column decision, then\n"
+        f"  cifar-mlflow review{options} --apply {shlex.quote(str(done.output))} --output cleaned"
+    )

@@ -1,0 +1,71 @@
+"""Find labels that are probably wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_mlflow.errors import UsageError
+
+
+@dataclass(frozen=True)
+class LabelError:
+    """An image whose label is probably wrong.
+
+    Attributes:
+        index: position of the image.
+        suggestion: class index, the likeliest class.
+        confidence: probability of the suggestion, 0..1.
+        label_confidence: probability of the label, 0..1.
+    """
+
+    index: int
+    suggestion: int
+    confidence: float
+    label_confidence: float
+
+
+def check_cleanlab() -> None:
+    """Check that cleanlab is installed, before the training that needs minutes.
+
+    Raises:
+        UsageError: it is not.
+    """
+    try:
+        import cleanlab.filter  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"review needs the package {error.name}, which is not installed: "
+            "pip install 'cifar-mlflow[review]'"
+        ) from None
+
+
+def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[LabelError]:
+    """Return the labels that are probably wrong, the most certain errors first.
+
+    Confident learning estimates how many labels are wrong; those with the lowest probabilities are returned.
+
+    Args:
+        labels: int64 (N,), class indices.
+        probabilities: float64 (N, classes), by networks that were not trained on the image.
+    """
+    from cleanlab.filter import find_label_issues
+
+    found = find_label_issues(
+        labels,
+        probabilities,
+        filter_by="low_self_confidence",
+        return_indices_ranked_by="self_confidence",
+        n_jobs=1,
+    )
+    likeliest = probabilities.argmax(1)
+    return [
+        LabelError(
+            index,
+            int(likeliest[index]),
+            float(probabilities[index].max()),
+            float(probabilities[index, labels[index]]),
+        )
+        for index in found.tolist()
+        if likeliest[index] != labels[index]
+    ]

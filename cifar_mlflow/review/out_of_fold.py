@@ -1,0 +1,138 @@
+"""Predict each image by networks that were not trained on it, and embed all images."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.data import ImageDataset, SelectedImages, Selection, Split
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.evaluation.calibration import softmax
+from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.pipeline import build_classifier
+from cifar_mlflow.review.images import ReviewedImages
+from cifar_mlflow.training.device import Hardware
+from cifar_mlflow.training.loop import Recorder, Training
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the networks say of all images.
+
+    Attributes:
+        probabilities: float64 (N, classes), by networks that were not trained on the image: for a training
+            image one network, for others the mean of all.
+        embeddings: float32 (N, D) of unit length: the input of the last layer of the first network.
+    """
+
+    probabilities: NDArray[np.float64]
+    embeddings: NDArray[np.float32]
+
+
+class FoldRecorder:
+    """Records the metrics of each epoch under the number of the fold: `fold1/train/loss`."""
+
+    def __init__(self, recorder: Recorder, fold: int) -> None:
+        self.recorder = recorder
+        self.fold = fold
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.recorder.log_metrics({f"fold{self.fold}/{name}": value for name, value in metrics.items()}, step)
+
+
+def predict_out_of_fold(
+    dataset: ImageDataset,
+    reviewed: ReviewedImages,
+    fold_of: NDArray[np.int64],
+    config: TrainConfig,
+    hardware: Hardware,
+    recorder: Recorder,
+    stop: StopRequest,
+) -> Predictions:
+    """Train a network per fold of the training images, each on the other folds.
+
+    Args:
+        fold_of: int64, the fold of each training image, from `assign_folds`.
+        recorder: receives the metrics of each epoch, and `fold1/accuracy` after a training.
+        stop: checked after each step.
+
+    Raises:
+        TrainingDivergedError: the loss became NaN or infinite.
+        Interrupted: `stop` was requested.
+    """
+    train = reviewed.parts["train"]
+    others = list(reviewed.parts.values())[1:]
+    folds = int(fold_of.max()) + 1
+    nothing = Split(train.images[:0], train.labels[:0])
+    probabilities = np.zeros((len(reviewed), len(dataset.classes)))
+    for fold in range(folds):
+        inside, held_out = np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)
+        selection = Selection(SelectedImages(train.images, inside), train.labels[inside])
+        logger.info("Fold %d of %d: training on %s images", fold + 1, folds, f"{len(inside):,}")
+        torch.manual_seed(config.seed)
+        classifier = build_classifier(config, dataset, selection)
+        training = Training(classifier, dataset.classes, selection, nothing, config, hardware)
+        best = training.fit(FoldRecorder(recorder, fold + 1), stop=stop)
+        with stop.at_once():
+            if fold == 0:
+                embeddings = [_embed(best, part.images, hardware) for part in reviewed.parts.values()]
+            own = _probabilities(best, train.images[held_out], config, hardware)
+            accuracy = float((own.argmax(1) == train.labels[held_out]).mean())
+            recorder.log_metrics({f"fold{fold + 1}/accuracy": accuracy}, step=training.epoch)
+            probabilities[held_out] = own
+            start = len(train)
+            for part in others:
+                place = slice(start, start + len(part))
+                probabilities[place] += _probabilities(best, part.images, config, hardware) / folds
+                start += len(part)
+    return Predictions(probabilities, np.concatenate(embeddings))
+
+
+def assign_folds(
+    labels: NDArray[np.int64], classes: tuple[str, ...], folds: int, seed: int
+) -> NDArray[np.int64]:
+    """Return the fold of each image, int64 (N,): as many of each class in each fold as possible.
+
+    Raises:
+        UsageError: a class has only one image, so that no network would know the class of that image.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    if single := [classes[label] for label in np.flatnonzero(counts < 2)]:
+        raise UsageError(
+            f"a review needs at least 2 training images of each class, but there is only one of "
+            f"{', '.join(single)}: add images or remove the class"
+        )
+    order = np.random.default_rng(seed).permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold_of = np.empty(len(labels), np.int64)
+    fold_of[order] = np.arange(len(labels)) % folds
+    return fold_of
+
+
+def _probabilities(
+    classifier: ImageClassifier, images: NDArray[np.uint8], config: TrainConfig, hardware: Hardware
+) -> NDArray[np.float64]:
+    logits = predict_logits(
+        classifier, images, device=hardware.device, precision=hardware.precision, tta=config.tta
+    )
+    return softmax(logits)
+
+
+def _embed(classifier: ImageClassifier, images: NDArray[np.uint8], hardware: Hardware) -> NDArray[np.float32]:
+    """Return the input of the last linear layer, scaled to unit length, float32 (N, D)."""
+    last = [module for module in classifier.network.modules() if isinstance(module, nn.Linear)][-1]
+    features: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda module, args: features.append(args[0].float().cpu()))
+    try:
+        predict_logits(classifier, images, device=hardware.device, precision=hardware.precision)
+    finally:
+        hook.remove()
+    return nn.functional.normalize(torch.cat(features)).numpy()
