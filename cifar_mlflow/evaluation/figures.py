@@ -23,6 +23,7 @@ from cifar_mlflow.evaluation.labels import label, text_style
 WIDTH = 9.0  # inches of 100 pixels
 TRAIN, VAL, BAD = "tab:blue", "tab:orange", "tab:red"
 NUMBERED_CLASSES = 20  # with more, the cells of a confusion matrix have no room for numbers
+MISTAKES = 25
 TITLE_LENGTH = 200
 TITLE_COLUMNS = 90
 
@@ -171,13 +172,20 @@ def reliability_diagram(
     return figure
 
 
+def confident_mistakes(labels: Labels, probabilities: Floats, count: int = MISTAKES) -> NDArray[np.intp]:
+    """Return the indices of the wrong predictions with the highest confidence, the highest first."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")][:count]
+
+
 def most_confident_mistakes(
     images: NDArray[np.uint8],
     labels: Labels,
     probabilities: Floats,
     classes: Sequence[str],
     title: str,
-    count: int = 25,
+    count: int = MISTAKES,
+    overlays: Sequence[NDArray[np.uint8]] = (),
 ) -> Figure:
     """Show the wrong predictions with the highest confidence: true class, predicted class, confidence.
 
@@ -186,30 +194,45 @@ def most_confident_mistakes(
         labels: (N,), class indices.
         probabilities: (N, classes).
         count: number of images to show.
+        overlays: a second picture beside each image that is shown, in the order of `confident_mistakes`:
+            uint8 (H, W, 3) each; or none.
     """
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
-    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    shown = confident_mistakes(labels, probabilities, count)
     captions = [
         _caption(classes[labels[index]], classes[predicted[index]], confidence[index]) for index in shown
     ]
     style = text_style(captions)
-    columns = 5
+    columns = 4 if overlays else 5
     rows = -(-len(shown) // columns)
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     order = ", most confident first" if captions else ""
     title = f"{title}\n{len(wrong):,} of {len(labels):,} images are wrong{order}"
-    figure = _figure(0.7 + rows * (1.6 + 0.18 * lines), title)
+    if overlays:
+        title += "; beside it, red speaks for the predicted class, and blue against it"
+    figure = _figure(0.7 + rows * ((1.0 if overlays else 1.6) + 0.18 * lines), title)
     if not captions:
         return figure
     # One set of axes in which an image is 1 wide: 25 sets of axes take a second to lay out.
-    side, height = 1.12, 1.12 + 0.11 * lines
+    side, height = (2.2, 1.16 + 0.18 * lines) if overlays else (1.12, 1.12 + 0.11 * lines)
     ax = figure.add_subplot()
     for place, (index, caption) in enumerate(zip(shown, captions, strict=True)):
         left, top = place % columns * side, place // columns * height
         ax.imshow(images[index], interpolation="nearest", extent=(left, left + 1, top + 1, top))
-        ax.text(left + 0.5, top - 0.02, caption, ha="center", va="bottom", fontsize=9.5, **style)
+        if overlays:
+            extent = (left + 1.02, left + 2.02, top + 1, top)
+            ax.imshow(overlays[place], interpolation="nearest", extent=extent)
+        ax.text(
+            left + (1.01 if overlays else 0.5),
+            top - 0.02,
+            caption,
+            ha="center",
+            va="bottom",
+            fontsize=9.5,
+            **style,
+        )
     ax.set(xlim=(-0.1, columns * side), ylim=((rows - 1) * height + 1, 1 - height))
     ax.axis("off")
     return figure
