@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from cifar_mlflow.data import Split
 from cifar_mlflow.evaluation.class_map import class_map_info, class_maps_of, ending
 from cifar_mlflow.evaluation.feature_distance import fit_distance
 from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.export.on_demand import compute_on_demand
 from cifar_mlflow.export.onnx import save_onnx
 from cifar_mlflow.export.quantize import quantize
@@ -72,6 +74,17 @@ def test_of_a_max_pooling_only_the_position_of_each_maximum_counts() -> None:
     values, positions = seen[0].max(1)
     expected = torch.zeros(9).index_add_(0, positions, last.weight[1].detach() * values)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_report_explains_the_most_confident_mistakes() -> None:
+    classifier, _ = untrained("cnn")
+    right = predict_logits(classifier, IMAGES).argmax(1)
+    labels = np.where(np.arange(len(IMAGES)) < 2, (right + 1) % len(CLASSES), right)
+    report = report_on(classifier, Split(IMAGES, labels), CLASSES, "val", device=torch.device("cpu"))
+    assert len(report.overlays) == 2
+    for picture in report.overlays:
+        assert picture.shape == (32, 32, 3)
+        assert min(np.abs(picture.astype(int) - image).mean() for image in IMAGES[:2]) < 60
 
 
 def test_a_network_with_another_ending_gives_no_maps() -> None:
