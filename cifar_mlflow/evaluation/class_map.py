@@ -53,10 +53,12 @@ def ending(network: nn.Module) -> Ending | None:
         assert isinstance(head, nn.Linear)
         stages = sum(isinstance(layer, nn.MaxPool2d) for layer in features.children())
         return Ending(features, 1, 2**stages, head.weight, head.bias)
-    if "layer4" in children:  # ResNet
-        head = children["fc"]
+    if [*children][-3:] == ["layer4", "avgpool", "fc"]:  # ResNet, also torchvision's
+        first, head = children["conv1"], children["fc"]
+        assert isinstance(first, nn.Conv2d)
         assert isinstance(head, nn.Linear)
-        return Ending(children["layer4"], 1, 8, head.weight, head.bias)
+        stride = 8 * first.stride[0] * (2 if "maxpool" in children else 1)
+        return Ending(children["layer4"], 1, stride, head.weight, head.bias)
     return None
 
 
