@@ -211,7 +211,7 @@ def most_confident_mistakes(
     order = ", most confident first" if captions else ""
     title = f"{title}\n{len(wrong):,} of {len(labels):,} images are wrong{order}"
     if overlays:
-        title += "; beside it, red speaks for the predicted class, and blue against it"
+        title += "\nBeside each image, red speaks for the predicted class, and blue against it"
     figure = _figure(0.7 + rows * ((1.0 if overlays else 1.6) + 0.18 * lines), title)
     if not captions:
         return figure

@@ -198,7 +198,7 @@ def test_the_maps_of_the_mistakes_stand_beside_their_images(case: Case, tmp_path
     figure = figures.most_confident_mistakes(
         case.images, case.labels, case.probabilities, case.classes, "Mistakes: test split", overlays=overlays
     )
-    assert saved(figure, tmp_path, ("red speaks for the predicted class",))[0] == 900
+    assert saved(figure, tmp_path, ("red speaks for the predicted class, and blue against it",))[0] == 900
     pictures = figure.axes[0].images
     assert len(pictures) == 50
     for image, overlay in zip(pictures[::2], pictures[1::2], strict=True):
