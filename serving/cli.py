@@ -109,6 +109,7 @@ def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) 
     Examples:
       cifar-mlflow classify photos/ --output answers.csv
       cifar-mlflow classify cat.jpg --model-uri models:/cifar10/3
+      cifar-mlflow classify photos/ --explain reasons/
     """
     config = validate(ClassifyConfig, given)
     with loading():
@@ -131,6 +132,7 @@ def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) 
             load_scorer(config.model_uri),
             output=Path(config.output) if config.output else None,
             sort_into=config.sort_into,
+            explain=config.explain,
             top_k=top_k,
         )
     print_summary(summary)

@@ -34,6 +34,10 @@ class ClassifyConfig(Settings):
         min_length=1,
     )
     sort_into: Path | None = setting(None, "Copy the images to this folder, into one sub-folder per class.")
+    explain: Path | None = setting(
+        None,
+        "Write a picture of each image to this folder: red parts speak for the answer, blue ones against it.",
+    )
     top_k: int = setting(3, "Number of likeliest classes per image in the result file.", ge=1)
 
     @property
@@ -47,8 +51,9 @@ class ClassifyConfig(Settings):
             raise ValueError(f"--engine {self.engine} needs --output FOLDER, which all workers can write")
         if self.cluster and self.engine == "local":
             raise ValueError("--cluster needs --engine ray or --engine spark")
-        if self.sort_into and self.into_folder:
-            raise ValueError("--sort-into needs a result file as --output, and --engine local")
+        for option, folder in (("--sort-into", self.sort_into), ("--explain", self.explain)):
+            if folder and self.into_folder:
+                raise ValueError(f"{option} needs a result file as --output, and --engine local")
         if self.into_folder and str(self.output).endswith((".csv", ".jsonl", ".parquet")):
             raise ValueError(
                 f"--engine {self.engine} writes a folder: choose another --output than a file name"

@@ -23,6 +23,8 @@ from cifar_mlflow.evaluation.labels import label, text_style
 WIDTH = 9.0  # inches of 100 pixels
 TRAIN, VAL, BAD = "tab:blue", "tab:orange", "tab:red"
 NUMBERED_CLASSES = 20  # with more, the cells of a confusion matrix have no room for numbers
+MISTAKES = 25
+GAP = 2  # white pixels between two images side by side
 TITLE_LENGTH = 200
 TITLE_COLUMNS = 90
 
@@ -171,13 +173,20 @@ def reliability_diagram(
     return figure
 
 
+def confident_mistakes(labels: Labels, probabilities: Floats, count: int = MISTAKES) -> NDArray[np.intp]:
+    """Return the indices of the wrong predictions with the highest confidence, the highest first."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")][:count]
+
+
 def most_confident_mistakes(
     images: NDArray[np.uint8],
     labels: Labels,
     probabilities: Floats,
     classes: Sequence[str],
     title: str,
-    count: int = 25,
+    count: int = MISTAKES,
+    overlays: Sequence[NDArray[np.uint8]] = (),
 ) -> Figure:
     """Show the wrong predictions with the highest confidence: true class, predicted class, confidence.
 
@@ -186,17 +195,30 @@ def most_confident_mistakes(
         labels: (N,), class indices.
         probabilities: (N, classes).
         count: number of images to show.
+        overlays: a second picture beside each image that is shown, in the order of `confident_mistakes`:
+            uint8 (H, W, 3) each; or none.
     """
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
-    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+    shown = confident_mistakes(labels, probabilities, count)
     captions = [
         _caption(classes[labels[index]], classes[predicted[index]], confidence[index]) for index in shown
     ]
     order = ", most confident first" if captions else ""
     title = f"{title}\n{len(wrong):,} of {len(labels):,} images are wrong{order}"
-    return image_grid([images[index] for index in shown], captions, title)
+    pictures = [images[index] for index in shown]
+    if not overlays:
+        return image_grid(pictures, captions, title)
+    title += "\nBeside each image, red speaks for the predicted class, and blue against it"
+    pairs = [side_by_side(*pair) for pair in zip(pictures, overlays, strict=True)]
+    return image_grid(pairs, captions, title, columns=4)
+
+
+def side_by_side(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return two images, uint8 (H, W, 3) each, as one with a white gap between them."""
+    gap = np.full((len(first), GAP, 3), 255, np.uint8)
+    return np.concatenate([first, gap, second], axis=1)
 
 
 def image_grid(

@@ -59,7 +59,7 @@ def predict_logits(
         raise ValueError(f"images must be uint8 (N, H, W, 3), N > 0: got {images.dtype} {images.shape}")
     predict = _WITH_TTA[tta]
     logits = []
-    with _eval_mode(model), autocast(device, precision):
+    with eval_mode(model), autocast(device, precision):
         for start in range(0, len(images), batch_size):
             batch = _to_input(images[start : start + batch_size], device)
             logits.append(predict(model, batch).float().cpu())
@@ -97,7 +97,8 @@ _WITH_TTA: dict[TtaName, Callable[[Model, Tensor], Tensor]] = {
 
 
 @contextmanager
-def _eval_mode(model: Model) -> Iterator[None]:
+def eval_mode(model: Model) -> Iterator[None]:
+    """Have a module run in eval mode within the block; any other callable is left alone."""
     # Set the flag of each module: a part that was frozen in eval mode stays frozen afterwards, and a module
     # from torch.export refuses eval() and train().
     modules = list(model.modules()) if isinstance(model, nn.Module) else []

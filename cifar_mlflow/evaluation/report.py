@@ -1,7 +1,7 @@
 """Report on a model and a split: metrics, tables and figures, before and after calibration."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,8 +14,11 @@ from cifar_mlflow.config import SplitName, TtaName
 from cifar_mlflow.data import Split
 from cifar_mlflow.evaluation import figures
 from cifar_mlflow.evaluation.calibration import Calibration, Labels, calibrate, reliability_table, softmax
+from cifar_mlflow.evaluation.class_map import class_maps_of, ending
 from cifar_mlflow.evaluation.metrics import Evaluation, evaluate_logits
+from cifar_mlflow.evaluation.overlay import draw_overlay
 from cifar_mlflow.evaluation.predict import ComputePrecision, Model, ignore, predict_logits
+from cifar_mlflow.models.classifier import ImageClassifier
 
 
 class ReportSink(Protocol):
@@ -39,6 +42,8 @@ class Report:
         plain: the evaluation of the unscaled logits.
         calibrated: the evaluation of the scaled logits.
         augmented: the evaluation with test-time augmentation, if requested.
+        overlays: the most confident mistakes, uint8 (H, W, 3) each, with the map of the predicted class over
+            them; empty if the model gives no maps.
     """
 
     split: SplitName
@@ -49,6 +54,7 @@ class Report:
     plain: Evaluation
     calibrated: Evaluation
     augmented: Evaluation | None
+    overlays: Sequence[NDArray[np.uint8]] = ()
 
     @property
     def calibration(self) -> str:
@@ -100,7 +106,19 @@ def report_on(
             model, data.images, device=device, precision=tta_precision, tta=tta, advance=advance
         )
         augmented = evaluate_logits(augmented_logits, data.labels, classes)
-    return report_of(logits, data.labels, classes, split, temperature, augmented)
+    report = report_of(logits, data.labels, classes, split, temperature, augmented)
+    return replace(report, overlays=_mistakes_explained(model, report, data))
+
+
+def _mistakes_explained(model: Model, report: Report, data: Split) -> Sequence[NDArray[np.uint8]]:
+    """Return the overlays of the report; none for an exported program, which hides its layers."""
+    last = ending(model.network) if isinstance(model, ImageClassifier) else None
+    shown = figures.confident_mistakes(data.labels, softmax(report.scaled))
+    if not isinstance(model, ImageClassifier) or last is None or not len(shown):
+        return ()
+    images = np.stack([data.images[index] for index in shown])
+    maps = class_maps_of(model, images, report.scaled[shown].argmax(axis=1))
+    return [draw_overlay(image, each, last.stride) for image, each in zip(images, maps, strict=True)]
 
 
 def report_of(
@@ -181,7 +199,7 @@ def log_pictures(sink: ReportSink, report: Report, data: Split) -> None:
             report.temperature,
         ),
         "confident_mistakes": figures.most_confident_mistakes(
-            images, labels, after, classes, f"Most confident mistakes: {title}"
+            images, labels, after, classes, f"Most confident mistakes: {title}", overlays=report.overlays
         ),
     }.items():
         sink.log_figure(figure, f"{split}/{name}.png")

@@ -2,9 +2,10 @@
 
 `save_onnx` writes the network that `register` serves. Input `images`: uint8 (N, S, S, 3), RGB. Output
 `logits`: float32 (N, classes), to be divided by the temperature before the softmax. Output `distance`:
-float32 (N, 1), to be added to the energy of the logits (`FeatureDistance`). N is free, S is the card's image
-size; the graph normalizes the images. The file's metadata has `cifar_mlflow_format` (version)
-and `card` (the model card as JSON).
+float32 (N, 1), to be added to the energy of the logits (`FeatureDistance`). Output `class_map`: float32
+(N, classes, h, w), computed only if the optional input `explain`, a bool, is true. N is free, S is the card's
+image size; the graph normalizes the images. The file's metadata has `cifar_mlflow_format` (version) and
+`card` (the model card as JSON).
 
 The export format `onnx` adds the output `probabilities`, float32 (N, classes), before the logits. With
 preprocessing, the input is `image`, uint8 (H, W, 3) of any size, and N is 1.
@@ -22,6 +23,7 @@ import torch
 from onnx import compose, helper
 from onnxscript.ir.passes.common import ClearMetadataAndDocStringPass
 
+from cifar_mlflow.evaluation.class_map import WithClassMap, ending
 from cifar_mlflow.evaluation.feature_distance import FeatureDistance, WithDistance, fit_distance
 from cifar_mlflow.export.files import FORMAT_VERSION
 from cifar_mlflow.export.format import ExportFormat, Images, ModelToExport, Predict, check_images
@@ -31,13 +33,19 @@ from cifar_mlflow.export.quantize import quantize
 from cifar_mlflow.files import atomic_write
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.scorer.engine import CLASS_MAP
 
 # The first with the activation of `fast` as one operator; ONNX Runtime has it since 1.17.
 OPSET = 20
 
 
 def save_onnx(
-    path: Path, classifier: ImageClassifier, card: ModelCard, distance: FeatureDistance | None = None
+    path: Path,
+    classifier: ImageClassifier,
+    card: ModelCard,
+    distance: FeatureDistance | None = None,
+    *,
+    class_map: bool = False,
 ) -> None:
     """Write a model to `path` atomically.
 
@@ -46,21 +54,29 @@ def save_onnx(
 
     Args:
         distance: adds the output `distance`, float32 (N, 1).
+        class_map: add the output `class_map`, if the network allows it. It is always computed until
+            `compute_on_demand` has changed the file, which comes after `quantize`.
 
     Raises:
         CifarError: the file cannot be written.
     """
     example = torch.zeros(2, card.image_size, card.image_size, 3, dtype=torch.uint8)
     classifier = deepcopy(classifier).cpu()
+    last = ending(classifier.network) if class_map else None
+    outputs = ["logits"]
     if distance:
         classifier.network = WithDistance(classifier.network, distance)
+        outputs.append("distance")
+    if last:
+        classifier.network = WithClassMap(classifier.network, last)
+        outputs.append(CLASS_MAP)
     program = torch.onnx.export(
         LogitsOfPixels(classifier).eval(),
         (example,),
         dynamo=True,
         opset_version=OPSET,
         input_names=["images"],
-        output_names=["logits", "distance"] if distance else ["logits"],
+        output_names=outputs,
         dynamic_shapes=({0: torch.export.Dim("N")},),
         verbose=False,
     )

@@ -86,6 +86,20 @@ class OodInfo(BaseModel):
     auroc: dict[str, float] = Field(default_factory=dict)
 
 
+class ClassMapInfo(BaseModel):
+    """The class activation maps that a model gives on demand (see `evaluation.class_map`).
+
+    Attributes:
+        side: rows and columns of a map.
+        stride: pixels of the network's input from one position to the next, from the upper left corner.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    side: int
+    stride: int
+
+
 class ServedCard(_Card):
     """The content of `scorer.json`: a model as it is served.
 
@@ -95,6 +109,7 @@ class ServedCard(_Card):
         fit: how an image that is not square is brought to `image_size`.
         reference: statistics of the validation images, for drift (see `serving.monitoring.drift`); None in
             models that were registered before drift was measured.
+        class_map: None in models that give no maps, such as those of earlier releases.
         files: sha256 by name of each other file in the folder.
     """
 
@@ -105,4 +120,5 @@ class ServedCard(_Card):
     uncertain: AbstentionInfo
     ood: OodInfo
     reference: dict[str, Any] | None = None
+    class_map: ClassMapInfo | None = None
     files: dict[str, str] = Field(default_factory=dict)

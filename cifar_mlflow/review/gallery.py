@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cifar_mlflow.data import ImageDataset
-from cifar_mlflow.evaluation.figures import image_grid
+from cifar_mlflow.evaluation.figures import image_grid, side_by_side
 from cifar_mlflow.evaluation.labels import label
 from cifar_mlflow.review.duplicates import Pair
 from cifar_mlflow.review.images import ReviewedImages
@@ -16,7 +16,6 @@ from cifar_mlflow.review.label_errors import LabelError
 SHOWN_ERRORS = 50
 SHOWN_PAIRS = 30
 COLUMNS = 24  # characters below an image
-GAP = 2  # white pixels between the images of a pair
 
 
 def label_error_gallery(
@@ -55,10 +54,9 @@ def duplicate_gallery(pairs: Sequence[Pair], dataset: ImageDataset, reviewed: Re
         reviewed.images(np.array(side, np.int64))
         for side in ([pair.first for pair in shown], [pair.second for pair in shown])
     )
-    gap = np.full((len(shown), dataset.image_size, GAP, 3), 255, np.uint8)
-    images = np.concatenate([first, gap, second], axis=2)
+    images = [side_by_side(*pair) for pair in zip(first, second, strict=True)]
     title = f"{dataset.name}: near-duplicates, {len(shown)} of {len(pairs):,} pairs"
-    return image_grid(list(images), captions, title, columns=3)
+    return image_grid(images, captions, title, columns=3)
 
 
 def _caption(*lines: str) -> str:

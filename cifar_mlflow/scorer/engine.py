@@ -19,6 +19,9 @@ import onnxruntime
 MAX_BATCH = 64
 # An unused engine can only be garbage-collected after its thread has ended.
 IDLE_SECONDS = 10.0
+# An output that a network computes only if the input of type bool is true.
+CLASS_MAP = "class_map"
+EXPLAIN = "explain"
 
 logger = logging.getLogger(__name__)
 
@@ -26,15 +29,17 @@ logger = logging.getLogger(__name__)
 class _Job:
     """Images of one caller, at most one batch, and the future for their logits."""
 
-    def __init__(self, images: np.ndarray) -> None:
+    def __init__(self, images: np.ndarray, explain: bool) -> None:
         self.images = images
+        self.explain = explain
         self.logits: Future[np.ndarray] = Future()
 
 
 class Engine:
     """Run `model.onnx`: uint8 (N, S, S, 3) in, float32 logits (N, classes) out. Thread-safe.
 
-    Further outputs, float32 (N, columns), follow the logits as further columns.
+    Further outputs, float32 (N, columns), follow the logits as further columns. At the end come, for callers
+    that ask for an explanation, the maps of all classes, flattened; see `evaluation.class_map`.
 
     One thread owns the session. A call starts it, and it ends when no call has come for IDLE_SECONDS. The
     queue is bounded by the callers: each has at most one batch in it and waits for the result; the server
@@ -49,6 +54,8 @@ class Engine:
 
     Attributes:
         classes: number of logits.
+        columns: number of columns without maps.
+        explains: whether the network gives maps.
         batches: number of batches computed so far.
         images: number of images in those batches.
         on_batch: called with the number of images in each computed batch.
@@ -60,9 +67,11 @@ class Engine:
         self._threads = threads or 0
         self._session: onnxruntime.InferenceSession | None = self._open()
         inputs, outputs = self._session.get_inputs()[0], self._session.get_outputs()
-        self._input, self._outputs = inputs.name, [output.name for output in outputs]
+        self._input = inputs.name
+        self._outputs = [output.name for output in outputs if output.name != CLASS_MAP]
         self._image_shape = tuple(inputs.shape[1:])
-        self._columns = sum(output.shape[1] for output in outputs)
+        self.columns: int = sum(output.shape[1] for output in outputs if output.name != CLASS_MAP)
+        self.explains = len(self._outputs) < len(outputs)
         self.classes: int = outputs[0].shape[1]
         self._changed = threading.Condition()
         self._queue: deque[_Job] = deque()
@@ -82,36 +91,39 @@ class Engine:
         """
         return not self._closed and not self._crashed
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def run(self, images: np.ndarray, explain: bool = False) -> np.ndarray:
         """Return the logits of the images.
 
         Raises:
-            ValueError: the images are not uint8, or their shape is not the network's.
+            ValueError: the images are not uint8, or their shape is not the network's, or it gives no maps.
             RuntimeError: the engine is closed or has crashed.
         """
         if not len(images):
             self._check(images)
-            return np.empty((0, self._columns), np.float32)
+            return np.empty((0, self.columns), np.float32)
         # One batch at a time, so that a caller with many images does not block the others.
         pieces = [
-            self.submit(images[start : start + MAX_BATCH]).result()
+            self.submit(images[start : start + MAX_BATCH], explain).result()
             for start in range(0, len(images), MAX_BATCH)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def submit(self, images: np.ndarray) -> Future[np.ndarray]:
+    def submit(self, images: np.ndarray, explain: bool = False) -> Future[np.ndarray]:
         """Return a future for the logits of 1 to MAX_BATCH images.
 
         A future that is cancelled before its batch starts is dropped: its images are not computed.
 
         Raises:
-            ValueError: the images are not uint8, too many, or their shape is not the network's.
+            ValueError: the images are not uint8, too many, or their shape is not the network's, or it gives
+                no maps.
             RuntimeError: the engine is closed or has crashed.
         """
         self._check(images)
+        if explain and not self.explains:
+            raise ValueError("the network gives no maps")
         if not 0 < len(images) <= MAX_BATCH:
             raise ValueError(f"a batch has 1 to {MAX_BATCH} images: got {len(images)}")
-        job = _Job(images)
+        job = _Job(images, explain)
         with self._changed:
             if self._closed:
                 raise RuntimeError("the engine is closed")
@@ -196,14 +208,20 @@ class Engine:
             return
         start = 0
         for job in jobs:
-            job.logits.set_result(logits[start : start + len(job.images)])
+            columns = None if job.explain else self.columns
+            job.logits.set_result(logits[start : start + len(job.images), :columns])
             start += len(job.images)
 
     def _infer(self, jobs: list[_Job]) -> np.ndarray:
         if self._session is None:
             self._session = self._open()
         images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
-        outputs = self._session.run(self._outputs, {self._input: images})
+        if any(job.explain for job in jobs):
+            wanted = {self._input: images, EXPLAIN: np.array(True)}
+            *outputs, maps = self._session.run([*self._outputs, CLASS_MAP], wanted)
+            outputs.append(maps.reshape(len(images), -1))
+        else:
+            outputs = self._session.run(self._outputs, {self._input: images})
         logits: np.ndarray = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
         self.batches += 1
         self.images += len(images)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,11 +24,14 @@ class Scores(NamedTuple):
         ood: float32 (N,), energy plus feature distance: the higher, the less the image is like the training
             images. Models of earlier releases have only the energy.
         uncertain: bool (N,).
+        class_maps: float32 (N, h, w), what each part of an image adds to the logit of its likeliest class: a
+            map sums to this logit. (N, 0, 0) if the caller did not ask for an explanation.
     """
 
     probabilities: np.ndarray
     ood: np.ndarray
     uncertain: np.ndarray
+    class_maps: np.ndarray
 
 
 class Scorer:
@@ -77,20 +81,25 @@ class Scorer:
         """
         return decode_image(data, self.image_size, self.card["fit"])
 
-    def score(self, images: np.ndarray) -> Scores:
-        """Score images, uint8 (N, S, S, 3); concurrent calls share batches."""
-        return self.scores(self.engine.run(images))
+    def score(self, images: np.ndarray, explain: bool = False) -> Scores:
+        """Score images, uint8 (N, S, S, 3); concurrent calls share batches.
+
+        Raises:
+            ValueError: an explanation is wanted of a network that gives no maps.
+        """
+        return self.scores(self.engine.run(images, explain))
 
     def scores(self, outputs: np.ndarray) -> Scores:
-        """Convert what the engine returns, float32 (N, classes) or (N, classes + 1), to scores."""
-        temperature = self.card["temperature"]
-        logits, distance = outputs[:, : self.engine.classes] / temperature, outputs[:, self.engine.classes :]
+        """Convert what the engine returns, float32 (N, columns), to scores."""
+        temperature, classes, columns = self.card["temperature"], self.engine.classes, self.engine.columns
+        logits, distance = outputs[:, :classes] / temperature, outputs[:, classes:columns]
         highest = np.maximum.reduce(logits, axis=1, keepdims=True)
         exponentials = np.exp(logits - highest)
         total = np.add.reduce(exponentials, axis=1, keepdims=True)
         ood = -temperature * (highest + np.log(total))[:, 0] + np.add.reduce(distance, axis=1)
         low_confidence = 1 / total[:, 0] < self.card["uncertain"]["confidence_below"]
-        return Scores(exponentials / total, ood, low_confidence | (ood > self.card["ood"]["above"]))
+        uncertain = low_confidence | (ood > self.card["ood"]["above"])
+        return Scores(exponentials / total, ood, uncertain, _class_maps(outputs[:, columns:], logits))
 
     def answers(self, scores: Scores, top_k: int) -> list[dict[str, Any]]:
         """Return one JSON-serializable answer per image; `top_k` is 1 to the number of classes."""
@@ -116,6 +125,16 @@ class Scorer:
     def close(self) -> None:
         """Close the engine; later calls of `score` raise."""
         self.engine.close()
+
+
+def _class_maps(flat: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Return the map of the likeliest class of each image, of the flattened maps of all classes."""
+    count, classes = logits.shape
+    if not flat.shape[1]:
+        return np.empty((count, 0, 0), np.float32)
+    side = math.isqrt(flat.shape[1] // classes)
+    maps = flat.reshape(count, classes, side, side)
+    return maps[np.arange(count), logits.argmax(axis=1)]
 
 
 def _verify(folder: Path, digests: dict[str, str]) -> None:

@@ -20,13 +20,15 @@ class Job:
 
     Attributes:
         pixels: uint8 (S, S, 3) each.
+        explain: whether the scores have maps.
         scores: the result; cancelling it drops the images if their batch has not started.
     """
 
-    __slots__ = ("batch", "pixels", "scores")
+    __slots__ = ("batch", "explain", "pixels", "scores")
 
-    def __init__(self, pixels: list[np.ndarray]) -> None:
+    def __init__(self, pixels: list[np.ndarray], explain: bool) -> None:
         self.pixels = pixels
+        self.explain = explain
         self.scores: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         self.batch: _Batch | None = None
 
@@ -58,9 +60,9 @@ class Batcher:
         self._batches: dict[Future[np.ndarray], _Batch] = {}
         self._last_batch = 0.0
 
-    def submit(self, scorer: Scorer, pixels: list[np.ndarray]) -> Job:
+    def submit(self, scorer: Scorer, pixels: list[np.ndarray], explain: bool) -> Job:
         """Queue 1 to MAX_BATCH images; the scorer must stay open until the job has ended."""
-        job = Job(pixels)
+        job = Job(pixels, explain)
         if not self._arrived:
             asyncio.get_running_loop().call_soon(self._send_arrived)
         self._arrived.setdefault(scorer, []).append(job)
@@ -95,7 +97,8 @@ class Batcher:
         if not jobs:
             return
         try:
-            logits = scorer.engine.submit(np.stack([pixels for job in jobs for pixels in job.pixels]))
+            images = np.stack([pixels for job in jobs for pixels in job.pixels])
+            logits = scorer.engine.submit(images, any(job.explain for job in jobs))
         except Exception as error:
             _fail(jobs, error)
             return
@@ -125,7 +128,11 @@ class Batcher:
         for job in batch.jobs:
             end = start + len(job.pixels)
             if not job.scores.done():
-                job.scores.set_result(Scores(*(each[start:end] for each in scores)))
+                part = Scores(*(each[start:end] for each in scores))
+                # Without a request for maps, all batches of a job have the same shape: none.
+                job.scores.set_result(
+                    part if job.explain else part._replace(class_maps=part.class_maps[:, :0, :0])
+                )
             start = end
 
 

@@ -32,24 +32,38 @@ class Classified(NamedTuple):
 
 
 async def classify(
-    request: Request, inference: Inference, served: ServedModel, contents: Sequence[Any], top_k: int | None
+    request: Request,
+    inference: Inference,
+    served: ServedModel,
+    contents: Sequence[Any],
+    top_k: int | None,
+    explain: bool = False,
 ) -> Classified:
     """Return an answer for each image.
 
     Args:
         contents: bytes, or texts of base64 or data URLs.
         top_k: how many of the likeliest classes each answer has.
+        explain: whether the scores have maps.
 
     Raises:
-        Refusal: 400, `top_k` is above the number of classes; 503 or 504, see `Inference.score`.
+        Refusal: 400, `top_k` is above the number of classes, or the model gives no maps; 503 or 504, see
+            `Inference.score`.
         ClientGoneError: the client has disconnected.
     """
     classes = len(served.scorer.classes)
     if top_k is not None and top_k > classes:
         raise Refusal(400, "bad_param", f"top_k must be a whole number from 1 to {classes}.")
+    if explain and not served.scorer.engine.explains:
+        raise Refusal(
+            400,
+            "no_explanation",
+            "This model cannot explain its answers: an earlier release registered it, or its architecture "
+            "allows no exact map. Ask without explain, or register the model again.",
+        )
     context: RequestContext = request.scope["context"]
     context.model_version = str(served)
-    scored = await inference.score(request, served.scorer, contents)
+    scored = await inference.score(request, served.scorer, contents, explain)
     answers = _answers(served.scorer, scored, top_k or min(DEFAULT_TOP_K, classes))
     context.pictures = [image.record for image in scored.images]
     context.files = [image.data for image in scored.images]

@@ -57,8 +57,12 @@ class Inference:
         self._tasks: set[asyncio.Task[None]] = set()
         self.waiting = 0
 
-    async def score(self, request: Request, scorer: Scorer, contents: Sequence[Any]) -> Scored:
+    async def score(
+        self, request: Request, scorer: Scorer, contents: Sequence[Any], explain: bool = False
+    ) -> Scored:
         """Decode and score the images of a request; the scorer must stay open until this returns.
+
+        `explain` has the scores contain maps, which the scorer must be able to give.
 
         Work that has not started when the request times out or its client disconnects is dropped. The images
         count as waiting until the rest of it has ended.
@@ -78,7 +82,7 @@ class Inference:
                 images = await self._decode(scorer, contents, chunks)
                 decoded = time.perf_counter()
                 pixels = [image.pixels for image in images if image.pixels is not None]
-                scores = await self._score(scorer, pixels, jobs)
+                scores = await self._score(scorer, pixels, explain, jobs)
                 scored = time.perf_counter()
         finally:
             batches = [logits for job in jobs if (logits := job.drop()) is not None]
@@ -187,12 +191,14 @@ class Inference:
                 images += decoded
         return images
 
-    async def _score(self, scorer: Scorer, pixels: list[np.ndarray], jobs: list[Job]) -> Scores | None:
+    async def _score(
+        self, scorer: Scorer, pixels: list[np.ndarray], explain: bool, jobs: list[Job]
+    ) -> Scores | None:
         if not pixels:
             return None
         parts = []
         for start in range(0, len(pixels), MAX_BATCH):
-            job = self._batcher.submit(scorer, pixels[start : start + MAX_BATCH])
+            job = self._batcher.submit(scorer, pixels[start : start + MAX_BATCH], explain)
             jobs.append(job)
             parts.append(await job.scores)
         return parts[0] if len(parts) == 1 else Scores(*map(np.concatenate, zip(*parts, strict=True)))

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WithJsonSchema, model_validator
 
-from cifar_mlflow.models.card import AbstentionInfo, OodInfo
+from cifar_mlflow.models.card import AbstentionInfo, ClassMapInfo, OodInfo
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 # Any value is accepted here: a wrong one becomes the error of its image, not of the request.
@@ -44,11 +44,28 @@ class Answer(BaseModel):
     uncertain: bool | None = Field(description="Whether the model is too unsure to be relied on.")
 
 
+class Explanation(BaseModel):
+    """What each part of the image adds to the logit of a class."""
+
+    label: str = Field(description="Name of the class that is explained: the likeliest one.")
+    class_map: list[list[float]] = Field(
+        description="Rows of numbers that sum to the logit of the class. They are `class_map.stride` (see "
+        "/model) pixels of the network's input apart."
+    )
+    overlay: str = Field(
+        description="The image that the network saw, red where it speaks for the class and blue where it "
+        "speaks against it, as a data URL of a PNG."
+    )
+
+
 class Prediction(Answer):
     filename: str | None = Field(description="Name of the uploaded file, without folders.")
     error: ErrorDetail | None = Field(description="Why this image has no answer.")
     input: str | None = Field(
         default=None, description="With `input=true`: the image that the network saw, as a data URL of a PNG."
+    )
+    explanation: Explanation | None = Field(
+        default=None, description="With `explain=true`: why the image has this answer."
     )
 
 
@@ -69,6 +86,11 @@ class PredictParameters(BaseModel):
     input: bool = Field(
         default=False,
         description="Whether to return the image that the network saw, as a data URL of a PNG.",
+    )
+    explain: bool = Field(
+        default=False,
+        description="Whether to return what each part of the image adds to the answer, as numbers and as a "
+        "picture. Models that earlier releases registered cannot: status 400, code `no_explanation`.",
     )
 
 
@@ -119,6 +141,10 @@ class ModelResponse(BaseModel):
     temperature: float = Field(description="Divides the logits before the softmax (calibration).")
     uncertain: AbstentionInfo = Field(description="The confidence below which an answer is uncertain.")
     ood: OodInfo = Field(description="The threshold above which an image is unlike the training images.")
+    class_map: ClassMapInfo | None = Field(
+        description="The maps of `explain=true`: their rows and columns, and how many pixels of the input "
+        "of the network these are apart; null if the model gives no maps."
+    )
     metrics: dict[str, float] = Field(description="Named as in the MLflow run; accuracies are from 0 to 1.")
     trained_on: TrainingData
     decision: str | None = Field(description="Why this version was promoted.")

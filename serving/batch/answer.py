@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from cifar_mlflow.scorer.predictor import Scorer
+from serving.batch.overlays import Overlays
 from serving.batch.read import File
 from serving.batch.rows import FileError, Row
 
@@ -28,15 +29,25 @@ class Answerer(Protocol):
 
 
 class ScorerAnswerer:
-    """Decode in the reader threads, score in batches."""
+    """Decode in the reader threads, score in batches.
 
-    def __init__(self, scorer: Scorer, top_k: int) -> None:
+    Args:
+        explain: add the `class_map` to each answer, float32 (h, w).
+    """
+
+    def __init__(self, scorer: Scorer, top_k: int, explain: bool = False) -> None:
         self._scorer = scorer
         self._top_k = top_k
+        self._explain = explain
         self.prepare = scorer.decode
 
     def answers(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
-        return self._scorer.answers(self._scorer.score(np.stack(images)), self._top_k)
+        scores = self._scorer.score(np.stack(images), self._explain)
+        answers = self._scorer.answers(scores, self._top_k)
+        if self._explain:
+            for answer, class_map in zip(answers, scores.class_maps, strict=True):
+                answer["class_map"] = class_map
+        return answers
 
 
 def batches(files: Iterable[File], check: Callable[[], None] = lambda: None) -> Iterator[list[File]]:
@@ -57,17 +68,18 @@ def batches(files: Iterable[File], check: Callable[[], None] = lambda: None) -> 
 
 
 def answer_batches(
-    batches: Iterable[list[File]], answerer: Answerer, model: str
+    batches: Iterable[list[File]], answerer: Answerer, model: str, overlays: Overlays | None = None
 ) -> Generator[tuple[list[File], dict[str, Row]]]:
     """Yield each batch with its rows by path; a thread scores the next one while the caller records this one.
 
     Args:
         model: digest of the model, for the rows.
+        overlays: draws the images whose answers have a map.
     """
     pending: tuple[list[File], Future[dict[str, Row]]] | None = None
     with ThreadPoolExecutor(1) as thread:
         for batch in batches:
-            submitted = batch, thread.submit(_rows, batch, answerer, model)
+            submitted = batch, thread.submit(_rows, batch, answerer, model, overlays)
             if pending:
                 yield pending[0], pending[1].result()
             pending = submitted
@@ -75,14 +87,17 @@ def answer_batches(
             yield pending[0], pending[1].result()
 
 
-def _rows(batch: list[File], answerer: Answerer, model: str) -> dict[str, Row]:
+def _rows(batch: list[File], answerer: Answerer, model: str, overlays: Overlays | None) -> dict[str, Row]:
     """Return the rows of the files without an earlier outcome, by path."""
     images = [file.image for file in batch if file.image is not None]
     answers = iter(answerer.answers(images) if images else ())
     rows: dict[str, Row] = {}
     for file in batch:
         if file.earlier is None:
-            rows[file.path] = _row(file, {} if file.error else next(answers), model)
+            answer = {} if file.error else next(answers)
+            rows[file.path] = _row(file, answer, model)
+            if overlays and "class_map" in answer:
+                overlays.write(file.text, file.image, answer["class_map"])
     return rows
 
 

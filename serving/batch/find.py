@@ -4,7 +4,7 @@
 # ruff: noqa: PTH112, PTH118, PTH207
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Found:
         return path if is_url(path) else os.path.join(self.folder, path)
 
 
-def find_images(paths: Sequence[str], exclude: Path | None = None) -> Found:
+def find_images(paths: Sequence[str], exclude: Mapping[str, Path] | None = None) -> Found:
     """Return the files at `paths`, in that order; the files of a folder sorted by name, before sub-folders.
 
     A folder stands for the files below it that have the suffix of an image and are not hidden. A file that is
@@ -55,19 +55,21 @@ def find_images(paths: Sequence[str], exclude: Path | None = None) -> Found:
     two ways is returned once.
 
     Args:
-        exclude: a folder; files in it are not returned.
+        exclude: folders that get files, by option; files in them are not returned.
 
     Raises:
         UsageError: a path does not exist or is in `exclude`, or a pattern matches nothing.
         CifarError: there are no images.
     """
-    search = _Search(exclude)
+    excluded = exclude or {}
+    search = _Search(excluded.values())
     for path in map(os.path.expanduser, map(local_path, paths)):  # a shell does not expand ~ in quotes
         if is_url(path):
             search.add_url(path)
         elif os.path.lexists(path):
-            if search.is_excluded(os.path.realpath(path)):
-                raise UsageError(f"{path} is in {exclude}, where the copies go: choose another --sort-into")
+            for option, folder in excluded.items():
+                if _is_in(os.path.realpath(path), os.path.realpath(folder)):
+                    raise UsageError(f"{path} is in {folder}, where {option} writes: choose another {option}")
             search.add(path)
         elif glob.has_magic(path):
             if not (matches := sorted(glob.iglob(path, recursive=True))):
@@ -85,15 +87,14 @@ def find_images(paths: Sequence[str], exclude: Path | None = None) -> Found:
 class _Search:
     """A search that remembers the real paths that it has visited."""
 
-    def __init__(self, exclude: Path | None) -> None:
+    def __init__(self, exclude: Iterable[Path]) -> None:
         self.found = Found()
-        self._excluded = os.path.realpath(exclude) if exclude else None
+        self._excluded = [os.path.realpath(folder) for folder in exclude]
         self._folders: set[str] = set()
         self._files: set[str] = set()
 
     def is_excluded(self, real: str) -> bool:
-        root = self._excluded
-        return root is not None and (real == root or real.startswith(os.path.join(root, "")))
+        return any(_is_in(real, root) for root in self._excluded)
 
     def add(self, path: str) -> None:
         if os.path.isdir(path):
@@ -145,6 +146,10 @@ class _Search:
                 elif entry.name.lower().endswith(SUFFIXES):
                     self._add_file(entry.path, target)
             pending += reversed(subfolders)
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))
 
 
 def _read_lines(path: str) -> list[str]:

@@ -12,6 +12,7 @@ from cifar_mlflow.interrupt import Interrupted, StopRequest
 from cifar_mlflow.scorer.predictor import Scorer
 from serving.batch.answer import ScorerAnswerer, answer_batches, batches
 from serving.batch.find import Found, find_images
+from serving.batch.overlays import Overlays
 from serving.batch.progress import progress
 from serving.batch.read import File, read_images
 from serving.batch.remote import is_url
@@ -31,6 +32,7 @@ def classify(
     *,
     output: Path | None = None,
     sort_into: Path | None = None,
+    explain: Path | None = None,
     top_k: int | None = None,
 ) -> Summary:
     """Classify files, the images in folders and tables, and the files that match patterns.
@@ -40,10 +42,11 @@ def classify(
         output: a .csv, .jsonl or .parquet file for the answers (see `Row`). Images that it already has rows
             for are not classified again, so the same call continues an interrupted one.
         sort_into: a folder for copies, one sub-folder per class; it is excluded from the search for images.
+        explain: a folder for pictures that show why an image has its answer (see `Overlays`), excluded too.
         top_k: number of most likely classes per image in `output`. Default: 3, or all of fewer classes.
 
     Raises:
-        UsageError: a path, `output` or `top_k` cannot be used.
+        UsageError: a path, `output` or `top_k` cannot be used, or the model cannot explain its answers.
         CifarError: there are no images, or a place cannot be written. Images that cannot be classified raise
             nothing: they are in the summary.
         Interrupted: a signal came; finished work is in `output`.
@@ -51,20 +54,23 @@ def classify(
     top_k = check_top_k(top_k, scorer)
     model = model_digest(scorer)
     results = ResultsFile(output, model, top_k) if output else None
-    found = find_images(paths, exclude=sort_into)
+    folders = {"--sort-into": sort_into, "--explain": explain}
+    written = {option: folder for option, folder in folders.items() if folder}
+    overlays = Overlays(explain, scorer) if explain else None
+    found = find_images(paths, exclude=written)
     if sort_into and (found.tables or any(map(is_url, found.files))):
         raise UsageError("--sort-into copies local files only, no URLs and no rows of a table")
-    summary = start_summary(found, str(output) if output else None, sort_into)
+    summary = start_summary(found, str(output) if output else None, sort_into, explain)
     with ExitStack() as stack:
         if results:
             stack.enter_context(results)
         copies = stack.enter_context(sorter(sort_into, scorer.classes)) if sort_into else None
         advance = stack.enter_context(progress(found.count))
         stop = stack.enter_context(StopRequest())
-        answerer = ScorerAnswerer(scorer, top_k)
+        answerer = ScorerAnswerer(scorer, top_k, explain is not None)
         files = read_images(found, answerer.prepare, *([results.find] if results else []))
         stack.enter_context(closing(files))
-        answered = answer_batches(batches(files, stop.raise_if_asked), answerer, model)
+        answered = answer_batches(batches(files, stop.raise_if_asked), answerer, model, overlays)
         try:
             for batch, rows in stack.enter_context(closing(answered)):
                 _record(batch, rows, summary, copies, results)
@@ -99,9 +105,11 @@ def model_digest(scorer: Scorer) -> str:
     return hashlib.sha256(json.dumps(scorer.card, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def start_summary(found: Found, output: str | None, sort_into: Path | None = None) -> Summary:
+def start_summary(
+    found: Found, output: str | None, sort_into: Path | None = None, explain: Path | None = None
+) -> Summary:
     """Return a summary without images, but with the folders that cannot be read."""
-    summary = Summary(found.count, output, sort_into)
+    summary = Summary(found.count, output, sort_into, explain)
     for folder, reason in found.unreadable.items():
         summary.add_error(FileError(path_text(folder), UNREADABLE, reason))
     return summary

@@ -71,17 +71,22 @@ def folder_names(classes: Sequence[str]) -> list[str]:
     taken = {NOT_SURE}
     names = []
     for name in classes:
-        valid = _FORBIDDEN.sub("_", name).encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "_"
-        unique = next(option for option in _numbered(valid, "") if option not in taken)
+        unique = next(option for option in numbered(valid_name(name), "") if option not in taken)
         taken.add(unique)
         names.append(unique)
     return names
 
 
 def _candidate_paths(folder: Path, source: Path) -> Iterator[Path]:
-    return (folder / name for name in _numbered(source.stem, source.suffix))
+    return (folder / name for name in numbered(source.stem, source.suffix))
 
 
-def _numbered(stem: str, suffix: str) -> Iterator[str]:
+def valid_name(name: str) -> str:
+    """Return a name that any file system allows, as like this one as possible."""
+    return _FORBIDDEN.sub("_", name).encode()[:MAX_NAME_BYTES].decode(errors="ignore") or "_"
+
+
+def numbered(stem: str, suffix: str) -> Iterator[str]:
+    """Yield the name, and then names with a number from 2 on."""
     yield f"{stem}{suffix}"
     yield from (f"{stem}-{number}{suffix}" for number in count(2))

@@ -22,7 +22,8 @@ class Summary:
 
     Attributes:
         files: number of files that were found.
-        output, sorted_into: places of the answers and of the copies.
+        output, sorted_into, explained_in: places of the answers, of the copies, and of the pictures that
+            explain the answers.
         done: number of files that were finished so far.
         earlier: number of those that `output` had rows for; the counts below include them.
         labels: number of files with an answer, by class.
@@ -35,6 +36,7 @@ class Summary:
     files: int
     output: str | None = None
     sorted_into: Path | None = None
+    explained_in: Path | None = None
     done: int = 0
     earlier: int = 0
     labels: Counter[str] = field(default_factory=Counter)
@@ -95,6 +97,8 @@ def print_summary(summary: Summary) -> None:
         console.print(f"answers: {summary.output}", soft_wrap=True)
     if summary.sorted_into:
         console.print(f"copies:  {summary.sorted_into}", soft_wrap=True)
+    if summary.explained_in:
+        console.print(f"reasons: {summary.explained_in}", soft_wrap=True)
 
 
 def printable(text: str) -> str:

@@ -12,6 +12,8 @@
  * @property {ClassScore[]} top_k The classes, most likely first.
  * @property {boolean} uncertain
  * @property {string} input The network's input as a data URL.
+ * @property {{label: string, overlay: string} | null} [explanation] The class that is explained, and the network's
+ *   input with colours that say what speaks for it and against it, as a data URL.
  */
 /**
  * @typedef {object} Answer
@@ -37,6 +39,7 @@
  * @property {string[]} classes
  * @property {number} image_size Side of the network's input, in pixels.
  * @property {"crop" | "squash"} fit
+ * @property {object | null} [class_map] Absent or null if the model cannot explain its answers.
  * @property {Record<string, number>} [metrics]
  * @property {{confidence_below?: number, reason?: string | null}} [uncertain]
  */
@@ -46,9 +49,11 @@ export class ClassifierError extends Error {
   /**
    * @param {string} message
    * @param {number} [retryAfter] Seconds after which to try again; 0 if trying again is no use.
+   * @param {string} [code] The reason, for programs.
    */
-  constructor(message, retryAfter = 0) {
+  constructor(message, retryAfter = 0, code = "") {
     super(message);
     this.retryAfter = retryAfter;
+    this.code = code;
   }
 }

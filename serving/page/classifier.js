@@ -29,16 +29,17 @@ export async function getModel() {
  * @param {AbortSignal} [options.signal]
  * @param {number} [options.tries] Maximum number of tries if the service is busy.
  * @param {boolean} [options.live] The image is a frame of a live view, which monitoring leaves out.
+ * @param {boolean} [options.explain] Ask for an explanation.
  * @returns {Promise<Answer>}
  */
-export async function predict(image, classes, { signal, tries = MAX_TRIES, live = false } = {}) {
+export async function predict(image, classes, { signal, tries = MAX_TRIES, live = false, explain = false } = {}) {
   const photo = await toCommonFormat(image);
   // Other files are sent as bytes: the service explains what is wrong with them.
   const type = photo.type.startsWith("image/") ? photo.type : "application/octet-stream";
   for (let attempt = 1; ; attempt++) {
     const start = performance.now();
     try {
-      const response = await send(`predict?top_k=${classes}&input=true`, {
+      const response = await send(`predict?top_k=${classes}&input=true&explain=${explain}`, {
         method: "POST",
         body: photo,
         headers: { "Content-Type": type, ...(live && { "X-Live-Frame": "1" }) },
@@ -55,6 +56,10 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES, live 
         sendFeedback: (feedback) => sendFeedback(body.request_id, feedback),
       };
     } catch (error) {
+      // A model without explanations may have been promoted since the page was opened.
+      if (explain && error instanceof ClassifierError && error.code === "no_explanation") {
+        return predict(image, classes, { signal, tries, live });
+      }
       const wait = error instanceof ClassifierError ? error.retryAfter : 0;
       if (!wait || attempt === tries) throw error;
       await new Promise((resolve) => setTimeout(resolve, wait * 1000));
@@ -127,10 +132,10 @@ function connectionError(body) {
 
 /** @param {Response} response */
 async function responseError(response) {
-  const explanation = await response.json().then(
-    (body) => body?.error?.message,
+  const error = await response.json().then(
+    (body) => body?.error,
     () => null, // an HTML page of a proxy
   );
-  const message = explanation ?? `The service responded with status ${response.status}.`;
-  return new ClassifierError(message, Number(response.headers.get("Retry-After")) || 0);
+  const message = error?.message ?? `The service responded with status ${response.status}.`;
+  return new ClassifierError(message, Number(response.headers.get("Retry-After")) || 0, error?.code);
 }

@@ -40,8 +40,8 @@ async function classifyOne(file, signal, focus) {
   showPanel("single");
   if (focus) byId("single-title").focus({ preventScroll: true });
   try {
-    const { classes } = await currentModel();
-    const answer = await predict(file, classes.length, { signal });
+    const { classes, class_map } = await currentModel();
+    const answer = await predict(file, classes.length, { signal, explain: Boolean(class_map) });
     const model = await modelOf(answer);
     if (!signal.aborted) showAnswer(answer, model);
   } catch (error) {

@@ -76,7 +76,7 @@ export async function showPhotoGrid(files, model, signal, onOpen) {
  */
 async function classify(row, model, signal) {
   try {
-    row.answer = await predict(row.file, model.classes.length, { signal });
+    row.answer = await predict(row.file, model.classes.length, { signal, explain: Boolean(model.class_map) });
   } catch (error) {
     row.error = /** @type {Error} */ (error).message;
   }

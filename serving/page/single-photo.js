@@ -13,10 +13,20 @@ const view = new PredictionView(byId("reading"));
 const photo = byId("photo");
 /** @type {HTMLImageElement} */
 const seen = byId("seen");
+/** @type {HTMLButtonElement} */
+const explain = byId("explain");
+let explaining = false; // stays on for the next photos
+let drawSeen = () => {};
 
 photo.addEventListener("error", () => {
   photo.hidden = true;
   byId("photo-missing").hidden = false;
+});
+
+explain.addEventListener("click", () => {
+  explaining = !explaining;
+  explain.setAttribute("aria-pressed", String(explaining));
+  drawSeen();
 });
 
 /**
@@ -44,13 +54,30 @@ export function showAnswer(answer, model) {
   const { prediction, timing, sendFeedback } = answer;
   view.show(prediction, model);
   announce(spokenAnswer(prediction));
-  const size = model.image_size;
-  seen.src = prediction.input;
-  seen.alt = `The same in ${size} by ${size} pixels, as the network sees it`;
-  byId("seen-caption").textContent = `The network’s view, ${size}\u00a0×\u00a0${size}`;
+  drawSeen = () => showSeen(prediction, model);
+  drawSeen();
   byId("seen-figure").hidden = false;
   byId("timing").textContent = timing;
   if (sendFeedback) askForFeedback(byId("feedback"), answer, model.classes);
+}
+
+/**
+ * Show the network's view of the photo, with colours that explain the answer if the user has asked for them.
+ * @param {import("./answer.js").Prediction} prediction
+ * @param {Model} model
+ */
+function showSeen({ input, explanation }, { image_size: size }) {
+  explain.hidden = !explanation;
+  const alt = `The same in ${size} by ${size} pixels, as the network sees it`;
+  if (explaining && explanation) {
+    seen.src = explanation.overlay;
+    seen.alt = `${alt}. Red parts speak for ${explanation.label}, blue parts against it`;
+    byId("seen-caption").textContent = `Red speaks for ${explanation.label}, blue against it`;
+  } else {
+    seen.src = input;
+    seen.alt = alt;
+    byId("seen-caption").textContent = `The network’s view, ${size}\u00a0×\u00a0${size}`;
+  }
 }
 
 /** @param {string} message */

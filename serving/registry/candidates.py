@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.evaluation.class_map import class_map_info
 from cifar_mlflow.evaluation.feature_distance import fit_distance
 from cifar_mlflow.evaluation.paired_test import PairedTest
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.images import EvalSet
+from cifar_mlflow.export.on_demand import compute_on_demand
 from cifar_mlflow.export.onnx import save_onnx
 from cifar_mlflow.export.quantize import quantize
 from cifar_mlflow.export.verify import disagreement
-from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.card import ClassMapInfo, ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.verb_config import Precision, ServedPrecision
@@ -40,6 +42,7 @@ class Candidate:
         correct: bool (N,), whether each image was classified correctly.
         agreement: share of images with the label that the trained network gives.
         milliseconds: time per batch on this machine, by batch size.
+        class_map: size of the maps that the file gives on demand; None if it gives none.
     """
 
     precision: ServedPrecision
@@ -49,6 +52,7 @@ class Candidate:
     correct: NDArray[np.bool_]
     agreement: float
     milliseconds: dict[int, float]
+    class_map: ClassMapInfo | None
 
     @property
     def accuracy(self) -> float:
@@ -89,14 +93,17 @@ def build_candidates(
     expected = predict_logits(classifier, images).argmax(axis=1)
     models: dict[ServedPrecision, Path] = {"fp32": folder / "fp32.onnx"}
     distance = fit_distance(classifier, training_images, images, card.temperature)
-    save_onnx(models["fp32"], classifier, card, distance)
+    save_onnx(models["fp32"], classifier, card, distance, class_map=True)
     if precision == "int8" or (precision == "auto" and eval_set.held_out):
         models["int8"] = folder / "int8.onnx"
         logger.info("Quantizing it to int8")
         quantize(models["fp32"], models["int8"], training_images)
+    for model in models.values():
+        compute_on_demand(model)
     engines = {name: Engine(model) for name, model in models.items()}
     logger.info("Measuring %s", " and ".join(models))
     milliseconds = _time_batches(engines, images)
+    class_map = class_map_info(classifier, card.image_size)
     candidates = []
     for name, engine in engines.items():
         logits, distances = split_outputs(engine.run(images))
@@ -111,6 +118,7 @@ def build_candidates(
                 correct=labels == truth,
                 agreement=float((labels == expected).mean()),
                 milliseconds=milliseconds[name],
+                class_map=class_map,
             )
         )
     if reason := disagreement(candidates[0].agreement, eval_set):

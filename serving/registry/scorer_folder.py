@@ -71,6 +71,7 @@ def describe(
         ood=OodInfo(score="energy+distance", above=thresholds.ood_above, auroc=auroc),
         metrics=card.metrics | metrics,
         reference=reference_of(eval_set.images.images, probabilities, card.classes, eval_set.split),
+        class_map=chosen.class_map,
         files={MODEL_FILE: sha256(chosen.model)},
     )
 

@@ -192,6 +192,22 @@ def test_most_confident_mistakes(case: Case, tmp_path: Path) -> None:
     assert ax.images[0].get_interpolation() == "nearest"
 
 
+def test_the_maps_of_the_mistakes_stand_beside_their_images(case: Case, tmp_path: Path) -> None:
+    shown = figures.confident_mistakes(case.labels, case.probabilities)
+    overlays = [255 - case.images[index] for index in shown]
+    figure = figures.most_confident_mistakes(
+        case.images, case.labels, case.probabilities, case.classes, "Mistakes: test split", overlays=overlays
+    )
+    assert saved(figure, tmp_path, ("red speaks for the predicted class, and blue against it",))[0] == 900
+    pictures = figure.axes[0].images
+    assert len(pictures) == 50
+    for image, overlay in zip(pictures[::2], pictures[1::2], strict=True):
+        np.testing.assert_array_equal(overlay.get_array(), 255 - np.asarray(image.get_array()))
+        left, right = image.get_extent(), overlay.get_extent()
+        assert left[1] < right[0]
+        assert left[2:] == right[2:]
+
+
 @pytest.mark.parametrize("mistakes", [0, 1, 7])
 def test_fewer_mistakes_than_the_figure_has_room_for(mistakes: int, tmp_path: Path) -> None:
     images = np.zeros((40, 32, 32, 3), np.uint8)

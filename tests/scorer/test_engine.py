@@ -50,6 +50,13 @@ class Busy:
         assert self._released.wait(60)
 
 
+@pytest.fixture
+def explaining(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine(colour_network(tmp_path / "model.onnx", class_map=True), threads=1)
+    yield engine
+    engine.close()
+
+
 def gray(*values: int) -> np.ndarray:
     """Return gray images of these values."""
     return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), SIZE, SIZE, 3))
@@ -297,3 +304,20 @@ def test_a_forked_process_has_its_own_session_and_can_close_it(tmp_path: Path) -
     finally:
         process.kill()
         engines[0].close()
+
+
+def test_in_a_common_batch_only_the_callers_that_ask_get_maps(explaining: Engine) -> None:
+    busy = Busy(explaining)
+    asked, plain = explaining.submit(gray(10, 20), explain=True), explaining.submit(gray(30))
+    busy.release()
+    np.testing.assert_allclose(plain.result(60), logits(30), rtol=1e-5)
+    found = asked.result(60)
+    assert busy.sizes == [1, 3]
+    np.testing.assert_allclose(found[:, :3], logits(10, 20), rtol=1e-5)
+    np.testing.assert_allclose(found[:, 3:].reshape(2, 3, 16).sum(2), logits(10, 20), rtol=1e-5)
+
+
+def test_a_network_without_maps_refuses_to_explain(engine: Engine) -> None:
+    assert not engine.explains
+    with pytest.raises(ValueError, match="gives no maps"):
+        engine.run(gray(1), explain=True)

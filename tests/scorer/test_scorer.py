@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from scipy.special import logsumexp, softmax
 
+from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.scorer.predictor import Scorer
-from tests.scorer_folders import SIZE, write_scorer_folder
+from tests.scorer_folders import CLASS_MAP, SIZE, colour_network, write_scorer_folder
 
 RED, GREEN, BLACK, GRAY = (255, 0, 0), (0, 255, 0), (0, 0, 0), (200, 200, 200)
 
@@ -86,12 +87,27 @@ def test_probabilities_and_energy_follow_from_the_logits_and_the_temperature(tmp
 
 def test_a_further_output_of_the_network_is_added_to_the_energy(tmp_path: Path) -> None:
     scorer = scorer_with(tmp_path / "scorer", ood={"above": 0.0}, uncertain={"confidence_below": 0.0})
-    logits = np.array([[1, 2, 3], [1, 2, 3]], np.float32)
-    plain_scores = scorer.scores(logits)
-    scores = scorer.scores(np.hstack([logits, np.array([[0.5], [4.0]], np.float32)]))
+    plain_scores = scorer.score(plain(RED, BLACK))
+    scorer.engine = Engine(colour_network(tmp_path / "model.onnx", distance=True))
+    scores = scorer.score(plain(RED, BLACK))
     np.testing.assert_array_equal(scores.probabilities, plain_scores.probabilities)
-    np.testing.assert_allclose(scores.ood, plain_scores.ood + np.array([0.5, 4.0]), rtol=1e-6)
-    assert scores.uncertain.tolist() == [False, True]
+    means = plain(RED, BLACK).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(scores.ood, plain_scores.ood + means, rtol=1e-5)
+    assert plain_scores.uncertain.tolist() == [False, False]
+    assert scores.uncertain.tolist() == [True, False]
+
+
+def test_the_map_of_the_likeliest_class_sums_to_its_logit(tmp_path: Path) -> None:
+    scorer = scorer_with(tmp_path / "scorer", class_map=CLASS_MAP, temperature=0.5)
+    images = plain(RED, GRAY)
+    images[0, :8, :8] = (0, 0, 255)
+    scores = scorer.score(images, explain=True)
+    assert scores.class_maps.shape == (2, 4, 4)
+    likeliest = scores.probabilities.argmax(1)
+    expected = images.mean(axis=(1, 2))[[0, 1], likeliest] * 10 / 255
+    np.testing.assert_allclose(scores.class_maps.sum((1, 2)), expected, rtol=1e-5)
+    assert scores.class_maps[0, 0, 0] == 0  # the blue corner adds nothing to red
+    assert scorer.score(images).class_maps.shape == (2, 0, 0)
 
 
 def test_large_logits_do_not_overflow(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """POST /predict: classify uploaded images."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 from fastapi import APIRouter, Query
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from cifar_mlflow.evaluation.overlay import draw_overlay
 from serving.app.classify import classify
 from serving.app.decoding import DecodedImage, data_url
 from serving.app.dependencies import app_state, request_context
@@ -61,7 +63,9 @@ async def predict(request: Request, parameters: Annotated[PredictParameters, Que
     uploads = await read_uploads(request, state.config.max_pictures)
     contents = [each.content for each in uploads]
     with state.champion.use() as served:
-        result = await classify(request, state.inference, served, contents, parameters.top_k)
+        result = await classify(
+            request, state.inference, served, contents, parameters.top_k, parameters.explain
+        )
     _refuse_if_all_failed(result.images)
     predictions = [
         {**answer, "filename": upload.filename}
@@ -71,6 +75,14 @@ async def predict(request: Request, parameters: Annotated[PredictParameters, Que
         inputs = await state.inference.run(request, _data_urls, result.images)
         for prediction, url in zip(predictions, inputs, strict=True):
             prediction["input"] = url
+    if parameters.explain and result.scores is not None:
+        pixels = [image.pixels for image in result.images if image.pixels is not None]
+        stride = served.scorer.card["class_map"]["stride"]
+        explained = [prediction for prediction in predictions if prediction["error"] is None]
+        maps = result.scores.class_maps
+        overlays = await state.inference.run(request, _overlays, pixels, maps, stride)
+        for prediction, class_map, url in zip(explained, maps, overlays, strict=True):
+            prediction["explanation"] = _explanation(prediction["label"], class_map, url)
     # Validating it with `PredictResponse` would take as long as writing it; a test does that.
     answer = {
         "request_id": context.request_id,
@@ -83,6 +95,17 @@ async def predict(request: Request, parameters: Annotated[PredictParameters, Que
 
 def _data_urls(images: Sequence[DecodedImage]) -> list[str | None]:
     return [None if image.pixels is None else data_url(image.pixels) for image in images]
+
+
+def _overlays(images: Sequence[np.ndarray], class_maps: np.ndarray, stride: int) -> list[str]:
+    return [
+        data_url(draw_overlay(pixels, class_map, stride))
+        for pixels, class_map in zip(images, class_maps, strict=True)
+    ]
+
+
+def _explanation(label: str, class_map: np.ndarray, overlay: str) -> dict[str, Any]:
+    return {"label": label, "class_map": class_map.astype(float).round(5).tolist(), "overlay": overlay}
 
 
 def _refuse_if_all_failed(images: Sequence[DecodedImage]) -> None:

@@ -1,22 +1,26 @@
 """Answers to valid requests: /predict as documented, /invocations as MLflow's scoring server gives them."""
 
 import base64
+import io
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
+from PIL import Image
 
 from serving.app.schemas import PredictResponse
 from serving.registry.mlflow_model import save_model
 from serving.registry.mlflow_server import mlflow_server
-from tests.serving.app.conftest import BLUE, LIME, NAME, RED, ROOT, Server, image
+from tests.scorer_folders import CLASS_MAP
+from tests.serving.app.conftest import BLUE, LIME, NAME, RED, ROOT, Server, Store, image
 from tests.serving.test_models_serve import CSV, PARQUET, parquet, split, text
 
 pytestmark = pytest.mark.slow
@@ -220,3 +224,40 @@ def test_the_other_routes_answer_as_mlflows_server_does(server: Server, peer: st
     ours, theirs = (requests.get(f"{url}{path}", timeout=60) for url in (server.url, peer))
     assert (ours.status_code, ours.content) == (theirs.status_code, theirs.content)
     assert ours.headers["Content-Type"] == theirs.headers["Content-Type"]
+
+
+def test_an_explanation_has_a_map_that_sums_to_the_logit_and_a_picture(
+    start: Callable[..., Server], store: Store
+) -> None:
+    store.promote(store.add(class_map=CLASS_MAP))
+    server = start(store.uri).wait()
+    half = Image.new("RGB", (32, 32), "black")
+    half.paste("red", (0, 0, 16, 32))
+    file = io.BytesIO()
+    half.save(file, "png")
+    files = [("file", data) for data in (file.getvalue(), b"no image", BLUE)]
+    answer = requests.post(f"{server.url}/predict?explain=true", files=files, timeout=60).json()
+    first, bad, last = PredictResponse.model_validate(answer).predictions
+    assert bad.explanation is None
+    assert first.explanation is not None
+    assert last.explanation is not None
+    assert (first.explanation.label, last.explanation.label) == ("red", "blue")
+    class_map = np.array(first.explanation.class_map)
+    assert class_map.shape == (4, 4)
+    assert class_map.sum() == pytest.approx(5, abs=1e-3)  # the logit is 10 x the mean of the channel
+    np.testing.assert_allclose(class_map[:, 2:], 0)
+    data = base64.b64decode(first.explanation.overlay.removeprefix("data:image/png;base64,"))
+    with Image.open(io.BytesIO(data)) as overlay:
+        assert (overlay.format, overlay.size, overlay.getpixel((31, 16))) == ("PNG", (32, 32), (0, 0, 0))
+    assert requests.get(f"{server.url}/model", timeout=60).json()["class_map"] == CLASS_MAP
+    assert server.predict().json()["predictions"][0].get("explanation") is None
+
+
+def test_a_model_that_gives_no_maps_says_so(server: Server) -> None:
+    response = requests.post(
+        f"{server.url}/predict?explain=true", RED, headers={"Content-Type": "image/png"}, timeout=60
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "no_explanation"
+    assert "register the model again" in response.json()["error"]["message"]
+    assert requests.get(f"{server.url}/model", timeout=60).json()["class_map"] is None

@@ -244,6 +244,7 @@ def test_a_folder_with_other_files_is_not_changed(model: str) -> None:
         (("--engine", "spark", "--output", "out.csv"), "writes a folder"),
         (("--cluster", "host:6379", "--output", "out/"), "--cluster needs --engine ray or --engine spark"),
         (("--output", "out/", "--sort-into", "sorted"), "--sort-into needs a result file as --output"),
+        (("--output", "out/", "--explain", "reasons"), "--explain needs a result file as --output"),
         (("--engine", "dask", "--output", "out/"), "dask"),
     ],
 )

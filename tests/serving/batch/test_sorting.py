@@ -104,7 +104,7 @@ def test_images_in_the_folder_of_copies_are_refused(path: str, scorer: Scorer) -
     paint("photos/sub/b.png")
     Path("link").symlink_to("photos")
     before = files("photos")
-    with pytest.raises(UsageError, match=f"{path} is in photos, where the copies go"):
+    with pytest.raises(UsageError, match=f"{path} is in photos, where --sort-into writes"):
         classify([path], scorer, sort_into=Path("photos"))
     assert files("photos") == before
 

@@ -4,12 +4,14 @@ import base64
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, features
 from playwright.sync_api import Page, Route, expect
 
+from tests.scorer_folders import CLASS_MAP, write_scorer_folder
 from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, upload
 
 pytestmark = pytest.mark.slow
@@ -53,6 +55,36 @@ def test_the_input_of_the_network_is_shown(page: Page, photos: Photos) -> None:
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
     np.testing.assert_array_equal(pixels, photos.sure_pixels)
     assert seen.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
+
+
+def test_the_network_s_view_can_show_what_decided(
+    open_page: Callable[..., Page], photos: Photos, tmp_path: Path
+) -> None:
+    model = write_scorer_folder(tmp_path / "model", class_map=CLASS_MAP)
+    server = Server(tmp_path, f"--model-uri={model}")
+    try:
+        page = open_page(server.url)
+        page.set_input_files("#files", photos.sure)
+        plain = page.get_by_alt_text("The same in 32 by 32 pixels, as the network sees it", exact=True)
+        expect(plain).to_be_visible()
+        source = plain.get_attribute("src")
+        page.get_by_role("button", name="Show what decided").click()
+        explained = page.get_by_alt_text(
+            re.compile("Red parts speak for (red|green|blue), blue parts against it")
+        )
+        expect(explained).to_be_visible()
+        assert explained.get_attribute("src") != source
+        page.get_by_role("button", name="Show what decided", pressed=True).click()
+        expect(plain).to_have_attribute("src", source or "")
+    finally:
+        server.stop()
+
+
+def test_a_model_that_gives_no_maps_has_no_button_for_them(page: Page, photos: Photos) -> None:
+    page.set_input_files("#files", photos.sure)
+
+    expect_answer(page)
+    expect(page.get_by_role("button", name="Show what decided")).to_have_count(0)
 
 
 def test_an_uncertain_prediction_is_shown_as_not_sure_with_the_reason(page: Page, photos: Photos) -> None:

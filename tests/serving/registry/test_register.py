@@ -69,6 +69,15 @@ def test_the_version_gives_the_answers_of_the_trained_network(
     assert scorer.card["metrics"]["serve/val_ece"] == pytest.approx(expected.calibrated.ece, abs=1e-3)
 
 
+def test_the_version_explains_its_answers(registry: Registry, trained: Trained, shared_cache: Path) -> None:
+    images = validation(trained, shared_cache).images[:20]
+    classifier, _ = load_classifier(trained.run_id)
+    scorer = load_scorer("models:/cifar10/1")
+    assert scorer.card["class_map"] == {"side": 4, "stride": 8}
+    maps = scorer.score(images, explain=True).class_maps
+    np.testing.assert_allclose(maps.sum((1, 2)), predict_logits(classifier, images).max(1), atol=1e-3)
+
+
 def test_coverage_and_accuracy_in_the_card_are_those_of_the_certain_answers(
     registry: Registry, trained: Trained, shared_cache: Path
 ) -> None:

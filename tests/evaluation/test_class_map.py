@@ -1,0 +1,93 @@
+"""The maps that explain an answer sum to the logit, in the network and in the files that are served."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cifar_mlflow.data import Split
+from cifar_mlflow.evaluation.class_map import class_map_info, class_maps_of, ending
+from cifar_mlflow.evaluation.feature_distance import fit_distance
+from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.evaluation.report import report_on
+from cifar_mlflow.export.on_demand import compute_on_demand
+from cifar_mlflow.export.onnx import save_onnx
+from cifar_mlflow.export.quantize import quantize
+from cifar_mlflow.models.card import ClassMapInfo
+from cifar_mlflow.scorer.engine import Engine
+from tests.export.models import CLASSES, block_images, untrained
+
+IMAGES = block_images(6, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "stride"),
+    [
+        ("cnn", 4, 8),
+        ("fast", 3, 8),
+        pytest.param("resnet18", 4, 8, marks=pytest.mark.slow),
+        pytest.param("vgg11", 2, 16, marks=pytest.mark.slow),
+    ],
+)
+def test_the_maps_of_the_served_files_sum_to_the_logits(
+    name: str, side: int, stride: int, tmp_path: Path
+) -> None:
+    classifier, card = untrained(name)
+    training = block_images(40, seed=1)
+    distance = fit_distance(classifier, training, training, card.temperature)
+    fp32, int8 = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    save_onnx(fp32, classifier, card, distance, class_map=True)
+    quantize(fp32, int8, training)
+    maps = []
+    for path in (fp32, int8):
+        compute_on_demand(path)
+        engine = Engine(path)
+        plain, explained = engine.run(IMAGES), engine.run(IMAGES, explain=True)
+        engine.close()
+        assert plain.shape == (len(IMAGES), len(CLASSES) + 1)  # the distance
+        np.testing.assert_allclose(explained[:, : plain.shape[1]], plain, atol=1e-5)
+        maps.append(explained[:, plain.shape[1] :].reshape(len(IMAGES), len(CLASSES), side, side))
+        np.testing.assert_allclose(maps[-1].sum((2, 3)), plain[:, : len(CLASSES)], atol=1e-4)
+    assert class_map_info(classifier, 32) == ClassMapInfo(side=side, stride=stride)
+    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("name", ["cnn", "fast"])
+@pytest.mark.parametrize("size", [32, 45])
+def test_a_class_can_be_chosen_and_any_image_size_is_exact(name: str, size: int) -> None:
+    classifier, _ = untrained(name)
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    logits = predict_logits(classifier, images)
+    for classes in ([0, 1, 2], [3, 3, 0]):
+        maps = class_maps_of(classifier, images, np.array(classes))
+        np.testing.assert_allclose(maps.sum((1, 2)), logits[range(3), classes], atol=1e-4)
+
+
+def test_of_a_max_pooling_only_the_position_of_each_maximum_counts() -> None:
+    classifier, _ = untrained("fast")
+    last = ending(classifier.network)
+    assert last is not None
+    seen = []
+    last.features.register_forward_hook(lambda module, args, output: seen.append(output[0].flatten(1)))
+    found = class_maps_of(classifier, IMAGES[:1], np.array([1]))[0].ravel()
+    values, positions = seen[0].max(1)
+    expected = torch.zeros(9).index_add_(0, positions, last.weight[1].detach() * values)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_report_explains_the_most_confident_mistakes() -> None:
+    classifier, _ = untrained("cnn")
+    right = predict_logits(classifier, IMAGES).argmax(1)
+    labels = np.where(np.arange(len(IMAGES)) < 2, (right + 1) % len(CLASSES), right)
+    report = report_on(classifier, Split(IMAGES, labels), CLASSES, "val", device=torch.device("cpu"))
+    assert len(report.overlays) == 2
+    for picture in report.overlays:
+        assert picture.shape == (32, 32, 3)
+        assert min(np.abs(picture.astype(int) - image).mean() for image in IMAGES[:2]) < 60
+
+
+def test_a_network_with_another_ending_gives_no_maps() -> None:
+    classifier, _ = untrained("cnn")
+    classifier.network = torch.nn.Sequential(classifier.network, torch.nn.Softmax(1))
+    assert class_map_info(classifier, 32) is None
