@@ -2,7 +2,7 @@
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,23 +45,24 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return optimizers for all trainable parameters of `model`; each parameter is in exactly one group.
 
-    For sgd and adamw: one optimizer with two groups, with and without weight decay. For muon: Muon for the
-    filters of convolutions, and SGD at `aux_lr` for the rest.
+    For sgd and adamw: one optimizer with groups by learning rate, the highest first, with and without weight
+    decay. For muon: Muon for the filters of convolutions, and SGD at `aux_lr` for the rest.
 
     Args:
         world: processes with the same gradients, among which Muon divides its work.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    shares = layer_shares(model, config.layer_decay)
     optimizers: list[torch.optim.Optimizer]
     if config.optimizer == "sgd":
-        groups = _decay_groups(trainable, config.weight_decay)
+        groups = _groups(trainable, config.lr, config.weight_decay, shares)
         optimizers = [SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)]
     elif config.optimizer == "adamw":
-        groups = _decay_groups(trainable, config.weight_decay)
+        groups = _groups(trainable, config.lr, config.weight_decay, shares)
         optimizers = [AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))]
     else:
-        filters = [p for p in trainable if p.ndim == 4]
-        rest = _decay_groups([p for p in trainable if p.ndim != 4], config.weight_decay)
+        filters = _groups([p for p in trainable if p.ndim == 4], config.lr, 0.0, shares)
+        rest = _groups([p for p in trainable if p.ndim != 4], config.aux_lr, config.weight_decay, shares)
         optimizers = [
             Muon(filters, lr=config.lr, momentum=config.momentum, world=world),
             SGD(rest, lr=config.aux_lr, momentum=AUX_MOMENTUM, nesterov=True),
@@ -72,14 +73,28 @@ def build_optimizers(
     return optimizers
 
 
-def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into those with weight decay and those without: vectors, i.e. norms and biases."""
-    parameters = list(parameters)
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def layer_shares(model: nn.Module, first: float) -> dict[nn.Parameter, float]:
+    """Return the learning rate of each parameter, as a fraction of that of the last layer.
+
+    From the share `first` of the first layer, it grows by the same factor from layer to layer: discriminative
+    fine-tuning (J. Howard and S. Ruder 2018, arXiv 1801.06146) for networks of any depth.
+    """
+    layers = [own for layer in model.modules() if (own := list(layer.parameters(recurse=False)))]
+    steps = max(len(layers) - 1, 1)
+    return {p: first ** (1 - number / steps) for number, own in enumerate(layers) for p in own}
+
+
+def _groups(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, shares: Mapping[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    """Group parameters by learning rate and weight decay; vectors, i.e. norms and biases, have no decay."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        groups[lr * shares[parameter], parameter.ndim > 1].append(parameter)
+    return [
+        {"params": groups[rate, decays], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for rate, decays in sorted(groups, reverse=True)
     ]
-    return [group for group in groups if group["params"]]
 
 
 class Muon(_WithoutCompiler):
@@ -91,7 +106,11 @@ class Muon(_WithoutCompiler):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float, world: World | None = None
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        world: World | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self._world = world or World.alone()
