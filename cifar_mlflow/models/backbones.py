@@ -5,7 +5,6 @@ are imported where they are used.
 """
 
 import difflib
-import functools
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +53,6 @@ def check_backbone(name: str) -> None:
         raise UsageError(f"model: timm has no {model}: {hint}")
 
 
-@functools.cache
 def _timm() -> ModuleType:
     try:
         import timm
