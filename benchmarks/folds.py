@@ -1,7 +1,8 @@
-"""`python -m benchmarks folds PHOTOS [OPTIONS of train]`: cross-validate a training on a folder of own photos.
+"""`python -m benchmarks folds PHOTOS [OPTIONS of train]`: cross-validate a training on own photos.
 
-Each photo is in the test split of one of five trainings, one after the other in this process, as `cifar-mlflow
-train` runs them. The balanced accuracy (the mean recall of the classes) is that of all their answers together.
+Each photo is in the test split of one of five trainings, one after the other in this process, as
+`cifar-mlflow train` runs them. The balanced accuracy (the mean recall of the classes) is that of all their
+answers together.
 """
 
 import csv

@@ -327,8 +327,8 @@ class TrainConfig(
     def _weights_exist(self) -> Self:
         if self.weights == IMAGENET and not is_backbone(self.model):
             raise ValueError(
-                f"weights=imagenet is for models of torchvision and timm, such as "
-                f"{get_args(BackboneName)[0]}, the model of --recipe finetune; {self.model} has none"
+                "weights=imagenet is for models of torchvision and timm, as in --recipe finetune or "
+                f"--model {get_args(BackboneName)[0]}; {self.model} has none"
             )
         if self.freeze and not self.weights:
             raise ValueError("freeze keeps the initial weights: it needs weights, for example of a run")

@@ -68,7 +68,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--model", "lenet"], ["model", "resnet18", "vgg16", "lenet"]),
         (["--model", "resnet9"], ["(got 'resnet9'): did you mean resnet18 or resnet34 or resnet50?"]),
         (["--recipe", "best"], ["recipe", "'demo'", "best"]),
-        (["--model", "torchvision/resnet81"], ["did you mean torchvision/resnet18 or"]),
+        (["--model", "torchvision/resnet81"], ["did you mean", "or torchvision/resnet18 or"]),
         (
             ["--model", "timm/resnet_18", "--data-dir", "nowhere"],
             ["timm has no resnet_18: did you mean timm/"],
