@@ -51,8 +51,8 @@ def rebuild(path: Path, card: ModelCard, tensors: dict[str, Tensor]) -> ImageCla
     if card.model not in (*BUILDERS, *get_args(BackboneName)) and not card.model.startswith("timm/"):
         raise UsageError(f"{path}: contains a {card.model}, which this cifar_mlflow does not have; update it")
     # The meta device allocates nothing and draws no random numbers: loading keeps the random state, and a
-    # card with a false size costs nothing before the shapes are compared.
-    # Networks of other libraries may compute tensors that their state does not contain.
+    # card with a false size costs nothing before the shapes are compared. It is not for the networks of other
+    # libraries, which may compute tensors that their state does not contain.
     device = "cpu" if is_backbone(card.model) else "meta"
     with torch.random.fork_rng(devices=[]), torch.device(device):
         network = build_network(card.model, len(card.classes), width=card.width, dropout=card.dropout)
