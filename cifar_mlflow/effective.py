@@ -30,6 +30,7 @@ def without_effect(config: TrainConfig) -> set[str]:
         "width": config.model not in MODELS_WITH_WIDTH,
         "dropout": config.model not in MODELS_WITH_DROPOUT,
         "head_first": not config.weights,
+        "freeze": not config.weights,
         "aux_lr": config.optimizer != "muon",
         "tta": not config.test,
     }

@@ -37,7 +37,7 @@ def test_a_frozen_backbone_is_trained_served_and_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    photos = paint(tmp_path / "photos", (12, 20))
+    photos = paint(tmp_path / "photos", (100, 150))
     command = [*COMMAND, *SMALL, "--data-dir", str(photos)]
     done = CliRunner().invoke(main, [*command, "--freeze", "--register"])
     assert done.exit_code == 0, done.output
@@ -46,7 +46,7 @@ def test_a_frozen_backbone_is_trained_served_and_trained_on(
         search_all_experiments=True, filter_string="tags.kind = 'train'", output_format="list"
     )
     assert run.data.params["recipe"] == "finetune"
-    assert run.data.metrics["test/accuracy"] == 1  # colours: the fitted head is enough
+    assert run.data.metrics["test/accuracy"] > 0.9  # colours: the fitted head is enough
 
     trained = load(run.info.run_id)
     kept = [
