@@ -33,8 +33,8 @@ from benchmarks.harness import Row, progress
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.split import divide
-from cifar_mlflow.pipeline import build_classifier
 from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.training.initial import build_classifier
 from cifar_mlflow.training.loop import History, Training
 from tuning.optuna_output import silence_optuna
 from tuning.study import tune
@@ -153,7 +153,7 @@ def train_alone(config: TrainConfig, dataset: ImageDataset, trial: optuna.Trial)
     train, val = divide(dataset, config)
     torch.manual_seed(config.seed)
     training = Training(
-        build_classifier(config, dataset, train), dataset.classes, train, val, config, hardware
+        build_classifier(config, dataset, train, hardware), dataset.classes, train, val, config, hardware
     )
     training.fit(NoTracking(), prune=prune)
     return training.history

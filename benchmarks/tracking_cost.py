@@ -31,13 +31,14 @@ from benchmarks.harness import Row, progress
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.split import divide
-from cifar_mlflow.pipeline import build_classifier, finish
+from cifar_mlflow.pipeline import finish
 from cifar_mlflow.tracking.artifacts import log_data, log_start
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.training.initial import build_classifier
 from cifar_mlflow.training.loop import Training
 
 
@@ -155,7 +156,9 @@ def new_training(config: TrainConfig, dataset: ImageDataset) -> Training:
     hardware = set_up_hardware(config, config.precision)
     train, val = divide(dataset, config)
     torch.manual_seed(config.seed)
-    return Training(build_classifier(config, dataset, train), dataset.classes, train, val, config, hardware)
+    return Training(
+        build_classifier(config, dataset, train, hardware), dataset.classes, train, val, config, hardware
+    )
 
 
 class Clocked:

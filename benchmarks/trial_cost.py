@@ -28,8 +28,8 @@ from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.split import divide
 from cifar_mlflow.evaluation.report import report_on
-from cifar_mlflow.pipeline import build_classifier
 from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.training.initial import build_classifier
 from cifar_mlflow.training.loop import Training
 from tuning.config import SearchConfig
 from tuning.optuna_output import silence_optuna
@@ -86,7 +86,7 @@ def train(config: TrainConfig, dataset: ImageDataset) -> tuple[float, float]:
     hardware = set_up_hardware(config, config.precision)
     train_split, val = divide(dataset, config)
     torch.manual_seed(config.seed)
-    classifier = build_classifier(config, dataset, train_split)
+    classifier = build_classifier(config, dataset, train_split, hardware)
     training = Training(classifier, dataset.classes, train_split, val, config, hardware)
     best = training.fit(NoTracking())
     report_on(best, val, dataset.classes, "val", device=hardware.device)

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import yaml
 
-from cifar_mlflow.config import DataConfig, TrainConfig, check_tta, resolve_train_config, validate
+from cifar_mlflow.config import IMAGENET, DataConfig, TrainConfig, check_tta, resolve_train_config, validate
 from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
@@ -217,11 +217,18 @@ def _like_run(run_id: str, given: dict[str, Any], resume: str | None) -> dict[st
 def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings, with the architecture of `weights` unless a model or a recipe is given."""
     # Only the first process of torchrun reads the weights, and all must have the same settings.
-    if not given.get("weights") or {"model", "recipe"} & given.keys() or world_size() > 1:
+    weights = str(given.get("weights") or IMAGENET)
+    if weights in (IMAGENET, "none") or {"model", "recipe"} & given.keys() or world_size() > 1:
         return given
     from cifar_mlflow.export.reference import load_classifier
+    from cifar_mlflow.export.weights import is_model_file
 
-    _, card = load_classifier(str(given["weights"]))
+    if (path := Path(weights)).is_file() and not is_model_file(path):
+        raise UsageError(
+            f"{weights}: not a model of cifar_mlflow: if it holds the weights of a network of "
+            "torchvision or timm, name it, for example with --model torchvision/resnet18"
+        )
+    _, card = load_classifier(weights)
     return {"model": card.model, "width": card.width, **given}
 
 
@@ -296,7 +303,7 @@ def _export_weights(model: str, config: ExportConfig) -> None:
 
     file_format = format_for(config.output, config.format[0] if config.format else None)
     classifier, card = load_classifier(model)
-    output = config.output or Path(f"{card.model}{file_format.suffixes[0]}")
+    output = config.output or Path(f"{card.file_stem}{file_format.suffixes[0]}")
     write_weights(output, file_format, classifier, card)
     size = f"{output.stat().st_size / 1e6:.1f} MB"
     click.echo(f"{printable(str(output))}  {size}, {card.model}, {len(card.classes)} classes")

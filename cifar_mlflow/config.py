@@ -8,7 +8,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -29,7 +29,16 @@ ModelName = Literal[
     "vgg16",
     "vgg19",
 ]
-RecipeName = Literal["cnn", "fast", "resnet", "vgg", "demo"]
+# Networks for photos, with weights of ImageNet. Those of timm have the names `timm/NAME`.
+BackboneName = Literal[
+    "torchvision/resnet18",
+    "torchvision/resnet50",
+    "torchvision/mobilenet_v3_large",
+    "torchvision/efficientnet_b0",
+    "torchvision/convnext_tiny",
+]
+TimmName = Annotated[str, Field(pattern=r"^timm/[\w.-]+$")]
+RecipeName = Literal["cnn", "fast", "resnet", "vgg", "demo", "finetune"]
 SplitName = Literal["train", "val", "test"]
 TtaName = Literal["none", "flip", "crops"]
 TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -39,6 +48,7 @@ MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
 # Smallest side in pixels: VGG halves the image five times.
 SMALLEST_SIDE = {"vgg11": 32, "vgg13": 32, "vgg16": 32, "vgg19": 32}
 MOST_EPOCHS = 10_000
+IMAGENET = "imagenet"  # a value of `weights`
 SMALL_IMAGES_SCALE = 0.75  # of the side length, in the epochs set by `small_images`
 
 # Since June 2026 the original host sends 55 to 85 kB/s (pytorch/vision#9536). Every mirror must hold the
@@ -102,7 +112,7 @@ class DataConfig(PlacesConfig):
         "cifar10 (downloaded unless data_dir holds it), sample (included), or folder (your own images).",
     )
     image_size: int = setting(
-        32, "Side length in pixels to which the images of a folder are resized.", ge=32, le=256
+        32, "Side length in pixels to which the images of a folder are resized.", ge=32, le=512
     )
     val_size: float = setting(
         0.1, "Fraction of the training images held out for validation; 0 trains on all of them.", ge=0, le=0.5
@@ -131,14 +141,32 @@ class DataConfig(PlacesConfig):
 class ModelConfig(Settings):
     """Model: the architecture and its initial weights."""
 
-    model: ModelName = setting("resnet18", "Network architecture.")
+    model: Literal[ModelName, BackboneName] | TimmName = setting(
+        "resnet18", "Network architecture; timm/NAME is any model of timm, which is an extra."
+    )
     width: float = setting(1.0, "Multiplier of the number of channels (cnn and fast only).", ge=0.25, le=4)
     dropout: float = setting(0.0, "Dropout rate before the last layer (cnn and vgg only).", ge=0, lt=1)
     weights: str | None = setting(
         None,
         "Initial weights: pretrained (released with this package), a .safetensors or .h5 file, or the id of "
-        "a finished run. The model is theirs unless --model or --recipe is given.",
+        "a finished run; the model is theirs unless --model or --recipe is given. For models of torchvision "
+        "and timm: imagenet, which downloads them, or a file of theirs. none starts from new weights, "
+        "whatever the recipe says.",
     )
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _none_is_no_weights(cls, value: Any) -> Any:
+        return None if value == "none" else value
+
+
+class FinetuneConfig(Settings):
+    """Fine-tuning: how a training starts from given weights."""
+
+    head_first: bool = setting(
+        False, "Fit the last layer to features of the initial weights before the first epoch."
+    )
+    freeze: bool = setting(False, "Train only the last layer; all others keep the initial weights.")
 
 
 class AugmentConfig(Settings):
@@ -185,6 +213,13 @@ class OptimizeConfig(Settings):
     )
     momentum: float = setting(0.9, "Momentum; beta1 for adamw.", ge=0, lt=1)
     weight_decay: float = setting(5e-4, "Weight decay; norms and biases have none.", ge=0, le=1)
+    layer_decay: float = setting(
+        1.0,
+        "Learning rate of the first layer, as a fraction of that of the last one; those between follow "
+        "geometrically.",
+        gt=0,
+        le=1,
+    )
     label_smoothing: float = setting(0.0, "Amount of label smoothing.", ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = setting(
         "none", "Weight of the classes in the loss; balanced makes rare ones count as much as common ones."
@@ -265,7 +300,14 @@ class TrackingConfig(Settings):
 
 
 class TrainConfig(
-    DataConfig, ModelConfig, AugmentConfig, OptimizeConfig, MemoryConfig, HardwareConfig, TrackingConfig
+    DataConfig,
+    ModelConfig,
+    FinetuneConfig,
+    AugmentConfig,
+    OptimizeConfig,
+    MemoryConfig,
+    HardwareConfig,
+    TrackingConfig,
 ):
     """Training: the recipe and the final evaluation."""
 
@@ -285,6 +327,19 @@ class TrainConfig(
             raise ValueError(
                 f"dropout is a setting of {', '.join(MODELS_WITH_DROPOUT)}; {self.model} has none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_exist(self) -> Self:
+        if self.weights == IMAGENET and not is_backbone(self.model):
+            raise ValueError(
+                "weights=imagenet is for models of torchvision and timm, as in --recipe finetune or "
+                f"--model {get_args(BackboneName)[0]}; {self.model} has none"
+            )
+        if self.freeze and not self.weights:
+            raise ValueError("freeze keeps the initial weights: it needs weights, for example of a run")
+        if self.freeze and self.optimizer == "muon":
+            raise ValueError("freeze leaves muon nothing to train: use optimizer=sgd or adamw")
         return self
 
     @model_validator(mode="after")
@@ -327,6 +382,11 @@ class TrainConfig(
         return self
 
 
+def is_backbone(model: str) -> bool:
+    """Return whether the name is that of a model of torchvision or timm."""
+    return "/" in model
+
+
 def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
     """Complete the `given` settings from the recipe, then from the defaults.
 
@@ -365,7 +425,9 @@ def validate(config_class: type[S], values: dict[str, Any]) -> S:
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        raise UsageError("\n".join(_message(config_class, issue) for issue in error.errors())) from None
+        # A value that is none of the names of a model is not of the form `timm/NAME` either: say it once.
+        issues = [issue for issue in error.errors() if issue["loc"][1:] != ("constrained-str",)]
+        raise UsageError("\n".join(_message(config_class, issue) for issue in issues)) from None
 
 
 def _message(config_class: type[Settings], issue: Any) -> str:

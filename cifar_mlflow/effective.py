@@ -29,6 +29,8 @@ def without_effect(config: TrainConfig) -> set[str]:
         "patience": config.val_size == 0,
         "width": config.model not in MODELS_WITH_WIDTH,
         "dropout": config.model not in MODELS_WITH_DROPOUT,
+        "head_first": not config.weights,
+        "freeze": not config.weights,
         "aux_lr": config.optimizer != "muon",
         "bias_lr": config.optimizer != "muon",
         "tta": not config.test,

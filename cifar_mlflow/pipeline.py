@@ -10,19 +10,16 @@ from typing import TYPE_CHECKING, Protocol
 import pandas as pd
 import torch
 
-from cifar_mlflow.config import MOST_EPOCHS, PlacesConfig, TrackingConfig, TrainConfig
+from cifar_mlflow.config import MOST_EPOCHS, PlacesConfig, TrackingConfig, TrainConfig, is_backbone
 from cifar_mlflow.console import Steps
-from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
+from cifar_mlflow.data import ImageDataset, Split, load_dataset
 from cifar_mlflow.data.split import divide_lazily, image_names, warn_of_small_splits
-from cifar_mlflow.data.summary import describe_training, log_notes, mean_std
+from cifar_mlflow.data.summary import describe_training, log_notes
 from cifar_mlflow.effective import default_run_name
-from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.models.backbones import check_backbone
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.models.fast import Fast
-from cifar_mlflow.models.networks import build_network
-from cifar_mlflow.models.pretrained import load_weights
 from cifar_mlflow.tracking.artifacts import (
     datasets_of_training,
     description,
@@ -42,6 +39,7 @@ from cifar_mlflow.tracking.run import TrackedRun, now_ms
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.distributed import PeerLostError, this_world
+from cifar_mlflow.training.initial import build_classifier
 from cifar_mlflow.training.loop import History, Training, no_pruning
 from cifar_mlflow.training.plan import lower_batch_size, plan_epochs
 
@@ -51,7 +49,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IMAGES_FOR_INITIALIZATION = 5_000  # enough for the whitening layer's statistics of patches
 # torchrun kills processes 30 seconds after it has asked them to stop.
 SECONDS_TO_END_A_RUN = 20
 
@@ -106,6 +103,8 @@ def train(
         Interrupted: a signal arrived; the run is KILLED and can be resumed.
     """
     with this_world() as world:
+        if is_backbone(config.model):
+            check_backbone(config.model)  # before the images are decoded
         hardware = set_up_hardware(config, config.precision, world)
         dataset = load_dataset(config)
         if callbacks is None and world.is_main:
@@ -135,7 +134,7 @@ def train(
         def new_training(config: TrainConfig, weights: str | None) -> Training:
             torch.manual_seed(config.seed)
             initial = config.model_copy(update={"weights": weights})
-            classifier = build_classifier(initial, dataset, train_split)
+            classifier = build_classifier(initial, dataset, train_split, hardware)
             return Training(classifier, dataset.classes, train_split, val_split, config, hardware, world)
 
         start = time.monotonic()
@@ -222,32 +221,6 @@ def _train_with_main(training: Training, resume: str | None) -> Result:
             close_run_of_killed_process(config.cache_dir, result.run_id, SECONDS_TO_END_A_RUN)
             raise
         return result
-
-
-def build_classifier(
-    config: TrainConfig, dataset: ImageDataset, train_split: Split | Selection
-) -> ImageClassifier:
-    """Return a network, normalized by the training images, that starts from `config.weights` if given."""
-    mean, std = (values.tolist() for values in mean_std(train_split.images))
-    network = build_network(config.model, len(dataset.classes), width=config.width, dropout=config.dropout)
-    classifier = ImageClassifier(network, mean, std)
-    if isinstance(network, Fast):
-        pixels = torch.from_numpy(train_split.images[:IMAGES_FOR_INITIALIZATION]).permute(0, 3, 1, 2)
-        network.initialize_from((pixels / 255 - classifier.mean) / classifier.std)
-    if config.weights:
-        from cifar_mlflow.export.reference import load_classifier
-
-        pretrained, card = load_classifier(config.weights)
-        if (card.model, card.width) != (config.model, config.width):
-            raise UsageError(
-                f"{config.weights} holds the weights of a {card.model} of width {card.width:g}, which do not "
-                f"fit a {config.model} of width {config.width:g}: "
-                f"give --model {card.model} --width {card.width:g}"
-            )
-        fresh = load_weights(network, pretrained.network.state_dict())
-        note = f"; new for {len(dataset.classes)} classes: {', '.join(fresh)}" if fresh else ""
-        logger.info("Starts from %s%s", config.weights, note)
-    return classifier
 
 
 def finish(

@@ -1,7 +1,8 @@
 """Training recipes: named sets of settings that work well together.
 
 `cnn`, `resnet`, `vgg` and `fast` are the defaults for the model families of the same name; `--recipe` selects
-another one. `demo` is `fast` for the sample that is included in the package.
+another one. `demo` is `fast` for the sample that is included in the package. `finetune` is for own photos and
+the networks of torchvision and timm.
 """
 
 from typing import Any
@@ -42,8 +43,28 @@ RECIPES["demo"] = RECIPES["fast"] | {
     "epochs": 18,
     "batch_size": 250,
 }
+RECIPES["finetune"] = {
+    "dataset": "folder",
+    "model": "torchvision/mobilenet_v3_large",
+    "weights": "imagenet",
+    "image_size": 224,
+    "head_first": True,
+    "epochs": 4,
+    "batch_size": 32,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "layer_decay": 0.1,
+    "weight_decay": 0.05,
+    "label_smoothing": 0.1,
+    "class_weights": "balanced",
+    "schedule": "cosine",
+    "warmup": 0.1,
+    "crop_padding": 16,
+}
 
 
 def recipe_for_model(model: str) -> str:
-    """Return the name of the default recipe of a model: resnet18 -> resnet."""
+    """Return the name of the default recipe of a model: resnet18 -> resnet, timm/vit_tiny -> finetune."""
+    if "/" in model:
+        return "finetune"
     return model.rstrip("0123456789")

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cifar_mlflow.data import SelectedImages
+from cifar_mlflow.evaluation.predict import images_per_batch
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import stages
 
 STAGES = 2
 TRAINING_IMAGES = 2_000
 SCALE_IMAGES = 1_000
-BATCH_SIZE = 250
 SEED = 0
 # Added to the variances, as a share of their mean: directions that hardly vary would decide alone.
 SHRINKAGE = 1e-3
@@ -110,18 +110,24 @@ def _outputs(classifier: ImageClassifier, images: NDArray[np.uint8]) -> tuple[Te
     """Return the logits and the channel means of the first stages."""
     network = classifier.network.eval()
     batches = []
-    for start in range(0, len(images), BATCH_SIZE):
-        batch = torch.from_numpy(np.array(images[start : start + BATCH_SIZE]))
+    batch_size = images_per_batch(images.shape[1])
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.array(images[start : start + batch_size]))
         pixels = batch.permute(0, 3, 1, 2).float().div_(255)
         batches.append(_with_features(network, (pixels - classifier.mean) / classifier.std))
     logits = torch.cat([logits for logits, _ in batches]).float()
     return logits, [torch.cat(of_stage).float() for of_stage in zip(*(f for _, f in batches), strict=True)]
 
 
+def _channel_means(output: Tensor) -> Tensor:
+    """Return (N, C) of images (N, C, H, W) or tokens (N, T, C)."""
+    return output.mean((2, 3)) if output.ndim == 4 else output.mean(1)
+
+
 def _with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     features: list[Tensor] = []
     hooks = [
-        stage.register_forward_hook(lambda module, args, output: features.append(output.mean((2, 3))))
+        stage.register_forward_hook(lambda module, args, output: features.append(_channel_means(output)))
         for stage in stages(network)[:STAGES]
     ]
     try:

@@ -15,6 +15,9 @@ from cifar_mlflow.config import TtaName
 Model = Callable[[Tensor], Tensor]
 ComputePrecision = Literal["fp32", "bf16", "fp16"]
 
+LARGEST_BATCH = 500
+PIXELS_PER_BATCH = LARGEST_BATCH * 64 * 64  # larger images in smaller batches: some GB would not fit a cache
+
 
 def autocast(device: torch.device, precision: ComputePrecision) -> AbstractContextManager[object]:
     """Return the context in which a network computes in this precision; its weights stay in fp32."""
@@ -31,7 +34,7 @@ def predict_logits(
     model: Model,
     images: NDArray[np.uint8],
     *,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - a device is immutable
     precision: ComputePrecision = "fp32",
     tta: TtaName = "none",
@@ -59,12 +62,18 @@ def predict_logits(
         raise ValueError(f"images must be uint8 (N, H, W, 3), N > 0: got {images.dtype} {images.shape}")
     predict = _WITH_TTA[tta]
     logits = []
+    batch_size = batch_size or images_per_batch(images.shape[1])
     with eval_mode(model), autocast(device, precision):
         for start in range(0, len(images), batch_size):
             batch = _to_input(images[start : start + batch_size], device)
             logits.append(predict(model, batch).float().cpu())
             advance(len(batch))
     return torch.cat(logits).numpy()
+
+
+def images_per_batch(side: int) -> int:
+    """Return how many images of this side in pixels to compute at once: 500, fewer above 64 pixels."""
+    return max(1, min(LARGEST_BATCH, PIXELS_PER_BATCH // side**2))
 
 
 def _to_input(images: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -1,10 +1,12 @@
 """Functions that the file formats share: state, version check, errors, and rebuilding a model."""
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from cifar_mlflow.config import BackboneName, is_backbone
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -43,14 +45,16 @@ def rebuild(path: Path, card: ModelCard, tensors: dict[str, Tensor]) -> ImageCla
     """Build the classifier that a card from `path` describes, in eval mode and on the CPU.
 
     Raises:
-        UsageError: there is no model with that name.
+        UsageError: there is no model with that name, or it needs an extra.
         RuntimeError: the tensors do not match the network.
     """
-    if card.model not in BUILDERS:
+    if card.model not in (*BUILDERS, *get_args(BackboneName)) and not card.model.startswith("timm/"):
         raise UsageError(f"{path}: contains a {card.model}, which this cifar_mlflow does not have; update it")
     # The meta device allocates nothing and draws no random numbers: loading keeps the random state, and a
-    # card with a false size costs nothing before the shapes are compared.
-    with torch.device("meta"):
+    # card with a false size costs nothing before the shapes are compared. It is not for the networks of other
+    # libraries, which may compute tensors that their state does not contain.
+    device = "cpu" if is_backbone(card.model) else "meta"
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         network = build_network(card.model, len(card.classes), width=card.width, dropout=card.dropout)
     classifier = ImageClassifier(network, card.mean, card.std)
     classifier.load_state_dict(tensors, assign=True)

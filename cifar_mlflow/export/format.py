@@ -52,7 +52,8 @@ class ModelToExport:
     @property
     def stem(self) -> str:
         """Name of the file without its suffix, such as `resnet18-int8`."""
-        return self.card.model if self.precision == "fp32" else f"{self.card.model}-{self.precision}"
+        stem = self.card.file_stem
+        return stem if self.precision == "fp32" else f"{stem}-{self.precision}"
 
     def metadata(self) -> dict[str, str]:
         """Return the description that every file carries, as text by name; `card` is JSON.

@@ -7,10 +7,14 @@ and `card` (the model card as JSON). Format: https://github.com/huggingface/safe
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import Tensor
 
+from cifar_mlflow.errors import UsageError
 from cifar_mlflow.export.files import (
     FORMAT_VERSION,
     check_version,
@@ -22,6 +26,8 @@ from cifar_mlflow.export.files import (
 from cifar_mlflow.files import atomic_write
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 
 
 def save_weights(
@@ -43,6 +49,44 @@ def save_weights(
     }
     with atomic_write(path) as temporary:
         temporary.write_bytes(save(tensors_of(classifier), metadata))
+
+
+def is_model_file(path: Path) -> bool:
+    """Return whether a file of weights has a card, so that `load_model_file` reads it."""
+    if path.suffix.lower() != ".safetensors":
+        return path.suffix.lower() not in TORCH_SUFFIXES
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return b'"cifar_mlflow_format"' in file.read(min(size, path.stat().st_size))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a `state_dict` that another program saved: .safetensors, or a file of torch.save.
+
+    Raises:
+        UsageError: the file is something else.
+    """
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load(path.read_bytes())
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = state.get("state_dict", state)
+        if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise ValueError("it has other values than tensors")
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        UnpicklingError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"{path}: not a file with the weights (state_dict) of a network: {reason}"
+        ) from error
+    return dict(state)
 
 
 def load_weights_file(path: Path) -> tuple[ImageClassifier, ModelCard]:

@@ -42,7 +42,7 @@ class ModelCard(_Card):
     """The description of a trained network.
 
     Attributes:
-        model: name of the architecture, a key of `BUILDERS`.
+        model: name of the architecture, as `build_network` takes it.
         mean, std: per channel (R, G, B), for pixels in 0..1.
     """
 
@@ -51,6 +51,11 @@ class ModelCard(_Card):
     std: tuple[float, float, float]
     width: float = 1.0
     dropout: float = 0.0
+
+    @property
+    def file_stem(self) -> str:
+        """The name of the architecture as part of a file name: `torchvision-resnet18`."""
+        return self.model.replace("/", "-")
 
 
 class AbstentionInfo(BaseModel):

@@ -1,4 +1,4 @@
-"""Start training from the weights of another run, or from the released ones."""
+"""Start training from the weights of another network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +51,26 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str
     return replaced
 
 
+def head_of(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Return name and module of the last linear layer, which makes the logits."""
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
+
+
 def _head_tensors(model: nn.Module) -> list[str]:
     """Return the names of the last linear layer's weight and bias."""
-    name, linear = [item for item in model.named_modules() if isinstance(item[1], nn.Linear)][-1]
+    name, linear = head_of(model)
     return [f"{name}.{key}" for key in linear.state_dict()]
+
+
+def with_names_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the tensors of another program's file by the names that `model` has for them.
+
+    If a file has none of the names, but as many tensors, they are taken in order: ports of a network often
+    differ from the original only in names. `load_weights` compares the shapes.
+    """
+    own = model.state_dict()
+    if len(own) == len(tensors) and not own.keys() & tensors.keys():
+        return dict(zip(own, tensors.values(), strict=True))
+    # Old files do not have these counters, which only a batch norm without momentum needs.
+    counters = {name: own[name] for name in own if name.endswith("num_batches_tracked")}
+    return {**counters, **tensors}

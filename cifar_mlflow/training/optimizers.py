@@ -2,7 +2,7 @@
 
 import inspect
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,30 +45,32 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Return optimizers for all trainable parameters of `model`; each parameter is in exactly one group.
 
-    For sgd and adamw: one optimizer with two groups, with and without weight decay. For muon: Muon for the
-    filters of convolutions, and SGD for the rest: the last layer at `aux_lr`, norms and biases at `bias_lr`
-    times the batch size.
+    For sgd and adamw: one optimizer with groups by learning rate, the highest first, with and without weight
+    decay. For muon: Muon for the filters of convolutions, and SGD for the rest: the last layer at `aux_lr`,
+    norms and biases at `bias_lr` times the batch size.
 
     Args:
         world: processes with the same gradients, among which Muon divides its work.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    shares = layer_shares(model, config.layer_decay)
     optimizers: list[torch.optim.Optimizer]
     if config.optimizer == "sgd":
-        groups = _decay_groups(trainable, config.weight_decay)
+        groups = _groups(trainable, config.lr, config.weight_decay, shares)
         optimizers = [SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)]
     elif config.optimizer == "adamw":
-        groups = _decay_groups(trainable, config.weight_decay)
+        groups = _groups(trainable, config.lr, config.weight_decay, shares)
         optimizers = [AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))]
     else:
-        filters = [p for p in trainable if p.ndim == 4]
-        rest = _decay_groups([p for p in trainable if p.ndim != 4], config.weight_decay)
-        for group in rest:
-            if group["params"][0].ndim <= 1:
-                group["lr"] = config.bias_lr * config.batch_size
+        filters = _groups([p for p in trainable if p.ndim == 4], config.lr, 0.0, shares)
+        heads = _groups(
+            [p for p in trainable if p.ndim in (2, 3)], config.aux_lr, config.weight_decay, shares
+        )
+        bias_lr = config.bias_lr * config.batch_size
+        biases = _groups([p for p in trainable if p.ndim <= 1], bias_lr, 0.0, shares)
         optimizers = [
             Muon(filters, lr=config.lr, momentum=config.momentum, world=world),
-            SGD(rest, lr=config.aux_lr, momentum=AUX_MOMENTUM, nesterov=True),
+            SGD([*heads, *biases], lr=config.aux_lr, momentum=AUX_MOMENTUM, nesterov=True),
         ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -76,14 +78,28 @@ def build_optimizers(
     return optimizers
 
 
-def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into those with weight decay and those without: vectors, i.e. norms and biases."""
-    parameters = list(parameters)
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def layer_shares(model: nn.Module, first: float) -> dict[nn.Parameter, float]:
+    """Return the learning rate of each parameter, as a fraction of that of the last layer.
+
+    From the share `first` of the first layer, it grows by the same factor from layer to layer: discriminative
+    fine-tuning (J. Howard and S. Ruder 2018, arXiv 1801.06146) for networks of any depth.
+    """
+    layers = [own for layer in model.modules() if (own := list(layer.parameters(recurse=False)))]
+    steps = max(len(layers) - 1, 1)
+    return {p: first ** (1 - number / steps) for number, own in enumerate(layers) for p in own}
+
+
+def _groups(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, shares: Mapping[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    """Group parameters by learning rate and weight decay; vectors, i.e. norms and biases, have no decay."""
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+    for parameter in parameters:
+        groups[lr * shares[parameter], parameter.ndim > 1].append(parameter)
+    return [
+        {"params": groups[rate, decays], "lr": rate, "weight_decay": weight_decay if decays else 0.0}
+        for rate, decays in sorted(groups, reverse=True)
     ]
-    return [group for group in groups if group["params"]]
 
 
 class Muon(_WithoutCompiler):
@@ -95,7 +111,11 @@ class Muon(_WithoutCompiler):
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float, world: World | None = None
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        world: World | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
         self._world = world or World.alone()

@@ -50,6 +50,18 @@ def train_step(
     return loss.item()
 
 
+def test_layers_learn_faster_towards_the_last_one() -> None:
+    network = build_network("cnn", 10)
+    (adamw,) = build_optimizers(network, config_for("adamw", layer_decay=0.01))
+    rate_of = {p: group["lr"] for group in adamw.param_groups for p in group["params"]}
+    rates = [rate_of[p] for p in network.parameters()]
+    assert rates == sorted(rates)
+    assert rates[0] == pytest.approx(0.002 * 0.01)
+    assert rates[-1] == adamw.param_groups[0]["lr"] == 0.002  # the first group's is logged
+    for group in adamw.param_groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+
+
 @pytest.mark.parametrize(
     ("ours", "torchs", "settings"),
     [

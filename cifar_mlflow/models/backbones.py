@@ -1,0 +1,142 @@
+"""Networks of torchvision and timm (`torchvision/NAME`, `timm/NAME`), and their ImageNet weights.
+
+Their stem is the original one, for photos of about 224 pixels. Both libraries take seconds to import, so they
+are imported where they are used.
+"""
+
+import difflib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from cifar_mlflow.errors import CifarError, UsageError
+
+# Of the images that the ImageNet weights of torchvision were trained on, per channel (R, G, B).
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def build_backbone(name: str, num_classes: int) -> nn.Module:
+    """Return a newly initialized network.
+
+    Raises:
+        UsageError: see `check_backbone`.
+    """
+    library, _, model = name.partition("/")
+    network: nn.Module
+    if library == "timm":
+        check_backbone(name)
+        network = _timm().create_model(model, num_classes=num_classes)
+    else:
+        from torchvision.models import get_model
+
+        network = get_model(model, num_classes=num_classes)
+    return network
+
+
+def check_backbone(name: str) -> None:
+    """Check that there is a network of this name; those of torchvision are listed in the config.
+
+    Raises:
+        UsageError: timm is not installed, or has no such model.
+    """
+    library, _, model = name.partition("/")
+    if library == "timm" and not _timm().is_model(model):
+        close = difflib.get_close_matches(model, _timm().list_models())
+        hint = f"did you mean {' or '.join(f'timm/{other}' for other in close)}?" if close else "see its docs"
+        raise UsageError(f"model: timm has no {model}: {hint}")
+
+
+def _timm() -> ModuleType:
+    try:
+        import timm
+    except ImportError:
+        raise UsageError("models of timm need the extra: pip install 'cifar-mlflow[timm]'") from None
+    module: ModuleType = timm
+    return module
+
+
+def normalization(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation, (R, G, B), by which the images of its weights were normalized."""
+    config = _timm_config(network)
+    return tuple(config.get("mean", IMAGENET_MEAN)), tuple(config.get("std", IMAGENET_STD))
+
+
+def check_image_size(network: nn.Module, size: int) -> None:
+    """Check the size of the images for networks that take only one, as many transformers do.
+
+    Raises:
+        UsageError: the network takes another size.
+    """
+    config = _timm_config(network)
+    side = config["input_size"][-1] if config.get("fixed_input_size") else size
+    if side != size:
+        raise UsageError(f"image_size: this model takes images of {side} pixels (got {size})")
+
+
+def _timm_config(network: nn.Module) -> dict[str, Any]:
+    """Return how timm describes the weights of one of its networks; empty for other networks."""
+    return dict(getattr(network, "pretrained_cfg", {}))
+
+
+def imagenet_weights(name: str) -> Mapping[str, Tensor]:
+    """Return the `state_dict` of a network for the 1,000 classes of ImageNet.
+
+    torchvision downloads the file once to TORCH_HOME and checks its hash; timm has the cache of the
+    Hugging Face Hub.
+
+    Raises:
+        UsageError: timm has no ImageNet weights of this network.
+        CifarError: the download failed, or the file is damaged.
+    """
+    library, _, model = name.partition("/")
+    if library == "timm":
+        return _timm_weights(name)
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(model)["DEFAULT"]
+    try:
+        state: Mapping[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
+        if file.exists():
+            raise CifarError(f"{file}: the file is damaged, delete it ({_first_line(error)})") from error
+        raise _no_download(name, f"{weights.url} ({_first_line(error)})") from error
+    return state
+
+
+def _timm_weights(name: str) -> Mapping[str, Tensor]:
+    model = name.partition("/")[2]
+    check_backbone(name)
+    if not _timm().is_model_pretrained(model):
+        raise UsageError(f"weights: timm has no ImageNet weights of {model}: give --weights FILE or none")
+    try:
+        state: Mapping[str, Tensor] = _timm().create_model(model, pretrained=True).state_dict()
+    except Exception as error:  # timm and the Hub's client raise errors of any kind
+        raise _no_download(name, f"the Hugging Face Hub ({_first_line(error)})") from error
+    return state
+
+
+def _no_download(name: str, place: str) -> CifarError:
+    return CifarError(
+        f"the ImageNet weights of {name} cannot be downloaded from {place}: download them on a machine with "
+        "network, and give the file with --weights FILE"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def stages(network: nn.Module) -> list[nn.Module]:
+    """Return the modules whose outputs are the features of a backbone, from the first on."""
+    if described := getattr(network, "feature_info", None):  # timm
+        return [network.get_submodule(stage["module"]) for stage in described]
+    children = dict(network.named_children())
+    return [*children.get("features", network).children()]
