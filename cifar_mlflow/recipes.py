@@ -42,6 +42,7 @@ RECIPES["demo"] = RECIPES["fast"] | {
     "val_size": 0.05,
     "epochs": 18,
     "batch_size": 250,
+    "lr": 0.24,
 }
 RECIPES["finetune"] = {
     "dataset": "folder",

@@ -1,12 +1,10 @@
 """Measure how far the features of an image are from those of the training images.
 
 The energy of the logits misses images that the network has never learned to doubt: noise gets a lower energy
-than photographs. The channel means of the first stages tell noise, flat colours, text and drawings from
+than photographs. The channel means of the first stage tell noise, flat colours, text and drawings from
 photographs. The score is the Mahalanobis distance (Lee et al. 2018, arXiv 1807.03888) to all training images
 together, since features this early hardly depend on the class. docs/experiments.md compares it with others.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,7 +16,6 @@ from cifar_mlflow.evaluation.predict import images_per_batch
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import stages
 
-STAGES = 2
 TRAINING_IMAGES = 2_000
 SCALE_IMAGES = 1_000
 SEED = 0
@@ -28,38 +25,30 @@ SMALLEST = 1e-6  # of a squared distance, before its logarithm
 
 
 class FeatureDistance(nn.Module):
-    """Take the channel means of the first stages, float32 (N, C1) and (N, C2), and return float32 (N, 1).
+    """Take the channel means of the first stage, float32 (N, C), and return float32 (N, 1).
 
-    The sum of the logarithms of the squared distances, shifted and scaled to mean 0 and the spread of the
-    energy on images like the training images, so that the sum of both is a score: the higher, the less like
-    them.
+    The logarithm of the squared distance, shifted and scaled to mean 0 and the spread of the energy on images
+    like the training images, so that the sum of both is a score: the higher, the less like them.
     """
 
+    mean: Tensor
+    whitening: Tensor
     center: Tensor
     scale: Tensor
 
-    def __init__(self, features: Sequence[Tensor]) -> None:
+    def __init__(self, features: Tensor) -> None:
         super().__init__()
-        for number, of_stage in enumerate(features):
-            mean = of_stage.mean(0)
-            covariance = torch.cov(of_stage.T.double())
-            variances, directions = torch.linalg.eigh(covariance)
-            whitening = directions / (variances + SHRINKAGE * variances.mean()).sqrt()
-            self.register_buffer(f"mean{number}", mean)
-            self.register_buffer(f"whitening{number}", whitening.float())
+        variances, directions = torch.linalg.eigh(torch.cov(features.T.double()))
+        whitening = directions / (variances + SHRINKAGE * variances.mean()).sqrt()
+        self.register_buffer("mean", features.mean(0))
+        self.register_buffer("whitening", whitening.float())
         self.register_buffer("center", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        squares = [
-            ((of_stage - self.get_buffer(f"mean{number}")) @ self.get_buffer(f"whitening{number}"))
-            .square()
-            .sum(1, keepdim=True)
-            for number, of_stage in enumerate(features)
-        ]
-        logs = torch.cat(squares, 1).clamp(min=SMALLEST).log()
+    def forward(self, features: Tensor) -> Tensor:
+        squares = ((features - self.mean) @ self.whitening).square().sum(1, keepdim=True)
         # No plus sign: int8 would quantize the addition.
-        return (logs.sum(1, keepdim=True) - self.center) * self.scale
+        return (squares.clamp(min=SMALLEST).log() - self.center) * self.scale
 
 
 class WithDistance(nn.Module):
@@ -106,8 +95,8 @@ def _draw(images: NDArray[np.uint8] | SelectedImages, count: int) -> NDArray[np.
 
 
 @torch.inference_mode()
-def _outputs(classifier: ImageClassifier, images: NDArray[np.uint8]) -> tuple[Tensor, list[Tensor]]:
-    """Return the logits and the channel means of the first stages."""
+def _outputs(classifier: ImageClassifier, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Return the logits and the channel means of the first stage."""
     network = classifier.network.eval()
     batches = []
     batch_size = images_per_batch(images.shape[1])
@@ -115,8 +104,8 @@ def _outputs(classifier: ImageClassifier, images: NDArray[np.uint8]) -> tuple[Te
         batch = torch.from_numpy(np.array(images[start : start + batch_size]))
         pixels = batch.permute(0, 3, 1, 2).float().div_(255)
         batches.append(_with_features(network, (pixels - classifier.mean) / classifier.std))
-    logits = torch.cat([logits for logits, _ in batches]).float()
-    return logits, [torch.cat(of_stage).float() for of_stage in zip(*(f for _, f in batches), strict=True)]
+    logits, features = (torch.cat(part).float() for part in zip(*batches, strict=True))
+    return logits, features
 
 
 def _channel_means(output: Tensor) -> Tensor:
@@ -124,14 +113,12 @@ def _channel_means(output: Tensor) -> Tensor:
     return output.mean((2, 3)) if output.ndim == 4 else output.mean(1)
 
 
-def _with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     features: list[Tensor] = []
-    hooks = [
-        stage.register_forward_hook(lambda module, args, output: features.append(_channel_means(output)))
-        for stage in stages(network)[:STAGES]
-    ]
+    hook = stages(network)[0].register_forward_hook(
+        lambda module, args, output: features.append(_channel_means(output))
+    )
     try:
-        return network(images), features
+        return network(images), features[0]
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()

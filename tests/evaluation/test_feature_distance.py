@@ -39,7 +39,7 @@ def test_what_is_no_photograph_is_far_from_photographs(images: Images) -> None:
     held_out = outputs(network, classifier, images[750:])[1][:, 0]
     for kind in ("noise", "gray_noise", "flat"):
         foreign = outputs(network, classifier, ood_images(32)[kind][:50])[1][:, 0]
-        assert ood_auroc(held_out, foreign) > 0.8, kind  # of an untrained network
+        assert ood_auroc(held_out, foreign) > 0.7, kind  # of an untrained network
 
 
 def test_on_the_images_of_the_scale_it_has_mean_0_and_the_spread_of_the_energy(images: Images) -> None:

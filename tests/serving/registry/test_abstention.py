@@ -45,7 +45,7 @@ def test_coverage_and_accuracy_are_those_of_the_certain_answers(
     else:
         assert thresholds.accuracy == pytest.approx((logits.argmax(axis=1) == labels)[certain].mean())
         assert thresholds.accuracy >= 0.8
-    assert (energy(logits, temperature) > thresholds.ood_above).sum() <= 0.1 * count + 1
+    assert (energy(logits, temperature) > thresholds.ood_above).sum() <= 0.2 * count + 1
 
 
 @settings(max_examples=20)
@@ -124,7 +124,7 @@ def test_without_labels_the_target_is_the_threshold() -> None:
     logits, _ = predictions(0, 200, 4.0)
     thresholds = fit_thresholds(logits, None, 1.0, target_accuracy=0.95)
     assert (thresholds.confidence_below, thresholds.coverage, thresholds.accuracy) == (0.95, None, None)
-    assert (energy(logits, 1.0) > thresholds.ood_above).mean() == pytest.approx(0.1)
+    assert (energy(logits, 1.0) > thresholds.ood_above).mean() == pytest.approx(0.2)
 
 
 def test_auroc_tells_how_well_ood_images_stand_out() -> None:
