@@ -43,7 +43,9 @@ def ending(network: nn.Module) -> Ending | None:
     """Return the last layers of a network; None if they allow no exact map."""
     children = dict(network.named_children())
     if isinstance(network, Fast):
-        return Ending(network.groups, 0, 2 ** len(network.groups), network.head.weight * HEAD_SCALE, None)
+        # Detached: not a parameter of the network, so the exporter has to make a constant of it.
+        weight = network.head.weight.detach() * HEAD_SCALE
+        return Ending(network.groups, 0, 2 ** len(network.groups), weight, None)
     if isinstance(network, Vgg):
         # Its last pooling leaves a single position of an image of 32 pixels.
         stages = sum(isinstance(layer, nn.MaxPool2d) for layer in network.features)
