@@ -62,7 +62,7 @@ def colour_network(path: Path, slow: bool = False, class_map: bool = False, dist
             helper.make_node("Mul", ["sums", "share"], ["last_channels"]),
             helper.make_node("Transpose", ["last_channels"], ["class_map"], perm=[0, 3, 1, 2]),
         ]
-        shape = ["N", len(CLASSES), 4, 4]
+        shape = ("N", len(CLASSES), 4, 4)
         outputs.append(helper.make_tensor_value_info("class_map", TensorProto.FLOAT, shape))
     graph = helper.make_graph(
         nodes,

@@ -15,9 +15,10 @@ from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.pipeline import build_classifier
+from cifar_mlflow.models.pretrained import head_of
 from cifar_mlflow.review.images import ReviewedImages
 from cifar_mlflow.training.device import Hardware
+from cifar_mlflow.training.initial import build_classifier
 from cifar_mlflow.training.loop import Recorder, Training
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def predict_out_of_fold(
         selection = Selection(SelectedImages(train.images, inside), train.labels[inside])
         logger.info("Fold %d of %d: training on %s images", fold + 1, folds, f"{len(inside):,}")
         torch.manual_seed(config.seed)
-        classifier = build_classifier(config, dataset, selection)
+        classifier = build_classifier(config, dataset, selection, hardware)
         training = Training(classifier, dataset.classes, selection, nothing, config, hardware)
         best = training.fit(FoldRecorder(recorder, fold + 1), stop=stop)
         with stop.at_once():
@@ -128,9 +129,9 @@ def _probabilities(
 
 def _embed(classifier: ImageClassifier, images: NDArray[np.uint8], hardware: Hardware) -> NDArray[np.float32]:
     """Return the input of the last linear layer, scaled to unit length, float32 (N, D)."""
-    last = [module for module in classifier.network.modules() if isinstance(module, nn.Linear)][-1]
+    _, head = head_of(classifier)
     features: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda module, args: features.append(args[0].float().cpu()))
+    hook = head.register_forward_pre_hook(lambda module, args: features.append(args[0].float().cpu()))
     try:
         predict_logits(classifier, images, device=hardware.device, precision=hardware.precision)
     finally:

@@ -36,7 +36,7 @@ def untrained(name: str) -> tuple[ImageClassifier, ModelCard]:
         metrics={"test/accuracy": 0.8125},
     )
     torch.manual_seed(0)
-    network = build_network(name, len(CLASSES), width=width)  # type: ignore[arg-type]
+    network = build_network(name, len(CLASSES), width=width)
     classifier = ImageClassifier(network, MEAN, STD)
     pixels = torch.from_numpy(block_images(64, seed=0)).permute(0, 3, 1, 2) / 255
     with torch.no_grad():

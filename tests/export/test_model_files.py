@@ -44,7 +44,7 @@ CARD = ModelCard(
 def trained(card: ModelCard) -> ImageClassifier:
     """Return a network as training leaves it: with running statistics, channels_last, in train mode."""
     torch.manual_seed(0)
-    network = build_network(card.model, len(card.classes), width=card.width, dropout=card.dropout)  # type: ignore[arg-type]
+    network = build_network(card.model, len(card.classes), width=card.width, dropout=card.dropout)
     classifier = ImageClassifier(network, card.mean, card.std).to(memory_format=torch.channels_last)
     with torch.no_grad():
         classifier(torch.rand(2, 3, 32, 32))

@@ -30,7 +30,7 @@ CARD = ModelCard(
 def trained(card: ModelCard) -> ImageClassifier:
     """Return a network as training leaves it: with running statistics, channels_last, in train mode."""
     torch.manual_seed(0)
-    network = build_network(card.model, len(card.classes), width=card.width)  # type: ignore[arg-type]
+    network = build_network(card.model, len(card.classes), width=card.width)
     classifier = ImageClassifier(network, card.mean, card.std).to(memory_format=torch.channels_last)
     with torch.no_grad():
         classifier(torch.rand(16, 3, card.image_size, card.image_size))
