@@ -119,7 +119,8 @@ def _timm_weights(name: str) -> Mapping[str, Tensor]:
     try:
         state: Mapping[str, Tensor] = _timm().create_model(model, pretrained=True).state_dict()
     except Exception as error:  # timm and the Hub's client raise errors of any kind
-        raise _no_download(name, f"the Hugging Face Hub ({_first_line(error)})") from error
+        place = f"https://huggingface.co/{_timm().get_pretrained_cfg(model).hf_hub_id}"
+        raise _no_download(name, f"{place} ({_first_line(error)})") from error
     return state
 
 
