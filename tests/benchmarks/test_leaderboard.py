@@ -135,7 +135,7 @@ def test_a_run_that_logged_a_setting_in_another_form_belongs_to_the_same_group(p
     data = client.get_run(run).data
     for name, value in data.params.items():
         if name != "grad_clip":
-            client.log_param(copy, name, {"seed": "2", "aux_lr": "0.50"}.get(name, value))
+            client.log_param(copy, name, {"seed": "2", "aux_lr": "0.0320"}.get(name, value))
     for name, value in data.tags.items():
         client.set_tag(copy, name, value)
     for name, number in data.metrics.items():

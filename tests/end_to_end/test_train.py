@@ -51,7 +51,17 @@ def test_a_finished_run_contains_everything_needed_to_repeat_it(trained: Project
     file = trained.client.download_artifacts(run.info.run_id, "config.yaml")
     settings = yaml.safe_load(Path(file).read_text())
     assert settings.keys() == TrainConfig.model_fields.keys()
-    idle = {"cache_dir", "mirrors", "weights", "aux_lr", "bias_lr", "extra_dir", *TrackingConfig.model_fields}
+    idle = {
+        "cache_dir",
+        "mirrors",
+        "weights",
+        "aux_lr",
+        "bias_lr",
+        "extra_dir",
+        "head_first",
+        "freeze",
+        *TrackingConfig.model_fields,
+    }
     assert run.data.params.keys() == settings.keys() - idle
     for name in ("seed", "tta", "recipe", "width"):
         assert run.data.params[name] == str(settings[name])

@@ -77,4 +77,4 @@ def test_threads_of_the_exchanges_end_with_the_world_although_a_model_is_left(on
 def test_muon_divided_among_processes_takes_the_steps_of_one(on_two: dict[str, Any]) -> None:
     """Its iteration may be in bf16, which turns differences of the last digit into larger ones."""
     one, two = train(World.alone(), MUON["muon"]), on_two["muon"]
-    torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=5e-3)
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=1.5e-2)
