@@ -14,16 +14,15 @@ def draw_overlay(pixels: NDArray[np.uint8], class_map: NDArray[np.float32], stri
     Args:
         pixels: uint8 (S, S, 3), the network's input.
         class_map: float32 (h, w); values between its positions are interpolated.
-        stride: pixels from one position to the next, from the upper left corner. Pixels beyond the last
-            position have its value: a pooling ignores what does not fill a window.
+        stride: pixels from one position to the next, from the upper left corner. Beyond the last position
+            the colour fades: a pooling ignores what does not fill a window.
     """
     size = len(pixels)
-    rows, columns = class_map.shape
-    smooth = Image.fromarray(class_map.astype(np.float32)).resize(
-        (columns * stride, rows * stride), Image.Resampling.BILINEAR
-    )
+    missing = [max(0, -(-size // stride) - side) for side in class_map.shape]
+    padded = np.pad(class_map.astype(np.float32), [(0, count) for count in missing])
+    rows, columns = padded.shape
+    smooth = Image.fromarray(padded).resize((columns * stride, rows * stride), Image.Resampling.BILINEAR)
     values = np.asarray(smooth)[:size, :size]
-    values = np.pad(values, [(0, size - side) for side in values.shape], mode="edge")
     strength = values[..., None] * (STRONGEST / max(float(np.abs(values).max()), 1e-12))
     colour = np.where(strength > 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
     blended: NDArray[np.uint8] = (pixels + np.abs(strength) * (colour - pixels) + 0.5).astype(np.uint8)

@@ -35,6 +35,8 @@ def test_positions_lie_a_stride_apart_from_the_upper_left_corner() -> None:
     picture = draw_overlay(GRAY, np.array([[0, 1, 0]] * 3, np.float32), stride=8)
     assert redness(picture)[16].argmax() in (11, 12)
     np.testing.assert_array_equal(picture[:, 24:], GRAY[:, 24:])
+    beyond = redness(draw_overlay(GRAY, np.array([[0, 0, 1]] * 3, np.float32), stride=8))[12]
+    assert beyond[31] < beyond[20] / 5
 
 
 def test_a_map_of_zeros_leaves_the_image_as_it_is() -> None:

@@ -40,7 +40,8 @@ def test_the_released_network_becomes_the_champion_without_images_of_its_trainin
     run = mlflow.MlflowClient().get_model_version_by_alias("cifar10", "champion").tags["run_id"]
     assert scorer.card["run_id"] == run
     again, _ = load_classifier("models:/cifar10@champion")
-    np.testing.assert_allclose(predict_logits(again, sample.images[:50]), logits[:50], atol=1e-4)
+    few = sample.images[:50]  # both in one batch of the same size: the last bits depend on it
+    np.testing.assert_array_equal(predict_logits(again, few), predict_logits(classifier, few))
     shown = CliRunner().invoke(main, ["runs"]).output
     assert f"{card.metrics['test/accuracy_tta']:.1%}".replace("%", " %") in shown
 
