@@ -108,7 +108,7 @@ def test_an_invalid_option_is_refused_with_exit_code_2(options: list[str], words
     ("arguments", "message"),
     [
         (["trian"], "there is no command trian: did you mean train?"),
-        (["zzz"], "there is no command zzz: there are demo, data, train, runs"),
+        (["zzz"], "there is no command zzz: there are demo, data, review, train, runs"),
         (["register"], "Missing argument 'RUN_ID'"),
     ],
 )
@@ -341,7 +341,7 @@ def test_a_read_only_cache_is_named() -> None:
     ("reference", "words"),
     [
         ("nothing.h5", ["nothing.h5", "no such file"]),
-        ("nosuch", ["nosuch", "no such file", "neither a run id (32 digits 0-9a-f)", "runs:/ or models:/"]),
+        ("nosuch", ["nosuch", "no such file", "neither pretrained nor a run id (32 digits 0-9a-f)", "runs:/ or models:/"]),
         ("746a" + 27 * "0", ["746a", "no such file", "32 digits"]),
         (300 * "a", ["no such file"]),
         ("f" * 32, ["f" * 32, "no weights"]),
@@ -429,10 +429,10 @@ def test_help_shows_the_defaults_of_the_verb() -> None:
         (
             "train",
             [
-                "cifar10 (demo sample)",
+                "cifar10 (demo sample; finetune folder)",
                 "resnet18, or that of --recipe",
-                "30 (fast 8; demo 18), >= 1",
-                "0.1 (cnn 0.05; vgg 0.02; fast, demo 0.24), > 0",
+                "30 (fast 8; demo 18; finetune 4), >= 1",
+                "0.1 (cnn 0.05; vgg 0.02; fast, demo 0.17; finetune 0.001), > 0",
             ],
         ),
         ("tune", ["chosen by the search, > 0, <= 10", "9, >= 1"]),
