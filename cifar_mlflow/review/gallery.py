@@ -15,7 +15,8 @@ from cifar_mlflow.review.label_errors import LabelError
 
 SHOWN_ERRORS = 50
 SHOWN_PAIRS = 30
-COLUMNS = 24  # characters below an image
+COLUMNS = 24  # characters above an image
+PAIR_COLUMNS = 40  # characters above a pair
 
 
 def label_error_gallery(
@@ -28,6 +29,7 @@ def label_error_gallery(
             reviewed.names[error.index],
             f"label: {dataset.classes[reviewed.labels[error.index]]}",
             f"{dataset.classes[error.suggestion]}? {error.confidence:.0%}",
+            columns=COLUMNS,
         )
         for error in shown
     ]
@@ -47,6 +49,7 @@ def duplicate_gallery(pairs: Sequence[Pair], dataset: ImageDataset, reviewed: Re
                 for index in (pair.first, pair.second)
             ),
             f"similarity {pair.similarity:.3f}",
+            columns=PAIR_COLUMNS,
         )
         for pair in shown
     ]
@@ -59,5 +62,5 @@ def duplicate_gallery(pairs: Sequence[Pair], dataset: ImageDataset, reviewed: Re
     return image_grid(images, captions, title, columns=3)
 
 
-def _caption(*lines: str) -> str:
-    return "\n".join(textwrap.fill(label(line, 2 * COLUMNS), COLUMNS) for line in lines)
+def _caption(*lines: str, columns: int) -> str:
+    return "\n".join(textwrap.fill(label(line, 2 * columns), columns) for line in lines)
