@@ -73,7 +73,7 @@ def test_errors_are_found_and_the_decisions_on_them_make_a_cleaned_copy(
         "unreadable": {"train/red/cut.png": ""},
     }
     assert set(table["decision"]) == {""}
-    assert "cut short" in table.loc["unreadable"]["reason"].to_dict()["train/red/cut.png"]
+    assert "cut short" in str(table.loc["unreadable"]["reason"].to_dict()["train/red/cut.png"])
 
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert (run.info.status, run.data.tags["kind"], run.data.params["folds"]) == ("FINISHED", "review", "2")
