@@ -16,7 +16,7 @@ from cifar_mlflow.export.weights import load_tensors
 from tests.models.test_backbones import LITE0
 from tests.serving.registry.conftest import paint
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 # At 64 pixels, to be quick.
 COMMAND = ("train", "--model", "timm/tf_efficientnet_lite0", "--weights", LITE0, "--epochs", "1")

@@ -76,8 +76,8 @@ def test_one_image_is_enough_to_fit() -> None:
     [
         ("cnn", [8, 16, 32]),
         ("fast", [16, 64, 64]),
-        ("resnet18", [64, 128, 256, 512]),
-        ("vgg11", [64, 128, 256, 512, 512]),
+        pytest.param("resnet18", [64, 128, 256, 512], marks=pytest.mark.thorough),
+        pytest.param("vgg11", [64, 128, 256, 512, 512], marks=pytest.mark.thorough),
     ],
 )
 def test_every_family_has_stages_of_falling_resolution(name: str, channels: list[int]) -> None:

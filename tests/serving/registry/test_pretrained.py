@@ -50,7 +50,7 @@ def test_the_released_files_are_small() -> None:
     assert RELEASED_WEIGHTS.stat().st_size <= LARGEST_BYTES
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("mlflow_store")
 def test_training_starts_from_the_released_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
