@@ -1,4 +1,4 @@
-"""`python -m benchmarks folds PHOTOS [OPTIONS of train]`: cross-validate a training on own photos.
+"""`python -m benchmarks folds [--fold-seed N] PHOTOS [OPTIONS of train]`: cross-validate on own photos.
 
 Each photo is in the test split of one of five trainings, one after the other in this process, as
 `cifar-mlflow train` runs them. The balanced accuracy (the mean recall of the classes) is that of all their
@@ -30,7 +30,9 @@ def folds(photos: Path, fold_seed: int, options: tuple[str, ...]) -> None:
         tables = _write_tables(photos.absolute(), Path(scratch), fold_seed)
         start = time.perf_counter()
         for table in tables:
-            main(["train", *options, "--dataset", "folder", "--data-dir", str(table)], standalone_mode=False)
+            arguments = ["train", *options, "--dataset", "folder", "--data-dir", str(table)]
+            if code := main(arguments, standalone_mode=False):  # it has printed the reason
+                raise SystemExit(code)
         seconds = time.perf_counter() - start
         click.echo(_row(options, seconds))
 
