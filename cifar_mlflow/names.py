@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 CIFAR10 = "cifar10"  # also the registered model
+PRETRAINED = "pretrained"  # stands for the network that is released with this package
 SAMPLE_NAME = "cifar10-sample"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")  # of a file that names the path and label of each image
 

@@ -9,7 +9,7 @@ import click
 
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config, validate
 from cifar_mlflow.console import Steps, loading
-from cifar_mlflow.names import CIFAR10, data_name, registered_name
+from cifar_mlflow.names import CIFAR10, PRETRAINED, data_name, registered_name
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
@@ -46,7 +46,7 @@ def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bo
         from serving.registry.promotion import promote as promote_version
         from serving.registry.register import register as register_run
 
-    version = register_pretrained(config) if run_id == "pretrained" else register_run(run_id, config)
+    version = register_pretrained(config) if run_id == PRETRAINED else register_run(run_id, config)
     click.echo(f"\nRegistered {version.message}")
     if promote:
         try:

@@ -16,12 +16,12 @@ from cifar_mlflow.export.program import load_program
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
+from cifar_mlflow.names import PRETRAINED
 from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import call_mlflow, first_line, is_outage
 
 logger = logging.getLogger(__name__)
 
-PRETRAINED = "pretrained"  # the name of the released weights
 WEIGHTS_FILE = "weights/model.safetensors"
 PT2_FILE = "data/model.pt2"
 # The key of the card in the metadata of an MLflow model.

@@ -29,7 +29,7 @@ class Finding:
         issue: `label`, `leak` (the same picture in a later split), `duplicate` (in the same split) or
             `unreadable`.
         confidence, label_confidence: see `LabelError`.
-        other, other_split, other_label, similarity: the image of which this one is a copy; see `Pair`.
+        other, other_split, other_label, similarity: the original of a copy, see `Pair`.
         reason: why the file cannot be read.
     """
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_OUTPUT = Path("review.csv")
 ISSUES = {
     "label": "labels that are probably wrong",
-    "leak": "images of which another split has a near-duplicate",
+    "leak": "images with a near-duplicate in another split",
     "duplicate": "near-duplicates within a split",
     "unreadable": "files that cannot be read",
 }

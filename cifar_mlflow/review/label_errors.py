@@ -1,5 +1,6 @@
 """Find labels that are probably wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068)."""
 
+import importlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ def check_cleanlab() -> None:
         UsageError: it is not.
     """
     try:
-        import cleanlab.filter  # noqa: F401
+        importlib.import_module("cleanlab.filter")
     except ModuleNotFoundError as error:
         raise UsageError(
             f"review needs the package {error.name}, which is not installed: "

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What the networks say of all images.
+    """Predictions and embeddings of all images.
 
     Attributes:
         probabilities: float64 (N, classes), by networks that were not trained on the image: for a training

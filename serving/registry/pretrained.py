@@ -12,12 +12,12 @@ from pathlib import Path
 from cifar_mlflow.config import DataConfig, TrackingConfig
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.environment import default_cache_dir
-from cifar_mlflow.export.reference import PRETRAINED, load_classifier
+from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models.card import ModelCard, ServedCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
-from cifar_mlflow.names import CIFAR10
+from cifar_mlflow.names import CIFAR10, PRETRAINED
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.scorer.predictor import CARD_FILE, MODEL_FILE
 from cifar_mlflow.tracking.artifacts import log_weights
@@ -36,24 +36,22 @@ RECORD = "registration.json"
 RECORDED = ("judged_by", "context", "decision", "metrics")  # of `Prepared`
 
 
-def write_release(
-    prepared: Prepared, classifier: ImageClassifier, card: ModelCard, folder: Path = FOLDER
-) -> None:
+def write_release(prepared: Prepared, classifier: ImageClassifier, card: ModelCard) -> None:
     """Replace the released network.
 
     Args:
         prepared: made of `classifier` and `card`.
         classifier: its weights are those of fp16, so that the file has them exactly.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(prepared.folder, folder / SCORER)
-    save_weights(folder / RELEASED_WEIGHTS.name, classifier.half(), card)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    shutil.copytree(prepared.folder, FOLDER / SCORER)
+    save_weights(FOLDER / RELEASED_WEIGHTS.name, classifier.half(), card)
     record = {name: getattr(prepared, name) for name in RECORDED}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    (folder / MODEL_CARD_FILE).write_text(prepared.text + "\n")
+    (FOLDER / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (FOLDER / MODEL_CARD_FILE).write_text(prepared.text + "\n")
 
 
-def register_pretrained(config: RegisterConfig, folder: Path = FOLDER) -> RegisteredVersion:
+def register_pretrained(config: RegisterConfig) -> RegisteredVersion:
     """Make the released network a new version of the registered model.
 
     Its weights are logged to a run of their own, as if it had been trained here.
@@ -62,7 +60,7 @@ def register_pretrained(config: RegisterConfig, folder: Path = FOLDER) -> Regist
         CifarError: a check failed, or MLflow does not answer. No version is created.
     """
     classifier, card = load_classifier(PRETRAINED)
-    served = ServedCard.model_validate_json((folder / SCORER / CARD_FILE).read_bytes())
+    served = ServedCard.model_validate_json((FOLDER / SCORER / CARD_FILE).read_bytes())
     connect(TrackingConfig().experiment)
     with tracked_run(
         kind="train",
@@ -71,7 +69,7 @@ def register_pretrained(config: RegisterConfig, folder: Path = FOLDER) -> Regist
         tags={"released": "true"},
     ) as (run, _):
         card = card.model_copy(update={"run_id": run.run_id})
-        text = (folder / MODEL_CARD_FILE).read_text().strip().replace(served.run_id, run.run_id)
+        text = (FOLDER / MODEL_CARD_FILE).read_text().strip().replace(served.run_id, run.run_id)
         run.log_params({"model": card.model, "dataset": card.data, "val_size": card.val_size})
         run.set_tags(
             {
@@ -86,10 +84,10 @@ def register_pretrained(config: RegisterConfig, folder: Path = FOLDER) -> Regist
     with tempfile.TemporaryDirectory() as scratch:
         scorer = Path(scratch, SCORER)
         served = served.model_copy(update={"run_id": run.run_id})
-        write_scorer_folder(scorer, folder / SCORER / MODEL_FILE, served)
+        write_scorer_folder(scorer, FOLDER / SCORER / MODEL_FILE, served)
         engine = Engine(scorer / MODEL_FILE)
         logits, _ = split_outputs(engine.run(images))
         engine.close()
-        record = json.loads((folder / RECORD).read_bytes())
+        record = json.loads((FOLDER / RECORD).read_bytes())
         prepared = Prepared(scorer, served, text, images=images, logits=logits, **record)
         return publish(prepared, run.run_id, config.registered_model or CIFAR10)
