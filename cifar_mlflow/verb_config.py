@@ -11,15 +11,13 @@ from cifar_mlflow.config import (
     DatasetName,
     HardwareConfig,
     PlacesConfig,
-    Settings,
     SplitName,
     TrackingConfig,
     TrainConfig,
     TtaName,
-    setting,
-    validate,
 )
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.settings import Settings, setting, validate
 
 Precision = Literal["auto", "fp32", "int8"]
 ServedPrecision = Literal["fp32", "int8"]  # of one file

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config, validate
+from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import Steps, loading
 from cifar_mlflow.names import CIFAR10, PRETRAINED, data_name, registered_name
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
+from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 

@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import SecretStr, field_validator, model_validator
 
-from cifar_mlflow.config import Settings, TrackingConfig, setting
+from cifar_mlflow.config import TrackingConfig
+from cifar_mlflow.settings import Settings, setting
 
 
 class ClassifyConfig(Settings):

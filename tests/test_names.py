@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cifar_mlflow.cli import main
-from cifar_mlflow.config import validate
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.names import printable, registered_name
+from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import RegistryConfig
 
 ROOT = Path(__file__).parents[1]

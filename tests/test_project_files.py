@@ -9,9 +9,10 @@ import click
 import pytest
 import yaml
 
-from cifar_mlflow.config import DataConfig, ModelName, RecipeName, Settings, resolve_train_config
+from cifar_mlflow.config import DataConfig, ModelName, RecipeName, resolve_train_config
 from cifar_mlflow.models.networks import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
+from cifar_mlflow.settings import Settings
 from cifar_mlflow.verb_config import (
     EvaluateConfig,
     ExportConfig,

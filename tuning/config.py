@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from cifar_mlflow.config import Settings, TrainConfig, setting
+from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.settings import Settings, setting
 from cifar_mlflow.verb_config import RegisterConfig
 
 SamplerName = Literal["tpe", "random", "cmaes", "gp", "grid", "qmc"]

@@ -18,9 +18,9 @@ from cifar_mlflow.config import (
     ModelConfig,
     OptimizeConfig,
     TrainConfig,
-    validate,
 )
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.settings import validate
 
 # Initial weights, length, seed and precision would make trials incomparable.
 NOT_SEARCHABLE = ("weights", "epochs", "seed", "precision")

@@ -8,9 +8,10 @@ from typing import Any, Self
 import torch
 import yaml
 
-from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.settings import validate
 from tuning.command import command_line
 from tuning.config import DEFAULT_TRIALS, SearchConfig, TuneConfig
 from tuning.objective import SECOND_OBJECTIVES, VALUE

@@ -21,10 +21,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.samplers import GridSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import Interrupted, StopRequest
+from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.store import connect
 from tuning.command import without_passwords

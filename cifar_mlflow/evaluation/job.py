@@ -4,7 +4,6 @@ import logging
 
 import torch
 
-from cifar_mlflow.config import validate
 from cifar_mlflow.console import Steps
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.data.split import divide, divide_lazily, image_names
@@ -17,6 +16,7 @@ from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.names import data_name
+from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.artifacts import PROGRAM_NAME
 from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import tracked_run

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import mlflow
 import numpy as np
 
-from cifar_mlflow.config import DataConfig, validate
+from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import Selection, Split, load_dataset
 from cifar_mlflow.data.split import divide_lazily
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.retry import call_mlflow
 
 # The settings `dataset` by the names in model cards; any other name is that of a folder.

@@ -5,9 +5,10 @@ from typing import Any
 
 import click
 
-from cifar_mlflow.config import TrainConfig, resolve_train_config, validate
+from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.console import loading
 from cifar_mlflow.options import recipe_defaults, split_settings, verb
+from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import ReviewConfig, ReviewVerbConfig
 
 WITHOUT_EFFECT = ("val_size", "split_seed", "extra_dir", "skip_unreadable", "patience", "test")

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
-from cifar_mlflow.config import validate
 from cifar_mlflow.console import loading, print_table
 from cifar_mlflow.options import verb
+from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import ModelsConfig, RunsConfig
 
 

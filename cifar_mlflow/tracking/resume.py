@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cifar_mlflow.config import PlacesConfig, TrainConfig, validate
+from cifar_mlflow.config import PlacesConfig, TrainConfig
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.store import select_store, store_uri
 from cifar_mlflow.training.distributed import this_world

@@ -13,11 +13,12 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, M
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from cifar_mlflow.config import Settings, TrackingConfig
+from cifar_mlflow.config import TrackingConfig
 from cifar_mlflow.environment import git_state, installed_packages, library_versions, patience_seconds
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.names import printable
 from cifar_mlflow.redact import redact
+from cifar_mlflow.settings import Settings
 from cifar_mlflow.tracking.metric_queue import MetricQueue
 from cifar_mlflow.tracking.retry import first_line, is_outage, retry_on_outage
 

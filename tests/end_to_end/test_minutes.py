@@ -9,11 +9,12 @@ import torch
 import yaml
 
 from cifar_mlflow import pipeline
-from cifar_mlflow.config import TrainConfig, validate
+from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.interrupt import Interrupted
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.resume import resumable_config
 from cifar_mlflow.training.loop import History
 from tests.end_to_end.conftest import Project

@@ -6,8 +6,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cifar_mlflow.config import resolve_train_config, validate
+from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.store import connect, page_address, select_store, store_uri

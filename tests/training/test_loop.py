@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_mlflow.config import TrainConfig, validate
+from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.data import Split
 from cifar_mlflow.errors import TrainingDivergedError
 from cifar_mlflow.interrupt import Interrupted, StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
+from cifar_mlflow.settings import validate
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.distributed import World

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifar_mlflow.config import MOST_EPOCHS, TrainConfig, validate
+from cifar_mlflow.config import MOST_EPOCHS, TrainConfig
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.settings import validate
 from cifar_mlflow.training.plan import Speed, lower_batch_size, measure, plan_epochs
 from tests.training.test_loop import make_training
 

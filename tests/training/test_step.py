@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_mlflow.config import ModelName, TrainConfig, validate
+from cifar_mlflow.config import ModelName, TrainConfig
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.models.networks import build_network
+from cifar_mlflow.settings import validate
 from cifar_mlflow.training.layers import checkpoint_activations
 from tests.training.test_loop import Recorded, assert_equal, make_training, weights
 

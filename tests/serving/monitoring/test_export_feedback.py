@@ -16,7 +16,8 @@ from PIL import Image
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.cli import main
-from cifar_mlflow.config import TrainConfig, validate
+from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.settings import validate
 from serving.monitoring.request_log import RequestLog
 from tests.serving.monitoring.request_logs import UNLIMITED, record
 from tests.serving.registry.conftest import Trained, promote, register, registered, trained

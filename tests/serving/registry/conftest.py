@@ -16,7 +16,8 @@ from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
 from cifar_mlflow import pipeline
-from cifar_mlflow.config import TrainConfig, validate
+from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import RegisterConfig
 from serving.registry import mlflow_server, promotion
 from serving.registry.register import RegisteredVersion
