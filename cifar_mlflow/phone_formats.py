@@ -1,6 +1,7 @@
 """Convert HEIC and AVIF, the formats of phones, to one that the scorer of every registered model reads.
 
-Requests and training images go through the same code, so that a photo gives the same pixels in both. Pillow
+Requests, `classify` and training go through the same code, so that a photo gives the same pixels in all.
+Pillow
 reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C, which the files of strangers
 reach, so the operator decides.
 """
@@ -30,6 +31,16 @@ def phone_format(data: bytes) -> str | None:
         return None
     brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(int.from_bytes(data[:4]), 256), 4))}
     return next((name for name, known in BRANDS.items() if brands & known), None)
+
+
+def in_common_format(data: bytes, *, trusted: bool = False) -> bytes:
+    """Return a HEIC or AVIF file as BMP, and any other file as it is.
+
+    Raises:
+        BadImage: see `rgb_pixels`.
+    """
+    kind = phone_format(data)
+    return data if kind is None else bmp_file(rgb_pixels(data, kind, trusted=trusted))
 
 
 def rgb_pixels(data: bytes, kind: str, *, trusted: bool = False) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.names import printable
-from cifar_mlflow.phone_formats import bmp_file, phone_format, rgb_pixels
+from cifar_mlflow.phone_formats import bmp_file, in_common_format
 from cifar_mlflow.scorer.preprocess import BadImage, decode_image
 
 # fmt: off
@@ -93,10 +93,7 @@ def decode_file(path: Path, size: int) -> np.ndarray:
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
-    if phone := phone_format(data):
-        data = bmp_file(rgb_pixels(data, phone, trusted=True))
-    elif _TIFF.match(data):
-        data = bmp_file(_tiff_pixels(data))
+    data = bmp_file(_tiff_pixels(data)) if _TIFF.match(data) else in_common_format(data, trusted=True)
     return decode_image(data, size, trusted=True)
 
 

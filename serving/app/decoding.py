@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cifar_mlflow.phone_formats import bmp_file, phone_format, rgb_pixels
+from cifar_mlflow.phone_formats import bmp_file, in_common_format, phone_format
 from cifar_mlflow.scorer.predictor import Scorer
 from cifar_mlflow.scorer.preprocess import BadImage, image_bytes, picture_format
 from serving.monitoring.drift import image_statistics
@@ -40,9 +40,8 @@ def decode(scorer: Scorer, content: Any) -> DecodedImage:
     try:
         data = bmp_file(content) if isinstance(content, np.ndarray) else image_bytes(content)
         record |= {"image_sha256": hashlib.sha256(data).hexdigest(), "image_bytes": len(data)}
-        phone = phone_format(data)
-        pixels = scorer.decode(data if phone is None else bmp_file(rgb_pixels(data, phone)))
-        record["image_format"] = phone or picture_format(data)
+        pixels = scorer.decode(in_common_format(data))
+        record["image_format"] = phone_format(data) or picture_format(data)
     except BadImage as error:
         record |= {"error_code": error.code, "decode_ms": 1000 * (time.perf_counter() - begun)}
         return DecodedImage(None, error, record)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cifar_mlflow.phone_formats import in_common_format
 from cifar_mlflow.scorer.predictor import Scorer
 from serving.batch.overlays import Overlays
 from serving.batch.read import File
@@ -39,7 +40,11 @@ class ScorerAnswerer:
         self._scorer = scorer
         self._top_k = top_k
         self._explain = explain
-        self.prepare = scorer.decode
+
+    def prepare(self, data: bytes) -> np.ndarray:
+        """Return the input of the network, uint8 (S, S, 3); raise BadImage if the file cannot be read."""
+        pixels: np.ndarray = self._scorer.decode(in_common_format(data, trusted=True))
+        return pixels
 
     def answers(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
         scores = self._scorer.score(np.stack(images), self._explain)

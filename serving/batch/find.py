@@ -14,7 +14,7 @@ from serving.batch.remote import Stamp, file_system, is_url, list_url, local_pat
 from serving.batch.tables import TablePart, table_parts
 
 PATH_LIST = ".txt"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".heic", ".heif", ".avif")
 
 
 @dataclass

@@ -13,6 +13,7 @@ import pandas as pd
 from mlflow.pyfunc import PyFuncModel
 
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.phone_formats import in_common_format
 from cifar_mlflow.tracking.retry import first_line
 from serving.batch.dataset import Part, finished_parts
 from serving.batch.extras import import_extra
@@ -65,7 +66,7 @@ class PyfuncAnswerer:
         self._params = {"top_k": top_k, "on_error": "null"}
 
     def prepare(self, data: bytes) -> bytes:
-        return data
+        return in_common_format(data, trusted=True)
 
     def answers(self, images: list[bytes]) -> list[dict[str, Any]]:
         answers: list[dict[str, Any]] = self._model.predict(pd.DataFrame({"image": images}), self._params)

@@ -100,6 +100,17 @@ def test_hidden_files_and_folders_are_skipped_unless_named(scorer: Scorer) -> No
     ]
 
 
+@pytest.mark.parametrize(("format_name", "suffix"), [("AVIF", "avif"), ("HEIF", "HEIC")])
+def test_photos_of_phones_are_read(scorer: Scorer, format_name: str, suffix: str) -> None:
+    if format_name == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    Path("photos").mkdir()
+    for name, colour in {"r": RED, "b": BLUE}.items():
+        Image.new("RGB", (40, 30), colour).save(f"photos/{name}.{suffix}", format_name, quality=95)
+    summary = classify(["photos"], scorer)
+    assert labels(summary) == {f"photos/b.{suffix}": "blue", f"photos/r.{suffix}": "red"}
+
+
 def test_a_named_file_may_have_any_suffix(scorer: Scorer) -> None:
     paint("photo.png").rename("upload")
     assert labels(classify(["upload"], scorer)) == {"upload": "red"}
