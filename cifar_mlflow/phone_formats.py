@@ -1,9 +1,8 @@
 """Convert HEIC and AVIF, the formats of phones, to one that the scorer of every registered model reads.
 
 Requests, `classify` and training go through the same code, so that a photo gives the same pixels in all.
-Pillow
-reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C, which the files of strangers
-reach, so the operator decides.
+Pillow reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C, which the files of
+strangers reach, so the operator decides.
 """
 
 import io
