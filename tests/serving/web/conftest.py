@@ -20,6 +20,7 @@ from cifar_mlflow.errors import CifarError
 from serving.web.runtime import Runtime, install_runtime, installed_runtime
 from serving.web.server import create_server
 from tests.serving.registry.conftest import register, working_in
+from tests.shared import made_once
 
 USER_CACHE = default_cache_dir()  # before the tests get a cache of their own, without the runtime
 VERSION = "models:/cifar10/1"
@@ -69,29 +70,37 @@ def runtime() -> Runtime:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Trained:
-    folder = tmp_path_factory.mktemp("trained-for-web")
-    with working_in(folder, shared_cache):
-        config = TrainConfig(
-            dataset="sample", model="cnn", width=0.25, epochs=2, test=False, cache_dir=shared_cache
-        )
-        run_id = pipeline.train(config).run_id
-        register(run_id, serve_precision="int8", target_accuracy=0.5)
+    def train_and_register(folder: Path) -> str:
+        with working_in(folder, shared_cache):
+            config = TrainConfig(
+                dataset="sample", model="cnn", width=0.25, epochs=2, test=False, cache_dir=shared_cache
+            )
+            run_id = pipeline.train(config).run_id
+            register(run_id, serve_precision="int8", target_accuracy=0.5)
+        return run_id
+
+    folder, run_id = made_once(tmp_path_factory, "trained-for-web", train_and_register)
     return Trained(folder, run_id)
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Trained, runtime: Runtime, shared_cache: Path) -> Result:
-    """Export version 1 as int8 to the folder `out` of the store."""
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exported-for-web")
+
+
+@pytest.fixture(scope="session")
+def exported(trained: Trained, runtime: Runtime, output: Path, shared_cache: Path) -> Result:
+    """Export version 1 as int8."""
     with working_in(trained.folder, shared_cache):
         return export(
-            VERSION, "--format=web", "--precision=int8", "--output=out", f"--runtime={runtime.folder}"
+            VERSION, "--format=web", "--precision=int8", f"--output={output}", f"--runtime={runtime.folder}"
         )
 
 
 @pytest.fixture(scope="session")
-def folder(exported: Result, trained: Trained) -> Path:
+def folder(exported: Result, output: Path) -> Path:
     assert exported.exit_code == 0, exported.output
-    return trained.folder / "out" / "cnn-int8-web"
+    return output / "cnn-int8-web"
 
 
 @pytest.fixture(scope="session")
