@@ -21,7 +21,7 @@ def test_every_model_of_the_settings_can_be_built() -> None:
 
 FAMILIES: tuple[ModelName, ...] = ("cnn", "fast", "resnet18", "vgg11")
 each_network = pytest.mark.parametrize(
-    "name", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+    "name", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.thorough) for name in NAMES]
 )
 
 
