@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
@@ -32,6 +33,14 @@ class Trained:
 
     folder: Path
     run_id: str
+
+
+class Exported(NamedTuple):
+    """A web folder, and what the command that exported it has printed."""
+
+    folder: Path
+    stdout: str
+    stderr: str
 
 
 class Site:
@@ -84,23 +93,25 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Tra
 
 
 @pytest.fixture(scope="session")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("exported-for-web")
-
-
-@pytest.fixture(scope="session")
-def exported(trained: Trained, runtime: Runtime, output: Path, shared_cache: Path) -> Result:
+def exported(
+    trained: Trained, runtime: Runtime, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
     """Export version 1 as int8."""
-    with working_in(trained.folder, shared_cache):
-        return export(
-            VERSION, "--format=web", "--precision=int8", f"--output={output}", f"--runtime={runtime.folder}"
-        )
+
+    def export_int8(folder: Path) -> list[str]:
+        options = ("--format=web", "--precision=int8", f"--output={folder}", f"--runtime={runtime.folder}")
+        with working_in(trained.folder, shared_cache):
+            result = export(VERSION, *options)
+        assert result.exit_code == 0, result.output
+        return [result.stdout, result.stderr]
+
+    folder, printed = made_once(tmp_path_factory, "exported-for-web", export_int8)
+    return Exported(folder / "cnn-int8-web", *printed)
 
 
 @pytest.fixture(scope="session")
-def folder(exported: Result, output: Path) -> Path:
-    assert exported.exit_code == 0, exported.output
-    return output / "cnn-int8-web"
+def folder(exported: Exported) -> Path:
+    return exported.folder
 
 
 @pytest.fixture(scope="session")
