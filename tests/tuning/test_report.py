@@ -148,7 +148,9 @@ def test_the_html_report_is_complete_and_makes_no_network_requests(tmp_path: Pat
 NO_TRIAL = "needs a complete trial; there is none."
 
 
-@pytest.mark.parametrize("objectives", [ONE, TWO], ids=["one objective", "two objectives"])
+@pytest.mark.parametrize(
+    "objectives", [ONE, pytest.param(TWO, marks=pytest.mark.slow)], ids=["one objective", "two objectives"]
+)
 @pytest.mark.parametrize(
     ("states", "expected", "reason"),
     [

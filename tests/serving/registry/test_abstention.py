@@ -48,6 +48,7 @@ def test_coverage_and_accuracy_are_those_of_the_certain_answers(
     assert (energy(logits, temperature) > thresholds.ood_above).sum() <= 0.2 * count + 1
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(0, 10_000), st.floats(0.3, 8))
 def test_no_other_threshold_has_more_coverage_on_target(seed: int, sharpness: float) -> None:
