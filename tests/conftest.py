@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.shared import made_once
+
 # A slow machine is no failure, and a failure must come again when the test is run again.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -26,9 +28,11 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new SQLite store of MLflow; making one takes seconds, so the tests copy it."""
     import mlflow  # slow; the process that only starts the workers of pytest-xdist does not need it
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    def create(folder: Path) -> None:
+        mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+
+    folder, _ = made_once(tmp_path_factory, "empty-store", create)
+    return folder / "mlflow.db"
 
 
 @pytest.fixture(scope="session", autouse=True)

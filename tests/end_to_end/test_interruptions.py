@@ -67,14 +67,14 @@ def test_a_signal_ends_the_run_as_killed_and_resuming_gives_the_weights_of_an_un
     assert run.info.status == "KILLED"
     assert f"train --resume {run.info.run_id}" in project.output()
 
-    project.run("train", "--resume", run.info.run_id)
+    project.invoke("train", "--resume", run.info.run_id)
     resumed = project.client.get_run(run.info.run_id)
     assert resumed.info.status == "FINISHED"
     assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, EPOCHS + 1))
     assert resumed.data.metrics["test/accuracy"] == 1.0
 
     if signum == signal.SIGTERM:  # once is enough for the long comparison
-        project.run("train", *project.quick, *LONG)
+        project.train(*LONG)
         assert weights_of(project, project.runs[0].info.run_id) == weights_of(project, run.info.run_id)
 
 

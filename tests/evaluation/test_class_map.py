@@ -25,7 +25,7 @@ IMAGES = block_images(6, seed=3)
     ("name", "side", "stride"),
     [
         ("cnn", 4, 8),
-        ("fast", 3, 8),
+        pytest.param("fast", 3, 8, marks=pytest.mark.slow),
         pytest.param("resnet18", 4, 8, marks=pytest.mark.thorough),
         pytest.param("vgg11", 2, 16, marks=pytest.mark.slow),
     ],

@@ -31,6 +31,7 @@ def outputs(network: torch.nn.Module, classifier: ImageClassifier, images: Image
         return [part.numpy() for part in network((pixels - classifier.mean) / classifier.std)]
 
 
+@pytest.mark.slow
 def test_what_is_no_photograph_is_far_from_photographs(images: Images) -> None:
     torch.manual_seed(0)
     classifier, card = untrained("cnn")
@@ -50,6 +51,7 @@ def test_on_the_images_of_the_scale_it_has_mean_0_and_the_spread_of_the_energy(i
     assert distances.std() == pytest.approx(energy(logits, card.temperature).std(), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "fast"])
 def test_the_onnx_file_gives_the_logits_and_the_distance(name: str, images: Images, tmp_path: Path) -> None:
     classifier, card = untrained(name)

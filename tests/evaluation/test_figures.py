@@ -58,7 +58,8 @@ class Case:
 
 
 @pytest.fixture(
-    params=[CIFAR, ODD, pytest.param(MANY, marks=pytest.mark.slow), WORLD], ids=["10", "2", "100", "world"]
+    params=[CIFAR, ODD, *(pytest.param(names, marks=pytest.mark.slow) for names in (MANY, WORLD))],
+    ids=["10", "2", "100", "world"],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)

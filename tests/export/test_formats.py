@@ -19,6 +19,7 @@ class TestOnnx(FormatContract):
     name = "onnx"
 
 
+@pytest.mark.slow
 class TestOnnxWithPreprocessing(FormatContract):
     name = "onnx"
     options: ClassVar[dict[str, object]] = {"with_preprocessing": True}
@@ -69,7 +70,7 @@ def test_every_format_keeps_the_contract() -> None:
 @pytest.mark.parametrize(
     ("name", "architecture"),
     [
-        ("onnx", "fast"),
+        pytest.param("onnx", "fast", marks=pytest.mark.slow),
         *(
             pytest.param("onnx", architecture, marks=pytest.mark.thorough)
             for architecture in ("resnet18", "resnet34", "resnet50", "vgg11", "vgg13", "vgg16", "vgg19")

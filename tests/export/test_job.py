@@ -118,6 +118,7 @@ def last_run() -> mlflow.entities.Run:
     return mlflow.MlflowClient().search_runs(["0", "1"], max_results=1)[0]
 
 
+@pytest.mark.slow
 def test_a_file_that_another_program_wrote_meanwhile_is_kept(model: str) -> None:
     with pytest.raises(CifarError, match=r"another program wrote out/cnn\.onnx meanwhile"):
         export(model, [WrittenMeanwhile()], config())

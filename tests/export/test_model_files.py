@@ -74,7 +74,9 @@ def set_version(path: Path, version: int) -> None:
             file.attrs["cifar_mlflow_format"] = version
 
 
-@pytest.mark.parametrize("model", ["cnn", "fast", "resnet18", "vgg11"])
+@pytest.mark.parametrize(
+    "model", ["cnn", "fast", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "vgg11"))]
+)
 def test_every_family_is_restored_bit_for_bit(model: str, tmp_path: Path) -> None:
     card = CARD.model_copy(update={"model": model, "width": 0.5 if model in MODELS_WITH_WIDTH else 1.0})
     classifier = trained(card)

@@ -64,7 +64,7 @@ def test_a_network_gives_the_logits_of_torch(exported: Path, classifier: ImageCl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["fast", "resnet18", "vgg11"])
+@pytest.mark.parametrize("model", [pytest.param("fast", marks=pytest.mark.thorough), "resnet18", "vgg11"])
 def test_the_other_families_do_too(model: str, tmp_path: Path) -> None:
     card = CARD.model_copy(update={"model": model, "width": 0.25 if model == "fast" else 1.0})
     classifier = trained(card)
@@ -120,6 +120,7 @@ def test_normalization_is_in_the_graph_and_batch_norms_are_folded(exported: Path
     assert set(operators[4:]) == {"Conv", "Relu", "MaxPool", "ReduceMean", "Reshape", "Gemm"}
 
 
+@pytest.mark.slow
 def test_an_export_writes_the_same_file_again_and_leaves_nothing_else_behind(
     exported: Path, classifier: ImageClassifier, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,6 +21,8 @@ def block_images(count: int, seed: int) -> np.ndarray:
     return blocks.repeat(8, axis=1).repeat(8, axis=2)
 
 
+pytestmark = pytest.mark.slow
+
 TRAINING = block_images(450, seed=0)  # more than are used for calibration
 
 

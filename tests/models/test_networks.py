@@ -21,7 +21,7 @@ def test_every_model_of_the_settings_can_be_built() -> None:
 
 FAMILIES: tuple[ModelName, ...] = ("cnn", "fast", "resnet18", "vgg11")
 each_network = pytest.mark.parametrize(
-    "name", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+    "name", [name if name in FAMILIES else pytest.param(name, marks=pytest.mark.thorough) for name in NAMES]
 )
 
 
@@ -77,7 +77,7 @@ def test_parameter_counts_are_those_of_the_published_networks() -> None:
     assert millions("fast") == 2.0
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("resnet50", marks=pytest.mark.slow)])
 def test_resnet_is_torchvisions_with_another_stem(name: ModelName) -> None:
     """Same weights from the same seed, same names in the same order, same logits: all bit for bit."""
     torch.manual_seed(0)
@@ -90,7 +90,9 @@ def test_resnet_is_torchvisions_with_another_stem(name: ModelName) -> None:
     _check_twins(ours, peer)
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vgg13", "vgg16", "vgg19"])
+@pytest.mark.parametrize(
+    "name", ["vgg11", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vgg13", "vgg16", "vgg19"))]
+)
 def test_vgg_has_the_convolutions_of_torchvision(name: ModelName) -> None:
     torch.manual_seed(0)
     ours = build_network(name, 10)
@@ -134,7 +136,14 @@ def test_dropout_is_active_only_in_training(name: ModelName) -> None:
     assert not torch.equal(network(images), network(images))
 
 
-@each_network
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cnn",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fast", "resnet18", "vgg11")),
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in NAMES if name not in FAMILIES),
+    ],
+)
 def test_exported_program_agrees_at_any_batch_size(name: ModelName) -> None:
     classifier = ImageClassifier(build_network(name, 10), (0.5,) * 3, (0.25,) * 3).eval()
     batch = torch.export.Dim("batch", min=1, max=4096)

@@ -79,6 +79,7 @@ def test_an_empty_text_is_an_empty_image() -> None:
         decode_image(image_bytes(""), 32)
 
 
+@pytest.mark.slow
 @given(st.text() | st.binary().map(lambda data: base64.b64encode(data).decode()))
 def test_any_text_is_decoded_or_raises_bad_image(text: str) -> None:
     with contextlib.suppress(BadImage):

@@ -123,6 +123,7 @@ def test_the_run_of_a_search_has_its_tables_and_plots(tmp_path: Path) -> None:
     assert [metric.step for metric in history] == [40]
 
 
+@pytest.mark.slow
 def test_the_html_report_is_complete_and_makes_no_network_requests(tmp_path: Path) -> None:
     study = make_study([*search(40), RUNNING])
     _, folder = logged(study, tmp_path)
@@ -147,7 +148,9 @@ def test_the_html_report_is_complete_and_makes_no_network_requests(tmp_path: Pat
 NO_TRIAL = "needs a complete trial; there is none."
 
 
-@pytest.mark.parametrize("objectives", [ONE, TWO], ids=["one objective", "two objectives"])
+@pytest.mark.parametrize(
+    "objectives", [ONE, pytest.param(TWO, marks=pytest.mark.slow)], ids=["one objective", "two objectives"]
+)
 @pytest.mark.parametrize(
     ("states", "expected", "reason"),
     [
@@ -190,6 +193,7 @@ def test_trials_without_attributes_are_shown(tmp_path: Path) -> None:
     assert leaderboard(study).count("cifar-mlflow train") == 1
 
 
+@pytest.mark.slow
 def test_with_two_objectives_the_pareto_front_is_the_result(tmp_path: Path) -> None:
     study = make_study(
         [

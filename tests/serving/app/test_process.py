@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import sqlite3
@@ -20,7 +21,7 @@ from click.testing import CliRunner, Result
 
 from cifar_mlflow.cli import main
 from serving.registry.mlflow_server import free_port
-from tests.serving.app.conftest import BLUE, RED, ROOT, Server, Store, children, image, until
+from tests.serving.app.conftest import BLUE, LIME, RED, ROOT, Server, Store, children, image, until
 
 pytestmark = pytest.mark.slow
 
@@ -268,25 +269,23 @@ def _is_up(url: str) -> bool:
         return False
 
 
-def test_ready_tells_the_images_from_the_request_log(
+def test_images_dir_keeps_each_image_once_and_ready_says_when_it_cannot(
     start: Callable[..., Server], shared_store: Store
 ) -> None:
     server = start(shared_store.uri, "--images-dir", "kept").wait()
-    (server.folder / "kept").rmdir()
-    assert server.predict().ok
+    kept = server.folder / "kept"
+    for picture in (RED, RED, BLUE):
+        server.predict(picture)
+
+    until(lambda: len(list(kept.glob("*.png"))) == 2)
+    content = [path.read_bytes() for path in kept.rglob("*") if path.is_file()]
+    assert sorted(content) == sorted([RED, BLUE])
+    shutil.rmtree(kept)
+    assert server.predict(LIME).ok
     until(lambda: server.ready()["problems"])
     problem = "the images of requests cannot be written; the log of the process says why"
     assert server.ready()["problems"] == [problem]
     assert "cifar_request_log_up 1.0" in requests.get(f"{server.url}/metrics", timeout=60).text.splitlines()
-
-
-def test_images_dir_keeps_the_images(start: Callable[..., Server], shared_store: Store) -> None:
-    server = start(shared_store.uri, "--images-dir", "kept").wait()
-    for picture in (RED, RED, BLUE):
-        server.predict(picture)
-    server.stop()
-    kept = [path for path in (server.folder / "kept").rglob("*") if path.is_file()]
-    assert sorted(path.read_bytes() for path in kept) == sorted([RED, BLUE])
 
 
 @pytest.fixture

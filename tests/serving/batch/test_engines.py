@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from cifar_mlflow.cli import main
 from serving.registry.mlflow_model import save_model
 from tests.scorer_folders import colour_network, write_scorer_folder
 from tests.serving.batch.test_classify import BLUE, GREEN, RED, paint
@@ -81,16 +83,17 @@ def write_photos(folder: Path, count: int) -> dict[str, str]:
 @pytest.mark.parametrize("count", [4_000, pytest.param(20_000, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("engine", ["ray", "spark"])
 def test_each_image_has_one_row_although_a_worker_is_killed(
-    engine: str, count: int, model: Path, tmp_path: Path
+    engine: str, count: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip({"ray": "ray", "spark": "pyspark"}[engine])
     if engine == "spark" and shutil.which("java") is None:
         pytest.skip("Java is not installed (Debian: default-jre-headless)")
     expected = write_photos(tmp_path / "photos", count)
-    command = [
-        *(sys.executable, "-m", "cifar_mlflow", "classify", "photos", "--model", str(model)),
+    arguments = [
+        *("classify", "photos", "--model", str(model)),
         *("--engine", engine, *CLUSTER[engine], "--output", "answers"),
     ]
+    command = [sys.executable, "-m", "cifar_mlflow", *arguments]
     # Two cores for Ray, whatever the machine has; time for its start on a busy machine.
     env = {**os.environ, "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}', "RAY_raylet_start_wait_time_s": "300"}
     log = tmp_path / "log"
@@ -117,5 +120,7 @@ def test_each_image_has_one_row_although_a_worker_is_killed(
     assert len(table) == count
     assert dict(zip(table["path"], table["label"].fillna(table["error_code"]), strict=True)) == expected
 
-    again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    monkeypatch.chdir(tmp_path)
+    again = CliRunner().invoke(main, arguments)
+    assert again.exit_code == 0, again.output
     assert f"{count:,} of {count:,} files were already in answers" in again.stdout

@@ -99,7 +99,7 @@ def test_new_images_of_the_same_kind_are_no_change(reference: Reference, shuffle
     [
         ("darkened", {"label", "brightness", "contrast"}),
         ("noise", {"brightness", "contrast"}),
-        ("photographs", {"brightness", "contrast"}),
+        pytest.param("photographs", {"brightness", "contrast"}, marks=pytest.mark.slow),
         ("one class", {"label", "confidence", "brightness"}),
     ],
 )

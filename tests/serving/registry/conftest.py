@@ -23,6 +23,7 @@ from serving.registry import mlflow_server, promotion
 from serving.registry.register import RegisteredVersion
 from serving.registry.register import register as register_run
 from serving.registry.versions import RECORD_TAG
+from tests.shared import made_once
 
 CLASSES = ("blue", "green", "red")
 NAME = "cifar10"
@@ -86,28 +87,33 @@ def paint(root: Path, strength: tuple[int, int] = (0, 60)) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Trained:
-    folder = tmp_path_factory.mktemp("trained")
-    images = paint(folder / "images")
-    settings: dict[str, Any] = {
-        "dataset": "folder", "model": "cnn", "width": 0.25, "epochs": 4, "batch_size": 16, "threads": 1,
-        "crop_padding": 0, "cache_dir": shared_cache,
-    }  # fmt: skip
-    with working_in(folder, shared_cache):
-        run = pipeline.train(TrainConfig(**settings, data_dir=images, val_size=0.5, split_seed=7))
-        on_all = pipeline.train(TrainConfig(**settings, data_dir=images, val_size=0, test=False))
-        vivid = paint(folder / "vivid", (100, 150))
-        easy = pipeline.train(TrainConfig(**settings, data_dir=vivid, val_size=0.5, test=False))
-    return Trained(folder, images, run.run_id, on_all.run_id, easy.run_id)
+    def train_all(folder: Path) -> list[str]:
+        images, vivid = paint(folder / "images"), paint(folder / "vivid", (100, 150))
+        settings: dict[str, Any] = {
+            "dataset": "folder", "model": "cnn", "width": 0.25, "epochs": 4, "batch_size": 16, "threads": 1,
+            "crop_padding": 0, "cache_dir": shared_cache,
+        }  # fmt: skip
+        with working_in(folder, shared_cache):
+            run = pipeline.train(TrainConfig(**settings, data_dir=images, val_size=0.5, split_seed=7))
+            on_all = pipeline.train(TrainConfig(**settings, data_dir=images, val_size=0, test=False))
+            easy = pipeline.train(TrainConfig(**settings, data_dir=vivid, val_size=0.5, test=False))
+        return [run.run_id, on_all.run_id, easy.run_id]
+
+    folder, run_ids = made_once(tmp_path_factory, "trained", train_all)
+    return Trained(folder, folder / "images", *run_ids)
 
 
 @pytest.fixture(scope="session")
 def registered(trained: Trained, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a store with two versions of cifar10 in fp32: 1 is `run_id`, 2 is `on_all_images`."""
-    folder = tmp_path_factory.mktemp("registered")
-    shutil.copy(trained.store, folder)
-    with working_in(folder, shared_cache):
-        for run_id in (trained.run_id, trained.on_all_images):
-            register(run_id, serve_precision="fp32")
+
+    def register_two(folder: Path) -> None:
+        shutil.copy(trained.store, folder)
+        with working_in(folder, shared_cache):
+            for run_id in (trained.run_id, trained.on_all_images):
+                register(run_id, serve_precision="fp32")
+
+    folder, _ = made_once(tmp_path_factory, "registered", register_two)
     return folder / "mlflow.db"
 
 

@@ -20,6 +20,7 @@ EXAMPLES = Path(__file__).parents[3] / "serving" / "examples"
 LARGEST_BYTES = 4_000_000
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mlflow_store")
 def test_the_released_network_becomes_the_champion_without_images_of_its_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

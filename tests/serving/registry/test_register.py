@@ -148,12 +148,6 @@ def test_the_example_of_the_model_card_runs(registry: Registry) -> None:
     assert "'top_k'" in said.getvalue()
 
 
-def test_a_description_that_a_person_wrote_is_kept(client: mlflow.MlflowClient, trained: Trained) -> None:
-    client.create_registered_model("cifar10", description="ours")
-    register(trained.easy, serve_precision="fp32")
-    assert client.get_registered_model("cifar10").description == "ours"
-
-
 def test_the_run_does_not_change_and_the_logged_model_has_the_metrics(
     registry: Registry, trained: Trained
 ) -> None:
@@ -323,12 +317,16 @@ def test_a_logged_model_that_does_not_load_does_not_become_a_version(
     assert versions(client) == []
 
 
-def test_an_own_model_is_named_after_its_folder(client: mlflow.MlflowClient, trained: Trained) -> None:
+def test_an_own_model_is_named_after_its_folder_and_keeps_the_description_that_a_person_wrote(
+    client: mlflow.MlflowClient, trained: Trained
+) -> None:
+    client.create_registered_model("vivid", description="ours")
     made = register(trained.easy, serve_precision="fp32", registered_model=None)
     assert (made.name, made.number) == ("vivid", "1")
     assert model_of_run(trained.easy) == "vivid"
     assert model_of_run(trained.run_id) is None
     assert [model.name for model in client.search_registered_models()] == ["vivid"]
+    assert client.get_registered_model("vivid").description == "ours"
 
 
 @pytest.mark.parametrize(

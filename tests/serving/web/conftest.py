@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,6 +21,7 @@ from cifar_mlflow.errors import CifarError
 from serving.web.runtime import Runtime, install_runtime, installed_runtime
 from serving.web.server import create_server
 from tests.serving.registry.conftest import register, working_in
+from tests.shared import made_once
 
 USER_CACHE = default_cache_dir()  # before the tests get a cache of their own, without the runtime
 VERSION = "models:/cifar10/1"
@@ -31,6 +33,14 @@ class Trained:
 
     folder: Path
     run_id: str
+
+
+class Exported(NamedTuple):
+    """A web folder, and what the command that exported it has printed."""
+
+    folder: Path
+    stdout: str
+    stderr: str
 
 
 class Site:
@@ -69,29 +79,39 @@ def runtime() -> Runtime:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Trained:
-    folder = tmp_path_factory.mktemp("trained-for-web")
-    with working_in(folder, shared_cache):
-        config = TrainConfig(
-            dataset="sample", model="cnn", width=0.25, epochs=2, test=False, cache_dir=shared_cache
-        )
-        run_id = pipeline.train(config).run_id
-        register(run_id, serve_precision="int8", target_accuracy=0.5)
+    def train_and_register(folder: Path) -> str:
+        with working_in(folder, shared_cache):
+            config = TrainConfig(
+                dataset="sample", model="cnn", width=0.25, epochs=2, test=False, cache_dir=shared_cache
+            )
+            run_id = pipeline.train(config).run_id
+            register(run_id, serve_precision="int8", target_accuracy=0.5)
+        return run_id
+
+    folder, run_id = made_once(tmp_path_factory, "trained-for-web", train_and_register)
     return Trained(folder, run_id)
 
 
 @pytest.fixture(scope="session")
-def exported(trained: Trained, runtime: Runtime, shared_cache: Path) -> Result:
-    """Export version 1 as int8 to the folder `out` of the store."""
-    with working_in(trained.folder, shared_cache):
-        return export(
-            VERSION, "--format=web", "--precision=int8", "--output=out", f"--runtime={runtime.folder}"
-        )
+def exported(
+    trained: Trained, runtime: Runtime, shared_cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    """Export version 1 as int8."""
+
+    def export_int8(folder: Path) -> list[str]:
+        options = ("--format=web", "--precision=int8", f"--output={folder}", f"--runtime={runtime.folder}")
+        with working_in(trained.folder, shared_cache):
+            result = export(VERSION, *options)
+        assert result.exit_code == 0, result.output
+        return [result.stdout, result.stderr]
+
+    folder, printed = made_once(tmp_path_factory, "exported-for-web", export_int8)
+    return Exported(folder / "cnn-int8-web", *printed)
 
 
 @pytest.fixture(scope="session")
-def folder(exported: Result, trained: Trained) -> Path:
-    assert exported.exit_code == 0, exported.output
-    return trained.folder / "out" / "cnn-int8-web"
+def folder(exported: Exported) -> Path:
+    return exported.folder
 
 
 @pytest.fixture(scope="session")

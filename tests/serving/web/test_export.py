@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import Result
 
 from cifar_mlflow.errors import CifarError
 from serving.registry.loader import load_scorer
@@ -17,7 +16,7 @@ from tests.export.contract import FormatContract, Written, write
 from tests.export.models import block_images
 from tests.serving.registry.conftest import working_in
 from tests.serving.web import conftest
-from tests.serving.web.conftest import Trained, export
+from tests.serving.web.conftest import Exported, Trained, export
 from tests.test_cli import assert_refused
 
 
@@ -32,7 +31,7 @@ def test_the_lock_file_pins_version_and_integrity_and_names_no_registry() -> Non
 
 
 @pytest.mark.slow
-def test_it_prints_the_size_of_each_file_and_the_verified_row(exported: Result, folder: Path) -> None:
+def test_it_prints_the_size_of_each_file_and_the_verified_row(exported: Exported, folder: Path) -> None:
     for name, size in sizes(folder).items():
         assert f"{size:,}  {name}" in exported.stderr
     row = exported.stdout.splitlines()[-1].split()
