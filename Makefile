@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Containers often turn bytecode off; then each of the hundreds of processes of the tests compiles our modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo serve web test check thorough ui docs bench clean
 
 # Editable, so that a change of the code needs no new set-up; a change of the dependencies does.
