@@ -39,7 +39,10 @@ def test_settings_without_an_effect_are_left_out(
         ({"recipe": "demo", "dataset": "sample"}, "fast recipe=demo on photos"),
         ({"recipe": "fast", "dataset": "sample", "epochs": 3}, "fast epochs=3 on photos"),
         ({"model": "resnet18", "weights": "/models/photos.h5"}, "resnet18 weights=photos.h5 on photos"),
-        ({"model": "vgg16", "recipe": "fast", "small_images": 0}, "vgg16 recipe=fast small_images=0 on photos"),
+        (
+            {"model": "vgg16", "recipe": "fast", "small_images": 0},
+            "vgg16 recipe=fast small_images=0 on photos",
+        ),
     ],
 )
 def test_the_name_says_what_was_changed_from_the_recipe(given: dict[str, Any], name: str) -> None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from cifar_mlflow.markdown import markdown_table
 from tuning.command import command_line
 from tuning.html_report import html_report
 from tuning.optuna_output import ignore_optuna_warnings
@@ -227,11 +228,10 @@ def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
     if best:
         values = ", ".join(f"{name} **{_text(value)}**" for name, value in _values(study, best[0]).items())
         table = _best_table(study, best)
-        rows: list[list[str]] = [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
         parts += [
             f"Best: {values}, trial {best[0].number}, run `{best[0].user_attrs.get('run_id')}`",
             *(f"```\n{command}\n```" for command in _commands(best[:1]).values()),
-            "\n".join(f"| {' | '.join(row)} |" for row in rows),
+            markdown_table([*table.columns], table.to_numpy().tolist()),
         ]
     if space := _search_space(study):
         parts.append("Search space:\n" + "\n".join(f"- `{name}`: {values}" for name, values in space.items()))

@@ -36,10 +36,10 @@ Image classification with cifar-mlflow: [trainings, best first](#/experiments/{i
 [their charts](#/experiments/{id}/runs?{mode}&{trainings}&compareRunsMode=CHART), \
 [models](#/experiments/{id}/models?{mode})
 
-- The name of a run says what was changed from the recipe of its model. To compare the settings of some
-  trainings, select them and choose Compare.
-- The tag `kind` tells the runs apart: `train`, `search` (its trials are nested in it), `evaluate`, `export`,
-  `register`, `review`, `monitor`. The links above filter by it.
+- The name of a run says what was changed from the recipe of its model. \
+To compare the settings of some trainings, select them and choose Compare.
+- The tag `kind` tells the runs apart: `train`, `search` (its trials are nested in it), \
+`evaluate`, `export`, `register`, `review`, `monitor`. The links above filter by it.
 - Among the models, `model` is the network as trained, `scorer` the form that is registered and served.
 - The test split is read once, at the end of a training: choose by `val/...`, report `test/...`.
 """
