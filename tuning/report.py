@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.markdown import markdown_table
-from tuning.command import command_line
+from tuning.command import command_line, wrapped
 from tuning.html_report import html_report
 from tuning.optuna_output import ignore_optuna_warnings
 from tuning.plots import CHARTS, missing_charts, png_figure
@@ -29,6 +29,7 @@ STATES = {
 }
 ATTRIBUTES = ("epochs", "seconds", "run_id", "origin", "error")  # of a trial, besides its parameters
 LEADERBOARD_SIZE = 5
+COMMAND_WIDTH = 90  # a longer line moves other parts of MLflow's page out of sight
 
 
 class StudySink(Protocol):
@@ -230,7 +231,7 @@ def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
         table = _best_table(study, best)
         parts += [
             f"Best: {values}, trial {best[0].number}, run `{best[0].user_attrs.get('run_id')}`",
-            *(f"```\n{command}\n```" for command in _commands(best[:1]).values()),
+            *(f"```\n{wrapped(command, COMMAND_WIDTH)}\n```" for command in _commands(best[:1]).values()),
             markdown_table([*table.columns], table.to_numpy().tolist()),
         ]
     if space := _search_space(study):
