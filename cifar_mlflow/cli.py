@@ -189,7 +189,7 @@ def _next_steps(run_id: str, model: str | None, *, registered: bool) -> str:
     """
     from cifar_mlflow.tracking.store import run_address
 
-    compare = run_address(run_id) or "mlflow ui    (then open http://localhost:5000)"
+    compare = run_address(run_id) or "python -m cifar_mlflow.tracking.ui    (the runs in MLflow's UI)"
     promote = "promote" if registered else f"register {run_id} --promote"
     name = f" --registered-model {shlex.quote(model)}" if model else ""
     uri = f" --model-uri {shlex.quote(f'models:/{model}@champion')}" if model else ""

@@ -56,17 +56,20 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def default_run_name(config: TrainConfig, data_name: str) -> str:
-    """Return model, data set and what was changed from the model's recipe: `cnn-photos epochs=3 lr=0.02`."""
+    """Return model, what was changed from its recipe, and data set: `cnn epochs=3 lr=0.02 on photos`.
+
+    MLflow's tables cut long names at the end, and all runs of an experiment have the same data.
+    """
     changes = {name: value for name, value in changed_settings(config).items() if name != "dataset"}
     if config.recipe not in (None, recipe_for_model(config.model)):
         changes = {"recipe": config.recipe, **changes}
-    name, left = f"{config.model}-{data_name}", len(changes)
+    name, left, data = str(config.model), len(changes), f" on {data_name}"
     for setting, value in changes.items():
         part = f" {setting}={_short(value)}"
-        if len(name + part) > LONGEST_NAME:
-            return f"{name} and {left} more"
+        if len(name + part + data) > LONGEST_NAME:
+            return f"{name} and {left} more{data}"
         name, left = name + part, left - 1
-    return name
+    return name + data
 
 
 def _short(value: Any) -> str:

@@ -233,7 +233,11 @@ def finish(
     callbacks: TrainingCallbacks | None = None,
     steps: Steps | None = None,
 ) -> dict[str, float]:
-    """Evaluate the weights to keep; log results and model. The metrics have the step of the last epoch."""
+    """Evaluate the weights to keep; log results and model.
+
+    Metrics that exist for each epoch have the step of the last one, the others step 0: MLflow then draws the
+    latter as bars, one for each run, instead of lines through a single point.
+    """
     from cifar_mlflow.evaluation.report import (
         log_pictures,
         log_predictions,
@@ -285,7 +289,13 @@ def finish(
         log_predictions(run, report, test_split.labels, image_names(dataset, config, "test"))
         metrics |= report.scalars()
     logged_at = now_ms()
-    run.log_metrics(metrics, step=training.epoch, timestamp=logged_at)
+    curves = metrics.keys() & set(history)
+    by_step = {
+        training.epoch: {name: metrics[name] for name in curves},
+        0: {name: value for name, value in metrics.items() if name not in curves},
+    }
+    for step, values in by_step.items():
+        run.log_metrics(values, step=step, timestamp=logged_at)
     if not deferred:
         log_curves(run, history)
     run.log_csv(history, "history.csv", index=True)
@@ -301,7 +311,8 @@ def finish(
             model_id = log_program(run, best, card, dataset.split("train").images[:2])
             inputs = datasets_of_training(dataset, config, with_validation=len(val_split) > 0)
             inputs = {"val" if name == "validation" else name: data for name, data in inputs.items()}
-            run.log_model_metrics(model_id, metrics, inputs, step=training.epoch, timestamp=logged_at)
+            for step, values in by_step.items():
+                run.log_model_metrics(model_id, values, inputs, step=step, timestamp=logged_at)
     return metrics
 
 

@@ -33,13 +33,16 @@ def test_settings_without_an_effect_are_left_out(
 @pytest.mark.parametrize(
     ("given", "name"),
     [
-        ({"model": "cnn"}, "cnn-photos"),
-        ({"model": "cnn", "seed": "3", "threads": 1, "run_name": None}, "cnn-photos seed=3"),
-        ({"model": "cnn", "lr": 0.02, "deterministic": True}, "cnn-photos deterministic=true lr=0.02"),
-        ({"recipe": "demo", "dataset": "sample"}, "fast-photos recipe=demo"),
-        ({"recipe": "fast", "dataset": "sample", "epochs": 3}, "fast-photos epochs=3"),
-        ({"model": "resnet18", "weights": "/models/photos.h5"}, "resnet18-photos weights=photos.h5"),
-        ({"model": "vgg16", "recipe": "fast", "small_images": 0}, "vgg16-photos recipe=fast small_images=0"),
+        ({"model": "cnn"}, "cnn on photos"),
+        ({"model": "cnn", "seed": "3", "threads": 1, "run_name": None}, "cnn seed=3 on photos"),
+        ({"model": "cnn", "lr": 0.02, "deterministic": True}, "cnn deterministic=true lr=0.02 on photos"),
+        ({"recipe": "demo", "dataset": "sample"}, "fast recipe=demo on photos"),
+        ({"recipe": "fast", "dataset": "sample", "epochs": 3}, "fast epochs=3 on photos"),
+        ({"model": "resnet18", "weights": "/models/photos.h5"}, "resnet18 weights=photos.h5 on photos"),
+        (
+            {"model": "vgg16", "recipe": "fast", "small_images": 0},
+            "vgg16 recipe=fast small_images=0 on photos",
+        ),
     ],
 )
 def test_the_name_says_what_was_changed_from_the_recipe(given: dict[str, Any], name: str) -> None:
@@ -50,4 +53,5 @@ def test_a_long_name_counts_the_changes_that_it_leaves_out() -> None:
     changed = {"lr": 0.02, "momentum": 0.8, "weight_decay": 1e-3, "cutout": 8, "mixup": 0.2, "ema": 0.9}
     name = default_run_name(resolve_train_config({"model": "cnn", **changed}), "photos")
     assert len(name) <= 75
-    assert name.endswith(" more")
+    assert name.startswith("cnn ")
+    assert name.endswith(" more on photos")

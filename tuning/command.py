@@ -24,6 +24,23 @@ def command_line(verb: str, settings: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
+def wrapped(command: str, width: int) -> str:
+    """Break a command line before options; a line is longer than `width` only if one option is."""
+    options: list[str] = []
+    for word in map(shlex.quote, shlex.split(command)):
+        if options and not word.startswith("--"):
+            options[-1] += f" {word}"
+        else:
+            options.append(word)
+    lines = options[:1]
+    for option in options[1:]:
+        if len(f"{lines[-1]} {option} \\") > width:
+            lines.append(f"    {option}")
+        else:
+            lines[-1] += f" {option}"
+    return " \\\n".join(lines)
+
+
 def without_passwords(settings: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of the settings in which URLs, such as those of `mirrors`, have `***` as password."""
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from tuning.command import command_line
+from cifar_mlflow.markdown import markdown_table
+from tuning.command import command_line, wrapped
 from tuning.html_report import html_report
 from tuning.optuna_output import ignore_optuna_warnings
 from tuning.plots import CHARTS, missing_charts, png_figure
@@ -28,6 +29,7 @@ STATES = {
 }
 ATTRIBUTES = ("epochs", "seconds", "run_id", "origin", "error")  # of a trial, besides its parameters
 LEADERBOARD_SIZE = 5
+COMMAND_WIDTH = 90  # a longer line moves other parts of MLflow's page out of sight
 
 
 class StudySink(Protocol):
@@ -227,11 +229,10 @@ def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
     if best:
         values = ", ".join(f"{name} **{_text(value)}**" for name, value in _values(study, best[0]).items())
         table = _best_table(study, best)
-        rows: list[list[str]] = [[*table.columns], ["---"] * len(table.columns), *table.to_numpy().tolist()]
         parts += [
             f"Best: {values}, trial {best[0].number}, run `{best[0].user_attrs.get('run_id')}`",
-            *(f"```\n{command}\n```" for command in _commands(best[:1]).values()),
-            "\n".join(f"| {' | '.join(row)} |" for row in rows),
+            *(f"```\n{wrapped(command, COMMAND_WIDTH)}\n```" for command in _commands(best[:1]).values()),
+            markdown_table([*table.columns], table.to_numpy().tolist()),
         ]
     if space := _search_space(study):
         parts.append("Search space:\n" + "\n".join(f"- `{name}`: {values}" for name, values in space.items()))

@@ -151,7 +151,8 @@ def log_spec(run: TrackedRun, spec: StudySpec, dataset: ImageDataset) -> None:
     """Log what is searched, on which data and by which code, without passwords."""
     search = spec.search.model_dump(mode="json")
     search |= {"space": str(spec.search.space or "default"), "storage": redact_password(spec.search.storage)}
-    run.log_params(without_passwords(search | spec.fixed))
+    given = {name: value for name, value in (search | spec.fixed).items() if value not in (None, [])}
+    run.log_params(without_passwords(given))
     run.log_text(spec.space_yaml, "search/space.yaml")
     hardware = set_up_hardware(spec.base, spec.base.precision)
     run.log_environment(f"{hardware.name}, {hardware.precision}")

@@ -23,7 +23,8 @@ from cifar_mlflow.evaluation.labels import label, text_style
 WIDTH = 9.0  # inches of 100 pixels
 TRAIN, VAL, BAD = "tab:blue", "tab:orange", "tab:red"
 NUMBERED_CLASSES = 20  # with more, the cells of a confusion matrix have no room for numbers
-MISTAKES = 25
+MISTAKES = 24  # six full rows of four pairs
+CAPTION = 24  # characters beside which a column of five has no room
 GAP = 2  # white pixels between two images side by side
 TITLE_LENGTH = 200
 TITLE_COLUMNS = 90
@@ -202,8 +203,11 @@ def most_confident_mistakes(
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
     shown = confident_mistakes(labels, probabilities, count)
+    columns = 4 if overlays else 5
+    width = CAPTION * 5 // columns
     captions = [
-        _caption(classes[labels[index]], classes[predicted[index]], confidence[index]) for index in shown
+        _caption(classes[labels[index]], classes[predicted[index]], confidence[index], width)
+        for index in shown
     ]
     order = ", most confident first" if captions else ""
     title = f"{title}\n{len(wrong):,} of {len(labels):,} images are wrong{order}"
@@ -212,7 +216,7 @@ def most_confident_mistakes(
         return image_grid(pictures, captions, title)
     title += "\nBeside each image, red speaks for the predicted class, and blue against it"
     pairs = [side_by_side(*pair) for pair in zip(pictures, overlays, strict=True)]
-    return image_grid(pairs, captions, title, columns=4)
+    return image_grid(pairs, captions, title, columns)
 
 
 def side_by_side(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -250,9 +254,9 @@ def image_grid(
     return figure
 
 
-def _caption(true: str, predicted: str, confidence: float) -> str:
+def _caption(true: str, predicted: str, confidence: float, width: int) -> str:
     lines = (f"true: {label(true)}", f"predicted: {label(predicted)}, {confidence:.1%}")
-    return "\n".join(textwrap.fill(line, 24) for line in lines)
+    return "\n".join(textwrap.fill(line, width) for line in lines)
 
 
 def sample_grid(

@@ -39,8 +39,11 @@ class Evaluation:
     confusion: NDArray[np.int64]
 
     def scalars(self, prefix: str) -> dict[str, float]:
-        """Return the metrics by name, `<prefix>/accuracy` etc.; the prefix is the name of the split."""
-        names = ("loss", "accuracy", "f1_macro", "f1_weighted", "ece")
+        """Return the metrics by name, `<prefix>/accuracy` etc.; the prefix is the name of the split.
+
+        MLflow's table of models shows them in this order, and cuts off the last.
+        """
+        names = ("accuracy", "loss", "f1_macro", "f1_weighted", "ece")
         return {f"{prefix}/{name}": getattr(self, name) for name in names}
 
     def to_dict(self, prefix: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cifar_mlflow.data import ImageDataset, Selection, Split
 from cifar_mlflow.data.summary import summarize
 from cifar_mlflow.effective import effective_settings
 from cifar_mlflow.environment import commit_link, library_versions
+from cifar_mlflow.markdown import markdown_table
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.redact import redact
@@ -87,11 +88,11 @@ def description(card: ModelCard, calibration: str) -> str:
     The first line is plain text: MLflow shows it as it is in lists.
     """
     rows = [
-        f"| {split} | " + " | ".join(f"{card.metrics[f'{split}/{name}']:.4f}" for name in HEADLINES) + " |"
+        [split, *(f"{card.metrics[f'{split}/{name}']:.4f}" for name in HEADLINES)]
         for split in ("val", "test")
         if f"{split}/accuracy" in card.metrics
     ]
-    table = "\n".join([f"| split | {' | '.join(HEADLINES)} |", "| --- " * (len(HEADLINES) + 1) + "|", *rows])
+    table = markdown_table(["split", *HEADLINES], rows)
     link = commit_link()
     return (
         f"{card.model} on {card.data}, {card.metrics['train_seconds']:.0f} s of training\n\n{table}\n\n"

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import url2pathname
 
 import mlflow
@@ -26,14 +26,21 @@ SQLITE = "sqlite:///"
 DEFAULT_EXPERIMENT = "0"
 # MLflow 3 opens an experiment in its mode for GenAI (traces, judges) unless the address asks for the other.
 TRAINING_MODE = "workflowType=machine_learning"
+# The filter and the order of MLflow's table of runs, as its addresses have them.
+TRAININGS = urlencode(
+    {"searchFilter": "tags.kind = 'train'", "orderByKey": "metrics.`val/accuracy`", "orderByAsc": "false"},
+    quote_via=quote,
+)
 DESCRIPTION = """\
-Image classification with cifar-mlflow. The tag `kind` tells the runs apart: `train`, `search` (its trials are
-nested in it), `evaluate`, `export`, `register`, `monitor`.
+Image classification with cifar-mlflow: [trainings, best first](#/experiments/{id}/runs?{mode}&{trainings}), \
+[their charts](#/experiments/{id}/runs?{mode}&{trainings}&compareRunsMode=CHART), \
+[models](#/experiments/{id}/models?{mode})
 
-- Compare trainings: open [the runs](#/experiments/{id}/runs?{mode}), choose some by `val/accuracy`, then
-  Compare. The name of a run says what was changed from the recipe of its model.
-- Rank models: open [the models](#/experiments/{id}/models?{mode}). `model` is the network as trained,
-  `scorer` the form that is registered and served.
+- The name of a run says what was changed from the recipe of its model. \
+To compare the settings of some trainings, select them and choose Compare.
+- The tag `kind` tells the runs apart: `train`, `search` (its trials are nested in it), \
+`evaluate`, `export`, `register`, `review`, `monitor`. The links above filter by it.
+- Among the models, `model` is the network as trained, `scorer` the form that is registered and served.
 - The test split is read once, at the end of a training: choose by `val/...`, report `test/...`.
 """
 
@@ -138,7 +145,9 @@ def _describe(experiment: Experiment) -> None:
     """Give an experiment its kind and description, unless it has them; a refusal is no reason to stop."""
     texts = {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.note.content": DESCRIPTION.format(id=experiment.experiment_id, mode=TRAINING_MODE),
+        "mlflow.note.content": DESCRIPTION.format(
+            id=experiment.experiment_id, mode=TRAINING_MODE, trainings=TRAININGS
+        ),
     }
     with suppress(MlflowException):
         for key, text in texts.items():

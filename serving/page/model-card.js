@@ -55,19 +55,19 @@ function facts(card) {
     ["Classes", joinWords(card.classes)],
     ["Classified correctly", joinWords(measured)],
     ["Marked as not sure", whenUnsure(card.uncertain)],
-    ["Network", [card.model, card.precision].filter(Boolean).join(", ")],
+    ["Network", card.model ?? ""],
+    ["Precision", card.decision ?? card.precision],
     ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"} in ${card.image_size} × ${card.image_size} pixels`],
     ["Promoted", card.promoted_at ? new Date(card.promoted_at).toLocaleString() : ""],
-    ["Reason", card.decision ?? ""],
   ]; // prettier-ignore
 }
 
 /** @param {Card["uncertain"]} uncertain */
 function whenUnsure({ accuracy, confidence_below, reason }) {
   if (confidence_below > 1) return `Every answer: ${reason}`;
-  const below = `Answers below ${percent(confidence_below)} confidence`;
+  const below = `Answers below ${percent(confidence_below)} confidence, and photos unlike the training images`;
   if (reason) return `${below}; ${reason}`;
-  return accuracy === null ? below : `${below}; ${percent(accuracy)} of the others are right`;
+  return accuracy === null ? below : `${below}; on validation, ${percent(accuracy)} of the others are right`;
 }
 
 /**

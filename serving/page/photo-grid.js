@@ -6,6 +6,7 @@ import { download, toCsv } from "./csv.js";
 import { announce, byId, element } from "./dom.js";
 import { feedbackMenu } from "./feedback.js";
 import { percent } from "./format.js";
+import { isUnlike } from "./prediction-view.js";
 
 /** @typedef {import("./answer.js").Answer} Answer */
 /** @typedef {import("./answer.js").Model} Model */
@@ -56,7 +57,7 @@ export async function showPhotoGrid(files, model, signal, onOpen) {
       const index = next++;
       await Promise.all([drawThumbnail(rows[index].file, cards[index].thumb), classify(rows[index], model, signal)]);
       if (signal.aborted) return;
-      showResult(cards[index], rows[index], classes);
+      showResult(cards[index], rows[index], model);
       showProgress(++done);
     }
   }
@@ -106,18 +107,19 @@ function createCard(name) {
 /**
  * @param {ReturnType<typeof createCard>} card
  * @param {Row} row
- * @param {readonly string[]} classes
+ * @param {Model} model
  */
-function showResult({ item, open }, { file, answer, error }, classes) {
+function showResult({ item, open }, { file, answer, error }, model) {
   open.disabled = false;
   if (answer) {
     const { label, confidence, uncertain } = answer.prediction;
+    const unlike = isUnlike(answer.prediction, model) ? ", but unlike the training images" : "";
     item.classList.toggle("unsure", uncertain);
     open.append(
       element("strong", {}, uncertain ? "Not sure" : label),
-      element("span", { className: "quiet" }, `${uncertain ? `${label}, ` : ""}${percent(confidence)}`),
+      element("span", { className: "quiet" }, `${uncertain ? `${label}, ` : ""}${percent(confidence)}${unlike}`),
     );
-    if (answer.sendFeedback) item.append(feedbackMenu(answer, classes, file.name));
+    if (answer.sendFeedback) item.append(feedbackMenu(answer, model.classes, file.name));
   } else {
     item.classList.add("failed");
     open.append(element("strong", {}, "No answer"), element("span", { className: "quiet" }, error ?? ""));

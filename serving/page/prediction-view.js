@@ -98,6 +98,15 @@ function inClassOrder(scores, classes) {
 }
 
 /**
+ * Return whether an answer is unsure although its confidence would suffice: the photo is unlike the training images.
+ * @param {Prediction} prediction
+ * @param {Model} model
+ */
+export function isUnlike({ confidence, uncertain }, model) {
+  return uncertain && confidence >= (model.uncertain?.confidence_below ?? 0);
+}
+
+/**
  * Explain why the model is not sure.
  * @param {number} confidence
  * @param {Model} model

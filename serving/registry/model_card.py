@@ -7,6 +7,7 @@ import pandas as pd
 
 from cifar_mlflow.evaluation.metrics import Evaluation
 from cifar_mlflow.export.images import EvalSet
+from cifar_mlflow.markdown import markdown_table
 from cifar_mlflow.models.card import ServedCard
 from serving.registry.mlflow_model import MODEL_CARD_FILE
 from serving.registry.scorer_folder import USEFUL_AUROC, promise
@@ -85,13 +86,14 @@ def _results(card: ServedCard, eval_set: EvalSet, evaluation: Evaluation) -> str
     texts = [
         [name, *("-" if value is None else f"{value:.4f}" for value in row)] for name, row in rows.items()
     ]
-    return _markdown(pd.DataFrame(texts, columns=["", "accuracy", "F1 (macro)"]))
+    return markdown_table(["", "accuracy", "F1 (macro)"], texts)
 
 
 def _by_class(per_class: pd.DataFrame) -> str:
     worst = per_class.sort_values("f1", kind="stable").head(SHOWN_CLASSES)
     shares = {name: worst[name].map("{:.1%}".format) for name in ("precision", "recall", "f1")}
-    return _markdown(worst.assign(**shares).rename(columns={"f1": "F1", "support": "images"}).astype(str))
+    table = worst.assign(**shares).rename(columns={"f1": "F1", "support": "images"})
+    return markdown_table(list(table.columns), table.to_numpy().tolist())
 
 
 def _calibration(card: ServedCard, evaluation: Evaluation, images: str) -> str:
@@ -129,9 +131,3 @@ print(model.predict(model.input_example))
 ```
 
 On files: `cifar-mlflow classify PHOTOS --model-uri runs:/{card.run_id}/{MODEL_NAME}`"""
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    cells = ([str(cell).replace("|", "\\|") for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -129,6 +129,17 @@ def test_the_logged_model_has_the_metrics_of_the_run_by_data_set(trained: Projec
     assert len(history) == 1  # linking the metrics adds none to the run
 
 
+def test_results_are_bars_and_the_metrics_of_epochs_are_curves(trained: Project) -> None:
+    """MLflow's charts draw a metric as bars if its only step is 0, and else as a line."""
+    run = trained.trained_run.info.run_id
+    steps = {
+        name: {metric.step for metric in trained.client.get_metric_history(run, name)}
+        for name in ("train/loss", "val/accuracy", "val/ece", "test/accuracy", "train_seconds")
+    }
+    assert steps.pop("train/loss") == steps.pop("val/accuracy") == {1, 2}
+    assert set().union(*steps.values()) == {0}
+
+
 def test_the_example_on_the_page_of_the_logged_model_runs(
     trained: Project, capsys: pytest.CaptureFixture[str]
 ) -> None:

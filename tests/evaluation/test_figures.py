@@ -181,7 +181,7 @@ def test_most_confident_mistakes(case: Case, tmp_path: Path) -> None:
     ax = figure.axes[0]
     captions = [text.get_text() for text in ax.texts]
     highest = case.probabilities.max(1)[wrong].max()
-    assert len(captions) == len(ax.images) == 25
+    assert len(captions) == len(ax.images) == 24
     assert f"{highest:.1%}" in captions[0]
     first = np.flatnonzero(wrong)[case.probabilities.max(1)[wrong].argmax()]
     true, predicted = (
@@ -201,11 +201,21 @@ def test_the_maps_of_the_mistakes_stand_beside_their_images(case: Case, tmp_path
     )
     assert saved(figure, tmp_path, ("red speaks for the predicted class, and blue against it",))[0] == 900
     pictures = figure.axes[0].images
-    assert len(pictures) == 25
+    assert len(pictures) == 24
+    assert len({picture.get_extent()[0] for picture in pictures}) == 4  # so that every row is full
     for index, picture in zip(shown, pictures, strict=True):
         pair = np.asarray(picture.get_array())
         np.testing.assert_array_equal(pair[:, :32], case.images[index])
         np.testing.assert_array_equal(pair[:, -32:], 255 - case.images[index])
+
+
+def test_the_caption_of_a_pair_has_its_confidence_on_the_same_line() -> None:
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    classes, labels, probabilities = ("truck", "automobile"), np.array([0]), np.array([[0.1, 0.9]])
+    figure = figures.most_confident_mistakes(
+        image, labels, probabilities, classes, "test split", overlays=[*image]
+    )
+    assert "true: truck\npredicted: automobile, 90.0%" in texts(figure)
 
 
 @pytest.mark.parametrize("mistakes", [0, 1, 7])

@@ -1,5 +1,6 @@
 """The store of a run: absolute, without its password, and found again or refused after a move."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -114,6 +115,11 @@ def test_an_experiment_is_described_once_and_a_description_of_ones_own_is_kept(m
     experiment = client.get_experiment_by_name("photos")
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert f"#/experiments/{experiment.experiment_id}/models?" in experiment.tags["mlflow.note.content"]
+    # MLflow's page folds the description to one line, so the links stand in it.
+    first, items = experiment.tags["mlflow.note.content"].strip().split("\n\n")
+    assert re.findall(r"\(#/experiments/\d+/(\w+)\?", first) == ["runs", "runs", "models"]
+    assert "\n" not in first
+    assert all(line.startswith("- ") for line in items.split("\n"))  # MLflow shows each line break
     client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
     connect("photos")
     assert client.get_experiment_by_name("photos").tags["mlflow.note.content"] == "ours"

@@ -5,26 +5,56 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import mlflow
 import pytest
+import requests
+
+ADDRESS = "Runs and models: "
 
 
-@pytest.mark.thorough
-@pytest.mark.usefixtures("mlflow_store")
-def test_the_ui_is_started_and_its_address_leads_to_the_mode_for_trained_models(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+@contextmanager
+def ui(folder: Path, port: int) -> Iterator[str]:
+    """Start the UI in a folder; yield the address that it prints."""
     environment = {name: value for name, value in os.environ.items() if "DISPLAY" not in name}
     process = subprocess.Popen(
         [sys.executable, "-m", "cifar_mlflow.tracking.ui", "--port", str(port)],
-        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=folder, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         assert process.stderr
-        said = next(line for line in process.stderr if line.startswith("Runs and models: "))
+        yield next(line for line in process.stderr if line.startswith(ADDRESS)).removeprefix(ADDRESS).strip()
     finally:
-        os.killpg(process.pid, signal.SIGINT)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
-    assert said.strip().endswith(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning")
+
+
+@pytest.mark.thorough
+def test_the_ui_shows_the_store_of_the_runs_in_the_mode_for_trained_models(
+    mlflow_store: Path, tmp_path: Path
+) -> None:
+    mlflow.create_experiment("photos")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with ui(elsewhere, port) as address:
+        url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name"
+        response = requests.get(url, params={"experiment_name": "photos"}, timeout=60)
+    assert address == f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
+    assert response.ok, response.text
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.slow
+def test_no_second_ui_is_started_where_a_server_has_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
+    with ui(tmp_path, port=0) as address:
+        assert address == "http://mlflow.example:5000/#/experiments?workflowType=machine_learning"

@@ -1,6 +1,7 @@
 """The tables, plots, HTML report and tags in the run of a search, and the leaderboard in the terminal."""
 
 import json
+import re
 import shlex
 import shutil
 from html.parser import HTMLParser
@@ -110,7 +111,9 @@ def test_the_run_of_a_search_has_its_tables_and_plots(tmp_path: Path) -> None:
     assert (tags["best.trial"], tags["best.run_id"]) == (str(best.number), best.user_attrs["run_id"])
     assert (float(tags["best.value"]), float(tags["best.lr.sgd"])) == (best.value, best.params["lr.sgd"])
     note = tags["mlflow.note.content"]
-    assert facts["command"] in note
+    (command,) = re.findall(r"```\n(.*?)\n```", note, re.DOTALL)
+    assert shlex.split(command.replace("\\\n", "")) == shlex.split(facts["command"])
+    assert max(map(len, command.split("\n"))) <= 90  # a wider one hides the values of MLflow's page
     assert all(t.user_attrs["run_id"] in note for t in best_trials(study, 5))
     assert best_trials(study, 6)[5].user_attrs["run_id"] not in note
     assert "`lr.sgd`: 0.005 to 0.5 (log)" in note

@@ -1,14 +1,18 @@
 """Several photos at once: the grid, one photo of it in full, and the CSV file."""
 
 import csv
+import io
 import itertools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import requests
+from PIL import Image
 from playwright.sync_api import FloatRect, Page, expect
 
+from tests.scorer_folders import write_scorer_folder
 from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, upload
 
 pytestmark = pytest.mark.slow
@@ -46,6 +50,23 @@ def test_each_card_has_a_thumbnail_and_a_prediction_or_an_error(page: Page, phot
     expect(cards.locator("canvas")).to_have_count(5)
     expect(page.get_by_role("status")).to_have_text("6 photos classified, 1 of them without an answer.")
     expect(page.get_by_role("progressbar")).to_be_hidden()
+
+
+def test_a_confident_answer_for_an_unlike_photo_says_why_it_is_not_sure(
+    open_page: Callable[..., Page], tmp_path: Path
+) -> None:
+    model = write_scorer_folder(tmp_path / "model", ood={"above": -1000.0})
+    server = Server(tmp_path, f"--model-uri={model}")
+    try:
+        page = open_page(server.url)
+        file = io.BytesIO()
+        Image.new("RGB", (32, 32), "red").save(file, "png")
+        files = [upload(name, file.getvalue(), "image/png") for name in ("one.png", "two.png")]
+        page.set_input_files("#files", files)
+        first = page.locator("#grid").get_by_role("button").first
+        expect(first).to_have_text(re.compile(r"Not sure\s*red, >?\d+%, but unlike the training images"))
+    finally:
+        server.stop()
 
 
 def test_the_csv_file_has_every_probability_and_no_formula(
