@@ -55,8 +55,6 @@ def test_a_finished_run_contains_everything_needed_to_repeat_it(trained: Project
         "cache_dir",
         "mirrors",
         "weights",
-        "aux_lr",
-        "bias_lr",
         "extra_dir",
         "head_first",
         "freeze",

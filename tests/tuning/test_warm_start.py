@@ -23,14 +23,15 @@ def test_models_that_share_a_recipe_have_a_trial_each(tmp_path: Path) -> None:
 def test_other_optimizers_follow_with_the_middle_of_their_ranges() -> None:
     space = Space.default().fixed({"model": "cnn"})
     recipe, *others = first_trials(space, ["cnn"], {"model": "cnn"}, (), 20)
-    assert recipe["params"]["optimizer"] == "sgd"
-    assert [other["origin"] for other in others] == ["recipe of cnn with adamw", "recipe of cnn with muon"]
-    muon = others[1]["params"]
-    assert muon["lr.muon"] == pytest.approx((0.02 * 0.6) ** 0.5, rel=0.01)
-    assert "aux_lr" in " ".join(muon)
-    shared = recipe["params"].keys() & muon.keys() - {"optimizer"}
+    assert recipe["params"]["optimizer"] == "muon"
+    assert [other["origin"] for other in others] == ["recipe of cnn with sgd", "recipe of cnn with adamw"]
+    sgd = others[0]["params"]
+    assert sgd["lr.sgd"] == pytest.approx((5e-3 * 0.5) ** 0.5, rel=0.01)
+    assert "aux_lr" in " ".join(recipe["params"])
+    assert "aux_lr" not in " ".join(sgd)
+    shared = recipe["params"].keys() & sgd.keys() - {"optimizer"}
     assert {"batch_size", "label_smoothing", "momentum"} <= shared
-    assert {name: muon[name] for name in shared} == {name: recipe["params"][name] for name in shared}
+    assert {name: sgd[name] for name in shared} == {name: recipe["params"][name] for name in shared}
 
 
 @pytest.mark.parametrize(("trials", "first"), [(20, 10), (8, 4), (2, 4), (None, 12)])
