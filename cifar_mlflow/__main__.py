@@ -4,7 +4,7 @@ import signal
 
 
 def main() -> None:
-    """Import the command line and run it; Ctrl-C during the import ends the process without a traceback."""
+    """Import the command line and run it; Ctrl-C before or after that ends the process without a traceback."""
     # A job in the background of a shell script ignores SIGINT from its start, and continues to do so.
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interruptible:
@@ -13,7 +13,11 @@ def main() -> None:
 
     if interruptible:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    command_line(prog_name="cifar-mlflow")
+    try:
+        command_line(prog_name="cifar-mlflow")
+    finally:
+        if interruptible:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # libraries still clean up when the interpreter ends
 
 
 if __name__ == "__main__":

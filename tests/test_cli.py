@@ -511,6 +511,21 @@ def test_ctrl_c_during_the_first_imports_leaves_no_traceback() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+INTERRUPTED_AT_THE_END = """
+import atexit, os, runpy, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = ["cifar-mlflow", "--help"]
+runpy.run_module("cifar_mlflow", run_name="__main__")
+"""
+
+
+def test_ctrl_c_while_the_interpreter_ends_leaves_no_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_AT_THE_END], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
 def test_help_does_not_import_torch() -> None:
     script = (
         "import sys; from cifar_mlflow.cli import main\n"

@@ -278,4 +278,8 @@ def stop_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        # A second Ctrl-C while libraries clean up would give a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
