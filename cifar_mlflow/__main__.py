@@ -4,7 +4,7 @@ import signal
 
 
 def main() -> None:
-    """Import the command line and run it; Ctrl-C before or after that ends the process without a traceback."""
+    """Import the command line and run it; Ctrl-C before or after that leaves no traceback."""
     # A job in the background of a shell script ignores SIGINT from its start, and continues to do so.
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interruptible:
