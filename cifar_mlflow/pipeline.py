@@ -308,8 +308,7 @@ def finish(
     with steps.step("export", "Exporting the network"):
         log_weights(run, best, card)
         if not (callbacks and callbacks.skip_model_export):
-            examples = dataset.split("train").images[:2]
-            model_id = log_program(run, best, card, examples, step=training.epoch + 1)
+            model_id = log_program(run, best, card, dataset.split("train").images[:2])
             inputs = datasets_of_training(dataset, config, with_validation=len(val_split) > 0)
             inputs = {"val" if name == "validation" else name: data for name, data in inputs.items()}
             for step, values in by_step.items():

@@ -134,14 +134,11 @@ def log_weights(run: TrackedRun, classifier: ImageClassifier, card: ModelCard) -
             run.log_file(Path(folder, name), "weights")
 
 
-def log_program(
-    run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray, step: int
-) -> str:
+def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> str:
     """Log the network as an MLflow model, an exported program (pt2), not a pickle; return the model's id.
 
     Args:
         examples: uint8 (N, H, W, 3), N > 1, because torch.export would treat a batch of one as a constant.
-        step: of the run, without metrics: MLflow would link those to the model without their data sets.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
@@ -152,7 +149,6 @@ def log_program(
     return run.log_pytorch_model(
         pytorch_model=classifier,
         name=PROGRAM_NAME,
-        step=step,
         model_type="network as trained",
         tags={"mlflow.note.content": _program_description(card)},
         serialization_format="pt2",

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# MLflow links a model with all metrics that its run has at the step of the model, without their data sets. No
+# metric has this step, so that a model has those of `log_model_metrics` alone.
+MODEL_STEP = -1
+
 
 class TrackingLostError(CifarError):
     """MLflow stayed away, so that the run is incomplete."""
@@ -170,7 +174,7 @@ class TrackedRun:
 
     def log_pytorch_model(self, **arguments: Any) -> str:
         """Call `mlflow.pytorch.log_model` with these arguments; return the id of the logged model."""
-        return str(self._call(lambda: mlflow.pytorch.log_model(**arguments)).model_id)
+        return str(self._call(lambda: mlflow.pytorch.log_model(step=MODEL_STEP, **arguments)).model_id)
 
     def missing_epochs(self, history: list[dict[str, float]]) -> list[dict[str, float]]:
         """Return the rows of `history` whose metrics are not in the run, because its process was killed."""

@@ -48,9 +48,10 @@ def lower_batch_size(config: TrainConfig, images: int, processes: int) -> TrainC
         return config
     if rank() == 0:
         logger.info(
-            "The recipe's batch size of %d would give %d steps per epoch of %s images; it is lowered to %d",
+            "The recipe's batch size of %d would give %d step%s per epoch of %s images; it is lowered to %d",
             config.batch_size,
             steps,
+            "" if steps == 1 else "s",
             f"{images:,}",
             lowered,
         )

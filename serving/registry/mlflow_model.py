@@ -22,6 +22,7 @@ from PIL import Image
 from cifar_mlflow import scorer
 from cifar_mlflow.scorer.predictor import CARD_FILE
 from cifar_mlflow.tracking.retry import call_mlflow
+from cifar_mlflow.tracking.run import MODEL_STEP
 
 # A test compares the ranges with those in pyproject.toml.
 REQUIREMENTS = [
@@ -63,6 +64,7 @@ def log_model(scorer_folder: Path, run_id: str, name: str = "scorer", model_card
             run_id=run_id,
             name=name,
             model_type="scorer of image files",
+            step=MODEL_STEP,
             **arguments,
         )
 

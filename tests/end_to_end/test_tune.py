@@ -125,7 +125,7 @@ def test_the_first_trial_is_the_recipe(searched: tuple[Project, str]) -> None:
     project, _ = searched
     first = study_of(project).trials[0]
     assert first.user_attrs["origin"] == "recipe of cnn"
-    assert (first.params["lr.sgd"], first.params["dropout"]) == (0.05, 0.1)
+    assert (first.params["lr.muon"], first.params["label_smoothing"]) == (0.17, 0.1)
 
 
 @pytest.mark.slow
@@ -168,9 +168,9 @@ def test_warm_start_enqueue_space_and_retrain_best(project: Project) -> None:
     (other, run) = project.runs
     project.folder.joinpath("space.yaml").write_text(
         "model: cnn\n"
-        "optimizer: [sgd, adamw]\n"
+        "optimizer: [muon, adamw]\n"
         "lr:\n"
-        "  - {low: 0.01, high: 0.2, log: true, when: {optimizer: sgd}}\n"
+        "  - {low: 0.01, high: 0.2, log: true, when: {optimizer: muon}}\n"
         "  - {low: 0.001, high: 0.01, log: true, when: {optimizer: adamw}}\n"
         "dropout: {low: 0.0, high: 0.5}\n"
         "label_smoothing: [0.0, 0.1]\n"
@@ -232,7 +232,18 @@ def test_the_result_of_two_objectives_is_a_pareto_front(project: Project) -> Non
 def grid_of_learning_rates(project: Project, values: str) -> tuple[str, ...]:
     """Return arguments of a search with one trial per value, of which high ones diverge."""
     project.folder.joinpath("space.yaml").write_text(f"lr: {values}\nreplace: true\n")
-    diverging = ("--momentum", "0.99", "--warmup", "0", "--schedule", "constant", "--epochs", "12")
+    diverging = (
+        "--optimizer",
+        "sgd",
+        "--momentum",
+        "0.99",
+        "--warmup",
+        "0",
+        "--schedule",
+        "constant",
+        "--epochs",
+        "12",
+    )
     return ("--sampler", "grid", "--space", "space.yaml", "--pruner", "none", *diverging)
 
 
