@@ -32,7 +32,7 @@ def test_a_training_on_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for text in (
         "that are not images: notes.txt",
         "Skipped 1 file that cannot be read",
-        "batch size of 512 would give 1 step per epoch of 195 images; it is lowered to 32",
+        "batch size of 256 would give 1 step per epoch of 195 images; it is lowered to 32",
         "photos: 195 training and 21 validation images of 3 classes",
         "7 steps per epoch. Always answering blue",
         "The validation split has only 21 images",

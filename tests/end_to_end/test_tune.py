@@ -125,7 +125,7 @@ def test_the_first_trial_is_the_recipe(searched: tuple[Project, str]) -> None:
     project, _ = searched
     first = study_of(project).trials[0]
     assert first.user_attrs["origin"] == "recipe of cnn"
-    assert (first.params["lr.muon"], first.params["label_smoothing"]) == (0.17, 0.1)
+    assert (first.params["lr.muon"], first.params["label_smoothing"]) == (0.1, 0.2)
 
 
 @pytest.mark.slow
