@@ -20,9 +20,10 @@ from cifar_mlflow.verb_config import RegisterConfig
 from serving.registry.pretrained import FOLDER, write_release
 from serving.registry.register import prepare
 
-JPEG_CAVEAT = """\
-The JPEG copy (quality about 75) has the 60,000 photos of CIFAR-10, but not its pixels: accuracy on it is some
-points below what the same training reaches on the lossless images."""
+JPEG_CAVEAT = (
+    "The JPEG copy (quality about 75) has the 60,000 photos of CIFAR-10, but not its pixels: accuracy on it "
+    "is some points below what the same training reaches on the lossless images."
+)
 
 
 @click.command()
@@ -48,8 +49,11 @@ def provenance(run: Run) -> str:
     result = result_of(run)
     with_tta = f" ({result.accuracy_tta:.2%} with test-time augmentation)" if result.accuracy_tta else ""
     caveat = f"\n\n{JPEG_CAVEAT}" if "JPEG" in result.data else ""
-    return f"""\
-## The released training
-`{result.command}` on {result.data}, one seed, commit {result.commit}, {result.hardware}, {result.date[:10]}:
-{result.accuracy:.2%} of the test images right{with_tta}, macro F1 {result.f1_macro:.4f}, ECE
-{result.ece:.4f}, {result.train_seconds:.0f} s of training. The files hold its weights in fp16.{caveat}"""
+    # MLflow's pages break a line where the text has a newline.
+    return (
+        "## The released training\n"
+        f"`{result.command}` on {result.data}, one seed, commit {result.commit}, {result.hardware}, "
+        f"{result.date[:10]}: {result.accuracy:.2%} of the test images right{with_tta}, macro F1 "
+        f"{result.f1_macro:.4f}, ECE {result.ece:.4f}, {result.train_seconds:.0f} s of training. The files "
+        f"hold its weights in fp16.{caveat}"
+    )
