@@ -29,7 +29,7 @@ def loader(count: int = 50, **settings: Any) -> TrainLoader:
     """Return a loader of random images; image i has label i."""
     images = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     images.setflags(write=False)
-    config = resolve_train_config({"model": "cnn", "batch_size": 16, **settings})
+    config = resolve_train_config({"model": "cnn", "batch_size": 16, "small_images": 0, **settings})
     return TrainLoader(images, np.arange(count, dtype=np.int64), config, count, torch.device("cpu"))
 
 
@@ -57,7 +57,7 @@ def imbalanced(**settings: Any) -> TrainLoader:
     """Return a loader of 60 images: 50 of class 0, 7 of class 1, 3 of class 2."""
     images = np.arange(60, dtype=np.uint8).repeat(8 * 8 * 3).reshape(60, 8, 8, 3)
     labels = np.repeat([0, 1, 2], [50, 7, 3])
-    config = resolve_train_config({"model": "cnn", "batch_size": 16, **PLAIN, **settings})
+    config = resolve_train_config({"model": "cnn", "batch_size": 16, "small_images": 0, **PLAIN, **settings})
     return TrainLoader(images, labels, config, 3, torch.device("cpu"))
 
 
