@@ -173,7 +173,7 @@ def test_warm_start_enqueue_space_and_retrain_best(project: Project) -> None:
         "  - {low: 0.01, high: 0.2, log: true, when: {optimizer: muon}}\n"
         "  - {low: 0.001, high: 0.01, log: true, when: {optimizer: adamw}}\n"
         "dropout: {low: 0.0, high: 0.5}\n"
-        "label_smoothing: [0.0, 0.1]\n"
+        "label_smoothing: [0.1, 0.2]\n"
         "replace: true\n"
     )
     output = search(
