@@ -1,4 +1,4 @@
-"""What all config models share: fields with help and bounds, and errors of one line for the user."""
+"""Define the base of all config models: fields with help and bounds, and one line for each wrong value."""
 
 import difflib
 import re

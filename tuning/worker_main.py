@@ -282,4 +282,5 @@ if __name__ == "__main__":
         sys.exit(main())
     finally:
         # A second Ctrl-C while libraries clean up would give a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
