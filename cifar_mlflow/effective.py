@@ -15,6 +15,7 @@ from cifar_mlflow.recipes import RECIPES, recipe_for_model
 # Settings that do not change the result of a training: where and under which name it runs, and its test.
 NEUTRAL = (*PlacesConfig.model_fields, *TrackingConfig.model_fields, "device", "threads", "test", "tta")
 LONGEST_NAME = 60
+LONGEST_DATA = 24
 LONGEST_VALUE = 16
 
 
@@ -58,12 +59,14 @@ def changed_settings(config: TrainConfig) -> dict[str, Any]:
 def default_run_name(config: TrainConfig, data_name: str) -> str:
     """Return model, what was changed from its recipe, and data set: `cnn epochs=3 lr=0.02 on photos`.
 
-    MLflow's tables cut long names at the end, and all runs of an experiment have the same data.
+    MLflow's tables cut long names at the end. All runs of an experiment have the same data, so their name is
+    the first to be cut.
     """
     changes = {name: value for name, value in changed_settings(config).items() if name != "dataset"}
     if config.recipe not in (None, recipe_for_model(config.model)):
         changes = {"recipe": config.recipe, **changes}
-    name, left, data = str(config.model), len(changes), f" on {data_name}"
+    data = data_name if len(data_name) <= LONGEST_DATA else f"{data_name[: LONGEST_DATA - 1]}…"
+    name, left, data = str(config.model), len(changes), f" on {data}"
     for setting, value in changes.items():
         part = f" {setting}={_short(value)}"
         if len(name + part + data) > LONGEST_NAME:

@@ -2,11 +2,15 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
+# Signals this soon after the one that stopped the job belong to it: a person hits Ctrl-C several times. In
+# this time the run is marked as KILLED; interrupted again, it might stay RUNNING and its store locked.
+SECONDS_TO_CLEAN_UP = 3
 # Windows has no SIGHUP.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -43,17 +47,27 @@ class StopRequest:
     """While entered, SIGINT, SIGTERM and SIGHUP only set `signum`; the loop checks it between two steps.
 
     A second SIGINT raises KeyboardInterrupt at once. Other signals after the first are ignored: on Ctrl-C
-    `mlflow run` sends SIGTERM to a process that has already received the terminal's SIGINT.
+    `mlflow run` sends SIGTERM to a process that has already received the terminal's SIGINT. Signals within
+    `SECONDS_TO_CLEAN_UP` after an exception are ignored, too.
+
+    A request inside of another one takes over a signal that the outer loop has not seen yet, and passes on
+    one that its own has not.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._at_once = False
+        self._raised_at: float | None = None
+        self._outer: StopRequest | None = None
 
     def __enter__(self) -> Self:
         # Signals that the parent process ignores stay ignored; nohup and background jobs rely on it.
         handled = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
         self._previous = {signum: signal.signal(signum, self._handle) for signum in handled}
+        owners = [getattr(handler, "__self__", None) for handler in self._previous.values()]
+        self._outer = next((owner for owner in owners if isinstance(owner, StopRequest)), None)
+        if self._outer and self.signum is None:
+            self.signum = self._outer.signum
         return self
 
     def __exit__(
@@ -63,18 +77,25 @@ class StopRequest:
             signal.signal(signum, handler)
         if self.signum is None or isinstance(error, KeyboardInterrupt):
             return
-        # A signal that arrived too late for this job stops the job around it.
-        outer = self._previous.get(self.signum)
-        if callable(outer) and isinstance(getattr(outer, "__self__", None), StopRequest):
-            outer(self.signum, None)
+        if self._outer and self._outer.signum is None:
+            self._outer.receive(self.signum)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
+    def receive(self, signum: int) -> None:
+        """Request a stop, or raise KeyboardInterrupt, as on this signal."""
+        now = time.monotonic()
+        if self._raised_at is not None and now - self._raised_at < SECONDS_TO_CLEAN_UP:
+            return
         if signum == signal.SIGINT and self.signum == signal.SIGINT:
+            self._raised_at = now
             raise KeyboardInterrupt
         if self.signum is None:
             self.signum = signum
             if self._at_once:
+                self._raised_at = now
                 raise Interrupted(signum)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.receive(signum)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -85,7 +106,9 @@ class StopRequest:
             yield
         finally:
             self._at_once = False
+        self.raise_if_asked()  # Python drops an exception that is raised in a destructor
 
     def raise_if_asked(self) -> None:
         if self.signum is not None:
+            self._raised_at = time.monotonic()
             raise Interrupted(self.signum)

@@ -6,11 +6,22 @@ strangers reach, so the operator decides.
 """
 
 import io
+import warnings
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, features
+from PIL import Image, ImageFile, features
 
-from cifar_mlflow.scorer.preprocess import MAX_BYTES, MAX_PIXELS, MAX_TRUSTED_PIXELS, BadImage
+from cifar_mlflow.scorer.preprocess import (
+    MAX_BYTES,
+    MAX_PIXELS,
+    MAX_TRUSTED_PIXELS,
+    TURNS,
+    BadImage,
+    orientation_of,
+)
+
+# A photo with damaged EXIF data counts as upright, in these formats as in the others.
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 BRANDS = {
     "AVIF": {b"avif", b"avis"},
@@ -18,10 +29,19 @@ BRANDS = {
 }
 # Large enough for every network, and as BMP within the limit of the scorer.
 MAX_SIDE = 2048
-HOW_TO_CONVERT = (
-    "save or export the photo as JPEG first. To have an iPhone take JPEG photos, choose Settings > Camera > "
-    "Formats > Most Compatible."
-)
+
+
+class MissingDecoder(BadImage):
+    """No library that is installed here reads the format.
+
+    Attributes:
+        kind: HEIC or AVIF.
+    """
+
+    def __init__(self, kind: str) -> None:
+        extra = "pip install 'cifar-mlflow[heif]'" if kind == "HEIC" else "a Pillow with AVIF"
+        super().__init__("unsupported_format", f"{kind} needs {extra}, or save the photo as JPEG.")
+        self.kind = kind
 
 
 def phone_format(data: bytes) -> str | None:
@@ -50,14 +70,15 @@ def rgb_pixels(data: bytes, kind: str, *, trusted: bool = False) -> np.ndarray:
         trusted: see `decode_image`.
 
     Raises:
-        BadImage: there is no decoder for it here, or the file is too large, cut short or damaged.
+        MissingDecoder: there is no decoder for it here.
+        BadImage: the file is too large, cut short or damaged.
     """
     if len(data) > MAX_BYTES and not trusted:
         raise BadImage("too_many_bytes", f"The picture has more than {MAX_BYTES // 2**20} MB.")
     try:
         reader = _reader(kind)
     except ImportError:
-        raise BadImage("unsupported_format", _missing_decoder(kind, trusted)) from None
+        raise MissingDecoder(kind) from None
     try:
         image = reader(io.BytesIO(data))  # reads the header only
         width, height = image.size
@@ -67,7 +88,8 @@ def rgb_pixels(data: bytes, kind: str, *, trusted: bool = False) -> np.ndarray:
                 "too_many_pixels", f"The picture has {width} x {height} pixels; the limit is {limit:,}."
             )
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        upright = ImageOps.exif_transpose(image).convert("RGBA")
+        turn = TURNS.get(orientation_of(image.info.get("exif")))
+        upright = (image if turn is None else image.transpose(turn)).convert("RGBA")
         white = Image.new("RGB", upright.size, "white")
         white.paste(upright, mask=upright)
         return np.asarray(white)
@@ -85,13 +107,6 @@ def bmp_file(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "bmp")
     return file.getvalue()
-
-
-def _missing_decoder(kind: str, trusted: bool) -> str:
-    if not trusted:
-        return f"This server does not read {kind}: {HOW_TO_CONVERT}"
-    extra = "pip install 'cifar-mlflow[heif]'" if kind == "HEIC" else "a Pillow with AVIF"
-    return f"{kind} needs {extra}, or save the photo as JPEG."
 
 
 def _reader(kind: str) -> type[ImageFile.ImageFile]:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from cifar_mlflow.files import atomic_write
+
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
     """Return the folder of this name and what `make` returned when it filled the folder.
@@ -27,5 +29,6 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
         if not returned.exists():
             shutil.rmtree(folder, ignore_errors=True)  # another process failed halfway
             folder.mkdir()
-            returned.write_text(json.dumps(make(folder)))
+            with atomic_write(returned) as unfinished:  # a process that is killed leaves nothing to trust
+                unfinished.write_text(json.dumps(make(folder)))
     return folder, json.loads(returned.read_text())

@@ -55,3 +55,9 @@ def test_a_long_name_counts_the_changes_that_it_leaves_out() -> None:
     assert len(name) <= 75
     assert name.startswith("cnn ")
     assert name.endswith(" more on photos")
+
+
+def test_a_long_name_of_the_data_leaves_room_for_the_changes() -> None:
+    config = resolve_train_config({"model": "cnn", "lr": 0.02, "epochs": 1})
+    name = default_run_name(config, "a_very_long_folder_name_of_a_photo_collection")
+    assert name == "cnn epochs=1 lr=0.02 on a_very_long_folder_name…"

@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import pytest
 
+from cifar_mlflow import interrupt
 from cifar_mlflow.interrupt import Interrupted, StopRequest
 
 
@@ -35,11 +36,37 @@ def test_a_signal_too_late_for_a_job_stops_the_job_around_it() -> None:
         assert outer.signum == signal.SIGTERM
 
 
-def test_only_the_first_signal_and_a_second_ctrl_c_raise() -> None:
+def test_a_job_takes_over_a_signal_that_arrived_before_it_began() -> None:
+    """Between two trials of a search, only the loop around them receives the signal."""
+    with StopRequest() as outer:
+        signal.raise_signal(signal.SIGINT)
+        with StopRequest() as inner:
+            assert inner.signum == signal.SIGINT
+        assert outer.signum == signal.SIGINT  # and leaving the inner one is no second Ctrl-C
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_in_a_destructor_is_not_lost() -> None:
+    """Python prints an exception that is raised there, and continues."""
+
+    class Signals:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def work() -> None:
+        Signals()
+
+    with StopRequest() as stop, pytest.raises(Interrupted, match="SIGTERM"), stop.at_once():
+        work()
+
+
+def test_only_the_first_signal_and_a_later_ctrl_c_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     """`mlflow run` sends SIGTERM after the terminal's SIGINT: it must not disturb the end of the run."""
     with StopRequest() as stop:
         with pytest.raises(Interrupted, match="SIGINT"), stop.at_once():
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)  # so soon, it is the same decision
+        monkeypatch.setattr(interrupt, "SECONDS_TO_CLEAN_UP", 0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

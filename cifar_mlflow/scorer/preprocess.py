@@ -76,7 +76,7 @@ _SIGNATURES = {
     "PSD": rb"8BPS",
 }
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
-_TURNS = {  # EXIF orientation: the transformation that makes the image upright
+TURNS = {  # EXIF orientation: the transformation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -225,7 +225,7 @@ def _prepare(opened: ImageFile.ImageFile, size: int, fit: Fit, trusted: bool) ->
     scale = width / drafted[1][2] if drafted else 1
     _correct_transparent_colour(opened)
     opened.load()
-    orientation = _orientation(opened.info.get("exif"))
+    orientation = orientation_of(opened.info.get("exif"))
     wanted = _middle_square(width, height, orientation) if fit == "crop" else (0, 0, width, height)
     left, top, right, bottom = (edge / scale for edge in wanted)  # may lie within a pixel of a reduced image
     if math.prod(opened.size) > MAX_PIXELS:  # crop() refuses what Pillow takes for a decompression bomb
@@ -237,7 +237,7 @@ def _prepare(opened: ImageFile.ImageFile, size: int, fit: Fit, trusted: bool) ->
         opened.close()  # so that a large image is not in memory twice
         box = (left - x, top - y, right - x, bottom - y)
         small = _rgb(part).resize((size, size), Image.Resampling.BICUBIC, box)
-    turn = _TURNS.get(orientation)
+    turn = TURNS.get(orientation)
     return np.array(small if turn is None else small.transpose(turn))
 
 
@@ -260,7 +260,7 @@ def _correct_transparent_colour(image: ImageFile.ImageFile) -> None:
         image.info["transparency"] = colour * (85 if depth == "L;2" else 17)
 
 
-def _orientation(exif: object) -> int:
+def orientation_of(exif: object) -> int:
     """Return 1 to 8; 1 without EXIF or if it is damaged (Pillow's own reader would warn of that)."""
     if not isinstance(exif, bytes):
         return 1

@@ -184,6 +184,9 @@ def _end(run_id: str, status: str) -> bool:
     except Exception as error:
         logger.error("Run %s could not be marked as %s: %s", run_id, status, first_line(error))
         ended = False
-    with suppress(MlflowException):  # the run is marked; this tells the fluent API that no run is active
-        mlflow.end_run(status)
+    finally:
+        # Tell the fluent API that no run is active, also after Ctrl-C: when the process ends, MLflow marks an
+        # active run as FINISHED.
+        with suppress(MlflowException):
+            mlflow.end_run(status)
     return ended

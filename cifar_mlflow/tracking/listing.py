@@ -5,12 +5,13 @@ from functools import partial
 
 import mlflow
 from mlflow.entities import Run
-from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.entities.model_registry import RegisteredModel
 
 from cifar_mlflow.console import percent
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.locations import versions_of
 from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.store import store_uri
 from cifar_mlflow.verb_config import ModelsConfig, RunsConfig
@@ -46,6 +47,9 @@ def list_runs(config: RunsConfig) -> tuple[Rows, list[str]]:
     ]
     candidates = [run for run in runs if run.info.status == "FINISHED" and "val/accuracy" in run.data.metrics]
     if config.kind in ("train", "trial") and candidates:
+        # Accuracies on other images cannot be compared.
+        newest = candidates[0].data.tags.get("dataset")
+        candidates = [run for run in candidates if run.data.tags.get("dataset") == newest]
         best = max(candidates, key=lambda run: run.data.metrics["val/accuracy"]).info.run_id
         if best not in registered:
             commands.append(f"cifar-mlflow register {best} --promote")
@@ -71,7 +75,7 @@ def list_versions(config: ModelsConfig) -> tuple[Rows, list[str]]:
     rows, commands = [], []
     for model in models:
         aliases = _aliases(model)
-        for version in _versions_of(model):
+        for version in call_mlflow(partial(versions_of, model.name)):
             tags = version.tags
             rows.append(
                 [
@@ -126,11 +130,6 @@ def _registered_models() -> list[RegisteredModel]:
     return list(call_mlflow(mlflow.MlflowClient().search_registered_models))
 
 
-def _versions_of(model: RegisteredModel) -> list[ModelVersion]:
-    found = call_mlflow(lambda: mlflow.MlflowClient().search_model_versions(f"name = '{model.name}'"))
-    return sorted(found, key=lambda version: -int(version.version))
-
-
 def _aliases(model: RegisteredModel) -> dict[str, str]:
     """Return the aliases by the number of their version, with commas."""
     found: dict[str, list[str]] = {}
@@ -144,7 +143,7 @@ def _versions_by_run() -> dict[str, str]:
     found: dict[str, str] = {}
     for model in _registered_models():
         aliases = _aliases(model)
-        for version in _versions_of(model):
+        for version in call_mlflow(partial(versions_of, model.name)):
             run_id = version.tags.get("run_id") or version.run_id
             text = f"{model.name}/{version.version} {aliases.get(str(version.version), '')}".strip()
             found.setdefault(run_id, text)

@@ -1,5 +1,6 @@
 """Locations of registered models in MLflow, and a check that their files still exist."""
 
+import re
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,6 +11,22 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.errors import UsageError
+
+
+def versions_of(name: str) -> list[ModelVersion]:
+    """Return the versions of a registered model, the newest first.
+
+    Raises:
+        MlflowException: MLflow does not answer.
+    """
+    client = mlflow.MlflowClient()
+    if "'" not in name:
+        found = client.search_model_versions(f"name = '{name}'")
+    else:  # MLflow's filters have no escapes, but a pattern matches any character at _
+        pattern = re.sub("['\"]", "_", name)
+        found = client.search_model_versions(f"name LIKE '{pattern}'")
+    found = [version for version in found if version.name == name]
+    return sorted(found, key=lambda version: -int(version.version))
 
 
 def find_model_version(uri: str) -> ModelVersion | None:
@@ -36,8 +53,7 @@ def find_model_version(uri: str) -> ModelVersion | None:
         return client.get_model_version_by_alias(name, alias) if at else None
     if suffix.isdecimal():
         return client.get_model_version(name, suffix)
-    versions = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
-    for version in versions:
+    for version in versions_of(name):
         if suffix.lower() in ("latest", str(version.current_stage).lower()):
             return version
     raise UsageError(f"{uri}: {name} has no such version")

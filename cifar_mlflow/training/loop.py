@@ -26,7 +26,7 @@ from cifar_mlflow.data import Selection, Split
 from cifar_mlflow.data.loader import TrainLoader
 from cifar_mlflow.errors import TrainingDivergedError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
-from cifar_mlflow.interrupt import Interrupted, StopRequest
+from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import Hardware
@@ -176,7 +176,8 @@ class Training:
                         self._raise_if_weights_diverged()
                         if checkpoint:
                             checkpoint.save(self.state_dict())
-                        raise Interrupted(signum)
+                        stop.signum = signum  # perhaps another process has received it
+                        stop.raise_if_asked()
                 metrics = self._finish_epoch()
                 if checkpoint:
                     checkpoint.save(self.state_dict())

@@ -43,7 +43,7 @@ class ScorerAnswerer:
 
     def prepare(self, data: bytes) -> np.ndarray:
         """Return the input of the network, uint8 (S, S, 3); raise BadImage if the file cannot be read."""
-        pixels: np.ndarray = self._scorer.decode(in_common_format(data, trusted=True))
+        pixels: np.ndarray = self._scorer.decode(in_common_format(data))
         return pixels
 
     def answers(self, images: list[np.ndarray]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
+from cifar_mlflow.phone_formats import MissingDecoder
 from cifar_mlflow.scorer.preprocess import MAX_BYTES, BadImage, image_bytes
 from serving.batch.find import Found
 from serving.batch.remote import Stamp, is_url, read_url, url_stamp
@@ -130,5 +131,7 @@ def _read_cell(part: TablePart, row: int, cell: object, prepare: Prepare, find_e
 def _prepared(file: File, data: bytes, prepare: Prepare) -> File:
     try:
         return file._replace(image=prepare(data))
+    except MissingDecoder as error:
+        return file._replace(error=FileError(file.text, UNREADABLE, str(error)))
     except BadImage as error:
         return file._replace(error=FileError(file.text, error.code, str(error)))

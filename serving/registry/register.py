@@ -34,6 +34,7 @@ from cifar_mlflow.models.card import ModelCard, ServedCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.names import registered_name
 from cifar_mlflow.tracking.datasets import LONGEST_DIGEST
+from cifar_mlflow.tracking.locations import versions_of
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
 from cifar_mlflow.tracking.run import now_ms
 from cifar_mlflow.verb_config import RegisterConfig, ServedPrecision
@@ -247,12 +248,10 @@ def _log_metrics(run_id: str, model_id: str, prepared: Prepared) -> None:
 
 def _create_version(name: str, model_uri: str, tags: dict[str, str]) -> str:
     """Create a version in the registry and return its number."""
-    client = mlflow.MlflowClient()
 
     def create() -> ModelVersion:
         # If the response to an earlier attempt was lost, the version exists already.
-        versions = client.search_model_versions(f"name = '{name}'")
-        if existing := [version for version in versions if version.source == model_uri]:
+        if existing := [version for version in versions_of(name) if version.source == model_uri]:
             return existing[0]
         with redirect_stderr(io.StringIO()):  # MLflow announces the version there, as we do below
             return mlflow.register_model(model_uri, name, tags=tags)

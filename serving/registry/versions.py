@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.models.card import ServedCard
+from cifar_mlflow.tracking.locations import versions_of
 from cifar_mlflow.tracking.retry import call_mlflow
 
 FILE_TAG = "sha256."  # followed by the name of a file in the scorer folder
@@ -197,9 +198,8 @@ class RegisteredModel:
 
     def list_versions(self) -> list[Version]:
         """Return the versions that `register` made, oldest first."""
-        found = call_mlflow(lambda: self._client.search_model_versions(f"name = '{self.name}'"))
-        found = sorted(found, key=lambda version: int(version.version))
-        return [version for each in found if (version := Version.read(each))]
+        found = call_mlflow(lambda: versions_of(self.name))
+        return [version for each in reversed(found) if (version := Version.read(each))]
 
     def find_version(self, number: str) -> Version | None:
         """Return a version; None if `register` did not make it."""

@@ -68,6 +68,24 @@ def test_runs_are_listed_with_the_newest_first_and_the_next_command(client: mlfl
     assert "there is no experiment 'nothing'" in invoke("runs", "--experiment", "nothing", code=2)
 
 
+def test_the_best_of_other_data_is_not_suggested(client: mlflow.MlflowClient) -> None:
+    add_run(client, 1.0, dataset="six toys")
+    run_id = add_run(client, 0.5)
+    assert f"cifar-mlflow register {run_id} --promote" in invoke("runs")
+
+
+@pytest.mark.parametrize("name", ["it's", """a "b" and 'c'""", "50 %_"])
+def test_a_registered_model_may_have_any_name(client: mlflow.MlflowClient, tmp_path: Path, name: str) -> None:
+    run_id = add_run(client, 0.5)
+    for each in (name, "itXs"):  # a pattern for the first name fits the second, too
+        client.create_registered_model(each)
+        client.create_model_version(each, str(tmp_path), run_id, tags={"run_id": run_id})
+    output = invoke("models")
+    assert output.count(f"{name}/1") == 1
+    assert f"{name}/1" in invoke("models", "--registered-model", name)
+    assert invoke("runs").count(f"{name}/1") + invoke("runs").count("itXs/1") == 1
+
+
 def test_a_run_that_can_be_resumed_is_listed_with_the_command(
     client: mlflow.MlflowClient, tmp_path: Path
 ) -> None:

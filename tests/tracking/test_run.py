@@ -48,6 +48,24 @@ def test_a_failed_run_without_a_checkpoint_leaves_nothing_on_this_machine(tmp_pa
     assert not directory.path.exists()
 
 
+def test_ctrl_c_while_a_run_ends_does_not_make_it_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the process ends, MLflow marks a run that is still active as FINISHED."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    run_ids = []
+    with suppress(KeyboardInterrupt), tracked_run(kind="train", name="a", cache_dir=tmp_path) as (run, _):
+        run_ids.append(run.run_id)
+        monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", interrupt)
+        raise KeyboardInterrupt
+    assert mlflow.active_run() is None
+    assert mlflow.MlflowClient().get_run(run_ids[0]).info.status == "KILLED"
+
+
 def test_the_cause_of_a_failure_is_raised_even_during_an_outage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,7 @@ class PyfuncAnswerer:
         self._params = {"top_k": top_k, "on_error": "null"}
 
     def prepare(self, data: bytes) -> bytes:
-        return in_common_format(data, trusted=True)
+        return in_common_format(data)
 
     def answers(self, images: list[bytes]) -> list[dict[str, Any]]:
         answers: list[dict[str, Any]] = self._model.predict(pd.DataFrame({"image": images}), self._params)

@@ -8,13 +8,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.scorer.predictor import Scorer
+from cifar_mlflow.scorer.preprocess import MAX_BYTES
 from serving.batch import Summary, classify, load_scorer, print_summary
 from tests.scorer_folders import write_scorer_folder
 
@@ -109,6 +111,40 @@ def test_photos_of_phones_are_read(scorer: Scorer, format_name: str, suffix: str
         Image.new("RGB", (40, 30), colour).save(f"photos/{name}.{suffix}", format_name, quality=95)
     summary = classify(["photos"], scorer)
     assert labels(summary) == {f"photos/b.{suffix}": "blue", f"photos/r.{suffix}": "red"}
+
+
+def avif(**options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (300, 200), RED).save(file, "AVIF", **options)
+    return file.getvalue()
+
+
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+
+
+@needs_avif
+def test_photos_of_phones_have_the_limits_of_other_photos(scorer: Scorer) -> None:
+    size = b"".join(side.to_bytes(4) for side in (300, 200))
+    larger = b"".join(side.to_bytes(4) for side in (9000, 6000))
+    Path("wide.avif").write_bytes(avif().replace(size, larger))
+    Path("long.avif").write_bytes(avif() + bytes(MAX_BYTES))
+    summary = classify(["wide.avif", "long.avif"], scorer)
+    assert errors(summary) == {"wide.avif": "too_many_pixels", "long.avif": "too_many_bytes"}
+
+
+@pytest.mark.parametrize("format_name", [pytest.param("AVIF", marks=needs_avif), "HEIF"])
+def test_damaged_exif_data_do_not_matter(
+    scorer: Scorer, format_name: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    if format_name == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for cut in (20, 24):
+        Image.new("RGB", (40, 30), RED).save(f"{cut}.photo", format_name, exif=exif.tobytes()[:cut])
+    recwarn.clear()
+    assert labels(classify(["20.photo", "24.photo"], scorer)) == {"20.photo": "red", "24.photo": "red"}
+    assert not recwarn.list
 
 
 def test_a_named_file_may_have_any_suffix(scorer: Scorer) -> None:

@@ -129,6 +129,21 @@ def test_an_unreadable_file_is_tried_again(scorer: Scorer, output: Path) -> None
     assert labels(output) == {"photos/a.png": "red", "photos/b.png": "red"}
 
 
+def test_a_photo_whose_decoder_was_missing_is_tried_again(
+    scorer: Scorer, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("photos/a.png")
+    paint("photos/b.avif")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "PIL.AvifImagePlugin", None)
+        summary = classify(["photos"], scorer, output=output)
+    assert [error.path for error in summary.errors] == ["photos/b.avif"]
+    assert "AVIF needs a Pillow with AVIF" in summary.errors[0].message
+    summary = classify(["photos"], scorer, output=output)
+    assert summary.earlier == 1
+    assert labels(output) == {"photos/a.png": "red", "photos/b.avif": "red"}
+
+
 @pytest.mark.parametrize("output", ["csv", "jsonl"], indirect=True)
 def test_a_results_file_truncated_anywhere_is_completed(scorer: Scorer, output: Path) -> None:
     paint("photos/a\nü,\n.png", RED)
