@@ -23,7 +23,16 @@ _MUON: dict[str, Any] = {
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "cnn": _MUON | {"model": "cnn", "epochs": 16, "batch_size": 256, "lr": 0.1, "bias_lr": 2e-3},
-    "resnet": {"model": "resnet18", "epochs": 30, "lr": 0.1, "batch_size": 128},
+    "resnet": _MUON
+    | {
+        "model": "resnet18",
+        "epochs": 15,
+        "batch_size": 256,
+        "lr": 0.1,
+        "bias_lr": 2e-3,
+        "crop_padding": 4,
+        "small_images": 0.6,
+    },
     "vgg": {"model": "vgg16", "epochs": 30, "lr": 0.02, "batch_size": 128, "dropout": 0.2},
     # The learning rates of the last layer and the biases are those of the record.
     "fast": _MUON
