@@ -17,7 +17,7 @@ from cifar_mlflow.verb_group import Group
 
 
 class Benchmarks(Group):
-    """Offer a command for each benchmark, several of which run as one, and the commands with options."""
+    """Offer a command for each benchmark, which can be chained, and the commands with options."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*NAMES, *COMMANDS]

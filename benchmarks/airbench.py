@@ -4,8 +4,8 @@ The user passes the published file in; its code is not part of this project. It 
 it computes in bfloat16 instead of half precision, without torch.compile, and its CUDA events become clocks.
 Its network, optimizers, schedule, augmentation and test-time augmentation (six views) stay as they are.
 
-Its own clock counts the initialization of the first layer, the epochs and the test-time augmentation. It
-stands still during the evaluation after each epoch, which a training does not need.
+Its own clock counts the initialization of the first layer, the epochs and the test-time augmentation. It is
+paused during the evaluation after each epoch, which a training does not need.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ class Script(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """The first digits of the sha256 of the file and, unless it is the published one, its length."""
+        """The first digits of the sha256 of the file, and of the training length if it was changed."""
         text = self.read()
         if (self.epochs, self.batch_size) != (EPOCHS, BATCH_SIZE):
             text += f"{self.epochs} epochs, batch {self.batch_size}"
@@ -92,7 +92,7 @@ class Clock:
 
 
 def patched(script: Script, device: str) -> str:
-    """Return the text of the file for this device and the length of the script.
+    """Return the text of the file, adapted to the device and to the length of the training.
 
     Raises:
         UsageError: a text to replace is missing, or occurs more often than in the published file.
@@ -150,7 +150,7 @@ class Airbench:
         )
 
     def _note(self, variables: dict[str, Any], is_final_entry: bool) -> None:
-        """Take the place of the function that prints the script's table, which gets its variables."""
+        """Stand in for the function that prints the script's table; it receives the script's variables."""
         self._seen |= {name: float(variables[name]) for name in ("val_acc", "time_seconds")}
         if not is_final_entry:
             self._seen["train_seconds"] = self._seen["time_seconds"]
@@ -158,7 +158,7 @@ class Airbench:
 
 
 def write_images(dataset: ImageDataset, folder: Path) -> None:
-    """Write the images in the format that the script keeps them in between runs."""
+    """Write the images in the format in which the script caches them."""
     folder.mkdir(parents=True, exist_ok=True)
     names: tuple[SourceSplit, ...] = ("train", "test")
     for name in names:

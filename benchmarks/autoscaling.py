@@ -6,8 +6,9 @@ the autoscaler follows the published algorithm of the HorizontalPodAutoscaler: r
 where replicas without metrics yet count as idle; no change within 10 %; at most a doubling or four more at a
 time; and down only to the largest number of the last five minutes.
 
-Measured: the rate of a replica. Assumed, and options here: the load, the time until a new replica is ready,
-and the age of the metrics. Assumed as well: all requests are equal, and a replica answers one after another.
+The rate of a replica is measured. The load, the time until a new replica is ready, and the age of the metrics
+are assumptions, which are options here. The simulation also assumes that all requests are equal and that a
+replica answers one after another.
 """
 
 import math
@@ -106,6 +107,7 @@ def arrivals(load: Load, draw: random.Random) -> Iterator[float]:
 
 
 def simulate(load: Load, replica: Replica, scaler: Scaler, seed: int = 0) -> Outcome:
+    """Simulate the requests of a load and the autoscaler; all times are in seconds from the start."""
     draw = random.Random(seed)
     outcome = Outcome()
     service = 1 / replica.rate

@@ -1,6 +1,6 @@
 """`cifar-mlflow serve` without telemetry, to measure what telemetry costs.
 
-What the request log and drift need is left out, too: digests of files and statistics of pixels.
+It also leaves out the digests of files and statistics of pixels, which the request log and drift need.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class NoTelemetry:
 
 
 class NoDigest:
-    """Stands for the module hashlib."""
+    """Stand in for the module hashlib."""
 
     @classmethod
     def sha256(cls, data: bytes) -> "NoDigest":
@@ -33,7 +33,7 @@ class NoDigest:
 
 
 def replace(module: Any, **names: object) -> None:
-    """Replace names of a module; fail if it has none of that name any more."""
+    """Replace names of a module; fail if one no longer exists."""
     for name, value in names.items():
         if not hasattr(module, name):
             raise RuntimeError(f"{module.__name__} has no {name} to leave out")

@@ -2,10 +2,10 @@
 
 The limit of the engine is a bare ONNX Runtime session with its default settings, which gets arrays that are
 already decoded. The scorer decodes as well: one thread per core decodes PNG files in memory and scores them
-in batches of 64. `classify` also finds and reads the files, and writes rows; its model is loaded before, as
-it takes the same time for any number of images. These sides take turns in one process, and the figures are
-medians over the rounds. The text has the processor time per image, too, which other load on the machine
-changes less.
+in batches of 64. `classify` also finds and reads the files, and writes rows; its model is loaded beforehand,
+as loading takes the same time for any number of images. These sides take turns in one process, and the
+figures are medians over the rounds. The table also shows the processor time per image, which depends less on
+other load on the machine.
 
 Ray and Spark have one worker per core. Their figure counts from the moment when each worker has finished its
 first part, since a cluster usually runs already.

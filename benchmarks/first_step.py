@@ -1,7 +1,7 @@
 """Run a program up to its first forward pass, and print the CPU seconds of the process until then.
 
-`python -P first_step.py train ...` runs `cifar-mlflow train ...` of the environment's release, and
-`python -P first_step.py usual` the usual script. Nothing is imported here beforehand.
+`python -P first_step.py train ...` runs `cifar-mlflow train ...` of the release that is installed in the
+environment, and `python -P first_step.py usual` the usual script. Nothing is imported here beforehand.
 """
 
 import importlib.machinery
@@ -37,7 +37,7 @@ def stop(*_: object) -> None:
 
 
 def usual() -> None:
-    """The start of a training script as they are written: imports at the top, then an MLflow run."""
+    """Start as a usual training script does: imports at the top, then an MLflow run."""
     import matplotlib.pyplot  # noqa: F401
     import mlflow
     import pandas  # noqa: F401

@@ -1,8 +1,8 @@
-"""`python -m benchmarks folds [--fold-seed N] PHOTOS [OPTIONS of train]`: cross-validate on own photos.
+"""`python -m benchmarks folds [--fold-seed N] PHOTOS [OPTIONS of train]`: cross-validate on your own photos.
 
 Each photo is in the test split of one of five trainings, one after the other in this process, as
-`cifar-mlflow train` runs them. The balanced accuracy (the mean recall of the classes) is that of all their
-answers together.
+`cifar-mlflow train` runs them. The balanced accuracy (the mean recall of the classes) is computed over the
+answers of all five.
 """
 
 import csv

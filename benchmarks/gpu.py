@@ -1,8 +1,8 @@
 """`python -m benchmarks gpu`: the recipe `fast` beside airbench94_muon.py on one GPU, in at most ten minutes.
 
 The two train in turns, seed by seed, in one process: both networks are compiled, both keep all images on the
-GPU, and ours is tracked in MLflow. Each trains once before, so that neither pays for its compilation. Times
-are taken as by `python -m benchmarks record`. Ours computes in bf16, or before compute capability 8.0 in fp16
+GPU, and ours is tracked in MLflow. Each trains once beforehand, so that no compilation is timed. Times are
+measured as in `python -m benchmarks record`. Ours computes in bf16, or before compute capability 8.0 in fp16
 with a scaled loss; the published script always computes in fp16.
 """
 

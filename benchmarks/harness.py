@@ -24,7 +24,7 @@ class Row:
         ours: the measurement of our side, as text.
         beside: the measurement of the peer, as text.
         figure: the result, in `unit`.
-        at_least: the target; or at_most. Neither if the figure is only for information.
+        at_least, at_most: the target; at most one is set, and neither if the figure has no target.
     """
 
     what: str

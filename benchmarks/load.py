@@ -79,7 +79,7 @@ class Trained(NamedTuple):
 
 
 class Load(NamedTuple):
-    """A load: responses with status 200 per second, latency in milliseconds, other responses."""
+    """The result of a load: responses with status 200 per second, latency in ms, other responses."""
 
     rate: float
     p50: float
@@ -229,9 +229,9 @@ def warm_wrk(server: Server, path: str, sending: Sending, connections: int, seco
 
 
 def wait_until_idle(server: Server) -> None:
-    """Wait until a server uses less than a third of a core: it still works on what wrk dropped at its end.
+    """Wait until a server uses less than a third of a core: it may still work on requests that wrk dropped.
 
-    Polling for requests takes LitServe up to a fifth of a core.
+    An idle LitServe polls for requests, which takes up to a fifth of a core.
 
     Raises:
         RuntimeError: it does not come to rest.

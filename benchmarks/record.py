@@ -1,13 +1,13 @@
 """`python -m benchmarks record`: the recipe `fast` beside airbench94_muon.py on the same machine and images.
 
 The two train in turns, seed by seed, each in a fresh process with the same number of threads. Both train on
-all training images and evaluate six views of each test image. The time of ours is the time on the clock from
-the first batch to the last logit of the test-time augmentation, tracking, checkpoints and the evaluation
-without augmentation included. The time of the peer is that of its own clock, which leaves out the evaluation
-after each epoch (see `benchmarks.airbench`).
+all training images and evaluate six views of each test image. Our time is the wall-clock time from the first
+batch to the last logit of the test-time augmentation; it includes tracking, checkpoints and the evaluation
+without augmentation. The time of the peer is that of its own clock, which leaves out the evaluation after
+each epoch (see `benchmarks.airbench`).
 
 Each finished training is a row of results.csv. A second start keeps the rows of the peer that have the same
-file, length, images and hardware, and our rows that also have the same commit.
+file, number of epochs, images and hardware, and our rows that also have the same settings and commit.
 """
 
 import tempfile
@@ -67,7 +67,7 @@ def record(peer: Path, seeds: int, epochs: int) -> None:
 
 
 def measure(script: Script, seeds: int = 3, results: Path = RESULTS, **settings: Any) -> list[Row]:
-    """Train what is not in `results` yet, add it there, and return the comparison.
+    """Run the trainings that `results` lacks, add their rows, and return the comparison.
 
     Args:
         settings: settings of our training that differ from `SETTINGS`.

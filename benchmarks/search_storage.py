@@ -1,12 +1,12 @@
-"""The trials per second that a study in PostgreSQL carries: workers of a search without the training.
+"""Measure how many trials per second a study in PostgreSQL sustains: workers of a search, without training.
 
 Each worker is a process that takes trials as `cifar-mlflow tune` does (lock, choice of the settings by the
 sampler), reports the values of nine epochs, asks the pruner after each, and stores the result. The values are
 random and arrive at once, so the workers do nothing but use the storage; MLflow is not part of it. PostgreSQL
 comes from Debian's packages with its default settings (fsync is on) and shares the machine with all workers.
 
-Taking a trial is exclusive in a study, so one trial per this time is the most that any number of workers
-can start. The processor time of PostgreSQL per trial does not depend on how many cores the workers occupy.
+Only one worker of a study takes a trial at a time, so the time this takes limits the rate for any number of
+workers. The processor time of PostgreSQL per trial does not depend on how many cores the workers occupy.
 """
 
 import multiprocessing
@@ -120,7 +120,7 @@ def work(
 
 
 def run_trial(worker: Worker, draw: random.Random) -> float:
-    """Run a trial without a training; return the seconds that taking it took."""
+    """Run a trial without a training; return the seconds that it took to claim it."""
     start = time.monotonic()
     claimed = worker.storage.retry_on_outage(worker.claim_trial)
     duration = time.monotonic() - start

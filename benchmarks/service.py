@@ -13,9 +13,9 @@ All sides run on the same machine with one process that holds the network (LitSe
 receives requests). The load comes from wrk with one thread and keep-alive connections. A request has one
 image of 32x32 pixels: as a PNG for our service and FastAPI, as a PNG in base64 for LitServe, as 3,072 floats
 for the others. The servers take turns; each is warmed up with the number of connections measured next, and
-measured when it has come to rest; figures are medians over the rounds.
+measured when it is idle again; figures are medians over the rounds.
 
-Overload: three times as many connections as requests may wait in the service. Each that is refused pauses so
+Overload: three times as many connections as requests may wait in the service. A refused client pauses so
 that, in total, ten times as many requests are sent as the service can answer. wrk takes a fifth of a core.
 
 Telemetry (access log, request log, Prometheus, drift, and the digests and statistics of images that they

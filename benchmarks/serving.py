@@ -4,7 +4,7 @@ Each side has one server process; servers and load (wrk, one thread, keep-alive)
 holds one image of 32x32 pixels: for ours a PNG in each form that docs/serving.md lists (base64 in JSON and
 CSV, bytes in Parquet), for `mlflow.pytorch` 3,072 floats. The two sides take turns, and the figures are
 medians over the rounds. Each server is warmed up with the number of connections measured next, and measured
-when it has come to rest. Any status other than 200 aborts the benchmark.
+when it is idle again. Any status other than 200 aborts the benchmark.
 
 The start is the time from the command to the first prediction: the whole process, MLflow's imports included.
 """
@@ -251,7 +251,7 @@ def photo_times(size: tuple[int, int], repeats: int) -> tuple[float, float, floa
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
-    """Return the centre square at 32x32 by the short way of Pillow's documentation."""
+    """Return the centre square at 32x32, reduced by `Image.thumbnail` as in Pillow's documentation."""
     longer = -(-32 * max(image.size) // min(image.size))
     image.thumbnail((longer, longer))
     return ImageOps.fit(image.convert("RGB"), (32, 32))

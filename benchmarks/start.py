@@ -1,8 +1,8 @@
-"""Measure what a training spends before its first step: nearly all of it is the import of libraries.
+"""Measure the CPU time that a training takes before its first step, nearly all of it to import libraries.
 
 The figure is the CPU time of a fresh process until the first forward pass, with the sample decoded and the
-tables of the MLflow store created by an earlier run. It moves less with the load of the machine than the
-time on the clock. Ours is `cifar-mlflow train`; besides importing, it logs settings and environment and
+tables of the MLflow store created by an earlier run. It depends less on the load of the machine than the
+wall-clock time. Ours is `cifar-mlflow train`; besides importing, it logs settings and environment and
 writes a checkpoint. It is compared with the usual script, which imports its libraries at the top and starts
 an MLflow run, and with an earlier release if BASELINE_PYTHON is the interpreter of its environment:
 

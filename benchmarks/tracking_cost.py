@@ -67,7 +67,7 @@ def measure(epochs: int = 3, rounds: int = 5, **settings: Any) -> list[Row]:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.create_experiment(config.experiment, artifact_location=f"{folder}/artifacts")
         connect(config.experiment)
-        train_untracked(config.model_copy(update={"epochs": 1}), dataset)  # sets up what is set up once
+        train_untracked(config.model_copy(update={"epochs": 1}), dataset)  # the one-time setup
         pairs = []
         for number in range(rounds):
             pairs.append((train_untracked(config, dataset), train_tracked(config, dataset)))

@@ -13,7 +13,7 @@ __all__ = ["Classifier", "Prediction", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # torch and MLflow take seconds to import, which the command line needs not always.
+    # Importing torch and MLflow takes seconds, and not every command needs them.
     if name in __all__:
         return getattr(importlib.import_module("cifar_mlflow.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,7 +31,7 @@ class Prediction:
     Attributes:
         label: the class with the highest probability.
         confidence: its probability, calibrated if the model was trained with a validation split.
-        probabilities: of every class, by name.
+        probabilities: probability of each class, by class name; they sum to 1.
     """
 
     label: str
@@ -52,14 +52,17 @@ class Classifier:
     card: ModelCard
 
     def predict(self, images: Iterable[AnImage], *, tta: TtaName = "none") -> list[Prediction]:
-        """Classify images as the service does, with the weights as they were trained.
+        """Classify images with the preprocessing of the service and the weights as they were trained.
 
         Args:
             images: paths, contents of files, or uint8 arrays (H, W, 3) in RGB, of any size.
-            tta: `flip` or `crops` averages mirrored or moved copies, which takes 2 or 6 times as long.
+            tta: `flip` or `crops` averages mirrored or shifted copies, which takes 2 or 6 times as long.
+
+        Returns:
+            One prediction per image, in order.
 
         Raises:
-            UsageError: an image cannot be read or decoded; the text names its place in `images`.
+            UsageError: an image cannot be read or decoded; the message gives its index in `images`.
         """
         pixels = [self._pixels(place, image) for place, image in enumerate(images)]
         if not pixels:
@@ -94,7 +97,7 @@ def train(**settings: Any) -> Result:
         The id and name of the run, and its metrics by name.
 
     Raises:
-        UsageError: a setting is unknown or out of its bounds.
+        UsageError: a setting is unknown or out of bounds.
         CifarError: something failed; the run is FAILED and has the error as a tag.
     """
     return pipeline.train(resolve_train_config(settings))
@@ -103,8 +106,8 @@ def train(**settings: Any) -> Result:
 def load(reference: str) -> Classifier:
     """Load the weights of a run (its id or runs:/), of a registered version (models:/), or of a file.
 
-    The served form of a version, with its thresholds of uncertainty and perhaps in int8, is what
-    `mlflow.pyfunc.load_model` loads.
+    To load the served form of a version, with its abstention thresholds and possibly in int8, use
+    `mlflow.pyfunc.load_model`.
 
     Raises:
         UsageError: there is no such run, version or file.

@@ -203,7 +203,7 @@ What next:
 
 
 def _like_run(run_id: str, given: dict[str, Any], resume: str | None) -> dict[str, Any]:
-    """Return the settings of another training, overridden by those that are given."""
+    """Return the settings of another training, overridden by the given ones."""
     if resume:
         raise UsageError("--resume takes the settings of its own run: leave out --settings-of")
     with loading():
@@ -286,7 +286,7 @@ for command in (data, train, evaluate, export):
 
 
 def _is_one_file_of_weights(config: ExportConfig) -> bool:
-    """Return whether `--output` names a file, as before there were other formats than those of weights."""
+    """Return whether to write a single file of weights, the only kind of export in earlier releases."""
     if not config.format:
         return True
     of_weights = config.format in (("safetensors",), ("hdf5-weights",), ("hdf5",))
@@ -312,10 +312,10 @@ def _export_weights(model: str, config: ExportConfig) -> None:
 
 @contextmanager
 def _paused_garbage_collection() -> Iterator[None]:
-    """Pause the collector during large imports; exempt what they create from it, and let it run less often.
+    """Pause the collector during large imports; then exempt their objects, and let it run less often.
 
-    It would scan some million objects again and again, which live as long as the process: a second of the
-    four before the first step.
+    The imports create about a million objects that live as long as the process. Scanning them repeatedly
+    takes one of the four seconds before the first step.
     """
     gc.disable()
     try:

@@ -28,7 +28,7 @@ ModelName = Literal[
     "vgg16",
     "vgg19",
 ]
-# Networks for photos, with weights of ImageNet. Those of timm have the names `timm/NAME`.
+# Networks for photos, pretrained on ImageNet. Models of timm are named `timm/NAME`.
 BackboneName = Literal[
     "torchvision/resnet18",
     "torchvision/resnet50",
@@ -112,7 +112,7 @@ class DataConfig(PlacesConfig):
     @model_validator(mode="before")
     @classmethod
     def _split_the_data_set(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Divide `cifar10+DIR`, and use $CIFAR10_DIR for cifar10, since it contains no other data set."""
+        """Split `cifar10+DIR` into two settings; use $CIFAR10_DIR as data_dir, but only for cifar10."""
         name, plus, extra = str(values.get("dataset", "cifar10")).partition("+")
         if plus:
             values = {"extra_dir": extra, **values, "dataset": name}
@@ -126,16 +126,16 @@ class ModelConfig(Settings):
     """Model: the architecture and its initial weights."""
 
     model: Literal[ModelName, BackboneName] | TimmName = setting(
-        "resnet18", "Network architecture; timm/NAME is any model of timm, which is an extra."
+        "resnet18", "Network architecture; timm/NAME is any model of timm, which needs the extra timm."
     )
     width: float = setting(1.0, "Multiplier of the number of channels (cnn and fast only).", ge=0.25, le=4)
     dropout: float = setting(0.0, "Dropout rate before the last layer (cnn and vgg only).", ge=0, lt=1)
     weights: str | None = setting(
         None,
         "Initial weights: pretrained (released with this package), a .safetensors or .h5 file, or the id of "
-        "a finished run; the model is theirs unless --model or --recipe is given. For models of torchvision "
-        "and timm: imagenet, which downloads them, or a file of theirs. none starts from new weights, "
-        "whatever the recipe says.",
+        "a finished run; their architecture is used unless --model or --recipe is given. For models of "
+        "torchvision and timm: imagenet, which downloads the ImageNet weights, or a file with weights of "
+        "these libraries. none starts from random weights, even if the recipe sets others.",
     )
 
     @field_validator("weights", mode="before")
@@ -191,7 +191,8 @@ class OptimizeConfig(Settings):
     )
     bias_lr: float = setting(
         5e-4,
-        "Peak learning rate of norms and biases beside Muon, per image: 0.05 is 25 for a batch of 500.",
+        "Peak learning rate of norms and biases beside Muon, multiplied by the batch size: 0.05 gives 25 for "
+        "a batch of 500.",
         gt=0,
         le=1,
     )
@@ -209,7 +210,7 @@ class OptimizeConfig(Settings):
         "none", "Weight of the classes in the loss; balanced makes rare ones count as much as common ones."
     )
     sampling: Literal["shuffle", "balanced"] = setting(
-        "shuffle", "Images of an epoch: each once, or balanced, as many of each class."
+        "shuffle", "Images of an epoch: shuffle shows each once; balanced shows equally many of each class."
     )
     schedule: Literal["one_cycle", "cosine", "linear", "constant"] = setting(
         "one_cycle", "Schedule of the learning rate."
@@ -382,7 +383,7 @@ def resolve_train_config(given: dict[str, Any]) -> TrainConfig:
     if not isinstance(recipe, str) or recipe not in RECIPES:  # validation names the valid ones
         return validate(TrainConfig, given)
     config = validate(TrainConfig, {**RECIPES[recipe], **given, "recipe": recipe})
-    if not config.test and "tta" not in given:  # the recipe's has nothing to augment then
+    if not config.test and "tta" not in given:  # the recipe's tta has no evaluation to augment then
         config = config.model_copy(update={"tta": "none"})
     return config
 

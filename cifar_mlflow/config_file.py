@@ -49,5 +49,5 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict | None):
-        raise UsageError(f"--config {path} must hold lines of the form 'epochs: 10', it holds {values!r:.40}")
+        raise UsageError(f"--config {path} must hold lines of the form 'epochs: 10'; it holds {values!r:.40}")
     return {str(name).replace("-", "_"): value for name, value in (values or {}).items()}

@@ -1,4 +1,4 @@
-"""Terminal output while the work goes on: bars in a terminal, plain log lines elsewhere."""
+"""Terminal output during a job: progress bars in a terminal, plain log lines elsewhere."""
 
 import logging
 import sys
@@ -129,12 +129,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], flexible:
 
 
 def percent(share: float) -> str:
-    """Return a share as percent, in a column of seven characters."""
+    """Format a fraction in 0..1 as a percentage, right-aligned in seven characters."""
     return f"{100 * share:5.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """Return about how long something takes: `85 s`, `46 min`, `3 h 05 min`."""
+    """Format a duration, rounded: `85 s`, `46 min`, `3 h 05 min`."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -90,12 +90,12 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Return the number of this process among them; 0 is the one that talks to MLflow."""
+    """Return the rank of this process; only rank 0 talks to MLflow."""
     return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def rank_prefix() -> str:
-    """Return what the lines of this process on the terminal start with: nothing, or `[rank 1] `."""
+    """Return the prefix of this process's lines on the terminal: empty for rank 0, else `[rank 1] `."""
     return f"[rank {rank()}] " if rank() else ""
 
 
@@ -119,7 +119,7 @@ def default_cache_dir() -> Path:
 
 
 def patience_seconds() -> float:
-    """Return how long a call waits for a server or database that is away: $CIFAR_MLFLOW_PATIENCE, else 120 s.
+    """Return how long a call waits for an unavailable server or database: $CIFAR_MLFLOW_PATIENCE, else 120 s.
 
     Raises:
         UsageError: the variable is not a number from 0 to a week's seconds.

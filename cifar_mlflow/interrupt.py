@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Self
 
-# Signals this soon after the one that stopped the job belong to it: a person hits Ctrl-C several times. In
-# this time the run is marked as KILLED; interrupted again, it might stay RUNNING and its store locked.
+# Signals this soon after the one that stopped the job belong to it: people press Ctrl-C several times. In
+# this time the run is marked as KILLED; another interruption could leave it RUNNING and its store locked.
 SECONDS_TO_CLEAN_UP = 3
 # Windows has no SIGHUP.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -50,8 +50,8 @@ class StopRequest:
     `mlflow run` sends SIGTERM to a process that has already received the terminal's SIGINT. Signals within
     `SECONDS_TO_CLEAN_UP` after an exception are ignored, too.
 
-    A request inside of another one takes over a signal that the outer loop has not seen yet, and passes on
-    one that its own has not.
+    A nested request takes over a signal that the outer loop has not handled yet, and passes a signal that the
+    inner loop has not handled on to the outer request.
     """
 
     def __init__(self) -> None:

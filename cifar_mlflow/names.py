@@ -23,9 +23,9 @@ def printable(name: str) -> str:
 
 
 def data_name(dataset: Any, data_dir: Any = None) -> str:
-    """Return the name of the data set that the settings of the same names stand for.
+    """Return the name of the data set that the settings `dataset` and `data_dir` select.
 
-    Invalid settings, which are reported elsewhere, stand for cifar10, the default.
+    For invalid settings, which are reported elsewhere, it is cifar10, the default.
     """
     dataset = dataset.partition("+")[0] if isinstance(dataset, str) else dataset  # cifar10+DIR
     if dataset == "folder" and isinstance(data_dir, str | Path):

@@ -15,7 +15,7 @@ from cifar_mlflow.environment import patience_seconds
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
 from cifar_mlflow.settings import Settings, validate
 
-# Of --model-uri: in `train` and `tune`, --model is an architecture.
+# The former name of --model-uri, still accepted; in `train` and `tune`, --model is an architecture.
 OLD_SPELLING = "--model"
 
 
@@ -27,7 +27,7 @@ def verb(
     common: tuple[str, ...] = (),
     hidden: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., None]], click.Command]:
-    """Return a decorator that makes a command; the function receives the settings that were given as `given`.
+    """Return a decorator that makes a command; the function's first argument is a dict of the given settings.
 
     Args:
         defaults: defaults of this verb that differ from those of the config, as values or in words.
@@ -66,7 +66,7 @@ def verb(
 def recipe_defaults() -> dict[str, str]:
     """Return the default of each setting that a recipe sets, in words: `30 (fast, demo 8)`.
 
-    The first value is that of the default recipe; the others have the names of their recipes.
+    The first value is that of the default recipe; each other value follows the names of its recipes.
     """
     usual_recipe = RECIPES[recipe_for_model(TrainConfig.model_fields["model"].default)]
     texts = {}

@@ -1,8 +1,8 @@
 """Convert HEIC and AVIF, the formats of phones, to one that the scorer of every registered model reads.
 
 Requests, `classify` and training go through the same code, so that a photo gives the same pixels in all.
-Pillow reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C, which the files of
-strangers reach, so the operator decides.
+Pillow reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C that untrusted files would
+reach, so the operator decides whether to install it.
 """
 
 import io
@@ -27,12 +27,12 @@ BRANDS = {
     "AVIF": {b"avif", b"avis"},
     "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"},
 }
-# Large enough for every network, and as BMP within the limit of the scorer.
+# Large enough for every network, and small enough for the size limit of the scorer as a BMP.
 MAX_SIDE = 2048
 
 
 class MissingDecoder(BadImage):
-    """No library that is installed here reads the format.
+    """No installed library reads the format.
 
     Attributes:
         kind: HEIC or AVIF.
@@ -103,7 +103,7 @@ def rgb_pixels(data: bytes, kind: str, *, trusted: bool = False) -> np.ndarray:
 
 
 def bmp_file(pixels: np.ndarray) -> bytes:
-    """Return an image file of uint8 (H, W, 3): pixels are limited, resized and logged like files."""
+    """Encode uint8 (H, W, 3) as BMP, so that limits, resizing and logging apply as to any image file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "bmp")
     return file.getvalue()

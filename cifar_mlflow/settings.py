@@ -33,7 +33,7 @@ def validate(config_class: type[S], values: dict[str, Any]) -> S:
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        # A value that is none of the names of a model is not of the form `timm/NAME` either: say it once.
+        # A wrong `model` is reported twice, as an unknown name and for not matching `timm/NAME`: keep one.
         issues = [issue for issue in error.errors() if issue["loc"][1:] != ("constrained-str",)]
         raise UsageError("\n".join(_message(config_class, issue) for issue in issues)) from None
 

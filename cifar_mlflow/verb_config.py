@@ -61,7 +61,7 @@ class ExportConfig(PlacesConfig, TrackingConfig):
         "--output, else hdf5-weights.",
     )
     precision: tuple[ServedPrecision, ...] = setting(
-        ("fp32",), "Precisions, comma-separated; each format is written in those that it has."
+        ("fp32",), "Precisions, comma-separated; each format is written in those that it supports."
     )
     output: Path | None = setting(
         None,
@@ -87,7 +87,7 @@ class ReviewConfig(Settings):
     """Review: the search for errors in the data, and the decisions on them."""
 
     folds: int = setting(
-        5, "Number of networks; each is trained without one part of the images, and judges that.", ge=2, le=50
+        5, "Number of folds; for each, a network trained on the others judges its images.", ge=2, le=50
     )
     output: Path | None = setting(
         None,
@@ -154,7 +154,7 @@ class RegisterConfig(RegistryConfig, PlacesConfig):
         "accuracy and is not slower.",
     )
     target_accuracy: float = setting(
-        0.95, "Accuracy on validation that the answers not marked uncertain must reach.", gt=0, lt=1
+        0.95, "Validation accuracy that the answers not marked uncertain must reach.", gt=0, lt=1
     )
 
 

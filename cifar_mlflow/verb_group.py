@@ -98,7 +98,7 @@ class Verbs(Group):
 
 
 def _report(error: str) -> None:
-    """Print an error, and tag the run that `mlflow run` created with it."""
+    """Print an error; if `mlflow run` created a run, tag it with the error."""
     click.echo(f"{rank_prefix()}Error: {error}", err=True)
     if "MLFLOW_RUN_ID" in os.environ and rank() == 0:  # otherwise spare the slow import
         from cifar_mlflow.tracking.lifecycle import tag_project_run

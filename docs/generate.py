@@ -1,6 +1,6 @@
 """Write docs/reference.md from the code: commands with their options, routes, and metrics of the service.
 
-`make docs` runs it; a test fails if the page is not what it would write.
+`make docs` runs it; a test fails if the page is out of date.
 """
 
 import re
@@ -19,7 +19,7 @@ PAGE = Path(__file__).with_name("reference.md")
 HEAD = """\
 # Reference
 
-Made from the code by `make docs`; changes belong into the code.
+Generated from the code by `make docs`; make changes in the code.
 
 To complete commands, options and their values with the Tab key, add a line to the start file of your shell:
 

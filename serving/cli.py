@@ -32,8 +32,8 @@ The demo was stopped. `make demo` starts it anew. To continue it instead:
 def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bool) -> None:
     """Make a trained network a new version of the registered model, ready to be served.
 
-    `pretrained` instead of a run stands for the network that is released with this package: no training and
-    no images are needed.
+    `pretrained` in place of a run id registers the network that this package contains, which needs neither
+    training nor images.
 
     \b
     Example:

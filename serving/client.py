@@ -21,7 +21,7 @@ class Client:
     Args:
         url: such as http://127.0.0.1:8000.
         api_key: the key, if the server requires one.
-        timeout: seconds to wait for the server to connect, and between two bytes of its response.
+        timeout: seconds to wait for a connection, and between two bytes of the response.
     """
 
     def __init__(self, url: str, api_key: str | None = None, timeout: float = 60.0) -> None:
@@ -34,8 +34,12 @@ class Client:
     def predict(self, pictures: Sequence[Path | str | bytes], top_k: int = 3) -> dict[str, Any]:
         """Classify images, given as paths or as bytes of files, and return the response of POST /predict.
 
+        Args:
+            top_k: number of likeliest classes per image.
+
         Raises:
             ServiceError: the service refused the request, or every image.
+            OSError: a file cannot be read, or the service cannot be reached or does not respond in time.
         """
         files = [
             (
@@ -53,10 +57,14 @@ class Client:
         """Report whether an answer was right, or the right label.
 
         Args:
+            request_id: from the response of `predict`.
             item: index of the image in its request.
+            correct: whether the label was right.
+            label: the right label, one of the model's classes.
 
         Raises:
             ServiceError: the service refused the feedback.
+            OSError: the service cannot be reached or does not respond in time.
         """
         body = {"request_id": request_id, "item": item, "correct": correct, "label": label}
         self._post("/feedback", json=body)

@@ -21,12 +21,12 @@ class ClassifyConfig(Settings):
     )
     output: str | None = setting(
         None,
-        "Result file (.csv, .jsonl or .parquet), or a folder or URL that ends in / for a Parquet file per "
-        "1,000 images. Images that it contains already are skipped.",
+        "Result file (.csv, .jsonl or .parquet), or a folder or URL ending in / for a Parquet file per 1,000 "
+        "images. Images that already have a result there are skipped.",
         min_length=1,
     )
     engine: Literal["local", "ray", "spark"] = setting(
-        "local", "Runs the classification: this process, or a Ray or Spark cluster (--output is a folder)."
+        "local", "Classify in this process, or on a Ray or Spark cluster (then --output is a folder)."
     )
     cluster: str | None = setting(
         None,
@@ -56,9 +56,7 @@ class ClassifyConfig(Settings):
             if folder and self.into_folder:
                 raise ValueError(f"{option} needs a result file as --output, and --engine local")
         if self.into_folder and str(self.output).endswith((".csv", ".jsonl", ".parquet")):
-            raise ValueError(
-                f"--engine {self.engine} writes a folder: choose another --output than a file name"
-            )
+            raise ValueError(f"--engine {self.engine} writes a folder: --output must not be a file name")
         return self
 
 
@@ -164,11 +162,11 @@ class MonitorConfig(TrackingConfig):
     )
     export_feedback: Path | None = setting(
         None,
-        "Copy the images whose true class people told to this folder, one sub-folder per class, for training "
-        "with --dataset cifar10+DIR.",
+        "Copy the images whose true class is known from feedback to this folder, one sub-folder per class, "
+        "for training with --dataset cifar10+DIR.",
     )
     images_dir: Path | None = setting(
-        None, "Folder in which `serve --images-dir` keeps images; for --export-feedback."
+        None, "The folder of `serve --images-dir`, from which --export-feedback copies."
     )
 
     @model_validator(mode="after")

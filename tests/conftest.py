@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from tests.shared import made_once
 
-# A slow machine is no failure, and a failure must come again when the test is run again.
+# A slow machine must not fail a test, and a failure must be reproducible.
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
@@ -19,13 +19,13 @@ REAL_DATA = os.environ.get("CIFAR10_DIR")
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the whole session, so that the sample is decoded once."""
+    """Return one cache for the whole session, so that the sample is decoded once."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new SQLite store of MLflow; making one takes seconds, so the tests copy it."""
+    """Return a new SQLite store of MLflow; creating one takes seconds, so the tests copy it."""
     import mlflow  # slow; the process that only starts the workers of pytest-xdist does not need it
 
     def create(folder: Path) -> None:
@@ -37,14 +37,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Two workers of pytest-xdist share two cores: threads of torch would mostly wait for each other."""
+    """Use one thread: pytest-xdist's workers share two cores, so torch's threads would mostly wait."""
     if "torch" in sys.modules:  # by the tests that need it
         sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture
 def mlflow_store(empty_store: Path, tmp_path: Path) -> Path:
-    """An empty store at the address that `_isolated` sets."""
+    """Return an empty store at the address that `_isolated` sets."""
     return Path(shutil.copy(empty_store, tmp_path))
 
 
@@ -54,7 +54,7 @@ def _isolated(
 ) -> None:
     monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(shared_cache))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # set by a former test
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # by an earlier test
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # MLflow sets it for the processes it starts
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
@@ -66,14 +66,14 @@ def _isolated(
 
 @pytest.fixture
 def real_data_dir() -> Path:
-    """The folder with the real CIFAR-10; only for tests marked real_data."""
+    """Return the folder with the real CIFAR-10; only for tests marked real_data."""
     assert REAL_DATA is not None
     return Path(REAL_DATA)
 
 
 @pytest.fixture(scope="session")
 def scorer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scorer folder that classifies images by their colour."""
+    """Return a scorer folder that classifies images by their colour."""
     from tests.scorer_folders import write_scorer_folder
 
     return write_scorer_folder(tmp_path_factory.mktemp("scorer") / "colours")

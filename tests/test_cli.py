@@ -187,8 +187,8 @@ def test_the_printed_settings_are_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["cnn", "fast"])
-def test_without_the_test_no_augmentation_of_it_is_set(recipe: str, tmp_path: Path) -> None:
-    """The recipe `fast` sets one, which must not stop a training without the test."""
+def test_a_training_without_a_test_has_no_test_time_augmentation(recipe: str, tmp_path: Path) -> None:
+    """The recipes set one, which must not stop a training with `--test false`."""
     printed = invoke("train", "--recipe", recipe, "--test", "false", "--print-config").output
     assert "tta: none" in printed
     (tmp_path / "config.yaml").write_text(printed)

@@ -13,7 +13,7 @@ CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 
-def test_the_reference_is_what_the_code_says() -> None:
+def test_the_reference_matches_the_code() -> None:
     generated = runpy.run_path(str(ROOT / "docs/generate.py"))["page"]()
     assert (ROOT / "docs/reference.md").read_text(encoding="utf-8") == generated, "run `make docs`"
 

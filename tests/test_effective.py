@@ -1,4 +1,4 @@
-"""Which settings a run shows as params, and what its name says."""
+"""The settings that a run shows as params, and its default name."""
 
 from typing import Any
 

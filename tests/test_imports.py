@@ -19,7 +19,7 @@ LATE = {"torch._dynamo", "torchvision", "sklearn", "matplotlib", "scipy.optimize
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """An environment in which Python lists on standard error what it imports, in child processes too."""
+    """Return an environment in which Python lists its imports on standard error, in child processes too."""
     return {
         **os.environ,
         "PYTHONPROFILEIMPORTTIME": "1",

@@ -42,7 +42,7 @@ def test_a_job_takes_over_a_signal_that_arrived_before_it_began() -> None:
         signal.raise_signal(signal.SIGINT)
         with StopRequest() as inner:
             assert inner.signum == signal.SIGINT
-        assert outer.signum == signal.SIGINT  # and leaving the inner one is no second Ctrl-C
+        assert outer.signum == signal.SIGINT  # leaving the inner one is not a second Ctrl-C
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -66,7 +66,7 @@ def test_only_the_first_signal_and_a_later_ctrl_c_raise(monkeypatch: pytest.Monk
         with pytest.raises(Interrupted, match="SIGINT"), stop.at_once():
             signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)  # so soon, it is the same decision
+        signal.raise_signal(signal.SIGINT)  # so soon after the first, it is not a second Ctrl-C
         monkeypatch.setattr(interrupt, "SECONDS_TO_CLEAN_UP", 0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Names of files and folders that are not UTF-8, or that no terminal likes, from the folder to MLflow."""
+"""Names of files and folders that are not UTF-8 or hard to print, from the folder to MLflow."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ ODD = "🐶 $x$\nй 猫 שלום"
         ("half \ud83d", "half \\ud83d"),
     ],
 )
-def test_only_what_is_not_unicode_is_escaped(name: str, expected: str) -> None:
+def test_only_invalid_unicode_is_escaped(name: str, expected: str) -> None:
     assert printable(name) == expected
 
 
@@ -48,7 +48,9 @@ def test_only_what_is_not_unicode_is_escaped(name: str, expected: str) -> None:
         ("folder", "x" * 200, "x" * 90),
     ],
 )
-def test_an_own_model_never_has_the_name_of_cifar10s(dataset: str | None, data: str, expected: str) -> None:
+def test_a_model_of_own_images_is_never_named_like_the_cifar10_model(
+    dataset: str | None, data: str, expected: str
+) -> None:
     assert registered_name(dataset, data) == expected
     validate(RegistryConfig, {"registered_model": expected})
 

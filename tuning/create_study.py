@@ -1,4 +1,4 @@
-"""Create or load a study, after everything that can be wrong with the request was checked."""
+"""Create or load a study, after checking the request."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""One trial: a training whose hyperparameters Optuna chose, and how its outcome gets into the study."""
+"""One trial: a training whose hyperparameters Optuna chose, and the storing of its outcome in the study."""
 
 import logging
 import statistics
@@ -92,7 +92,7 @@ class TrialCallbacks(pipeline.TrainingCallbacks):
             self._set_attr("run_id", None)
 
     def prune(self, history: History) -> bool:
-        """Report new epochs and ask the pruner; once it has decided, an interruption changes nothing.
+        """Report new epochs and ask the pruner; its decision to prune survives an interruption.
 
         The pruner is asked even if its answer is ignored: it records the values that later trials must reach.
         """
@@ -187,7 +187,7 @@ class TrialCallbacks(pipeline.TrainingCallbacks):
 
 
 def may_be_pruned(number: int, trials: list[FrozenTrial]) -> bool:
-    """Return whether the trial of this number is not one of the first that the study itself made."""
+    """Return whether the pruner may stop the trial of this number; it never stops the study's first three."""
     return sum(trial.number < number for trial in own_trials(trials)) >= NEVER_PRUNED
 
 
@@ -199,7 +199,7 @@ def run_trial(callbacks: TrialCallbacks, config: TrainConfig, is_restart: bool) 
 
     Raises:
         CifarError: something outside of the trial failed; it stays open, and the same command continues it.
-        Interrupted: a signal came; likewise.
+        Interrupted: a signal arrived; the trial stays open likewise.
     """
     run = finished_run(callbacks) if is_restart else None
     if run is not None:
@@ -241,7 +241,7 @@ def resumable_config(run_id: str, places: dict[str, Any], study: str) -> TrainCo
 
 
 def finished_run(callbacks: TrialCallbacks) -> Run | None:
-    """Return the run of a trial whose process died after the end of the run, before storing its result."""
+    """Return the finished run of a trial whose process died before it stored the result; else None."""
     run_id = callbacks.trial.user_attrs.get("run_id")
     run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)) if run_id else None
     return run if run and run.info.status == "FINISHED" else None
@@ -250,7 +250,7 @@ def finished_run(callbacks: TrialCallbacks) -> Run | None:
 def delete_unfinished_runs(callbacks: TrialCallbacks, config: TrainConfig) -> None:
     """Delete runs of a trial whose process died before their first checkpoint.
 
-    Only runs below the run of this study: another study of the same name may have existed.
+    Only runs nested in the run of this study are deleted: another study of the same name may have existed.
     """
     client = mlflow.MlflowClient()
     experiment = call_mlflow(lambda: client.get_experiment_by_name(config.experiment))

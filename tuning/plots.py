@@ -90,7 +90,7 @@ def html_figure(study: optuna.Study, name: str) -> go.Figure:
 
 
 def missing_charts(study: optuna.Study) -> dict[str, str]:
-    """Return the names of the charts that cannot be drawn of this study, and why."""
+    """Return, by name, why charts cannot be drawn for this study; charts that can be drawn are left out."""
     reasons: dict[str, str] = {}
     complete = len(in_state(study, TrialState.COMPLETE))
     if complete < 2:

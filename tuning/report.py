@@ -75,7 +75,7 @@ def log_study(sink: StudySink, study: optuna.Study) -> None:
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
-    """Return one row per trial. Only complete trials have a value; a pruned one has its epochs in its run."""
+    """Return one row per trial. Only complete trials have a value; the run of a pruned one has its epochs."""
     trials = study.get_trials(deepcopy=False)
     names = sorted({name for trial in trials for name in trial.params})
     rows = [

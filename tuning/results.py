@@ -41,7 +41,7 @@ def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
 
 
 def headline(study: optuna.Study, trials: int | None, workers: int) -> str:
-    """Return how far a search is: `7 of 20 trials done, best 80.8 % (trial 3), about 12 min left`.
+    """Return the progress of a search: `7 of 20 trials done, best 80.8 % (trial 3), about 12 min left`.
 
     Args:
         trials: planned number of trials; None if another budget ends the search.
@@ -59,7 +59,7 @@ def headline(study: optuna.Study, trials: int | None, workers: int) -> str:
 
 
 def failure_reason(study: optuna.Study) -> str | None:
-    """Return why the search was of no use, in one line, or None if a trial succeeded or still may."""
+    """Return in one line why no trial succeeded; None if one did or still may."""
     own = own_trials(study.get_trials(deepcopy=False))
     counts = Counter(trial.state for trial in own)
     if counts[TrialState.COMPLETE] or counts[TrialState.RUNNING] or counts[TrialState.WAITING]:

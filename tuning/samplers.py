@@ -24,9 +24,9 @@ REDUCTION = 3
 
 
 class Grid(GridSampler):
-    """GridSampler without its own end of the search, which works only within `study.optimize`.
+    """GridSampler without its call of `study.stop`, which works only within `study.optimize`.
 
-    Workers ask `is_exhausted` instead.
+    Workers call `is_exhausted` instead.
     """
 
     def after_trial(self, *arguments: Any) -> None:

@@ -236,7 +236,7 @@ def _validate_list(setting: str, given: list[Any]) -> list[Any]:
 
 
 def _validate_value(setting: str, value: Any) -> Any:
-    """Return the value as the config has it: YAML reads 1e-4 as a text."""
+    """Return the value in the type of the setting: YAML reads 1e-4 as text."""
     valid = getattr(validate(CONFIG_OF[setting], {setting: value}), setting)
     if isinstance(value, bool) or (isinstance(valid, float) and not math.isfinite(valid)):
         raise UsageError(f"{setting}: must be a finite number (got {value!r})")

@@ -138,11 +138,11 @@ class Storage:
             link.symlink_to(self.folder.absolute() / STUDY_COMMAND)
 
     def retry_on_outage(self, call: Callable[[], T]) -> T:
-        """Return `call()`, repeated while the database is away, for up to `CIFAR_MLFLOW_PATIENCE` seconds.
+        """Return `call()`, repeated during an outage for up to `CIFAR_MLFLOW_PATIENCE` seconds.
 
         Raises:
             StudyLostError: the study was deleted, so that no retry can succeed.
-            CifarError: the database stayed away.
+            CifarError: the database stayed unavailable.
         """
 
         def report(error: BaseException, pause: float) -> None:
@@ -187,7 +187,7 @@ class Storage:
 
 
 def grace_seconds() -> int:
-    """Return after how many seconds without a heartbeat other machines restart a trial.
+    """Return the number of seconds without a heartbeat after which other machines restart a trial.
 
     Raises:
         UsageError: `CIFAR_MLFLOW_GRACE` is not a positive whole number.
@@ -199,7 +199,7 @@ def grace_seconds() -> int:
 
 
 def heartbeat_seconds() -> int:
-    """Return after how many seconds heartbeats are renewed: several times in the grace period."""
+    """Return the number of seconds between two heartbeats: a quarter of the grace period, at most 30."""
     return max(1, min(MAX_HEARTBEAT_SECONDS, grace_seconds() // 4))
 
 

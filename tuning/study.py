@@ -49,12 +49,13 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
 
     Args:
         given: settings of `TuneConfig`; training settings among them are the same in all trials.
-        promotion: options for a registration by the caller, for the command that is printed to continue.
+        promotion: options of the registration that the caller will do, for the printed command that continues
+            the search.
 
     Raises:
         CifarError: the request is wrong, no trial succeeded, or something outside of the trials failed;
             finished trials are kept.
-        Interrupted: a signal came; each trial is saved, and the same command continues.
+        Interrupted: a signal arrived; each trial is saved, and the same command continues the search.
     """
     silence_optuna()
     spec = read_study_spec(given, promotion)
@@ -135,7 +136,7 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
 
 def _create_run(client: mlflow.MlflowClient, spec: StudySpec) -> str:
     experiment = client.get_experiment_by_name(spec.base.experiment)
-    # What `mlflow.start_run` adds: the user, and the program as the source.
+    # `resolve_tags` returns the tags that `mlflow.start_run` adds: the user, and the program as the source.
     run_id: str = client.create_run(experiment.experiment_id, tags=resolve_tags()).info.run_id
     return run_id
 

@@ -27,8 +27,8 @@ def first_trials(
 ) -> list[dict[str, Any]]:
     """Return `params` and `origin` of the trials that come before the sampler's.
 
-    These are the recipe of each model, the enqueued runs, and the recipes with each other optimizer, since no
-    other setting matters as much and random choice finds a good learning rate for the right optimizer late.
+    These are the recipe of each model, the enqueued runs, and the recipes with each other optimizer: no other
+    setting matters as much, and random sampling takes long to find a good learning rate for an optimizer.
     The last group is cut so that at least half of `trials` is left to the sampler.
 
     Raises:

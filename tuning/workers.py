@@ -81,7 +81,7 @@ def run_workers(
     """Run one worker per spec until none finds anything to do, or a stop is requested.
 
     Args:
-        finished: returns the number of finished trials, which tells progress from workers that only die.
+        finished: returns the number of finished trials; too many kills without progress end the search.
         on_poll: called a few times per second.
 
     Raises:

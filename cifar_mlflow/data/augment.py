@@ -118,7 +118,7 @@ def soft_targets(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def random_partners(count: int, generator: torch.Generator) -> Tensor:
-    """Return int64 (count,), a permutation: with which image of the batch each image is mixed."""
+    """Return int64 (count,), a permutation: for each image, the index of the image it is mixed with."""
     return torch.randperm(count, generator=generator, device=generator.device)
 
 
@@ -151,7 +151,7 @@ def random_rectangle(height: int, width: int, share: float, generator: torch.Gen
 def cutmix(
     images: Tensor, partners: Tensor, targets: Tensor, partner_targets: Tensor, rectangle: Rectangle
 ) -> tuple[Tensor, Tensor]:
-    """Replace a rectangle of each image by that of another one and mix the targets by area.
+    """Replace a rectangle of each image with that of another one and mix the targets by area.
 
     S. Yun et al., arXiv 1905.04899. The rectangle, from `random_rectangle`, is the same for the whole batch.
     Other arguments as for `mixup`.

@@ -59,13 +59,13 @@ def cached_split(
 def remembered(cache_dir: Path, purpose: str, files: Mapping[bytes, Path], compute: Callable[[], str]) -> str:
     """Return `compute()`, or its earlier result if nothing that it depends on has changed since.
 
-    This is for digests of contents: reading 180 MB takes half a second, asking for its date takes no time.
+    This is for digests of contents: hashing 180 MB takes half a second, reading file times takes none.
 
     Args:
         purpose: identifies `compute` and its parameters other than the files.
         files: the files that are read, by the names that enter the result, in order. A file counts as changed
-            when its device, inode, size, modification time or status change time is another. The last one
-            cannot be set, so that also content of equal size under an old date is noticed.
+            when its device, inode, size, modification time or status change time differs. No program can set
+            the last one, so new content of equal size with an old modification time is noticed, too.
     """
     stats = {name: path.stat() for name, path in files.items()}
     stamps = [

@@ -95,7 +95,7 @@ class Source:
             split; empty if the source has a test split of its own.
         own_val: whether the source has a validation split of its own.
         names: returns the name of each image of a split, in order; None if the images have no names.
-        notes: what the user should know of the files, such as which ones were left out.
+        notes: messages for the user about the files, such as which ones were left out.
         paths: returns the file of each image of a split, in order; None if the images are not files.
         unreadable: files that were left out because they cannot be read.
     """

@@ -24,17 +24,17 @@ PROGRESS_BYTES = 1 << 20
 SECONDS_BETWEEN_LOG_LINES = 10
 logger = logging.getLogger(__name__)
 
-# Called with the number of bytes that are here and in all (None if unknown).
+# Called with the number of bytes downloaded so far and the total (None if unknown).
 Report = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """When to give up.
+    """When to give up a connection or a mirror.
 
     Attributes:
         stall: seconds without a byte after which a connection counts as dead.
-        attempts: give up a mirror after this many connections in a row that bring less than 1 MiB each.
+        attempts: give up a mirror after this many connections in a row that transfer less than 1 MiB each.
         pause: seconds between two connections.
     """
 
@@ -61,8 +61,8 @@ def download(
         hint: what the user can do if no mirror has the file.
 
     Raises:
-        CifarError: no mirror provided the file (the text has the reason of each, then `hint`), or `target`
-            cannot be written.
+        CifarError: no mirror provided the file (the message gives the reason for each, then `hint`), or
+            `target` cannot be written.
     """
     part = target.with_name(f"{target.name}.part")
     with exclusive(target):

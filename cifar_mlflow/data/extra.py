@@ -1,4 +1,4 @@
-"""Add a folder of further training images to a data set, such as those that got feedback.
+"""Add a folder of further training images to a data set, such as images with feedback from users.
 
 Validation and test images stay the same, so that models trained with and without the folder can be compared.
 """
@@ -23,13 +23,13 @@ IMAGES_AT_A_TIME = 2_000
 def with_extra_images(
     base: ImageDataset, folder: Path, cache_dir: Path, skip_unreadable: bool
 ) -> ImageDataset:
-    """Return `base` with the images of `folder/CLASS/` behind its training images.
+    """Return `base` with the images of `folder/CLASS/` appended to its training images.
 
     Images that `base` has already, in any split, are left out, and each image is added once. The digest stays
     that of `base`, which decides the images for validation and test.
 
     Raises:
-        UsageError: there is no such folder, or it has a class that `base` has not.
+        UsageError: there is no such folder, or it has a class that `base` does not have.
         CifarError: files cannot be read.
     """
     found = _find(base, folder)
@@ -75,8 +75,8 @@ def _find(base: ImageDataset, folder: Path) -> Found:
     folders = {printable(path.name): path for path in visible_folders(folder)}
     if unknown := sorted(folders.keys() - labels.keys()):
         raise UsageError(
-            f"extra_dir: {folder} has classes that {base.name} has not: {', '.join(unknown)}; rename or "
-            "remove their folders"
+            f"extra_dir: {folder} has classes that {base.name} does not have: {', '.join(unknown)}; rename "
+            "or remove their folders"
         )
     for name, path in folders.items():
         images, others = list_images(path)

@@ -25,7 +25,7 @@ def find_in_folder(directory: Path) -> Found:
 
     The folders of the splits may have other usual names. Without one for training, the class folders are
     those in `directory`. The images of a class may lie at any depth below its folder. A class is named after
-    its folder; bytes that are not UTF-8 are escaped. The notes tell of everything that is left out, except
+    its folder; bytes that are not UTF-8 are escaped. The notes list everything that is left out, except
     hidden files and folders outside of the class folders.
 
     Raises:
@@ -84,7 +84,7 @@ def _split_roots(directory: Path) -> tuple[dict[SourceSplit, Path], list[str]]:
             )
     notes = [
         f"The {len(images):,} images in {path} are not used, because it "
-        + ("has no class folders" if split_of(path.name) else "has not the name of a split, such as val")
+        + ("has no class folders" if split_of(path.name) else "is not named like a split, such as val")
         for path in folders
         if path not in named and (images := list_images(path)[0])
     ]
@@ -140,7 +140,7 @@ def _class_folders(root: Path) -> dict[str, Path]:
 
 
 def _hint(root: Path, folders: dict[str, Path]) -> str:
-    """Return what to do when there are too few class folders."""
+    """Return advice for a folder with too few class folders; empty if there is none."""
     for folder in folders.values():
         if len(visible_folders(folder)) > 1:
             return f". If the class folders are in it, give --data-dir {folder}"
@@ -157,7 +157,7 @@ def _notes_on_splits_below(folders: dict[str, Path]) -> list[str]:
     below = [path for folder in folders.values() for path in visible_folders(folder) if split_of(path.name)]
     if not below:
         return []
-    return [f"{below[0]} is below a class, so it is no split: all images of the class are mixed"]
+    return [f"{below[0]} is below a class, so it is not a split: all images of the class are mixed"]
 
 
 def _list(directory: Path, folders: dict[str, Path], strays: list[Path]) -> Files:

@@ -28,7 +28,7 @@ SUFFIXES = (
 # fmt: on
 # Folders that programs create beside the user's own; the second has smaller copies of the images.
 JUNK_FOLDERS = ("__MACOSX", "@eaDir")
-# The first bytes of an image whose name has no suffix of one. RAW photos also begin like a TIFF.
+# The first bytes of images, for files without an image suffix. TIFF is left out: RAW photos begin like one.
 _IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|RIFF....WEBP|GIF8[79]a|BM....\0\0\0\0", re.DOTALL)
 _TIFF = re.compile(rb"II\*\0|MM\0\*")
 SHOWN_NAMES = 5
@@ -52,10 +52,11 @@ def images_directly_in(folder: Path) -> list[Path]:
 
 
 def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the image files at any depth below `folder`, sorted, and what is not an image.
+    """Return the image files at any depth below `folder`, sorted, and everything else.
 
-    A file is an image if its name has the suffix of one, or else if it begins like one. Symbolic links are
-    followed. A link that leads nowhere counts as an image, so that it is not left out unseen.
+    A file counts as an image if its name has an image suffix or its first bytes are those of an image.
+    Symbolic links are followed. A broken link with an image suffix counts as an image, so that it is reported
+    and not silently left out.
 
     Raises:
         CifarError: a folder cannot be read.

@@ -107,7 +107,7 @@ class TrainLoader:
         drawn = []
         for number, members in enumerate(classes):
             count = total // len(classes) + (number < total % len(classes))
-            # Each image of the class once before any comes again.
+            # Draw each image of the class once before any is repeated.
             rounds = [
                 members[torch.randperm(len(members), generator=generator, device=self.device)]
                 for _ in range(-(-count // len(members)))
@@ -131,14 +131,14 @@ def _is_too_large(images: NDArray[np.uint8] | SelectedImages, device: torch.devi
 
 
 def _shared(images: NDArray[np.uint8]) -> Tensor:
-    """Return a tensor that reads the memory of the array, which is only read."""
+    """Return a tensor that shares the memory of the array; nothing writes to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(images)
 
 
 class Batch:
-    """A batch with its random values, from which any process makes the same images, all or some of them.
+    """A batch with its random values; every process can make the same images from it, all or some of them.
 
     Args:
         index: int64 (B,), positions of the images among all.
@@ -168,7 +168,7 @@ class Batch:
         if config.cutout:
             self.corners = augment.square_corners(count, height, width, config.cutout, generator)
         if config.mixup or config.cutmix:
-            # With both on, one of them is chosen for the batch.
+            # If both are on, one of them is chosen for the batch.
             use_mixup = config.mixup > 0 and (config.cutmix == 0 or rng.random() < 0.5)
             alpha = config.mixup if use_mixup else config.cutmix
             self.mix_share = float(rng.beta(alpha, alpha))

@@ -101,7 +101,7 @@ def downloaded_source(mirrors: tuple[str, ...], archive: Archive, cache_dir: Pat
     def read(split: SourceSplit) -> Iterator[Split]:
         download(
             mirrors, path, archive.md5, WITHOUT_DOWNLOAD
-        )  # only verifies the file, unless it was damaged since
+        )  # usually only verifies the file; downloads it again if it was damaged since
         yield _read_archive(path, split, archive, cache_dir)
 
     return _source(archive, read)

@@ -211,10 +211,10 @@ def _failures(files: Iterable[tuple[int, Path]], size: int) -> Iterator[tuple[in
 def _unreadable_error(
     place: Path, splits: Mapping[SourceSplit, Files], size: int, error: Exception
 ) -> CifarError:
-    """Return the error that names all files that cannot be read, after the first one was met."""
+    """Return the error that names the unreadable files, after reading failed with `error`."""
     paths = [path for files in splits.values() for path in files.paths]
     bad = {paths[number]: reason for number, reason in _failures(enumerate(paths), size)}
-    if not bad:  # it was read in the meantime, or it is a file of the cache
+    if not bad:  # the file is readable by now, or the error comes from the cache
         return CifarError(f"Cannot read the images of {place}: {_reason(error)}")
     if len(bad) == 1:
         ((path, reason),) = bad.items()

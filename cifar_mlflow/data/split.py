@@ -42,7 +42,7 @@ def train_val_indices(dataset: ImageDataset, config: DataConfig) -> tuple[np.nda
 
 
 def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
-    """Return the training images without the held-out ones, and the held-out ones."""
+    """Return the training split, without the held-out images, and the validation split."""
     if dataset.own_val:
         return dataset.split("train"), dataset.split("val")
     images = dataset.split("train")
@@ -54,7 +54,7 @@ def divide(dataset: ImageDataset, config: DataConfig) -> tuple[Split, Split]:
 
 
 def divide_lazily(dataset: ImageDataset, config: DataConfig) -> tuple[Selection, Split]:
-    """Return what `divide` does, but leave the training images on the disk: each process would copy them."""
+    """Divide like `divide`, but leave the training images on disk, so that no process copies them."""
     images = dataset.split("train")
     if dataset.own_val:
         everything = np.arange(len(images))

@@ -35,7 +35,7 @@ def summarize(dataset: ImageDataset, config: DataConfig, with_test: bool = True)
 
 
 def log_notes(dataset: ImageDataset) -> None:
-    """Tell the user what the source noted, such as files that were left out."""
+    """Log the notes of the source, such as which files were left out."""
     for note in dataset.notes:
         logger.warning("%s", note)
 
@@ -43,7 +43,7 @@ def log_notes(dataset: ImageDataset) -> None:
 def describe_training(
     dataset: ImageDataset, config: TrainConfig, train: np.ndarray, val: np.ndarray
 ) -> list[str]:
-    """Return lines that tell, before a training, what its images allow.
+    """Return log lines on the training data: sizes, classes, the trivial accuracy, and class imbalance.
 
     Args:
         train, val: labels of the training and the validation images.

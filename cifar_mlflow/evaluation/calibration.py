@@ -1,9 +1,9 @@
 """Measure calibration by bins of confidence, and improve it by one temperature.
 
-Both are those of Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), except for
-the way to fit the temperature. Theirs minimizes the negative log likelihood, in which a few confident
-mistakes can outweigh all other answers: it made a briefly trained network, too timid on average, even more
-timid. Users see the confidence, so here the temperature is fitted to make that right.
+Both methods are from Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), except
+for the criterion of the temperature. Guo et al. minimize the negative log likelihood, in which a few
+confident mistakes can outweigh all other predictions: it made a briefly trained, underconfident network even
+less confident. Users see the confidence, so here the temperature makes its mean equal to the accuracy.
 """
 
 from dataclasses import dataclass
@@ -80,7 +80,8 @@ def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int 
 def fit_temperature(logits: Floats, labels: Labels) -> float:
     """Return the temperature, within 0.05 to 20, at which the mean confidence equals the accuracy.
 
-    Clarté et al. 2023, "Expectation consistency for calibration of neural networks" (arXiv 2303.02644).
+    The method is that of Clarté et al. 2023, "Expectation consistency for calibration of neural networks"
+    (arXiv 2303.02644).
 
     Args:
         logits: (N, classes), N > 0.
@@ -108,7 +109,7 @@ def fit_temperature(logits: Floats, labels: Labels) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A temperature, and what it is worth on images that it was not fitted on.
+    """A temperature, and logits that show its effect on images that it was not fitted on.
 
     Attributes:
         temperature: divides the logits for calibrated probabilities; 1 if none improves them.
@@ -121,10 +122,10 @@ class Calibration:
 
 
 def calibrate(logits: Floats, labels: Labels) -> Calibration:
-    """Fit a temperature to held-out images, unless it makes the confidences in other images worse.
+    """Fit a temperature to held-out images, unless cross-validation shows no improvement.
 
-    Each fifth of the images is scaled by the temperature of the others. If that does not lower the expected
-    calibration error, the temperature is 1.
+    Each fifth of the images is scaled by the temperature fitted on the other four. If that does not lower the
+    expected calibration error, the temperature is 1.
 
     Args:
         logits: (N, classes), N > 0, of images that the network was not trained on.

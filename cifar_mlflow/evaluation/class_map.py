@@ -65,7 +65,7 @@ def ending(network: nn.Module) -> Ending | None:
 
 
 class WithClassMap(nn.Module):
-    """Return the outputs of a network, and as the last one the maps, float32 (N, classes, h, w)."""
+    """Return the outputs of a network, followed by the maps, float32 (N, classes, h, w)."""
 
     def __init__(self, network: nn.Module, last: Ending) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def _class_maps(features: Tensor, last: Ending) -> Tensor:
     n, channels, height, width = features.shape
     high, wide = (last.window, last.window) if last.window else (height, width)
     rows, columns = height // high, width // wide
-    positions = rows * high * columns * wide  # a pooling ignores what does not fill a window
+    positions = rows * high * columns * wide  # pooling ignores positions that do not fill a window
     if last.window != 1:
         windows = features[:, :, : rows * high, : columns * wide].reshape(
             n, channels, rows, high, columns, wide

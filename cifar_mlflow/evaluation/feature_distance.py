@@ -19,7 +19,7 @@ from cifar_mlflow.models.networks import stages
 TRAINING_IMAGES = 2_000
 SCALE_IMAGES = 1_000
 SEED = 0
-# Added to the variances, as a share of their mean: directions that hardly vary would decide alone.
+# Added to the variances, as a share of their mean: otherwise directions that hardly vary would dominate.
 SHRINKAGE = 1e-3
 SMALLEST = 1e-6  # of a squared distance, before its logarithm
 
@@ -27,8 +27,9 @@ SMALLEST = 1e-6  # of a squared distance, before its logarithm
 class FeatureDistance(nn.Module):
     """Take the channel means of the first stage, float32 (N, C), and return float32 (N, 1).
 
-    The logarithm of the squared distance, shifted and scaled to mean 0 and the spread of the energy on images
-    like the training images, so that the sum of both is a score: the higher, the less like them.
+    The result is the logarithm of the squared distance, shifted and scaled to mean 0 and the spread of the
+    energy on images like the training images. The sum of distance and energy is the out-of-distribution
+    score: the higher it is, the less an image is like the training images.
     """
 
     mean: Tensor

@@ -24,7 +24,7 @@ WIDTH = 9.0  # inches of 100 pixels
 TRAIN, VAL, BAD = "tab:blue", "tab:orange", "tab:red"
 NUMBERED_CLASSES = 20  # with more, the cells of a confusion matrix have no room for numbers
 MISTAKES = 24  # six full rows of four pairs
-CAPTION = 24  # characters beside which a column of five has no room
+CAPTION = 24  # characters that fit above an image in a grid of five columns
 GAP = 2  # white pixels between two images side by side
 TITLE_LENGTH = 200
 TITLE_COLUMNS = 90
@@ -232,7 +232,7 @@ def image_grid(
 
     Args:
         images: uint8 (H, W, 3), all of the same size.
-        captions: one for each image; their lines are to be short enough for a column.
+        captions: one for each image; their lines must be short enough for a column.
     """
     style = text_style(captions)
     rows = -(-len(images) // columns)

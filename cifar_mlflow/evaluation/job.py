@@ -34,11 +34,11 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
     """Evaluate a saved model on a split, in a run of its own.
 
     Args:
-        on_training_data: replace the data set of `config` by the one that the model was trained on.
+        on_training_data: replace the data set of `config` with the one that the model was trained on.
 
     Raises:
-        UsageError: there is no such model, its classes differ from those of the data set, or nobody knows
-            where its training data are.
+        UsageError: there is no such model, its classes differ from those of the data set, or the location of
+            its training data is unknown.
     """
     hardware = set_up_hardware(config)
     device = hardware.device
@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
     log_notes(dataset)
     if dataset.classes != card.classes:
         raise UsageError(
-            f"{config.model_uri} knows {', '.join(card.classes)}; "
+            f"{config.model_uri} has the classes {', '.join(card.classes)}; "
             f"{dataset.name} has {', '.join(dataset.classes)}"
         )
     if dataset.digest == card.data_digest:  # only images that it was not trained on may validate it
@@ -116,11 +116,11 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
 
 
 def _with_training_data(config: EvaluateConfig, card: ModelCard) -> EvaluateConfig:
-    """Return the config with the data set that the model was trained on, in the place that its run names."""
+    """Return the config with the data set that the model was trained on, at the location its run recorded."""
     found = data_of_run(params_of_training(card), "dataset", "data_dir", "skip_unreadable")
     if found["dataset"] == "folder" and "data_dir" not in found:
         raise UsageError(
-            f"{config.model_uri} was trained on {card.data or 'unknown images'}, whose place is not known "
+            f"{config.model_uri} was trained on {card.data or 'unknown images'}, whose location is not known "
             "here: give --dataset, and for your own images --data-dir"
         )
     replaced = {"dataset", "data_dir"}

@@ -34,7 +34,7 @@ def label(name: str, limit: int = MAX_LENGTH) -> str:
 
 
 def text_style(texts: Iterable[str]) -> dict[str, Any]:
-    """Return the properties of a text that shows these labels: its fonts, and no formula after a `$`."""
+    """Return the text properties for these labels: the fonts that they need, and no formula after a `$`."""
     families = {_family_with(char) for char in set("".join(texts)) if not char.isascii()}
     others = sorted(family for family in families if family not in (None, FAMILY))
     return {"fontfamily": [FAMILY, *others], "parse_math": False}

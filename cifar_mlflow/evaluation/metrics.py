@@ -41,7 +41,7 @@ class Evaluation:
     def scalars(self, prefix: str) -> dict[str, float]:
         """Return the metrics by name, `<prefix>/accuracy` etc.; the prefix is the name of the split.
 
-        MLflow's table of models shows them in this order, and cuts off the last.
+        MLflow's table of models shows them in this order and cuts off the last ones.
         """
         names = ("accuracy", "loss", "f1_macro", "f1_weighted", "ece")
         return {f"{prefix}/{name}": getattr(self, name) for name in names}

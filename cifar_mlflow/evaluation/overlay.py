@@ -1,4 +1,4 @@
-"""Draw a class activation map over its image. Without torch, since the service draws it too."""
+"""Draw a class activation map over its image. The service uses this module, so it does not import torch."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ def draw_overlay(pixels: NDArray[np.uint8], class_map: NDArray[np.float32], stri
         pixels: uint8 (S, S, 3), the network's input.
         class_map: float32 (h, w); values between its positions are interpolated.
         stride: pixels from one position to the next, from the upper left corner. Beyond the last position
-            the colour fades: a pooling ignores what does not fill a window.
+            the colour fades: pooling ignores pixels that do not fill a window.
     """
     size = len(pixels)
     missing = [max(0, -(-size // stride) - side) for side in class_map.shape]

@@ -16,7 +16,7 @@ Model = Callable[[Tensor], Tensor]
 ComputePrecision = Literal["fp32", "bf16", "fp16"]
 
 LARGEST_BATCH = 500
-PIXELS_PER_BATCH = LARGEST_BATCH * 64 * 64  # larger images in smaller batches: some GB would not fit a cache
+PIXELS_PER_BATCH = LARGEST_BATCH * 64 * 64  # larger images come in smaller batches, for the CPU's caches
 
 
 def autocast(device: torch.device, precision: ComputePrecision) -> AbstractContextManager[object]:

@@ -96,7 +96,7 @@ def report_on(
     Args:
         temperature: None calibrates on this split; do so only for the validation split.
         tta: evaluate a second time with this test-time augmentation.
-        tta_precision: of that evaluation; in training, that of the training, since six views take long.
+        tta_precision: precision of that evaluation; a training passes its own, since six views take long.
         advance: called with the number of images of each batch; with `tta`, each image comes twice.
     """
     logits = predict_logits(model, data.images, device=device, advance=advance)

@@ -2,7 +2,7 @@
 
 Method `forward`. Input: uint8 (1, S, S, 3), RGB; one image, because the memory for a batch is planned ahead.
 Outputs: probabilities and logits, float32 (1, classes) each. Each entry of the metadata is a method without
-inputs that returns a text. https://docs.pytorch.org/executorch
+inputs that returns text. https://docs.pytorch.org/executorch
 """
 
 import importlib.metadata

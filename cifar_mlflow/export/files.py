@@ -38,7 +38,7 @@ def not_ours(path: Path) -> UsageError:
 def damaged(path: Path, error: object) -> CifarError:
     """Return a one-line error for a damaged file."""
     reason = " ".join(str(error).split())
-    return CifarError(f"{path}: the file is damaged, copy or export it again ({reason[:200]})")
+    return CifarError(f"{path}: the file is damaged; copy or export it again ({reason[:200]})")
 
 
 def rebuild(path: Path, card: ModelCard, tensors: dict[str, Tensor]) -> ImageClassifier:

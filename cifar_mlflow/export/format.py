@@ -34,10 +34,10 @@ class ModelToExport:
 
     Attributes:
         classifier: in eval mode and on the CPU; not to be changed.
-        reference: as the user named the model, such as models:/cifar10@champion.
+        reference: the model as the user named it, such as models:/cifar10@champion.
         training_images: uint8 (N, S, S, 3), to calibrate the ranges of int8.
         eval_set: the images that the file is verified on.
-        precision: one of the format's.
+        precision: one that the format supports.
         config: the options of the command.
     """
 
@@ -58,7 +58,7 @@ class ModelToExport:
     def metadata(self) -> dict[str, str]:
         """Return the description that every file carries, as text by name; `card` is JSON.
 
-        `preprocessing` says how an image becomes the input of the network, whether or not it is in the file.
+        `preprocessing` says how an image becomes the input of the network, whether or not the file does that.
         """
         return {
             "cifar_mlflow_format": str(FORMAT_VERSION),
@@ -76,8 +76,8 @@ class ExportFormat(ABC):
 
     Attributes:
         name: as in `--format`.
-        extra: the extra of this package that installs what the format needs; None if nothing is.
-        modules: the modules that the extra brings, by which its absence is noticed.
+        extra: the extra of this package that installs what the format needs; None if it needs nothing.
+        modules: the modules that the extra installs; if one cannot be found, the extra is missing.
         precisions: those that the format supports.
         preprocessing: whether `--with-preprocessing` is supported.
     """
@@ -89,9 +89,9 @@ class ExportFormat(ABC):
     preprocessing: ClassVar[bool] = False
 
     def missing(self, config: ExportConfig) -> str | None:
-        """Return the command that installs what is missing; None if nothing is.
+        """Return the command that installs missing packages; None if there are none.
 
-        It must be quick: `--format all` asks every format.
+        This must be quick: `--format all` calls it for every format.
         """
         if all(importlib.util.find_spec(module) for module in self.modules):
             return None

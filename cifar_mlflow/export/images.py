@@ -16,7 +16,7 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.retry import call_mlflow
 
-# The settings `dataset` by the names in model cards; any other name is that of a folder.
+# The value of the setting `dataset` by the name in a model card; any other name is that of a folder.
 DATASETS = {"cifar10": "cifar10", "cifar10-sample": "sample"}
 # Training images in the evaluation set of a run without validation images.
 TRAINING_IMAGES = 2_000
@@ -24,7 +24,7 @@ TRAINING_IMAGES = 2_000
 
 @dataclass(frozen=True, eq=False)
 class EvalSet:
-    """The images by which networks are compared: validation images, or training images without any."""
+    """The images on which networks are compared: validation images, or training images if there are none."""
 
     split: Literal["val", "train"]
     images: Split
@@ -51,7 +51,7 @@ def params_of_training(card: ModelCard) -> dict[str, str]:
 
 
 def data_of_run(params: Mapping[str, str], *names: str) -> dict[str, str]:
-    """Return the settings of these names that a run had, by which its images are found again."""
+    """Return those of the named settings that a run has; they locate its images."""
     found = {name: params[name] for name in names if params.get(name) not in (None, "None")}
     if "dataset" in found:  # cifar10+DIR: the extra images are for training only, and may be gone
         found["dataset"] = found["dataset"].partition("+")[0]
@@ -64,7 +64,7 @@ def load_images(
     """Return the training images of a run and the images to evaluate it on.
 
     Args:
-        params: those of the run; they say where its images were.
+        params: params of the run, which say where its images were.
         places: settings of `PlacesConfig` that replace those of the run.
 
     Raises:
@@ -78,7 +78,7 @@ def load_images(
     if dataset.digest != card.data_digest:
         raise UsageError(
             f"run {card.run_id} was trained on other images than those of {config.data_dir or dataset.name} "
-            f"(digest {card.data_digest[:12]}, found {dataset.digest[:12]}); name the place of its "
+            f"(digest {card.data_digest[:12]}, found {dataset.digest[:12]}); give the location of its "
             "own images with --data-dir"
         )
     training, validation = divide_lazily(dataset, config)

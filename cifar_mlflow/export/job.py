@@ -51,7 +51,7 @@ def choose_formats(table: Mapping[str, str], config: ExportConfig) -> tuple[list
     """Return the formats that `config` names, and for `all` a sentence about each that is left out.
 
     Args:
-        table: by name, where the `ExportFormat` is: `package.module:object`.
+        table: location of each `ExportFormat`, `package.module:object`, by the name of the format.
 
     Raises:
         UsageError: a format that was named lacks an extra, or does not support the other options.
@@ -89,7 +89,7 @@ def export(reference: str, formats: Sequence[ExportFormat], config: ExportConfig
         formats: as `choose_formats` returns them.
 
     Raises:
-        UsageError: there is no such model, its images are not there, or the folder may not be written to.
+        UsageError: there is no such model, its images cannot be found, or the folder may not be written to.
         CifarError: no file was handed over.
     """
     folder = _output_folder(config)

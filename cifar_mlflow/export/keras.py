@@ -134,7 +134,7 @@ class _H5(_Tensorflow):
 
 
 def prepare_tensorflow() -> None:
-    """Get ready for the import of TensorFlow and Keras; to be called before it."""
+    """Prepare this process for TensorFlow and Keras; call this before their first import."""
     os.environ["KERAS_BACKEND"] = "tensorflow"
     # torch imports Triton when it first exports a network. After TensorFlow, that import crashes the process.
     with suppress(ImportError):

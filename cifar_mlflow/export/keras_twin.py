@@ -3,7 +3,7 @@
 ONNX has the channels before rows and columns, Keras has them last: the twin drops the first transposition of
 the graph and keeps every image in Keras's order. Each operator becomes a standard layer, so that the model
 can be loaded without our code, retrained, and converted further. An operator that is not in the table, or
-with other attributes than the networks here have, is an error.
+that has attributes which no network here uses, is an error.
 """
 
 from collections.abc import Callable
@@ -48,7 +48,7 @@ class _Node:
 
 
 def keras_twin(network: onnx.ModelProto, temperature: float) -> keras.Model:
-    """Return a Keras model that gives the answers of the network.
+    """Return a Keras model that gives the same answers as the network.
 
     Args:
         network: as `save_onnx` writes it, fp32.

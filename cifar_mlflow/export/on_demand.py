@@ -1,4 +1,4 @@
-"""Have an output of an ONNX file computed only when a caller asks for it.
+"""Make ONNX Runtime compute an output of a file only when a caller asks for it.
 
 ONNX Runtime computes all nodes of a graph, whichever outputs a caller names. It runs a branch of an `If` only
 if its condition holds.

@@ -7,7 +7,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 
 
 class LogitsOfPixels(nn.Module):
-    """Take uint8 (N, H, W, 3) in 0..255 and normalize them in one step instead of two."""
+    """Return the network's outputs for uint8 (N, H, W, 3) in 0..255, normalized in one step, not in two."""
 
     offset: Tensor
     scale: Tensor

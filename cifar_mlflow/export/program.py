@@ -1,7 +1,7 @@
 """Load exported programs (.pt2), refusing archives that could run code.
 
 `torch.export.load` unpickles every record that the archive declares as pickled, and loads native code that
-lies in it. A program that `train` logs needs neither, so anything else than plain tensors is refused first.
+lies in it. A program that `train` logs needs neither, so anything but plain tensors is refused first.
 """
 
 import io

@@ -70,7 +70,8 @@ def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
 def _run_of_version(address: str) -> str | None:
     """Return the id of the run that a registered version was created from; None if not by `register`.
 
-    The version itself holds the network as it is served, perhaps in int8: not the one to evaluate or train.
+    The version itself holds the network as it is served, possibly in int8; evaluation and training need the
+    network as it was trained.
     """
     missing = f"there is no {address} in {mlflow.get_registry_uri()}"
     version = call_mlflow(lambda: find_model_version(address), missing)

@@ -86,7 +86,7 @@ def objection(
 
 
 def disagreement(agreement: float, eval_set: EvalSet) -> str | None:
-    """Return why an fp32 file is refused: it gives too few images the trained network's label; or None."""
+    """Return why an fp32 file is refused: its labels differ too often from the trained network's; or None."""
     if agreement >= MIN_AGREEMENT:
         return None
     return (

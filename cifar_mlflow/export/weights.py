@@ -72,7 +72,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
         if not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise ValueError("it has other values than tensors")
+            raise ValueError("it has values that are not tensors")
     except (
         OSError,
         SafetensorError,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cifar_mlflow.errors import CifarError, UsageError
 
-# Of the images that the ImageNet weights of torchvision were trained on, per channel (R, G, B).
+# Per channel (R, G, B), for pixels in 0..1: normalization of the ImageNet weights of torchvision.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -63,7 +63,7 @@ def _timm() -> ModuleType:
 
 
 def normalization(network: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation, (R, G, B), by which the images of its weights were normalized."""
+    """Return mean and standard deviation, (R, G, B), with which the pretraining images were normalized."""
     config = _timm_config(network)
     return tuple(config.get("mean", IMAGENET_MEAN)), tuple(config.get("std", IMAGENET_STD))
 
@@ -106,7 +106,7 @@ def imagenet_weights(name: str) -> Mapping[str, Tensor]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
         if file.exists():
-            raise CifarError(f"{file}: the file is damaged, delete it ({_first_line(error)})") from error
+            raise CifarError(f"{file}: the file is damaged; delete it ({_first_line(error)})") from error
         raise _no_download(name, f"{weights.url} ({_first_line(error)})") from error
     return state
 

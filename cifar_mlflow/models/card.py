@@ -81,7 +81,8 @@ class OodInfo(BaseModel):
     `score` is the energy of the logits, in models of this release plus the distance of the features (see
     `evaluation.feature_distance`).
 
-    `auroc` tells for each kind of foreign image how well the score separates it from validation images.
+    `auroc` has, per kind of out-of-distribution image, the area under the ROC curve of the score, 0..1:
+    how well it separates these images from validation images.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -65,8 +65,8 @@ def _head_tensors(model: nn.Module) -> list[str]:
 def with_names_of(model: nn.Module, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return the tensors of another program's file by the names that `model` has for them.
 
-    If a file has none of the names, but as many tensors, they are taken in order: ports of a network often
-    differ from the original only in names. `load_weights` compares the shapes.
+    If a file has none of the names but the same number of tensors, they are taken in order: ports of a
+    network often differ from the original only in names. `load_weights` compares the shapes.
     """
     own = model.state_dict()
     if len(own) == len(tensors) and not own.keys() & tensors.keys():

@@ -1,4 +1,4 @@
-"""Find images that show the same picture: alike for the network, and then pixel by pixel."""
+"""Find images that show the same picture: neighbours in the network's features, compared pixel by pixel."""
 
 from dataclasses import dataclass
 from itertools import product

@@ -146,8 +146,8 @@ def read_decisions(path: Path, dataset: ImageDataset, reviewed: ReviewedImages) 
             known = decisions.setdefault(index, new)
             if known is not None and known != new:
                 raise UsageError(
-                    f"{where}: {row['image']} is to be both {dataset.classes[known]} and {decision}; decide "
-                    "for one"
+                    f"{where}: {row['image']} is to be both {dataset.classes[known]} and {decision}; choose "
+                    "one"
                 )
     return decisions
 

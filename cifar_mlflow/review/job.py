@@ -43,7 +43,7 @@ class Review:
 
     Attributes:
         counts: number of findings by issue.
-        accuracy: share of the images that got their label from networks not trained on them.
+        accuracy: share of the images for which networks that were not trained on them predict the label.
         output: the file with the findings.
     """
 
@@ -59,7 +59,7 @@ class Review:
         return "\n".join(
             [
                 f"\nRun {self.run_name} ({self.run_id})",
-                f"  {self.accuracy:6.1%}  of the images got their label from networks not trained on them",
+                f"  {self.accuracy:6.1%}  of the labels were predicted by networks not trained on the image",
                 *rows,
                 f"Written to {printable(str(self.output))}",
             ]
@@ -91,7 +91,7 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
     fold_of = assign_folds(train, dataset.classes, reviewing.folds, config.seed)
     if adapt_batch_size and config.dataset == "folder":
         config = lower_batch_size(config, int((fold_of != 0).sum()), processes=1)
-    # No network is kept: all images that it is not trained on are there to be judged.
+    # No network is kept, so none needs validation images: it judges all images that it was not trained on.
     config = config.model_copy(update={"val_size": 0.0, "patience": 0, "test": False})
     connect(config.experiment)
     with (
@@ -129,7 +129,7 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
 
 
 def apply_decisions(config: TrainConfig, decisions: Path, folder: Path) -> str:
-    """Write the data set that the decisions leave to a new folder, and return a sentence about it.
+    """Apply the decisions, write the resulting data set to a new folder, and return a sentence about it.
 
     Raises:
         UsageError: see `read_decisions` and `write_cleaned`; or the folder lies in the data set.

@@ -27,7 +27,7 @@ class LabelError:
 
 
 def check_cleanlab() -> None:
-    """Check that cleanlab is installed, before the training that needs minutes.
+    """Check that cleanlab is installed, before a training that takes minutes.
 
     Raises:
         UsageError: it is not.

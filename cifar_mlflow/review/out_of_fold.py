@@ -1,4 +1,4 @@
-"""Predict each image by networks that were not trained on it, and embed all images."""
+"""Predict each image with networks that were not trained on it, and embed all images."""
 
 import logging
 from dataclasses import dataclass
@@ -100,10 +100,10 @@ def predict_out_of_fold(
 def assign_folds(
     labels: NDArray[np.int64], classes: tuple[str, ...], folds: int, seed: int
 ) -> NDArray[np.int64]:
-    """Return the fold of each image, int64 (N,): as many of each class in each fold as possible.
+    """Return the fold of each image, int64 (N,), with each class spread evenly over the folds.
 
     Raises:
-        UsageError: a class has only one image, so that no network would know the class of that image.
+        UsageError: a class has only one image, so the network that predicts it would not know its class.
     """
     counts = np.bincount(labels, minlength=len(classes))
     if single := [classes[label] for label in np.flatnonzero(counts < 2)]:

@@ -19,7 +19,7 @@ import onnxruntime
 MAX_BATCH = 64
 # An unused engine can only be garbage-collected after its thread has ended.
 IDLE_SECONDS = 10.0
-# An output that a network computes only if the input of type bool is true.
+# The output CLASS_MAP is computed only if the bool input EXPLAIN is true.
 CLASS_MAP = "class_map"
 EXPLAIN = "explain"
 
@@ -38,8 +38,8 @@ class _Job:
 class Engine:
     """Run `model.onnx`: uint8 (N, S, S, 3) in, float32 logits (N, classes) out. Thread-safe.
 
-    Further outputs, float32 (N, columns), follow the logits as further columns. At the end come, for callers
-    that ask for an explanation, the maps of all classes, flattened; see `evaluation.class_map`.
+    Further outputs, float32 (N, columns), follow the logits as further columns. For callers that ask for an
+    explanation, the flattened maps of all classes come last; see `evaluation.class_map`.
 
     One thread owns the session. A call starts it, and it ends when no call has come for IDLE_SECONDS. The
     queue is bounded by the callers: each has at most one batch in it and waits for the result; the server
@@ -95,7 +95,8 @@ class Engine:
         """Return the logits of the images.
 
         Raises:
-            ValueError: the images are not uint8, or their shape is not the network's, or it gives no maps.
+            ValueError: the images are not uint8, their shape is not the network's, or `explain` is true for
+                a network without maps.
             RuntimeError: the engine is closed or has crashed.
         """
         if not len(images):
@@ -114,8 +115,8 @@ class Engine:
         A future that is cancelled before its batch starts is dropped: its images are not computed.
 
         Raises:
-            ValueError: the images are not uint8, too many, or their shape is not the network's, or it gives
-                no maps.
+            ValueError: the images are not uint8 or too many, their shape is not the network's, or `explain`
+                is true for a network without maps.
             RuntimeError: the engine is closed or has crashed.
         """
         self._check(images)

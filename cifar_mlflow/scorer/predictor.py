@@ -23,7 +23,7 @@ class Scores(NamedTuple):
         probabilities: float32 (N, classes), rows that sum to 1.
         ood: float32 (N,), energy plus feature distance: the higher, the less the image is like the training
             images. Models of earlier releases have only the energy.
-        uncertain: bool (N,).
+        uncertain: bool (N,), whether the confidence is below its threshold or `ood` above its own.
         class_maps: float32 (N, h, w), what each part of an image adds to the logit of its likeliest class: a
             map sums to this logit. (N, 0, 0) if the caller did not ask for an explanation.
     """
@@ -85,7 +85,7 @@ class Scorer:
         """Score images, uint8 (N, S, S, 3); concurrent calls share batches.
 
         Raises:
-            ValueError: an explanation is wanted of a network that gives no maps.
+            ValueError: `explain` is true for a network without maps.
         """
         return self.scores(self.engine.run(images, explain))
 
@@ -128,7 +128,7 @@ class Scorer:
 
 
 def _class_maps(flat: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Return the map of the likeliest class of each image, of the flattened maps of all classes."""
+    """Select the map of each image's likeliest class, (N, h, w), from the flattened maps of all classes."""
     count, classes = logits.shape
     if not flat.shape[1]:
         return np.empty((count, 0, 0), np.float32)

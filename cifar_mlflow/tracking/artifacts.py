@@ -77,6 +77,7 @@ def log_data(
 
 
 def log_curves(run: TrackedRun, history: pd.DataFrame) -> None:
+    """Log the learning curves as a figure; see `figures.learning_curves`."""
     from cifar_mlflow.evaluation import figures
 
     run.log_figure(figures.learning_curves(history), "learning_curves.png")
@@ -135,7 +136,7 @@ def log_weights(run: TrackedRun, classifier: ImageClassifier, card: ModelCard) -
 
 
 def log_program(run: TrackedRun, classifier: ImageClassifier, card: ModelCard, examples: np.ndarray) -> str:
-    """Log the network as an MLflow model, an exported program (pt2), not a pickle; return the model's id.
+    """Log the network as an MLflow model in the format pt2, which has no pickle; return the model's id.
 
     Args:
         examples: uint8 (N, H, W, 3), N > 1, because torch.export would treat a batch of one as a constant.

@@ -65,7 +65,7 @@ def tracked_run(
     run = TrackedRun(active.info.run_id, active.info.run_name)
     if page := page_address(f"experiments/{active.info.experiment_id}/runs/{run.run_id}"):
         logger.info("Run %s: %s", run.name, page)
-    # Where MLflow is set up to log them, it does so itself.
+    # If MLflow is configured to log system metrics, it does so itself.
     monitored = system_metrics and not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()
     status = "FAILED"
     try:
@@ -94,7 +94,7 @@ def tracked_run(
         raise
     finally:
         ended = _end(run.run_id, status)
-        # A later training finds a run that could not be marked by its directory, and closes it.
+        # A run that could not be marked keeps its directory, by which a later training finds and closes it.
         if ended and (status == "FINISHED" or not directory.checkpoint.path.exists()):
             directory.remove()
         else:
@@ -102,7 +102,7 @@ def tracked_run(
 
 
 def close_stale_runs(cache_dir: Path, resume: str | None = None) -> None:
-    """Mark runs as KILLED whose process on this machine died without notice (`kill -9`, power failure).
+    """Mark as KILLED the runs whose process on this machine died without notice (`kill -9`, power failure).
 
     A run qualifies if its directory is here and its lock is free. Runs of other machines, and the run to
     `resume`, are left alone.
@@ -116,8 +116,8 @@ def close_run_of_killed_process(cache_dir: Path, run_id: str, seconds: float) ->
     """Mark a run as FAILED if the process that wrote it was killed; for a process that trained with it.
 
     Args:
-        seconds: how long to wait for that process, if it lives, to end the run itself. A process on another
-            machine cannot be seen: its run is left alone.
+        seconds: how long to wait for that process, if it is alive, to end the run itself. A process on
+            another machine cannot be checked: its run is left alone.
     """
     directory = RunDirectory.of(cache_dir, run_id)
     if directory.belongs_to(store_uri()) and directory.try_acquire(seconds):

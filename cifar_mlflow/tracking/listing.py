@@ -1,4 +1,4 @@
-"""Tables of runs and of registered versions for the terminal, with the commands that probably follow."""
+"""Tables of runs and of registered versions for the terminal, with the likely next commands."""
 
 import shlex
 from functools import partial
@@ -131,7 +131,7 @@ def _registered_models() -> list[RegisteredModel]:
 
 
 def _aliases(model: RegisteredModel) -> dict[str, str]:
-    """Return the aliases by the number of their version, with commas."""
+    """Return the aliases, joined by commas, by the number of their version."""
     found: dict[str, list[str]] = {}
     for alias, number in model.aliases.items():
         found.setdefault(str(number), []).append(alias)

@@ -67,7 +67,7 @@ class RunDirectory:
         ]
 
     def write_owner(self, tracking_uri: str, study: str | None = None) -> None:
-        """Record who writes the run. Hold the lock: with a free one, the owner would look dead.
+        """Record which machine writes the run. Hold the lock: while it is free, the owner counts as dead.
 
         Raises:
             CifarError: the file cannot be written.
@@ -85,7 +85,7 @@ class RunDirectory:
             return None
 
     def belongs_to(self, tracking_uri: str) -> bool:
-        """Return whether this machine wrote the run to this store: only then a free lock means death."""
+        """Return whether this machine wrote the run to this store; only then does a free lock mean death."""
         owner = self.owner
         return owner is not None and (owner.host, owner.tracking_uri) == (socket.gethostname(), tracking_uri)
 

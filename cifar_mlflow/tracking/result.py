@@ -1,4 +1,4 @@
-"""Result: what a job returns, and its table for the terminal."""
+"""The result of a job, and its summary for the terminal."""
 
 from dataclasses import dataclass, field
 

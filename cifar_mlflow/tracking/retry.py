@@ -1,4 +1,4 @@
-"""The retry policy for calls to a server or database that may be away, and the rules for MLflow's errors."""
+"""The retry policy for calls to a server or database during an outage, and the rules for MLflow's errors."""
 
 import logging
 import os
@@ -44,7 +44,7 @@ def outage_policy(
     seconds: float,
     before_sleep: Callable[[BaseException, float], None],
 ) -> Retrying:
-    """Return a policy that repeats a call while a service is away; use it as `outage_policy(...)(call)`.
+    """Return a policy that repeats a call during an outage; use it as `outage_policy(...)(call)`.
 
     The pause grows from 0.5 s to 10 s. Any other error, and the last one when time is up, is raised as it is.
 
@@ -70,7 +70,7 @@ def outage_policy(
 
 
 def is_outage(error: BaseException) -> bool:
-    """Return whether MLflow or its database is away, so that the same call may succeed later.
+    """Return whether MLflow or its database is unavailable, so that the same call may succeed later.
 
     Other errors (a deleted run, a value that is not allowed) will not go away.
     """
@@ -93,7 +93,7 @@ def first_line(error: BaseException, limit: int = 200) -> str:
 
 
 def retry_on_outage(call: Callable[[], T], seconds: float) -> T:
-    """Return `call()`; repeat it while MLflow is away, for up to `seconds`."""
+    """Return `call()`; repeat it while MLflow is unavailable, for up to `seconds`."""
 
     def warn(error: BaseException, pause: float) -> None:
         logger.warning("MLflow does not answer (%s); trying again in %.1f s.", first_line(error), pause)
@@ -109,7 +109,7 @@ def call_mlflow(call: Callable[[], T], missing: str | None = None) -> T:
 
     Raises:
         UsageError: with the message `missing`.
-        CifarError: MLflow stays away or refuses the request.
+        CifarError: MLflow stays unavailable or refuses the request.
     """
     patience = patience_seconds()
     try:

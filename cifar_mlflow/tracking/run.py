@@ -1,4 +1,4 @@
-"""TrackedRun: everything that is written to an MLflow run goes through it."""
+"""Write metrics, params, tags and artifacts to an MLflow run, with retries during an outage."""
 
 import math
 import time
@@ -33,7 +33,7 @@ MODEL_STEP = -1
 
 
 class TrackingLostError(CifarError):
-    """MLflow stayed away, so that the run is incomplete."""
+    """MLflow stayed unavailable, so the run is incomplete."""
 
     def __init__(self, missing: str) -> None:
         super().__init__(f"MLflow at {mlflow.get_tracking_uri()} does not answer; the run lacks {missing}")
@@ -81,7 +81,7 @@ class TrackedRun:
     ) -> None:
         """Link metrics of the run to a logged model, and those of a split (`val/...`) to its data set.
 
-        With the step and timestamp by which the run has the metrics, MLflow adds nothing to the run.
+        If step and timestamp are those under which the run has the metrics, MLflow adds nothing to the run.
 
         Args:
             datasets: by the first part of the metrics' names.
@@ -186,7 +186,7 @@ class TrackedRun:
         """Wait until all metrics have arrived.
 
         Raises:
-            TrackingLostError: MLflow is away for too long.
+            TrackingLostError: MLflow is unavailable for too long.
         """
         unsent = self._queue.close(self._patience)
         if unsent:

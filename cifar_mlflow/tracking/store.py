@@ -125,7 +125,7 @@ def _describe_experiment_of(run_id: str, usual: str) -> str:
     """Describe the experiment of a run that `mlflow run` created, and return its name.
 
     Args:
-        usual: the experiment that the other commands use, to be named if this one is Default.
+        usual: the experiment that the other commands use; a warning names it if this one is Default.
     """
     with suppress(MlflowException):  # an outage, which the start of the run waits for
         client = mlflow.MlflowClient()
@@ -142,7 +142,7 @@ def _describe_experiment_of(run_id: str, usual: str) -> str:
 
 
 def _describe(experiment: Experiment) -> None:
-    """Give an experiment its kind and description, unless it has them; a refusal is no reason to stop."""
+    """Give an experiment its kind and description, unless it has them; ignore a refusal."""
     texts = {
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.note.content": DESCRIPTION.format(

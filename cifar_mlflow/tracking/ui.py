@@ -21,7 +21,7 @@ POLL_SECONDS = 0.2
 def main(port: int) -> None:
     """Serve the runs of MLFLOW_TRACKING_URI, by default those of this folder, until Ctrl-C.
 
-    If a server has them, open its page.
+    If a tracking server has the runs, only open its page.
     """
     if address := page_address("experiments"):
         _show(address)

@@ -13,7 +13,7 @@ FORMAT = 1
 
 
 class CheckpointFile:
-    """A file that always holds a complete checkpoint: the last one whose writing was finished."""
+    """A file that always holds a complete checkpoint: the last one that was written completely."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -4,8 +4,8 @@ Each process (a rank) holds the whole network and computes a share of each batch
 up the gradients, so all ranks take the same step. Without torchrun there is one rank, and nothing is sent.
 
 A rank that is killed closes its connections. The next exchange of the others fails at once and raises
-PeerLostError. A signal to torchrun reaches all ranks instead, and they agree on the step to stop at. So a
-stopped training is told from a broken one by whether an exchange still succeeds.
+PeerLostError. A signal to torchrun reaches all ranks instead, and they agree on the step to stop at. An
+exchange that still succeeds therefore distinguishes a stopped training from a broken one.
 """
 
 import functools
@@ -98,7 +98,7 @@ class World:
 
         Raises:
             UsageError: torchrun would restart failed processes, each time with a new run.
-            PeerLostError: they do not come.
+            PeerLostError: the other processes do not connect.
         """
         self._entered += 1
         if self.size == 1 or self._entered > 1:
@@ -149,12 +149,12 @@ class World:
         return _explained(self._store) if self._store else nullcontext()
 
     def share(self, total: int) -> Share:
-        """Return which of `total` items are this rank's; the numbers of the ranks differ by at most one."""
+        """Return which of `total` items are this rank's; shares of the ranks differ by at most one item."""
         start, stop = (total * number // self.size for number in (self.rank, self.rank + 1))
         return Share(start, stop, total)
 
     def parallel(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """Give all ranks the weights of rank 0, and return the module whose gradients are their mean."""
+        """Give all ranks the weights of rank 0; return a module that averages gradients over the ranks."""
         if self.size == 1:
             return module
         with self.explained():
@@ -192,7 +192,7 @@ class World:
         return nullcontext()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Replace the tensor by its sum over the ranks, and return it; on a GPU, nothing waits for that."""
+        """Replace the tensor with its sum over the ranks, and return it; on a GPU, without waiting for it."""
         if self.size > 1:
             with self.explained():
                 dist.all_reduce(tensor)
@@ -220,7 +220,7 @@ class World:
         return rows if self.size == 1 else torch.cat(self._gather(rows))
 
     def gather_shares(self, flat: Tensor, sizes: list[int]) -> None:
-        """Fill `flat` (sum of sizes,) from all ranks: rank r has computed the r-th stretch of these sizes."""
+        """Fill `flat` (sum of sizes,) from all ranks: rank r has computed its r-th piece, (sizes[r],)."""
         with self.explained():
             for source, stretch in enumerate(flat.split(sizes)):
                 if len(stretch):
@@ -241,10 +241,10 @@ class World:
                     )
 
     def wait_for(self, device: torch.device) -> None:
-        """Wait until the GPUs of all ranks have done what they were given.
+        """Wait until the GPUs of all ranks have finished the work queued so far.
 
         The kernel that exchanges gradients never ends if a rank is gone, and then nothing that waits for the
-        GPU returns. So before something does, the ranks ask one another over the network.
+        GPU returns. So before anything waits for it, the ranks ask one another over the network.
         """
         if self.size == 1 or device.type != "cuda":
             return
@@ -278,7 +278,7 @@ def _explained(store: Store | None) -> Iterator[None]:
 
 
 def _reason(store: Store | None) -> str:
-    """Return the failure that another rank has reported, or that it could not report any."""
+    """Return the failure that another rank has reported, or a text for one that could not report any."""
     with suppress(RuntimeError):  # the store was on a machine that is gone
         if store is not None and store.check([FAILURE]):
             return store.get(FAILURE).decode()

@@ -35,7 +35,8 @@ def build_classifier(
 ) -> ImageClassifier:
     """Return a network that starts from `config.weights` if given.
 
-    It is normalized by the training images; a backbone, like the images of its ImageNet weights.
+    Its input is normalized with the statistics of the training images; that of a backbone, as in the
+    training of its ImageNet weights.
 
     Raises:
         UsageError: the weights do not exist or are of another network, or the images have the wrong size.
@@ -88,9 +89,9 @@ def fit_head(
 ) -> None:
     """Fit the last layer to the features of up to 2,000 training images, by logistic regression.
 
-    With a new last layer, the first steps of a training would spoil the features that it starts from: A.
-    Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution" (2022,
-    arXiv 2202.10054). If the training mirrors images, the mirror images count, too.
+    With a new last layer, the first steps of a training would distort the pretrained features: A. Kumar et
+    al., "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution" (2022, arXiv
+    2202.10054). If the training mirrors images, the layer is fitted to the mirror images, too.
 
     Args:
         classifier: on the device of `hardware`.
@@ -124,7 +125,7 @@ def fit_head(
 
 
 def _draw_evenly(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return the positions of up to 2,000 images, in order: small classes first, as a whole."""
+    """Return the sorted positions of up to 2,000 images, equally many per class, or all of a small class."""
     order = np.random.default_rng(seed).permutation(len(labels))
     rounds = pd.Series(labels[order]).groupby(labels[order]).cumcount().to_numpy()
     return np.sort(order[np.argsort(rounds, kind="stable")[:IMAGES_FOR_HEAD]])

@@ -1,6 +1,6 @@
-"""Layers that take the place of a network's own for the training; the names of the weights stay the same.
+"""Layers that replace those of a network for the training; the names of the weights stay the same.
 
-In eval mode each behaves as the layer that it replaces.
+In eval mode each behaves like the layer that it replaces.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ CONVOLUTIONS_PER_SEGMENT = 2  # as in a residual block
 
 
 def replace_layers(module: nn.Module, replacement: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
-    """Return the module with each layer replaced for which `replacement` returns one, outermost first."""
+    """Replace each layer for which `replacement` returns one, outermost first, and return the module."""
     if (new := replacement(module)) is not None:
         return new
     for name, child in module.named_children():
@@ -117,8 +117,8 @@ class _GlobalStatistics(torch.autograd.Function):
 class SharedDropout(nn.Dropout):
     """Dropout that draws the mask of the whole batch on each process and applies its share.
 
-    So all processes draw alike, the mask is that of one process, and the generator's state is the same
-    everywhere: a checkpoint continues with any number of processes.
+    All processes thereby draw the same numbers: the mask is that of a single process, and the generator's
+    state is the same everywhere, so that a checkpoint continues with any number of processes.
     """
 
     def __init__(self, p: float, share: Share) -> None:
@@ -136,7 +136,7 @@ class SharedDropout(nn.Dropout):
 
 
 def checkpoint_activations(network: nn.Module) -> nn.Module:
-    """Return the network with segments that keep only their input and compute the rest again.
+    """Return the network in segments that keep only their input and recompute the activations.
 
     T. Chen et al., "Training deep nets with sublinear memory cost" (arXiv 1604.06174). A segment is a
     residual block, or two convolutions with what follows them in a plain sequence.
@@ -184,7 +184,7 @@ class CheckpointedSequential(nn.Sequential):
         return input
 
     def _segments(self) -> Iterator[nn.Sequential]:
-        """Yield the segments: no cut is before an operation in place, which would spoil what is kept."""
+        """Yield the segments. None starts with an in-place operation: it would overwrite the kept input."""
         layers, convolutions = list(self), 0
         segment: list[nn.Module] = []
         for layer in layers:

@@ -19,7 +19,7 @@ class _WithoutCompiler(torch.optim.Optimizer):
     """An optimizer that does not import torch's compiler.
 
     torch decorates these methods for use in compiled code, and the decorators import torch._dynamo at the
-    first call: two seconds before the first step. Nothing here is compiled, so the plain functions do.
+    first call: two seconds before the first step. Nothing here is compiled, so the plain functions suffice.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)

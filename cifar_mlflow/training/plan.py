@@ -1,7 +1,7 @@
 """Plan the number of epochs that fit into a time budget, from the speed of the first steps on this machine.
 
-The steps are measured with a training that is thrown away. The real one is then that of `--epochs N`: the
-plan sets its length and nothing else, and a resumed run has the number of epochs in its checkpoint.
+The steps are measured with a training that is thrown away. The real training is then the same as with
+`--epochs N`: the plan sets nothing but its length, and a resumed run has that in its checkpoint.
 """
 
 import importlib
@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 MARGIN = 0.05  # share of the budget that is kept for steps that are slower than the measured ones
 MEASURED_SHARE = 0.02  # of the budget, for each image size
 LONGEST_MEASUREMENT_SECONDS = 3.0
-VALIDATED_IMAGES = 500  # from their time follows that of all
-FEWEST_STEPS = 8  # per epoch, for images whose number no recipe knows
-SMALLEST_BATCH = 32  # that a recipe is lowered to: the learning rate stays
+VALIDATED_IMAGES = 500  # the time for all images is extrapolated from these
+FEWEST_STEPS = 8  # per epoch, for the user's own images
+SMALLEST_BATCH = 32  # no recipe's batch size is lowered further, because the learning rate stays the same
 TOLERANCE = 1.1  # the speed differs between two measurements
 
 
@@ -131,13 +131,13 @@ def plan_epochs(rehearsal: Training, minutes: float) -> int:
 
 
 def measure(training: Training, seconds: float) -> Speed:
-    """Return the times of a training whose first epoch has small images, if any has, and whose last has none.
+    """Measure the times of a training, for both image sizes if `small_images` is set.
 
     Args:
-        training: its state afterwards is of no use.
+        training: its last epoch must have full-size images; it cannot be used afterwards.
         seconds: about how long to measure the steps of each image size.
     """
-    # The first epoch would import it beside its steps.
+    # A training imports this in a thread during its first epoch; do it now, so that no step is slowed.
     importlib.import_module("cifar_mlflow.evaluation.report")
     training.classifier.train()
     first, step = _step_seconds(training, training.config.epochs - 1, seconds)
@@ -173,7 +173,7 @@ def _take_steps(training: Training, batches: Iterator[Batch], count: int) -> flo
 
 
 def _epoch_end_seconds(training: Training) -> float:
-    """Return the time of validation and checkpoint; that of validation follows from a part of the images."""
+    """Return the time of validation, extrapolated from a part of the images, and checkpoint."""
     from cifar_mlflow.evaluation.metrics import evaluate_logits
 
     share = training.world.share(len(training.val))

@@ -1,4 +1,4 @@
-"""The line that tells the result of an epoch."""
+"""The log line with the result of an epoch."""
 
 from collections.abc import Mapping, Sequence
 

@@ -74,7 +74,7 @@ class Step:
         return loss, correct
 
     def _add_gradients(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Add up the gradients over the parts of the batch, and over the processes with the last one."""
+        """Add up the gradients over the parts of the batch and, with the last part, over the processes."""
         losses, right = [], []
         parts = self.config.accumulate
         for part in range(parts):

@@ -13,7 +13,7 @@ MAX_UPLOADS = 1000
 class AdmissionControl:
     """Counts requests, and tells when there are too many to accept another one.
 
-    A request whose body is still arriving is counted apart from those that wait for their answer: slow
+    A request whose body is still arriving is counted separately from those that wait for their answer: slow
     uploads must not keep other clients out. Probes are not counted.
 
     Args:

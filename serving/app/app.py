@@ -58,7 +58,7 @@ def create_app(state: AppState) -> FastAPI:
 
 
 async def _update_metrics(state: AppState) -> None:
-    """Set the gauges every second: a worker shows those of the others as they were last set."""
+    """Set the gauges every second: a worker reports the values that the others set last."""
     while True:
         update_metrics(state)
         await asyncio.sleep(1)

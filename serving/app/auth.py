@@ -1,4 +1,4 @@
-"""Access control: the names that clients may call the server by, the API key, and the rate limit."""
+"""Access control: allowed Host headers, the API key, and the rate limit."""
 
 import hmac
 import ipaddress
@@ -33,7 +33,8 @@ class AccessControl:
         """Check the request.
 
         Raises:
-            Refusal: 400 if the Host is not a name of this server, 401 without the key, 429 above the rate.
+            Refusal: 400 if the Host is not a name of this server, 401 without the key, 429 above the rate
+                limit.
         """
         if path not in PROBES:  # an orchestrator calls a container by its address
             self._check_host(headers.get(b"host", b""))
@@ -68,7 +69,7 @@ class AccessControl:
             )
 
     def _check_rate(self, client: str) -> None:
-        """Take a request from the client's token bucket, which holds a tenth of its requests per minute."""
+        """Take a token from the client's bucket, which holds a tenth of the requests allowed per minute."""
         now = time.monotonic()
         capacity = max(1.0, self._requests_per_minute / 10)
         left, since = self._buckets.pop(client, (capacity, now))

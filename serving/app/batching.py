@@ -1,7 +1,7 @@
 """Batching: send the images of requests that arrive together to the network together.
 
-The engine already computes everything that waits as one batch. Crossing to its thread and back and converting
-logits to scores takes as long for one image as for ten, so that is done for several requests at once.
+The engine already computes everything that waits as one batch. Passing images to its thread and converting
+logits to scores takes as long for one image as for ten, so both are done for several requests at once.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ class Job:
 
     Attributes:
         pixels: uint8 (S, S, 3) each.
-        explain: whether the scores have maps.
+        explain: whether the scores need class maps.
         scores: the result; cancelling it drops the images if their batch has not started.
     """
 
@@ -129,7 +129,8 @@ class Batcher:
             end = start + len(job.pixels)
             if not job.scores.done():
                 part = Scores(*(each[start:end] for each in scores))
-                # Without a request for maps, all batches of a job have the same shape: none.
+                # A batch has maps if one of its jobs asked for them. Those of other jobs are dropped, so that
+                # all parts of a request have the same shape.
                 job.scores.set_result(
                     part if job.explain else part._replace(class_maps=part.class_maps[:, :0, :0])
                 )

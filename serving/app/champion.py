@@ -118,7 +118,7 @@ class Champion:
                 _close(model)
 
     def problems(self) -> list[str]:
-        """Return what an operator should look after; anybody may read it."""
+        """Return problems for the operator; the text is public, see /ready."""
         problems = []
         if self.refused:
             # Paths of this machine appear only in the log.

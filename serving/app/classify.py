@@ -1,4 +1,4 @@
-"""Classify the images of one request, and note the answers in its context."""
+"""Classify the images of one request, and record the answers in its context."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -44,7 +44,7 @@ async def classify(
     Args:
         contents: bytes, or texts of base64 or data URLs.
         top_k: how many of the likeliest classes each answer has.
-        explain: whether the scores have maps.
+        explain: whether the scores need class maps.
 
     Raises:
         Refusal: 400, `top_k` is above the number of classes, or the model gives no maps; 503 or 504, see

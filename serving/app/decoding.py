@@ -38,7 +38,10 @@ class DecodedImage(NamedTuple):
 
 
 def decode(scorer: Scorer, content: Any) -> DecodedImage:
-    """Decode bytes, the text of base64 or a data URL, or pixels, uint8 (H, W, 3); others become an error."""
+    """Decode one image: bytes, base64 text, a data URL, or pixels, uint8 (H, W, 3).
+
+    Any other value results in an error.
+    """
     begun = time.perf_counter()
     record: dict[str, Any] = {}
     try:
@@ -57,7 +60,7 @@ def decode(scorer: Scorer, content: Any) -> DecodedImage:
 
 
 def is_small(content: Any) -> bool:
-    """Tell from the header alone whether it takes about 0.1 ms to decode or refuse."""
+    """Return whether the image takes only about 0.1 ms to decode or refuse, judging by its header."""
     if isinstance(content, np.ndarray):
         return max(content.shape) <= SMALL_SIDE
     if not isinstance(content, bytes | str):

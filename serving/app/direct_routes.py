@@ -24,7 +24,7 @@ class DirectRoute(NamedTuple):
 
 
 class DirectRoutes:
-    """ASGI middleware inside of `RequestMiddleware`: calls the endpoints of these paths itself."""
+    """ASGI middleware inside `RequestMiddleware`: calls the endpoints of these paths itself."""
 
     def __init__(self, app: ASGIApp, routes: dict[str, DirectRoute]) -> None:
         self._app = app

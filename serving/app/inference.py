@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 # Images that a thread decodes before it turns to another request.
 DECODE_CHUNK = 8
-# Most requests are answered sooner; only for the others it is worth to watch whether the client disconnects.
+# Most requests are answered sooner; only for the others is it worth watching whether the client disconnects.
 WATCH_AFTER_SECONDS = 0.05
 
 
@@ -62,10 +62,12 @@ class Inference:
     ) -> Scored:
         """Decode and score the images of a request; the scorer must stay open until this returns.
 
-        `explain` has the scores contain maps, which the scorer must be able to give.
+        If the request times out or its client disconnects, work that has not started is dropped. The rest
+        runs to its end, and the images count as waiting until then.
 
-        Work that has not started when the request times out or its client disconnects is dropped. The images
-        count as waiting until the rest of it has ended.
+        Args:
+            contents: as `decode` takes them.
+            explain: whether the scores need class maps, which the scorer must support.
 
         Raises:
             Refusal: 503, too many images wait; 504, it took too long.
@@ -143,7 +145,7 @@ class Inference:
         """Cancel the block when the time of a request is over, or its client has disconnected.
 
         Raises:
-            Refusal: as the function returns it, the time is over.
+            Refusal: the time is over; `refusal` returns it.
             ClientGoneError: the client has disconnected.
         """
         loop = asyncio.get_running_loop()

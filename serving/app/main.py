@@ -67,7 +67,7 @@ def serve(config: ServeConfig) -> None:
 
 
 def create_worker_app() -> ASGIApp:
-    """Return the app of a worker process; the environment has its settings."""
+    """Return the app of a worker process, which reads its settings from the environment."""
     set_up_logging()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # sent to all processes of a terminal that is closed
     threading.Thread(target=_stop_with_parent, name="parent", daemon=True).start()
@@ -204,10 +204,10 @@ def _metrics_folder() -> Iterator[Path]:
 
 
 def _open_state(config: ServeConfig) -> AppState:
-    """Return the state of a worker; try again for as long as that fails.
+    """Return the state of a worker; retry until that succeeds.
 
-    The parent has succeeded with the same settings, so the registry is away or a disk is full. Uvicorn's
-    supervisor would stop all workers if one of them gave up.
+    The parent has succeeded with the same settings, so the cause is temporary: the registry is unreachable or
+    a disk is full. Uvicorn's supervisor would stop all workers if one of them gave up.
     """
     while True:
         try:
@@ -218,7 +218,7 @@ def _open_state(config: ServeConfig) -> AppState:
 
 
 def _stop_with_parent() -> None:
-    """Stop this worker when its parent was killed: it would keep the port."""
+    """Stop this worker if its parent is killed: it would otherwise keep the port."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

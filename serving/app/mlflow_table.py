@@ -18,8 +18,8 @@ JSON, CSV, PARQUET = "application/json", "text/csv", "application/vnd.apache.par
 COLUMN = "image"
 SCHEMA = Schema([ColSpec(DataType.string, COLUMN, required=False)])
 MAX_ROWS = 1_000
-# Lines and cells of a CSV: pandas needs far more memory than the text for many small ones. Base64 may be
-# wrapped into lines of 76 characters.
+# Lines plus cells of a CSV: for many small ones, pandas needs far more memory than the text does. Base64 may
+# be wrapped into lines of 76 characters.
 MAX_CSV_CELLS = 300_000
 MAX_TABLE_BYTES = 256 * 2**20
 # The footer of a Parquet file, its metadata, becomes objects of many times its size.
@@ -132,7 +132,7 @@ def _check_columns(text: str) -> None:
 
 
 def _read_parquet(body: bytes) -> list[Any] | None:
-    """Read row by row, because a value that the file has once may be in many rows."""
+    """Read row by row, because many rows may share one value that is stored once."""
     cells: list[Any] = []
     size = 0
     try:

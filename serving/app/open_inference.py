@@ -1,8 +1,8 @@
-"""Requests and responses of the Open Inference Protocol v2: JSON, with tensors in it or as bytes behind it.
+"""Requests and responses of the Open Inference Protocol v2: JSON, with tensors in it or as bytes after it.
 
 The protocol: https://github.com/kserve/open-inference-protocol. Tensors as bytes are its extension
 `binary_tensor_data`, as Triton defines it: values are little-endian and in row-major order, a BOOL takes one
-byte, and each element of BYTES follows its length, 4 bytes.
+byte, and each element of BYTES is preceded by its length in 4 bytes.
 """
 
 import json
@@ -149,8 +149,8 @@ def _read_images(tensor: InferInput, binary: memoryview) -> list[Any]:
         images.append(bytes(binary[start:position]))
     if position != len(binary):
         raise _bad_tensor(
-            "The bytes of image are not as many elements as its shape says, each a length of 4 bytes and "
-            "then an image file."
+            "The bytes of image must hold as many elements as its shape says, each a length in 4 bytes "
+            "followed by an image file."
         )
     return images
 
@@ -183,7 +183,7 @@ def _flat(data: list[Any], shape: list[int]) -> list[Any]:
 
 
 def _wanted_outputs(request: InferRequest) -> dict[str, bool]:
-    """Map each output to return to whether it follows the JSON as bytes."""
+    """Return the names of the outputs to send, and whether each follows the JSON as bytes."""
     default = request.parameters.binary_data_output
     if not request.outputs:
         return dict.fromkeys(OUTPUTS, default)

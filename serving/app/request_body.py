@@ -1,7 +1,7 @@
 """The body of a request, received within limits on its size, its time, and the memory of all bodies together.
 
 Routes read a body in the usual way (`await request.body()`, `.form()`, `.stream()`): their `receive` is a
-`RequestBody`. No HTTP server offers these limits, and none decodes gzip.
+`RequestBody`. Uvicorn has no such limits, and does not decode gzip.
 """
 
 import asyncio
@@ -15,7 +15,8 @@ from starlette.types import Message, Receive
 
 from serving.app.errors import Refusal, overloaded
 
-# Phones on bad networks are faster. A photo of 5 MB may so take five minutes longer than a small body.
+# Phones on bad networks are faster. At this rate, a photo of 5 MB may take five minutes longer than a small
+# body.
 SLOWEST_BYTES_PER_SECOND = 16 * 1024
 # A body is decoded in chunks of this size, so that a large one does not delay other requests.
 DECODED_CHUNK_BYTES = 256 * 1024
@@ -102,7 +103,7 @@ class RequestBody:
     def poll(self) -> bool:
         """Return whether the client has disconnected; discard what has arrived of a pending body.
 
-        To be called when the answer is known and nothing more of the body is needed.
+        Call this when the answer is known and the rest of the body is not needed.
         """
         if self.is_pending and self._awaits_continue:  # receiving would ask the client to send the body
             return False
@@ -125,7 +126,7 @@ class RequestBody:
                     self.is_pending = message.get("more_body", False)
 
     def release(self) -> None:
-        """Return the memory of the body to the limits."""
+        """Stop counting the body towards the total size of the bodies in memory."""
         self._limits.used_bytes -= self._used_bytes
         self._used_bytes = 0
 
@@ -230,7 +231,7 @@ def _invalid_gzip() -> Refusal:
 def _receive_nowait(receive: Receive) -> Message | None:
     """Return the next ASGI message if it is there already, else None.
 
-    Every request asks this twice; `asyncio.timeout(0)` would take ten times as long.
+    Every request calls this twice; `asyncio.timeout(0)` would take ten times as long.
     """
     steps = receive().__await__()
     try:

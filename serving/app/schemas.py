@@ -45,7 +45,7 @@ class Answer(BaseModel):
 
 
 class Explanation(BaseModel):
-    """What each part of the image adds to the logit of a class."""
+    """The contribution of each part of the image to the logit of a class."""
 
     label: str = Field(description="Name of the class that is explained: the likeliest one.")
     class_map: list[list[float]] = Field(
@@ -156,7 +156,7 @@ class Feedback(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    request_id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="Of the response to /predict.")
+    request_id: str = Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="From the response to /predict.")
     item: int = Field(default=0, ge=0, lt=10_000, description="Which image of the request, from 0.")
     correct: bool | None = Field(default=None, description="Whether the label was right.")
     label: str | None = Field(default=None, description="The right label, one of the model's classes.")
@@ -199,7 +199,7 @@ class DataframeSplit(_OnlyItsFields):
         if len(set(self.columns)) < len(self.columns):
             raise ValueError("two columns have the same name")
         if any(len(row) != len(self.columns) for row in self.data):
-            raise ValueError("a row has not one cell per column")
+            raise ValueError("a row does not have one cell per column")
         return self
 
     def column(self, name: str) -> list[Any] | None:
@@ -224,7 +224,7 @@ Columns = dict[str, list[EncodedImage] | EncodedImage]
 
 
 class InvocationsBody(BaseModel):
-    """A table in one of MLflow's four JSON formats: exactly one of them must be there."""
+    """A table in one of MLflow's four JSON formats, exactly one of which must be present."""
 
     dataframe_split: DataframeSplit | None = None
     dataframe_records: list[dict[str, EncodedImage]] | None = Field(
@@ -245,7 +245,7 @@ class OpenInferenceError(BaseModel):
 
 class ServerMetadata(BaseModel):
     name: str
-    version: str = Field(description="Of the HTTP API.")
+    version: str = Field(description="Version of the HTTP API.")
     extensions: list[str] = Field(description="Extensions of the protocol that the server supports.")
 
 
@@ -345,7 +345,7 @@ class InferResponseParameters(BaseModel):
 
 
 class InferResponse(BaseModel):
-    id: str | None = Field(default=None, description="Of the request; absent if it had none.")
+    id: str | None = Field(default=None, description="Id of the request; absent if it had none.")
     model_name: str
     model_version: str
     parameters: InferResponseParameters

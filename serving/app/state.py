@@ -17,7 +17,7 @@ LARGEST_BODIES = 16
 
 
 class AppState:
-    """Opened before the first request and closed after the last one.
+    """The objects of one process, opened before the first request and closed after the last one.
 
     Raises:
         UsageError: the model does not exist.
@@ -46,13 +46,13 @@ class AppState:
         self.champion.follow(self.config.follow_seconds)
 
     def failure(self) -> str | None:
-        """Return why pictures cannot be answered at present, None if they can; anybody may read it."""
+        """Return why images get no answers at present, or None if they do; the text is public, see /ready."""
         if not self.champion.current.scorer.engine.is_alive:
             return "The network is not running any more; the log says why. Restart the server."
         return self.inference.failure()
 
     def problems(self) -> list[str]:
-        """Return what an operator should look after although pictures are answered; anybody may read it."""
+        """Return problems for the operator that do not prevent answers; the text is public, see /ready."""
         return self.champion.problems() + self.telemetry.problems()
 
     def close(self) -> None:

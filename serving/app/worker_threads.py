@@ -1,4 +1,4 @@
-"""Worker threads that can hang without keeping the process from noticing, or from ending."""
+"""Worker threads whose hangs the process can detect, and which do not keep it from exiting."""
 
 import queue
 import threading
@@ -48,10 +48,7 @@ class WorkerThreads:
         return time.monotonic() - max(begun) if len(begun) == len(self._begun) else 0.0
 
     def close(self) -> None:
-        """Drop the calls that have not started, and end each thread after its current one.
-
-        This waits for nothing.
-        """
+        """Drop the calls that have not started, and return; each thread ends after its current call."""
         while not self._calls.empty():
             call = self._calls.get()
             if call is not None:

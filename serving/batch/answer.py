@@ -26,7 +26,7 @@ class Answerer(Protocol):
         """
 
     def answers(self, images: list[Any]) -> list[dict[str, Any]]:
-        """Return one answer per image, like `Scorer.answers`; `error` if the image cannot be classified."""
+        """Return one answer per image, like `Scorer.answers`, or one with `error` if it has none."""
 
 
 class ScorerAnswerer:

@@ -91,9 +91,9 @@ class Dataset:
         self._exit.close()
 
     def plan(self, found: Found) -> tuple[list[str], list[Part]]:
-        """Return the names of the finished parts that still hold, and the parts to compute.
+        """Return the names of the finished parts that are still valid, and the parts to compute.
 
-        A finished part holds if each of its images is still an input in the same state, and none was
+        A finished part is valid if each of its images is still an input in the same state, and none was
         unreadable. The files of other parts are removed, and their images are planned again.
         """
         inputs = {entry.key: entry for entry in _inputs(found)}
@@ -228,7 +228,7 @@ def _inputs(found: Found) -> Iterator[Input]:
 
 
 def _local_stamp(path: str) -> Stamp:
-    """Return the state of a local file; of a URL in a list of paths it is not known."""
+    """Return the state of a local file; zeros for a URL from a list of paths, whose state is unknown."""
     if is_url(path):
         return Stamp(0, 0)
     try:

@@ -23,7 +23,7 @@ class Found:
 
     Attributes:
         files: local paths, relative if the user named a relative path, and URLs.
-        stamps: the state of the files that a remote file system listed; others have to be asked for.
+        stamps: state of the files that a remote file system listed; that of others is queried later.
         tables: parts of Parquet files.
         unreadable: folders that cannot be read, with the reason.
         folder: where relative paths begin, for a worker in another folder.
@@ -51,11 +51,11 @@ def find_images(paths: Sequence[str], exclude: Mapping[str, Path] | None = None)
     A folder stands for the files below it that have the suffix of an image and are not hidden. A file that is
     named itself, or by a pattern such as `photos/**/*.jpg`, is taken whatever its name, with two exceptions:
     a .parquet file stands for the images in its rows, and a .txt file for the image files that it names, one
-    path or URL per line. URLs may name the same. Symbolic links are followed; a file that can be reached on
-    two ways is returned once.
+    path or URL per line. A URL may name any of these. Symbolic links are followed; a file that is reachable
+    by two paths is returned once.
 
     Args:
-        exclude: folders that get files, by option; files in them are not returned.
+        exclude: folders that the command writes to, by option; files in them are not returned.
 
     Raises:
         UsageError: a path does not exist or is in `exclude`, or a pattern matches nothing.

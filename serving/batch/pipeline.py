@@ -1,4 +1,4 @@
-"""Classify images with this process into one file: read ahead, scored in batches, recorded batch by batch."""
+"""Classify images in this process into one file: read ahead, score in batches, record batch by batch."""
 
 import hashlib
 import json
@@ -101,7 +101,7 @@ def check_top_k(top_k: int | None, scorer: Scorer) -> int:
 
 
 def model_digest(scorer: Scorer) -> str:
-    """Return the digest that rows have of their model."""
+    """Return the digest by which rows identify their model."""
     return hashlib.sha256(json.dumps(scorer.card, sort_keys=True).encode()).hexdigest()[:16]
 
 

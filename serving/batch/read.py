@@ -22,7 +22,7 @@ CHUNK = 16  # images per task: handing small images over one by one would cost a
 READ_AHEAD = 8  # tasks
 
 Prepare = Callable[[bytes], Any]
-# Path and state of a file: the outcome of an earlier run that still holds, if there is one.
+# Takes the path and state of a file; returns the outcome of an earlier run if it is still valid.
 FindEarlier = Callable[[str, int], Outcome | None]
 
 
@@ -32,8 +32,9 @@ class File(NamedTuple):
     Attributes:
         path: the path for the operating system, or the URL; for a row of a table, its file and number.
         text: the path in results, see `path_text`.
-        image: the bytes as `prepare` returned them.
-        earlier: the outcome of an earlier run that still holds.
+        size, modified: see `Row`.
+        image: the result of `prepare`.
+        earlier: the outcome of an earlier run that is still valid.
     """
 
     path: str
@@ -104,7 +105,7 @@ def _read_file(
             data = read_url(path, MAX_BYTES + 1 if size > MAX_BYTES else None)
         else:
             with open(path, "rb") as opened:  # noqa: PTH123
-                # Not MAX_BYTES: to allocate that many takes as long as to decode a small image.
+                # Not always MAX_BYTES: allocating that many takes as long as decoding a small image.
                 data = opened.read(min(size, MAX_BYTES) + 1)
     except Exception as error:
         if not remote and not isinstance(error, OSError):

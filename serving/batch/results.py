@@ -96,7 +96,7 @@ class ResultsFile:
         return outcome
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Write rows; from now on they survive the end of this process."""
+        """Write rows, so that they survive the end of this process."""
         for row in rows:
             if row["path"] in self._latest:
                 self._superseded[row["path"]] += 1
@@ -172,7 +172,7 @@ class ResultsFile:
         """Remember a row of an earlier run.
 
         Raises:
-            UsageError: another model or another `top_k` gave it.
+            UsageError: it was written with another model or another `top_k`.
         """
         if row["model"] != self._model:
             raise UsageError(

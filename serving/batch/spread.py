@@ -61,7 +61,7 @@ def classify_on_engine(
         advance = stack.enter_context(progress(found.count))
         _count(summary, dataset, kept, earlier=True)
         advance(summary.earlier)
-        # Signals end an engine at once: what it has not finished is computed again by the next run.
+        # Signals end an engine at once: the next run computes unfinished parts again.
         stop = stack.enter_context(StopRequest())
         try:
             with stop.at_once(), closing(run(job, parts, cluster)) as names:

@@ -15,7 +15,7 @@ from serving.registry.loader import load_scorer
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker on another machine needs to know.
+    """The settings of a job for its workers, which may run on other machines.
 
     Attributes:
         output: URL of the dataset, or an absolute path.

@@ -62,8 +62,8 @@ def drift(answers: pd.DataFrame, reference: Reference) -> pd.DataFrame:
 
     Returns:
         One row per feature: `feature`, `psi`, `verdict`, `chance` and `pictures` (the number of images).
-        `chance` is the value that as many images from the distribution of the reference stay below in 19 of
-        20 cases. Index and `chance` are NaN if there are too few images.
+        `chance` is the 95th percentile of the index of as many images from the distribution of the reference
+        (Yurdakul and Naranjo 2020, see `DriftWindow`). Index and `chance` are NaN for too few images.
     """
     rows: list[dict[str, Any]] = []
     for feature in FEATURES:

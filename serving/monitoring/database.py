@@ -22,7 +22,7 @@ LOCK_SECONDS = 2.0  # for a lock that another process holds on a SQLite file
 STATEMENT_SECONDS = 5.0
 # Without these, psycopg waits for minutes. Parameters in the address have precedence.
 POSTGRESQL_TIMEOUTS = {"connect_timeout": "5", "tcp_user_timeout": "10000"}
-OPEN_SECONDS = 15.0  # processes that create the same file at once get in each other's way
+OPEN_SECONDS = 15.0  # processes that create the same file at once may find it locked
 # Other processes cannot write to a SQLite file while a portion is deleted.
 PORTION_ROWS = 500
 PORTION_PAGES = 500
@@ -141,7 +141,7 @@ class Database:
                 time.sleep(0.05)
 
     def create(self) -> None:
-        """Make one attempt of `open`."""
+        """Do what `open` does, in a single attempt."""
         if self.was_replaced():
             self._close_old_file()
             self._prepare_file()
@@ -305,7 +305,7 @@ def _select(
 
 
 def _update(feedback: Feedback) -> sa.Update:
-    # If a client uses a request id again, its last answer is meant.
+    # If a request id occurs more than once, the feedback applies to its last answer.
     answers = (LOG.c.request_id == feedback.request_id, LOG.c.item == feedback.item)
     last = sa.select(sa.func.max(LOG.c.id)).where(*answers).scalar_subquery()
     is_newest = LOG.c.feedback_time.is_(None) | (LOG.c.feedback_time <= feedback.time)

@@ -74,7 +74,7 @@ def shares_of(reference: Reference, feature: str) -> NDArray[np.float64]:
 
 
 def count(reference: Reference, feature: str, values: Sequence[Any] | NDArray[Any]) -> NDArray[np.int64]:
-    """Count the values in each bin of the reference; a class that it does not have is in none."""
+    """Count the values in each bin of the reference; classes that it lacks are not counted."""
     if feature == "label":
         names = np.asarray(values, dtype=object)
         return np.array([(names == name).sum() for name in reference["label"]], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Turn stored images whose true class people told into a folder for training, with their provenance."""
+"""Copy stored images whose true class is known from feedback to a folder for training, with provenance."""
 
 import csv
 import hashlib
@@ -19,8 +19,8 @@ COLUMNS = ("label", "answer", "confidence", "model_version", "request_id", "item
 def export_feedback(feedback: pd.DataFrame, images_dir: Path, folder: Path) -> str:
     """Copy each stored image with a known class to `folder/CLASS/`, and return a sentence about it.
 
-    `folder/provenance.csv` tells for each image which answer of which model was corrected, and when. An image
-    of an earlier export whose class was told anew moves; others stay.
+    `folder/provenance.csv` records for each image which answer of which model got the feedback, and when. An
+    image of an earlier export moves if newer feedback names another class; the others stay.
 
     Args:
         feedback: as `Database.read` returns it.

@@ -1,6 +1,6 @@
 """The log of the process: one line per event on standard error, written by a thread.
 
-A line is JSON, for programs. If standard error is a terminal, it is for people.
+Lines are JSON, or readable text if standard error is a terminal.
 
 A write to a pipe that nobody reads blocks. Here it blocks only the thread.
 """
@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 
 def is_terminal() -> bool:
-    """Return whether a person reads the log."""
+    """Return whether standard error is a terminal, so that a person reads the log."""
     return os.isatty(STDERR)
 
 
@@ -154,7 +154,7 @@ class LineWriter(io.TextIOBase):
                     entry.set()
 
     def _write_lines(self, lines: list[str]) -> None:
-        """Write in pieces that a pipe keeps in one piece, because several processes may share it."""
+        """Write in pieces that a pipe does not split, because several processes may share it."""
         piece = b""
         for line in lines:
             data = line.encode(errors="backslashreplace")

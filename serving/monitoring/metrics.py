@@ -38,8 +38,8 @@ disable_created_metrics()  # creation times, which would double the number of li
 class Metrics:
     """The metrics of one process; its methods may be called from any thread.
 
-    The caller sets the gauges below about once per second, in each process: the process that is asked shows
-    the values that the others set last.
+    The caller sets the gauges below about once per second, in each process: the process that answers /metrics
+    reports the values that the others set last.
 
     Args:
         classes: class names of the model. Each gets its counter at once, because a rate needs a first zero.
@@ -186,7 +186,7 @@ class _WithoutAbsent(Collector):
 
 
 class _AllWorkers(Collector):
-    """The metrics of all processes that write to a folder; by `pid`, memory and CPU of living ones."""
+    """The metrics of all processes that write to a folder, and memory and CPU of the living ones by `pid`."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)

@@ -1,7 +1,7 @@
 """Telemetry: fan finished requests out to the access log, request log, Prometheus and drift window.
 
-Requests are processed some milliseconds after their answers, several at a time: between one request and the
-next, the same code takes three times as long, because the caches of the CPU hold other things.
+Requests are processed some milliseconds after their answers, several at a time: after each single request,
+the same code would take three times as long, because the caches of the CPU hold other data.
 """
 
 import asyncio
@@ -163,7 +163,7 @@ class Telemetry:
             raise Refusal(404, "unknown_answer", "There is no such answer in the request log.")
 
     def problems(self) -> list[str]:
-        """Return current problems of the sinks, without details, because anybody may read them."""
+        """Return current problems of the sinks, without details, because the text is public, see /ready."""
         names = {"the request log": self._log, "the images of requests": self._images}
         return [
             f"{name} cannot be written; the log of the process says why"
@@ -183,7 +183,7 @@ class Telemetry:
 
 
 def _route(context: RequestContext) -> str:
-    """Return a label for the path; paths that strangers invent must not become labels."""
+    """Return a label for the path; arbitrary paths from clients must not become labels."""
     path = context.path
     if path in ROUTES:
         return LIVE_ROUTE if context.live else path

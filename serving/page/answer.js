@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * What a classifier tells the page. The page asks `./classifier.js`, which has two implementations with the same
- * functions: the one in this folder asks the HTTP API, and the one in serving/web/ runs the network in the browser.
+ * Types of the answers of a classifier. The page calls `./classifier.js`, which has two implementations with the same
+ * functions: the one in this folder calls the HTTP API, and the one in serving/web/ runs the network in the browser.
  */
 
 /** @typedef {{label: string, confidence: number}} ClassScore A class and its probability, 0..1. */
@@ -13,7 +13,7 @@
  * @property {boolean} uncertain
  * @property {string} input The network's input as a data URL.
  * @property {{label: string, overlay: string} | null} [explanation] The class that is explained, and the network's
- *   input with colours that say what speaks for it and against it, as a data URL.
+ *   input with the parts that speak for it and against it in colour, as a data URL.
  */
 /**
  * @typedef {object} Answer
@@ -27,7 +27,7 @@
  * @property {(feedback: Feedback) => void} [onFeedback] Called when feedback was sent.
  */
 /**
- * What the user says about a prediction.
+ * The user's feedback on a prediction.
  * @typedef {object} Feedback
  * @property {boolean} correct
  * @property {string | null} label The correct class; null if it is none of the model's classes.

@@ -1,5 +1,5 @@
 // @ts-check
-/** Classifies by the HTTP API. The addresses are relative, so that the page also works below a path prefix. */
+/** Classifies through the HTTP API. The addresses are relative, so that the page also works below a path prefix. */
 
 import { ClassifierError } from "./answer.js";
 import { askForKey } from "./api-key.js";
@@ -95,7 +95,7 @@ async function sendFeedback(requestId, feedback) {
  * Send a request, and ask the user for a key if the service requires one.
  * @param {string} path
  * @param {RequestInit} [init]
- * @returns {Promise<Response>} A response with a status of success.
+ * @returns {Promise<Response>} A response with a success status.
  */
 async function send(path, init = {}) {
   for (;;) {

@@ -1,5 +1,5 @@
 // @ts-check
-/** Helpers for the document that the other modules share. */
+/** DOM helpers that the other modules share. */
 
 /**
  * Return an element of index.html.

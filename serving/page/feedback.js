@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * Asks the user whether a prediction is right, and if not, for the correct class. An answer can be given feedback
- * again, which replaces the former.
+ * Asks the user whether a prediction is right, and if not, for the correct class. Later feedback on the same answer
+ * replaces the earlier.
  */
 
 import { announce, element, showNotice } from "./dom.js";
@@ -24,7 +24,7 @@ function choicesFor({ prediction: { label } }, classes) {
 const nameOf = ({ label }) => label ?? "something else";
 
 /**
- * Send feedback and keep it in the answer, for the other place that shows it.
+ * Send feedback and keep it in the answer, for the other view of it.
  * @param {Answer} answer
  * @param {Feedback} feedback
  */

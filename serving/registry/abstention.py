@@ -1,4 +1,4 @@
-"""The thresholds below which a served answer is marked uncertain, and how they are fitted.
+"""The thresholds by which a served answer is marked uncertain, and how they are fitted.
 
 An answer is uncertain if the model has too little confidence in it, or if the image is unlike the training
 images.
@@ -118,7 +118,7 @@ def fit_thresholds(
 
 
 def ood_auroc(in_distribution: Floats, out_of_distribution: Floats) -> float:
-    """Return how well the scores separate the two kinds of image: 1 perfectly, 0.5 not at all."""
+    """Return the AUROC: 1 if the scores separate the two kinds of image perfectly, 0.5 if not at all."""
     is_ood = np.repeat([0, 1], [len(in_distribution), len(out_of_distribution)])
     return float(roc_auc_score(is_ood, np.concatenate([in_distribution, out_of_distribution])))
 

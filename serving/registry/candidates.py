@@ -127,7 +127,7 @@ def build_candidates(
 
 
 def split_outputs(outputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the logits, (N, classes), and the distances, (N,), of what an engine returned."""
+    """Split the outputs of an engine, (N, classes + 1), into logits, (N, classes), and distances, (N,)."""
     return outputs[:, :-1], outputs[:, -1]
 
 

@@ -1,6 +1,6 @@
 """The released network, which becomes a registered version in seconds and without CIFAR-10's images.
 
-`cifar_mlflow/pretrained/` holds its weights in fp16, and the scorer folder that was made of them, with the
+`cifar_mlflow/pretrained/` holds its weights in fp16, and the scorer folder that was made from them, with the
 thresholds from the validation images of its training. `python -m benchmarks release` writes both.
 """
 
@@ -40,8 +40,8 @@ def write_release(prepared: Prepared, classifier: ImageClassifier, card: ModelCa
     """Replace the released network.
 
     Args:
-        prepared: made of `classifier` and `card`.
-        classifier: its weights are those of fp16, so that the file has them exactly.
+        prepared: made from `classifier` and `card`.
+        classifier: its weights must be representable in fp16, so that the file stores them exactly.
     """
     shutil.rmtree(FOLDER, ignore_errors=True)
     shutil.copytree(prepared.folder, FOLDER / SCORER)

@@ -1,7 +1,7 @@
 """Turn a finished training run into a new version of the registered model.
 
 The network is exported, quantized if that costs no accuracy, and given thresholds for uncertain answers.
-Everything is checked before the version is created: the export against the trained network, and at last the
+Everything is checked before the version is created: the export against the trained network, and finally the
 logged MLflow model, which has to classify image files.
 """
 
@@ -64,7 +64,7 @@ class RegisteredVersion:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A scorer folder, and what is told of it.
+    """A scorer folder and its description, ready to be published.
 
     Attributes:
         text: the model card for people.
@@ -73,7 +73,7 @@ class Prepared:
         decision: the reason for the precision, in words.
         metrics: of the served network, by the names in MLflow.
         images: uint8 (N, S, S, 3), which the logged model has to classify.
-        logits: float32 (N, classes), what it has to answer.
+        logits: float32 (N, classes), the expected output for them.
     """
 
     folder: Path
@@ -192,7 +192,7 @@ def _check_run(run_id: str) -> None:
 
 
 def _check_logged_model(model: Path, prepared: Prepared) -> None:
-    """Let the logged model classify PNG files, and compare with the logits that the network gives for them.
+    """Let the logged model classify PNG files, and compare its answers with the expected logits.
 
     Raises:
         CifarError: the model does not load, or its answers differ.
@@ -222,10 +222,10 @@ def _check_logged_model(model: Path, prepared: Prepared) -> None:
 
 
 def _log_metrics(run_id: str, model_id: str, prepared: Prepared) -> None:
-    """Log what was measured of the scorer to the logged model.
+    """Log the metrics of the scorer to the logged model.
 
-    MLflow needs a run for it. It is one of its own, nested in the training: in that, these metrics would push
-    the learning curves down.
+    MLflow requires a run for metrics. They get a separate one, nested in the training run: on the page of the
+    training run, they would push the learning curves down.
     """
     client, now, card = mlflow.MlflowClient(), now_ms(), prepared.card
     training = call_mlflow(lambda: client.get_run(run_id)).info

@@ -18,7 +18,7 @@ from serving.registry.candidates import Candidate, split_outputs
 logger = logging.getLogger("cifar_mlflow.register")
 
 OOD_AUROC_METRIC = "serve/ood_auroc_"  # followed by the kind of image
-# Below, the model hardly separates this kind of image from those it knows; 0.5 is chance.
+# Below this, the model hardly separates this kind of image from those it knows; 0.5 is chance.
 USEFUL_AUROC = 0.7
 
 
@@ -77,7 +77,7 @@ def describe(
 
 
 def promise(uncertain: AbstentionInfo) -> str:
-    """Return what an answer that is not uncertain promises, as a sentence."""
+    """Return a sentence about the accuracy of answers that are not uncertain."""
     if uncertain.reason is None:
         return f"Of the answers that are not uncertain, {uncertain.accuracy:.1%} were right on validation."
     hold_out = "Hold out more images, or accept less with --target-accuracy."

@@ -1,4 +1,4 @@
-"""Write the folder: page, examples, network, runtime, and what makes it work without a connection."""
+"""Write the web folder: page, examples, network, runtime, and the files that make it work offline."""
 
 import base64
 import hashlib
@@ -52,7 +52,7 @@ def write_bundle(folder: Path, network: bytes, card: dict[str, Any], runtime: Ru
     Args:
         network: ONNX from `image`, uint8 (H, W, 3), to `logits`, float32 (1, classes), and `input`, the uint8
             (1, S, S, 3) that the network receives.
-        card: what the page says and decides by, see `Model` in files/page/classifier.js.
+        card: facts and thresholds of the model for the page, see `Model` in files/page/classifier.js.
 
     Raises:
         OSError: a file cannot be written.
@@ -89,7 +89,7 @@ def _page() -> str:
 
 
 def _file_list(folder: Path) -> str:
-    """Return files.js: what the service worker keeps, with the digests that it checks."""
+    """Return files.js: the files that the service worker keeps, with the digests that it checks."""
     files = {}
     for path in _files(folder):
         name = path.relative_to(folder).as_posix()

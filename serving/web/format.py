@@ -90,7 +90,7 @@ def _network(model: ModelToExport, with_distance: bool) -> bytes:
 
 
 def _card(model: ModelToExport, runtime: Runtime) -> dict[str, Any]:
-    """Return the content of model.json: of a registered version also the thresholds of uncertainty."""
+    """Return the content of model.json; that of a registered version has the uncertainty thresholds, too."""
     card: dict[str, Any] = {
         "name": model.card.model,
         "version": model.card.run_id,

@@ -19,7 +19,7 @@ def test_one_replica_is_a_queue_with_equal_service_times(utilization: float) -> 
     assert outcome.refused == 0
 
 
-def test_what_exceeds_the_capacity_is_refused() -> None:
+def test_requests_above_the_capacity_are_refused() -> None:
     load = Load(base=200, peak=200, before=0, hold=500, after=0)
     outcome = simulate(load, Replica(rate=100, queue=10, start=0), Scaler("cpu", 1.0, minimum=1, maximum=1))
     assert outcome.refused_share == pytest.approx(0.5, abs=0.01)
@@ -35,4 +35,4 @@ def test_the_number_of_replicas_follows_the_load_within_the_limits_of_the_autosc
     assert max(outcome.replicas) <= 1.2 * steady
     assert outcome.replicas[-1] <= 5
     first_fall = next(i for i, (before, after) in enumerate(pairwise(outcome.replicas)) if after < before)
-    assert 15 * first_fall >= 120 + 30 + 600 + 300  # the window of stabilization
+    assert 15 * first_fall >= 120 + 30 + 600 + 300  # the stabilization window

@@ -11,7 +11,7 @@ from benchmarks import NAMES
 from benchmarks.harness import Row, in_fresh_process, markdown, measure
 from tests.end_to_end.postgres import missing
 
-# One thread, because two that wait for each other on a busy machine are many times slower.
+# One thread: on a busy machine, two threads that wait for each other are many times slower.
 LONG = (
     *("start", "training", "tracking_cost", "data_start", "batch", "search", "search_storage", "trial_cost"),
     *("serving", "service", "soak"),

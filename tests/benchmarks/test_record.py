@@ -53,7 +53,7 @@ def test_both_train_in_turns_and_a_second_start_keeps_what_is_finished(
 @pytest.mark.thorough
 @pytest.mark.usefixtures("images")
 def test_the_gpu_benchmark_trains_in_turns_in_one_process(script_file: Path, tmp_path: Path) -> None:
-    """On a CPU, without compilation: neither belongs to the order of the turns and the rows."""
+    """Run on a CPU without compilation: neither affects the order of the turns and the rows."""
     results = tmp_path / "results.csv"
     script = Script(script_file, epochs=1, batch_size=16)
     rows = gpu.measure(script, seeds=2, results=results, device="cpu", **TINY)
@@ -83,7 +83,7 @@ def test_another_script_is_refused_with_the_text_that_is_missing(
     assert not (tmp_path / "results.csv").exists()
 
 
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_in_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["record", "--peer", str(tmp_path / "none.py")])
     assert done.exit_code == 2
     assert done.stderr.startswith("Error: peer: ")

@@ -1,4 +1,4 @@
-"""Further training images: added to those of a data set without a change of validation and test."""
+"""Further training images are added to a data set; its validation and test images stay the same."""
 
 from pathlib import Path
 from typing import Any
@@ -76,12 +76,12 @@ def test_all_images_of_the_folder_are_used_without_a_validation_split(
     assert (len(train), len(val)) == (5001, 0)
 
 
-def test_what_is_wrong_with_the_folder_is_named(tmp_path: Path, shared_cache: Path) -> None:
+def test_a_wrong_folder_is_refused_with_the_reason(tmp_path: Path, shared_cache: Path) -> None:
     with pytest.raises(UsageError, match=r"extra_dir: .*more is not a folder"):
         load_dataset(config(shared_cache, extra_dir=tmp_path / "more"))
     (tmp_path / "more/cat").mkdir(parents=True)
     with pytest.raises(UsageError, match="has no images in folders named after classes of cifar10-sample"):
         load_dataset(config(shared_cache, extra_dir=tmp_path / "more"))
     save(tmp_path / "more/fox/1.png", BLUE)
-    with pytest.raises(UsageError, match="classes that cifar10-sample has not: fox"):
+    with pytest.raises(UsageError, match="classes that cifar10-sample does not have: fox"):
         load_dataset(config(shared_cache, extra_dir=tmp_path / "more"))

@@ -69,7 +69,7 @@ def test_balanced_sampling_shows_as_many_images_of_each_class() -> None:
         assert torch.bincount(labels).tolist() == [20, 20, 20]
         seen = (torch.cat([images for images, _ in epoch])[:, 0, 0, 0] * 255).round().long()
         shown = torch.bincount(seen, minlength=60)
-        assert shown[:50].max() == 1  # none of the large class twice
+        assert shown[:50].max() == 1  # no image of the large class twice
         assert shown[50:57].unique().tolist() == [2, 3]
         assert shown[57:].unique().tolist() == [6, 7]
     assert not torch.equal(epochs[0][0][1], epochs[1][0][1])
@@ -127,7 +127,7 @@ def test_selected_images_are_read_from_the_array_that_holds_them() -> None:
 
 @pytest.mark.parametrize("mixing", [{"cutmix": 0.0}, {"mixup": 0.0}, {"mixup": 0.0, "cutmix": 0.0}])
 def test_parts_of_a_batch_are_those_of_the_whole_batch(mixing: dict[str, Any]) -> None:
-    """Processes that share a batch, and the parts of accumulated gradients, rely on it."""
+    """Processes that share a batch rely on this, and so does gradient accumulation."""
     for batch in loader(**EVERYTHING | mixing).epoch(1):
         images, targets = batch.make()
         for start, stop in ((0, 5), (5, 6), (6, len(batch))):

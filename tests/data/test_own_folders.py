@@ -1,4 +1,4 @@
-"""Folders as people have them: nested, with stray and damaged files, split in their own way."""
+"""Folders as users have them: nested, with stray and damaged files, and split in various ways."""
 
 import io
 import os
@@ -97,7 +97,7 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
 def test_splits_below_the_classes_are_mentioned(tmp_path: Path) -> None:
     fill(tmp_path / "photos", "cat/train", "cat/test", "dog/train", "dog/test")
     (note,) = load(tmp_path).notes
-    assert note.startswith(f"{tmp_path / 'photos/cat/test'} is below a class, so it is no split")
+    assert note.startswith(f"{tmp_path / 'photos/cat/test'} is below a class, so it is not a split")
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_images_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
     save(photos / "train/IMG_1.jpg")
     save(photos / "test/1.jpg")
     notes = "\n".join(load(tmp_path).notes)
-    assert f"The 20 images in {photos / 'extra'} are not used, because it has not the name of" in notes
+    assert f"The 20 images in {photos / 'extra'} are not used, because it is not named like a split" in notes
     assert f"The 1 images in {photos / 'test'} are not used, because it has no class folders" in notes
     assert "1 images" in notes
     assert "in no class folder" in notes
@@ -198,7 +198,7 @@ def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path: Path) -> None
     assert len(lines) == 1 + len(bad)
     for name in bad:
         assert any(f"photos/{name} (" in line for line in lines), name
-    # Without the broken link, the digest can be computed, and the first split that is decoded reports all.
+    # Without the broken link, the digest can be computed, and decoding the first split reports all bad files.
     (tmp_path / "photos/cat/gone.jpg").unlink()
     for split in ("train", "test"):
         with pytest.raises(CifarError, match=r"^4 files in "):
@@ -287,7 +287,7 @@ def as_mpo(image: Image.Image) -> bytes:
 
 
 @pytest.mark.parametrize(("encode", "suffix"), [(as_avif, "avif"), (as_heic, "HEIC"), (as_mpo, "mpo")])
-def test_photos_of_phones_are_read(tmp_path: Path, encode: Any, suffix: str) -> None:
+def test_phone_photos_are_read(tmp_path: Path, encode: Any, suffix: str) -> None:
     fill(tmp_path / "photos/train", "cat", "dog", count=1)
     fill(tmp_path / "photos/test", "cat", "dog", count=1)
     (tmp_path / f"photos/train/cat/0.{suffix}").write_bytes(encode(Image.new("RGB", (80, 60), (200, 60, 30))))

@@ -22,7 +22,7 @@ def test_counts_per_class_and_split() -> None:
     assert table["test"].tolist() == np.bincount(dataset.split("test").labels).tolist()
 
 
-def test_what_is_said_before_a_training(tmp_path: Path) -> None:
+def test_the_summary_before_a_training(tmp_path: Path) -> None:
     fill(tmp_path / "photos", "cat", count=60)
     fill(tmp_path / "photos", "dog", "fox", count=10)
     config = TrainConfig(

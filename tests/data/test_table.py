@@ -131,7 +131,7 @@ def test_missing_files_are_named_at_once_or_skipped(tmp_path: Path) -> None:
         ("path,label,split\n0.png,cat,train\n1.png,dog,val", "no training image in .* has the label dog"),
     ],
 )
-def test_what_is_wrong_with_a_table_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_wrong_table_is_refused_with_the_reason(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         write(tmp_path, text)
 

@@ -42,7 +42,7 @@ def exposed() -> dict[str, set[str]]:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that nginx can be put in front of."""
+    """Start the service that the tests put behind nginx."""
     if NGINX is None:
         pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
     folder = tmp_path_factory.mktemp("proxied")
@@ -55,7 +55,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def port(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Port of an nginx with the configuration as it is shipped."""
+    """Return the port of an nginx with the shipped configuration."""
     with nginx(tmp_path_factory.mktemp("nginx"), service.address) as port:
         yield port
 

@@ -1,7 +1,7 @@
 """Check an InferenceService against the models in the package `kserve`, made from its published schema.
 
-Runs where `kserve` is installed; prints what does not fit, and then exits with 1. (The loader of the package
-ignores unknown names.)
+Runs where `kserve` is installed; prints the parts that do not fit, and then exits with 1. (The loader of
+the package ignores unknown names.)
 """
 
 import re
@@ -18,7 +18,7 @@ SCALARS = {"str": str, "int": int, "float": float, "bool": bool}
 
 
 def problems(value: Any, kind: str, place: str) -> list[str]:
-    """Return what does not fit a type as the generated models write it, such as `list[V1Container]`."""
+    """Return the parts that do not fit a type of the generated models, such as `list[V1Container]`."""
     mismatch = [f"{place} is not of type {kind}"]
     if collection := re.fullmatch(r"list\[(.*)\]|dict\(str, (.*)\)", kind):
         if type(value) is not (list if collection[1] else dict):

@@ -37,7 +37,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def address(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a service that is started as in compose.yaml, except for the model and the port."""
+    """Start a service as in compose.yaml, except for the model and the port; yield its URL."""
     model = write_scorer_folder(tmp_path_factory.mktemp("model") / "scorer")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -26,7 +26,7 @@ SERVICE = next(each for each in POD["containers"] if each["name"] == "service")
 KSERVE = "kserve==0.21.0"
 
 
-@pytest.mark.thorough  # downloads 67 packages, which do not go with our version of pandas
+@pytest.mark.thorough  # downloads 67 packages, which conflict with our version of pandas
 @pytest.mark.parametrize("typo", ["", "readinessProbe"])
 def test_the_manifest_fits_the_schema_of_kserve(tmp_path: Path, typo: str) -> None:
     uv = shutil.which("uv", path=str(Path(sys.executable).parent))

@@ -1,4 +1,4 @@
-"""MLflow builds an image of a registered version: what can be checked without a container engine."""
+"""MLflow builds an image of a registered version: the checks that need no container engine."""
 
 import base64
 import os
@@ -44,7 +44,7 @@ def mlflow_models(store: Store, *arguments: str, path: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def context(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The build context that `generate-dockerfile` writes."""
+    """Return the build context that `generate-dockerfile` writes."""
     folder = tmp_path_factory.mktemp("context")
     mlflow_models(store, "generate-dockerfile", "-m", MODEL, "-d", str(folder))
     return folder
@@ -91,8 +91,8 @@ def test_the_model_answers_in_an_environment_that_the_dockerfile_makes(context: 
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     environment = {
         "PATH": f"{tmp_path}/venv/bin{os.pathsep}/usr/bin{os.pathsep}/bin",
-        "HOME": os.environ["HOME"],  # has the cache of pip
-        "PIP_COMPILE": "0",  # half of the time
+        "HOME": os.environ["HOME"],  # contains pip's cache
+        "PIP_COMPILE": "0",  # halves the time
         **{name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "TMP"))},
     }
     model = tmp_path / "model"

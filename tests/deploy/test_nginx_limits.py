@@ -125,7 +125,7 @@ def test_a_body_that_stops_is_cut_off(start: Callable[..., int], service: Servic
 
 
 def test_idle_uploads_of_one_client_block_nothing(port: int, service: Service) -> None:
-    """The service sees none of them, so that probes and predictions go on, even those of the same client."""
+    """They do not reach the service, so probes and predictions go on, even those of the same client."""
     with ExitStack() as stack:
         for _ in range(IDLE_UPLOADS):
             connection = stack.enter_context(connect(port))
@@ -157,7 +157,8 @@ def test_a_client_has_a_limited_number_of_requests_in_progress(
 def _drip(connection: socket.socket, piece: bytes) -> bytes:
     """Send a piece every 0.2 s until the peer closes the connection; return its response.
 
-    It fails after a minute.
+    Raises:
+        AssertionError: the connection is still open after a minute.
     """
     connection.settimeout(0.2)
     for _ in range(300):

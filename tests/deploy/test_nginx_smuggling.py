@@ -5,7 +5,7 @@ import requests
 
 from tests.deploy.proxy import CLOSE, HOST, POST, Service, exchange
 
-# No test asks for this route otherwise.
+# No other test requests this route.
 HIDDEN = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 pytestmark = pytest.mark.slow

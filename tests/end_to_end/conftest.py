@@ -22,7 +22,7 @@ from PIL import Image
 
 from cifar_mlflow.cli import main
 
-# A training that takes a second: three classes of plain colours and a narrow network.
+# A training of about a second: three classes of plain colours and a narrow network.
 QUICK = ("--model", "cnn", "--width", "0.25", "--epochs", "2", "--batch-size", "16", "--threads", "1")
 
 
@@ -55,13 +55,13 @@ class Project:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs, newest first."""
+        """Return all runs, newest first."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         return list(self.client.search_runs(experiments))
 
     @property
     def trained_run(self) -> Run:
-        """The run of the `trained` fixture."""
+        """Return the run of the `trained` fixture."""
         return next(run for run in self.runs if run.info.run_name == "trained")
 
     def artifacts(self, run_id: str, folder: str = "") -> set[str]:
@@ -92,7 +92,7 @@ class Project:
     def invoke(self, *arguments: str, code: int = 0) -> str:
         """Run `cifar-mlflow` like `run`, but in this process.
 
-        For tests of what a command does. A new process needs seconds to import torch and MLflow.
+        This is faster: a new process needs seconds to import torch and MLflow.
         """
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)

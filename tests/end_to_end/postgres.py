@@ -11,7 +11,7 @@ NOBODY = "nobody"  # PostgreSQL refuses to run as root
 
 
 def missing() -> str | None:
-    """Why there is none, if there is none."""
+    """Return why PostgreSQL cannot be started, None if it can."""
     return None if _binary("initdb") else "PostgreSQL's server is not installed (Debian: postgresql)"
 
 

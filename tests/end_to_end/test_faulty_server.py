@@ -1,4 +1,4 @@
-"""Commands whose tracking server loses responses, or fails for a moment."""
+"""Commands whose tracking server loses responses or fails for a moment."""
 
 import re
 from collections.abc import Iterator

@@ -73,7 +73,7 @@ def test_a_signal_ends_the_run_as_killed_and_resuming_gives_the_weights_of_an_un
     assert sorted(set(epochs_in(project, run.info.run_id))) == list(range(1, EPOCHS + 1))
     assert resumed.data.metrics["test/accuracy"] == 1.0
 
-    if signum == signal.SIGTERM:  # once is enough for the long comparison
+    if signum == signal.SIGTERM:  # the comparison is slow; once is enough
         project.train(*LONG)
         assert weights_of(project, project.runs[0].info.run_id) == weights_of(project, run.info.run_id)
 

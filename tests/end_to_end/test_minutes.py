@@ -26,7 +26,7 @@ RANDOM = {"dropout": 0.3, "cutout": 8, "ema": 0.9, "small_images": 0.5}
 
 
 class StopAfterAnEpoch(pipeline.TrainingCallbacks):
-    """Stops a training as a signal does."""
+    """Stop the training after one epoch, as a signal does."""
 
     study = "stopped"
     tags: dict[str, str] = {}  # noqa: RUF012
@@ -95,7 +95,7 @@ def test_a_budget_that_is_too_short_starts_no_run(project: Project) -> None:
         (("--resume", "f" * 32), "--resume takes the settings of the run: leave out minutes"),
     ],
 )
-def test_minutes_are_refused_beside_another_length(
+def test_minutes_are_refused_together_with_another_length(
     project: Project, options: tuple[str, str], message: str
 ) -> None:
     assert message in project.invoke("train", "--minutes", "1", *options, code=2)

@@ -1,4 +1,4 @@
-"""`train` on a folder of the user's own: what it says before, and what the run holds about each file."""
+"""`train` on a folder of images: the summary before it starts, and the predictions in the run."""
 
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ QUICK = ("--model", "cnn", "--width", "0.25", "--epochs", "2", "--threads", "1",
 
 
 @pytest.mark.usefixtures("mlflow_store")
-def test_a_training_on_an_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_on_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     photos = paint(tmp_path / "photos", (100, 150))
     (photos / "red/notes.txt").write_text("by the sea")

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def registered(
     tmp_path_factory: pytest.TempPathFactory, images: Path, empty_store: Path, shared_cache: Path
 ) -> Iterator[Project]:
-    """Version 1 comes from `train --register`, version 2 from a later `register`."""
+    """Return a project with version 1 from `train --register` and version 2 from a later `register`."""
     folder = tmp_path_factory.mktemp("registered")
     with open_project(folder, images, empty_store, shared_cache) as project:
         named = ("--registered-model", "cifar10")  # not the name of the folder
@@ -99,7 +99,7 @@ def test_export_refuses_a_version_that_register_did_not_make(registered: Project
         (("train", "--register", "--target-accuracy", "2"), "target_accuracy"),
     ],
 )
-def test_a_wrong_argument_is_reported_in_words(
+def test_a_wrong_argument_is_reported_without_a_traceback(
     registered: Project, arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in registered.invoke(*arguments, code=2)

@@ -63,7 +63,7 @@ class Node:
         return "epoch 2/" in self.log
 
     def vanish(self) -> None:
-        """Kill every process of the node: the kernel does it when the first one of a namespace dies."""
+        """Kill every process of the node: the kernel does so when the first process of a namespace dies."""
         self.process.kill()
         self.process.wait()
 

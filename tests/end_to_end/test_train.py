@@ -245,7 +245,7 @@ def test_without_a_test_split_or_validation_the_run_says_so(project: Project) ->
 
 @pytest.mark.thorough
 def test_a_model_is_validated_on_images_it_was_not_trained_on(project: Project) -> None:
-    """Whatever split is requested: its training images would give a higher accuracy."""
+    """This holds for any requested split: its training images would give a higher accuracy."""
     project.train("--val-size", "0.25", "--split-seed", "5", "--test", "false")
     (trained,) = project.runs
     images = ("--dataset", "folder", "--data-dir", str(project.images))
@@ -261,7 +261,7 @@ def test_a_model_is_validated_on_images_it_was_not_trained_on(project: Project) 
 
 
 def test_a_registered_pickle_is_refused(project: Project) -> None:
-    """Even if it claims to be ours: MLflow would execute its code."""
+    """It is refused even if it claims to be ours: MLflow would execute its code."""
     mlflow.set_tracking_uri(project.env["MLFLOW_TRACKING_URI"])
     folder = project.folder / "model"
     mlflow.pytorch.save_model(

@@ -41,7 +41,7 @@ def study_of(project: Project, name: str = "folder") -> optuna.Study:
 
 @pytest.fixture(scope="module")
 def untestable(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """Images whose test split is damaged: reading it is an error."""
+    """Return images whose test split is damaged: reading it is an error."""
     root = tmp_path_factory.mktemp("untestable")
     shutil.copytree(images, root / "train")
     for name in ("blue", "green", "red"):
@@ -54,7 +54,7 @@ def untestable(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 def searched(
     tmp_path_factory: pytest.TempPathFactory, untestable: Path, empty_store: Path, shared_cache: Path
 ) -> Iterator[tuple[Project, str]]:
-    """A finished search of 5 trials by two workers, on images with a damaged test split."""
+    """Search 5 trials with two workers, on images with a damaged test split; yield project and output."""
     folder = tmp_path_factory.mktemp("searched")
     with open_project(folder, untestable, empty_store, shared_cache) as project:
         yield project, search(project, "--trials", "5", "--workers", "2", "--threads", "2")

@@ -166,7 +166,7 @@ def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
 
 
 @pytest.mark.thorough
-def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Project) -> None:
+def test_a_trial_that_kills_its_process_repeatedly_is_given_up(project: Project) -> None:
     # Trial 0 of another study of the same name, whose storage is gone.
     experiment = project.client.create_experiment(project.images.name)
     tags = {"optuna.study": "folder", "optuna.trial": "0", "mlflow.parentRunId": "f" * 32}
@@ -188,7 +188,7 @@ def test_a_trial_that_kills_its_process_again_and_again_is_given_up(project: Pro
 
 @pytest.mark.thorough
 def test_a_database_deleted_during_the_search_is_reported_as_lost(project: Project) -> None:
-    """The error says what is lost and kept, and the way that it shows works."""
+    """The error says what is lost and what is kept, and the remedy that it names works."""
     process = project.start(*command(project, "--trials", "3"))
     wait_for_epoch(project, 1, 2)
     (project.folder / "optuna.db").unlink()

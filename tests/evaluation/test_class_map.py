@@ -64,7 +64,7 @@ def test_a_class_can_be_chosen_and_any_image_size_is_exact(name: str, size: int)
         np.testing.assert_allclose(maps.sum((1, 2)), logits[range(3), classes], atol=1e-4)
 
 
-def test_of_a_max_pooling_only_the_position_of_each_maximum_counts() -> None:
+def test_only_the_position_of_each_maximum_counts_in_a_max_pooling() -> None:
     classifier, _ = untrained("fast")
     last = ending(classifier.network)
     assert last is not None

@@ -32,7 +32,7 @@ def outputs(network: torch.nn.Module, classifier: ImageClassifier, images: Image
 
 
 @pytest.mark.slow
-def test_what_is_no_photograph_is_far_from_photographs(images: Images) -> None:
+def test_noise_and_flat_colours_are_far_from_photographs(images: Images) -> None:
     torch.manual_seed(0)
     classifier, card = untrained("cnn")
     distance = fit_distance(classifier, images[:600], images[600:750], card.temperature)

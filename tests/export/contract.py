@@ -1,4 +1,4 @@
-"""What every export format must do. A format's tests are a subclass with its name, and import `written`."""
+"""The requirements on every export format. A format's tests subclass the contract and import `written`."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def write(
 
 @pytest.fixture(scope="class")
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """A small network in the format of the class."""
+    """Write a small network in the format of the test class."""
     contract: type[FormatContract] = request.cls
     return write(contract.name, "cnn", "fp32", tmp_path_factory.mktemp(contract.name), **contract.options)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The export command: verification, the output folder, and what bad input leads to."""
+"""The export command: verification, the output folder, and errors for bad input."""
 
 import os
 from pathlib import Path
@@ -77,7 +77,7 @@ TABLE = {"onnx": EXPORT_FORMATS["onnx"], "litert": f"{__name__}:NEEDY", "executo
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> str:
-    """A file of weights whose card names the embedded sample; the head tells its images apart."""
+    """Return a file of weights whose card names the embedded sample; the head tells its images apart."""
     os.environ["CIFAR_MLFLOW_CACHE"] = str(shared_cache)
     from cifar_mlflow.config import DataConfig
 
@@ -244,7 +244,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
         choose_formats(TABLE, config(format="onnx,litert"))
 
 
-def test_all_leaves_out_what_cannot_be_written_and_says_why() -> None:
+def test_all_leaves_out_formats_that_cannot_be_written_and_says_why() -> None:
     formats, left_out = choose_formats(TABLE, config(format="all", precision="int8"))
     assert formats == [ONNX]
     assert [line.partition(":")[0] for line in left_out] == ["litert", "executorch"]

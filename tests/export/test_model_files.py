@@ -247,7 +247,7 @@ def test_a_model_of_an_unknown_name_is_refused(saved: Path, classifier: ImageCla
 @pytest.mark.parametrize("keep", [0, 5, 100, 3000, -1000])
 def test_a_truncated_file_is_reported_in_one_line(saved: Path, keep: int) -> None:
     saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(CifarError, match="damaged, copy or export it again") as caught:
+    with pytest.raises(CifarError, match="damaged; copy or export it again") as caught:
         load_model_file(saved)
     assert "\n" not in str(caught.value)
 

@@ -143,6 +143,6 @@ def test_a_path_that_is_not_utf8_is_read(model: Path) -> None:
 def test_a_truncated_program_is_reported_in_one_line(keep: int, model: Path) -> None:
     path = model / "data/model.pt2"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CifarError, match="damaged, copy or export it again") as caught:
+    with pytest.raises(CifarError, match="damaged; copy or export it again") as caught:
         load_program(path)
     assert "\n" not in str(caught.value)

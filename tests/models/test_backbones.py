@@ -50,7 +50,7 @@ def test_imagenet_weights_are_taken_from_torch_home(tmp_path: Path, monkeypatch:
     assert load_weights(network, tensors) == ["classifier.3.weight", "classifier.3.bias"]
     assert torch.equal(network.state_dict()["features.0.0.weight"], expected["features.0.0.weight"])
     file.write_bytes(b"half of a file")
-    with pytest.raises(CifarError, match=f"{file.name}: the file is damaged, delete it"):
+    with pytest.raises(CifarError, match=f"{file.name}: the file is damaged; delete it"):
         imagenet_weights(name)
 
 

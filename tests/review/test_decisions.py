@@ -1,4 +1,4 @@
-"""`review --apply`: what a table may say, and the refusal of everything else in one line."""
+"""`review --apply`: the decisions that a table may contain; any other table is refused in one line."""
 
 from pathlib import Path
 

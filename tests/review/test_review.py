@@ -150,7 +150,7 @@ def test_ctrl_c_ends_the_run_as_killed(
 @pytest.mark.thorough
 @pytest.mark.usefixtures("mlflow_store")
 def test_most_flipped_labels_of_the_sample_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 5 % of the labels, at least 80 % are suggested, and at least half of the suggestions are of them."""
+    """Of 5 % flipped labels, at least 80 % are found, and at least half of the suggestions are of them."""
     monkeypatch.chdir(tmp_path)
     sample = load_dataset(DataConfig(dataset="sample"))
     train, test = sample.split("train"), sample.split("test")

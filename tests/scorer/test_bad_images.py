@@ -1,4 +1,4 @@
-"""Untrusted bytes are decoded, or refused by a BadImage that says why, without long work."""
+"""Untrusted bytes are decoded, or refused by a BadImage that says why, at little cost."""
 
 import contextlib
 import pickle

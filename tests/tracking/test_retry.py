@@ -78,7 +78,7 @@ def test_a_policy_without_a_limit_reports_each_pause() -> None:
     assert pauses == [0.5, 1, 2, 4, 8, 10, 10]
 
 
-def test_call_mlflow_words_what_is_missing_refused_or_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_mlflow_explains_what_is_missing_refused_or_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0")
     with pytest.raises(UsageError, match="there is no such model"):
         call_mlflow(failing(9, MlflowException("x", RESOURCE_DOES_NOT_EXIST)), "there is no such model")

@@ -18,7 +18,7 @@ from cifar_mlflow.verb_config import EvaluateConfig
 
 @pytest.fixture
 def old(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with MLflow's default store and a run that has artifacts."""
+    """Return a working folder with MLflow's default store and a run that has artifacts."""
     folder = tmp_path / "old"
     folder.mkdir()
     shutil.copy(empty_store, folder)
@@ -109,7 +109,7 @@ def test_the_store_of_a_run_that_is_gone_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "gone").exists()
 
 
-def test_an_experiment_is_described_once_and_a_description_of_ones_own_is_kept(mlflow_store: Path) -> None:
+def test_an_experiment_is_described_once_and_an_edited_description_is_kept(mlflow_store: Path) -> None:
     assert connect("photos") == "photos"
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("photos")

@@ -44,7 +44,7 @@ def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The results of all cases on two processes."""
+    """Return the results of all cases on two processes."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "cases.json").write_text(json.dumps(CASES | MUON))
     files = (str(folder / "cases.json"), str(folder / "results.pt"))

@@ -1,4 +1,4 @@
-"""When a study is created, continued, replaced or refused."""
+"""The conditions for creating, continuing, replacing or refusing a study."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The best trials, the reason of a failure, and what importances are estimated from."""
+"""The best trials, the reason of a failed search, and the trials that importances are estimated from."""
 
 import optuna
 import pytest

@@ -56,7 +56,7 @@ def test_the_locks_do_not_depend_on_where_the_password_comes_from(folder: Path) 
 
 
 @pytest.mark.parametrize("text", ["abc", "", "-1", "0", "1.5"])
-def test_a_wrong_grace_period_is_refused_in_words(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_grace_period_is_refused_with_a_reason(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR_MLFLOW_GRACE", text)
     with pytest.raises(UsageError, match=r"CIFAR_MLFLOW_GRACE must be .* \(got"):
         grace_seconds()

@@ -1,4 +1,4 @@
-"""The trials that come before the sampler's."""
+"""The first trials of a study, before those that the sampler draws."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def test_models_that_share_a_recipe_have_a_trial_each(tmp_path: Path) -> None:
         {"model": "resnet18", "lr": 0.1},
         {"model": "resnet34", "lr": 0.1},
     ]
-    assert len({first["origin"] for first in trials}) == 2  # by which a study knows which of them were run
+    assert len({first["origin"] for first in trials}) == 2  # a study recognizes by it which of them were run
 
 
 def test_other_optimizers_follow_with_the_middle_of_their_ranges() -> None:
@@ -36,7 +36,7 @@ def test_other_optimizers_follow_with_the_middle_of_their_ranges() -> None:
 
 @pytest.mark.parametrize(("trials", "first"), [(20, 10), (8, 4), (2, 4), (None, 12)])
 def test_half_of_the_trials_are_left_to_the_sampler(trials: int | None, first: int) -> None:
-    """Except that each recipe has a trial, however few there are."""
+    """Each recipe has a trial in any case, however few trials there are."""
     space = Space.default()
     assert len(first_trials(space, space.models, {}, (), trials)) == first
 

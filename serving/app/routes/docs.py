@@ -28,7 +28,7 @@ FILES = {
     "docs.css": _File("text/css", "docs.css"),
 }
 
-# A test runs each of them, beside an image cat.jpg.
+# A test runs each of them in a folder with an image cat.jpg.
 EXAMPLES = {
     "/predict": [
         "curl -F file=@cat.jpg {url}/predict",

@@ -1,4 +1,4 @@
-"""POST /feedback: what people say about answers."""
+"""POST /feedback: store people's feedback on answers."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ MAX_BYTES = 64 * 1024
 
 
 async def _read_feedback(request: Request) -> Feedback:
-    # A web page of another site may send other content types without asking the server first (CORS).
+    # A web page of another site may send other content types without a preflight request (CORS).
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal(415, "unsupported_media_type", "Send application/json.")
     body = await request.body()

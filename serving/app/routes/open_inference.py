@@ -45,15 +45,15 @@ async def server_metadata(request: Request) -> ServerMetadata:
     return ServerMetadata(name=request.app.title, version=request.app.version, extensions=EXTENSIONS)
 
 
-@router.get("/health/live", response_description="The process lives.", responses=ERRORS)
+@router.get("/health/live", response_description="The process is alive.", responses=ERRORS)
 async def live() -> LiveResponse:
-    """Tell that the process lives."""
+    """Report that the process is alive."""
     return LiveResponse(live=True)
 
 
-@router.get("/health/ready", response_description="Images are answered.", responses=ERRORS)
+@router.get("/health/ready", response_description="The server is ready.", responses=ERRORS)
 async def ready(request: Request) -> ServerReadyResponse:
-    """Tell whether images are answered."""
+    """Report whether the server is ready to classify images."""
     _check_ready(app_state(request))
     return ServerReadyResponse(ready=True)
 
@@ -100,9 +100,9 @@ async def model(request: Request) -> ModelMetadata:
         return model_metadata(served)
 
 
-@model_route("GET", "/ready", response_description="Images are answered.", responses=MODEL_ERRORS)
+@model_route("GET", "/ready", response_description="The model is ready.", responses=MODEL_ERRORS)
 async def model_ready(request: Request) -> ModelReadyResponse:
-    """Tell whether the model answers images."""
+    """Report whether the model is ready to classify images."""
     with _use_model(request) as served:
         _check_ready(app_state(request))
         return ModelReadyResponse(name=served.name, ready=True)

@@ -83,7 +83,7 @@ async def predict(request: Request, parameters: Annotated[PredictParameters, Que
         overlays = await state.inference.run(request, _overlays, pixels, maps, stride)
         for prediction, class_map, url in zip(explained, maps, overlays, strict=True):
             prediction["explanation"] = _explanation(prediction["label"], class_map, url)
-    # Validating it with `PredictResponse` would take as long as writing it; a test does that.
+    # Validating the response with `PredictResponse` would take as long as writing it; a test does it instead.
     answer = {
         "request_id": context.request_id,
         "model": {"name": served.name, "version": served.version},

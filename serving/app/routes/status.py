@@ -16,9 +16,9 @@ router = APIRouter()
 JSON = "application/json"
 
 
-@router.get("/ready", response_description="Images are answered.", responses=errors())
+@router.get("/ready", response_description="The service is ready.", responses=errors())
 async def ready(request: Request) -> ReadyResponse:
-    """Tell whether images are answered, and what an operator should look at."""
+    """Report whether the service is ready to classify images, and problems for the operator."""
     state = app_state(request)
     failure = state.failure()
     if failure is not None:
@@ -48,7 +48,7 @@ async def metrics(request: Request) -> Response:
 @router.get("/ping", responses=errors(), response_description="An empty line.")
 @router.get("/health", responses=errors(), response_description="An empty line.")
 async def ping() -> Response:
-    """Tell that the process lives, as MLflow's scoring server does."""
+    """Report that the process is alive, as MLflow's scoring server does."""
     return Response("\n", media_type=JSON)
 
 
@@ -59,5 +59,5 @@ async def version() -> Response:
 
 
 def update_metrics(state: AppState) -> None:
-    """Set the gauges, which are states and not events."""
+    """Set the gauges, which show the current state."""
     state.telemetry.measure(state.admission.in_flight, state.inference.waiting, state.champion)

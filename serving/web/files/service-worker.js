@@ -1,7 +1,7 @@
 // @ts-check
 /** Keeps a copy of every file of the page, so that it opens without a connection, and serves the page from it. */
 
-/** Sets `self.BUNDLE`; a change of any file changes it, and with it this script for the browser. */
+/** Sets `self.BUNDLE`. A change of any file changes files.js, which makes the browser install this script anew. */
 importScripts("files.js");
 
 /** @type {{version: string, policy: string, files: Record<string, string>}} `files`: integrity by path. */
@@ -18,7 +18,7 @@ async function store() {
 }
 
 /**
- * Fail if the host has another version of the file: an update may be half done.
+ * Store a file; fail if the host has another version of it, as an update may be half done.
  * @param {Cache} cache
  * @param {string} path
  * @param {string} integrity

@@ -85,7 +85,7 @@ class Answer(NamedTuple):
 
     @property
     def code(self) -> str:
-        """The error code in the body."""
+        """Return the error code in the body."""
         found: str = json.loads(self.body)["error"]["code"]
         return found
 
@@ -210,7 +210,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.fixture(scope="session")
 def shared_store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Store:
-    """A store with one version, the champion. Tests must not change it."""
+    """Return a store with one version, the champion. Tests must not change it."""
     store = Store(tmp_path_factory.mktemp("store"), empty_store)
     store.promote(store.add())
     return store

@@ -1,4 +1,4 @@
-"""A model whose network takes as long for an image as its colour says, to make a server time out."""
+"""A model whose inference time depends on the colour of the image, to make a server time out."""
 
 import hashlib
 from pathlib import Path
@@ -33,10 +33,10 @@ def write_stalling_scorer(folder: Path) -> Path:
 
 
 def _network() -> onnx.ModelProto:
-    """The logits are 10 x the mean of a channel, in 0..1.
+    """Build a network whose logits are 10 x the mean of each channel, in 0..1.
 
-    If the largest green of the batch is 1, the network first multiplies matrices, as often as the fourth
-    power of its largest red.
+    If the largest green value of the batch is 1, the network first multiplies matrices; the number of
+    multiplications is the fourth power of the largest red value.
     """
     constants: dict[str, np.ndarray] = {
         "sides": np.array([1, 2], np.int64),

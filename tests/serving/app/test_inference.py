@@ -1,4 +1,4 @@
-"""Work that nobody waits for any more, and a network that does not get on, at a real server."""
+"""A real server skips work that no client waits for, and detects a network that is stuck."""
 
 import asyncio
 import json

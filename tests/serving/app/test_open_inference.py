@@ -475,7 +475,7 @@ def test_requests_are_counted_and_logged_like_those_to_predict(server: Server) -
 
 @pytest.fixture(scope="module")
 def protected(shared_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a key and a small limit."""
+    """Start a server with an API key and a small queue limit."""
     folder = tmp_path_factory.mktemp("protected")
     server = Server(folder, shared_store.uri, "--queue-limit", "2", CIFAR_MLFLOW_API_KEY=KEY)
     try:

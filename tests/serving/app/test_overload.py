@@ -1,4 +1,4 @@
-"""Limits on concurrent requests: what a busy server refuses, and what it answers all the same."""
+"""Limits on concurrent requests: a busy server refuses images and still answers other requests."""
 
 import resource
 import socket
@@ -29,7 +29,7 @@ FEW_OPEN_FILES = (
 
 @contextmanager
 def open_files(limit: int) -> Iterator[None]:
-    """Set the limit of this process."""
+    """Set the limit on open files of this process."""
     previous = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, previous[1]), previous[1]))
     try:
@@ -64,7 +64,7 @@ def kept_busy(server: Server) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def small(shared_store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a small limit."""
+    """Start a server with a small limit."""
     options = ("--queue-limit", str(LIMIT))
     server = Server(tmp_path_factory.mktemp("small"), shared_store.uri, *options, program=FEW_OPEN_FILES)
     try:
@@ -87,7 +87,7 @@ def head(size: int, *more: str) -> bytes:
 def refused(server: Server, *parts: bytes) -> tuple[socket.socket, Answer]:
     """Repeat a request until it is answered with 503; return its connection, and the answer.
 
-    A request with a part of its body only gets no answer when it is accepted: the next one may be refused.
+    An accepted request whose body is incomplete gets no answer: try again, as the next may be refused.
     """
     for _ in range(200):
         connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)

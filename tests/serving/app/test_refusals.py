@@ -26,7 +26,7 @@ R = text(RED)
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header has this size, with hardly any data."""
+    """Return a PNG whose header declares this size, with hardly any data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -63,7 +63,7 @@ def parquet_with(**metadata: str) -> bytes:
 
 
 def repeated(value: bytes, kind: pa.DataType) -> pa.Array:
-    """A column with the value in each of 300 rows, which a Parquet file has once."""
+    """Return a column of 300 equal values, which a Parquet file stores once."""
     return pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([value], kind))
 
 

@@ -103,7 +103,7 @@ def test_hidden_files_and_folders_are_skipped_unless_named(scorer: Scorer) -> No
 
 
 @pytest.mark.parametrize(("format_name", "suffix"), [("AVIF", "avif"), ("HEIF", "HEIC")])
-def test_photos_of_phones_are_read(scorer: Scorer, format_name: str, suffix: str) -> None:
+def test_phone_photos_are_read(scorer: Scorer, format_name: str, suffix: str) -> None:
     if format_name == "HEIF":
         pytest.importorskip("pillow_heif").register_heif_opener()
     Path("photos").mkdir()
@@ -123,7 +123,7 @@ needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow 
 
 
 @needs_avif
-def test_photos_of_phones_have_the_limits_of_other_photos(scorer: Scorer) -> None:
+def test_phone_photos_have_the_limits_of_other_photos(scorer: Scorer) -> None:
     size = b"".join(side.to_bytes(4) for side in (300, 200))
     larger = b"".join(side.to_bytes(4) for side in (9000, 6000))
     Path("wide.avif").write_bytes(avif().replace(size, larger))

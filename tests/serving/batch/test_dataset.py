@@ -32,7 +32,7 @@ def model(scorer_folder: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of two files, so that a few files make several."""
+    """Limit parts to two files, so that a few files make several parts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("serving.batch.dataset.PART_FILES", 2)
 

@@ -22,7 +22,7 @@ from tests.serving.batch.test_classify import BLUE, GREEN, RED, paint
 pytestmark = pytest.mark.slow
 
 BAD = {"empty.jpg": (b"", "empty_image"), "text.png": (b"no image", "not_an_image")}
-# How the processes of a cluster are started: which are workers, and the master that makes two of them.
+# The command lines of worker processes, and the options that start two of them.
 WORKERS = {"ray": "ray::MapWorker", "spark": "CoarseGrainedExecutorBackend"}
 CLUSTER = {"ray": (), "spark": ("--cluster", "local-cluster[2,1,1024]")}
 

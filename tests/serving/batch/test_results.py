@@ -249,7 +249,7 @@ def test_a_path_that_cannot_be_written_is_named(scorer: Scorer, output: Path) ->
         classify(["a.png"], scorer, output=output)
 
 
-# In a process of its own, which is interrupted or killed
+# A separate process, which is interrupted or killed
 
 DRIVER = """
 import sys

@@ -12,7 +12,7 @@ from tests.end_to_end.postgres import Postgres, missing
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """One server for all tests; a test that stops it must start it again."""
+    """Start one server for all tests; a test that stops it must start it again."""
     if reason := missing():
         pytest.skip(reason)
     with socket.socket() as listener:
@@ -25,7 +25,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def postgres_url(postgres: Postgres, request: pytest.FixtureRequest) -> str:
-    """An empty database."""
+    """Create an empty database and return its URL."""
     name = f"test_{abs(hash(request.node.nodeid))}"
     server = sa.create_engine(postgres.url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
     with server.connect() as connection:

@@ -1,4 +1,4 @@
-"""From feedback to training data: the exported folder, and a promotion of a model trained with it."""
+"""From feedback to training data: the exported folder, and the promotion of a model trained on it."""
 
 import csv
 import hashlib

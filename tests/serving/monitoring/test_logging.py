@@ -21,7 +21,7 @@ __all__ = ["shared_store"]  # a fixture
 
 ROOT = Path(__file__).parents[3]
 
-# An event loop that logs more than a pipe and the queue hold; `stdout` is told when it is through.
+# An event loop that logs more than a pipe and the queue hold, and then prints `through`.
 PROGRAM = """
 import asyncio, logging, sys
 from serving.monitoring.logging import QUEUE_LINES, log, set_up_logging, stderr_lines

@@ -24,7 +24,7 @@ PAGES_WITH_ROOTS = 8 * 4096  # the schema, and the first page of each table and 
 
 @pytest.fixture
 def start() -> Iterator[list[subprocess.Popen[str]]]:
-    """Processes that are killed at the end of the test."""
+    """Return a list for processes; kill them at the end of the test."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for process in started:
@@ -195,7 +195,7 @@ def test_a_damaged_file_is_reported_at_the_start(sqlite_url: str, tmp_path: Path
         rows(sqlite_url)
 
 
-def test_after_damage_that_shows_later_rows_wait_for_a_new_file(sqlite_url: str, tmp_path: Path) -> None:
+def test_rows_wait_for_a_new_file_after_the_file_was_damaged(sqlite_url: str, tmp_path: Path) -> None:
     file = tmp_path / "requests.db"
     damaged(sqlite_url, file, kept=PAGES_WITH_ROOTS)
     log = open_log(sqlite_url)

@@ -29,7 +29,7 @@ HOUR = 3600.0
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Store:
-    """Three versions: with a reference of validation images, of training images, and without one."""
+    """Return three versions: with a reference of validation images, of training images, and without one."""
     store = Store(tmp_path_factory.mktemp("store"), empty_store)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (500, 32, 32, 3), dtype=np.uint8)
@@ -42,7 +42,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Store:
 
 @pytest.fixture
 def log(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """A function that writes records and feedback to the request log of a folder with a copy of the store."""
+    """Return a function that writes records and feedback to a request log beside a copy of the store."""
     shutil.copy(store.folder / "mlflow.db", tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")

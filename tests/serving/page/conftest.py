@@ -98,7 +98,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Phot
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with default settings, for most tests."""
+    """Start a server with default settings, for most tests."""
     server = Server(tmp_path_factory.mktemp("page-server"))
     yield server
     server.stop()
@@ -113,7 +113,7 @@ def server_with_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
 
 @pytest.fixture(scope="session")
 def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a low rate limit and a low limit on the size of requests."""
+    """Start a server with a low rate limit and a low limit on the size of requests."""
     server = Server(tmp_path_factory.mktemp("strict-page-server"), "--rate-limit=120", "--max-body-mb=1")
     yield server
     server.stop()

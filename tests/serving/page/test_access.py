@@ -101,7 +101,7 @@ def test_a_phone_shows_the_live_view_and_its_prediction(
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance of rgb(…) (WCAG 2.2)."""
+    """Return the relative luminance, in 0..1, of rgb(…) (WCAG 2.2)."""
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
     red, green, blue = (
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts

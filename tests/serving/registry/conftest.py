@@ -158,7 +158,7 @@ class Registry:
         return self.client.get_model_version("cifar10", number)
 
     def model(self, number: str) -> LoggedModel:
-        """The logged model that a version was made from."""
+        """Return the logged model that a version was made from."""
         return self.client.get_logged_model(self.version(number).source.removeprefix("models:/"))
 
 

@@ -10,7 +10,7 @@ from serving.registry.abstention import energy, fit_thresholds, ood_auroc, ood_i
 
 
 def predictions(seed: int, count: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and labels; the sharper the logits, the more accurate they are."""
+    """Return logits and labels; the sharper the logits, the more accurate they are."""
     rng = np.random.default_rng(seed)
     logits = (sharpness * rng.standard_normal((count, 4))).astype(np.float32)
     return logits, (logits + 2 * rng.standard_normal((count, 4))).argmax(axis=1)
@@ -136,7 +136,7 @@ def test_auroc_tells_how_well_ood_images_stand_out() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 48])
-def test_ood_images_are_what_they_are_called(size: int) -> None:
+def test_ood_images_match_their_names(size: int) -> None:
     images_by_kind, again = ood_images(size), ood_images(size)
     assert images_by_kind.keys() == {
         "digits", "photographs", "noise", "gray_noise", "flat", "gradient", "text",

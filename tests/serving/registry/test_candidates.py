@@ -43,7 +43,7 @@ def candidate(precision: Literal["fp32", "int8"], correct: np.ndarray, milliseco
 def chosen(
     precision: Precision, images: int, only_fp32: int, only_int8: int = 0, int8_ms: float = 3.5
 ) -> tuple[str, str]:
-    """Return the chosen precision and the reason, given on how many images only one of them is right.
+    """Return the chosen precision and the reason, given the numbers of images that only one gets right.
 
     fp32 takes 8 ms for 16 images.
     """

@@ -1,4 +1,4 @@
-"""The promotion rule, rollback, and what happens if a promotion is interrupted or meets another one."""
+"""The promotion rule, rollback, and promotions that are interrupted or concurrent."""
 
 import json
 import subprocess

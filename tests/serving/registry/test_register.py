@@ -1,4 +1,4 @@
-"""`register`: what a new version contains, and the checks before it is created."""
+"""`register`: the contents of a new version, and the checks before it is created."""
 
 import hashlib
 import io
@@ -317,7 +317,7 @@ def test_a_logged_model_that_does_not_load_does_not_become_a_version(
     assert versions(client) == []
 
 
-def test_an_own_model_is_named_after_its_folder_and_keeps_the_description_that_a_person_wrote(
+def test_a_model_of_own_images_is_named_after_the_folder_and_keeps_its_edited_description(
     client: mlflow.MlflowClient, trained: Trained
 ) -> None:
     client.create_registered_model("vivid", description="ours")

@@ -36,7 +36,7 @@ class Trained:
 
 
 class Exported(NamedTuple):
-    """A web folder, and what the command that exported it has printed."""
+    """A web folder, and the output of the command that exported it."""
 
     folder: Path
     stdout: str
@@ -122,7 +122,7 @@ def site(folder: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def copy(folder: Path, tmp_path: Path) -> Iterator[Site]:
-    """A site of its own, which a test may change or stop."""
+    """Serve a copy of the site, which a test may change or stop."""
     shutil.copytree(folder, tmp_path / "copy")
     with served(tmp_path / "copy") as site:
         yield site

@@ -78,7 +78,7 @@ def test_a_half_done_update_is_not_stored(open_page: Callable[..., Page], copy: 
 
 @pytest.fixture
 def profile(browser: Browser, tmp_path: Path) -> Iterator[BrowserContext]:
-    """Chromium with a profile on disk: pages cannot be installed from a private window."""
+    """Start Chromium with a profile on disk: pages cannot be installed from a private window."""
     context = browser.browser_type.launch_persistent_context(
         tmp_path / "profile", executable_path=CHROMIUM, args=["--no-sandbox"]
     )

@@ -1,4 +1,4 @@
-"""The page of a web folder: the ways to add a photo, and what it leaves out."""
+"""The page of a web folder: the ways to add a photo; parts that need a server are left out."""
 
 import base64
 import re

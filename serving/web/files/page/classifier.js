@@ -10,8 +10,8 @@ import { milliseconds } from "./format.js";
 /** @typedef {import("./worker.js").Response} Response */
 /**
  * @typedef {import("./answer.js").Model & {temperature: number, ood?: {above: number}}} Model The content of
- *   model.json. An answer is uncertain if its confidence is below, or its energy (plus distance) above, a threshold. A model without
- *   thresholds is never uncertain.
+ *   model.json. An answer is uncertain if its confidence is below, or its energy (plus distance) above, a
+ *   threshold. A model without thresholds is never uncertain.
  */
 
 /** @type {Promise<Model> | null} */
@@ -63,7 +63,7 @@ async function fetchModel() {
 /**
  * @param {Blob} image
  * @param {number} classes Number of classes in the answer.
- * @param {{signal?: AbortSignal, live?: boolean}} [options] `live`: for the other implementation.
+ * @param {{signal?: AbortSignal, live?: boolean}} [options] `live` matters only to the other implementation.
  * @returns {Promise<Answer>}
  */
 export async function predict(image, classes, { signal } = {}) {
@@ -99,7 +99,7 @@ function askWorker(image, { image_size: size, fit }) {
 }
 
 /**
- * Do what `Scorer.scores` and `Scorer.answers` of the Python package do.
+ * Compute a prediction from logits, as `Scorer.scores` and `Scorer.answers` of the Python package do.
  * @param {Float32Array} logits
  * @param {number} distance
  * @param {Model} model

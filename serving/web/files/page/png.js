@@ -117,14 +117,14 @@ function exifOrientation(tiff) {
       if (view.getUint16(at, little) === 0x0112) return view.getUint16(at + 8, little);
     }
   } catch {
-    // damaged: as without
+    // damaged: treated as absent
   }
   return 1;
 }
 
 /**
  * @param {Uint8Array[]} parts
- * @param {number} size Of the inflated data; anything behind is ignored.
+ * @param {number} size Size of the inflated data; anything after it is ignored.
  */
 async function inflate(parts, size) {
   const inflated = new Uint8Array(size);

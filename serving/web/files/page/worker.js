@@ -13,7 +13,7 @@ import { decode } from "./decode.js";
  * @property {{decode: number, score: number}} ms
  */
 /** @typedef {{id: number, image: Blob, size: number, fit: "crop" | "squash"}} Request */
-/** @typedef {{id: number, result?: Result, error?: string}} Response Id 0: whether the network could be loaded. */
+/** @typedef {{id: number, result?: Result, error?: string}} Response Id 0 reports whether the network was loaded. */
 
 ort.env.wasm.numThreads = 1; // more would need headers that isolate the page, which many static hosts cannot send
 ort.env.wasm.wasmPaths = { wasm: new URL("../runtime/ort-wasm-simd-threaded.wasm", import.meta.url).href };
