@@ -1,6 +1,7 @@
 """`python -m benchmarks [NAMES...]`: run all benchmarks, or the named ones, and print one table.
 
-`record`, `gpu`, `leaderboard` and `folds` are commands with options: `python -m benchmarks record --help`.
+`record`, `gpu`, `leaderboard`, `folds` and `release` are commands with options:
+`python -m benchmarks record --help`.
 """
 
 import importlib

@@ -28,7 +28,7 @@ from tuning.objective import VALUE
 from tuning.optuna_output import silence_optuna
 from tuning.storage import Storage
 from tuning.study_spec import WorkerSpec, read_study_spec
-from tuning.worker_main import Worker
+from tuning.worker import Worker
 
 EPOCHS = 9
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -10,7 +10,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from cifar_mlflow.config import IMAGENET, DataConfig, TrainConfig, check_tta, re
 from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.interrupt import stoppable
 from cifar_mlflow.names import CIFAR10, data_name, printable, registered_name
 from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
@@ -169,7 +170,8 @@ def train(
         if print_config:
             return _print_config(None, registration, config)
         adapt = not resume and "batch_size" not in given
-        result = pipeline.train(config, resume, minutes=minutes, adapt_batch_size=adapt)
+        with stoppable() if register else nullcontext():
+            result = pipeline.train(config, resume, minutes=minutes, adapt_batch_size=adapt)
     if rank() > 0:  # the first process of torchrun has the results
         return None
     click.echo(result.summary())

@@ -66,8 +66,8 @@ class PlacesConfig(Settings):
     data_dir: Path | None = setting(
         None,
         "Folder of the images. For cifar10: torchvision's folder, the archive, or parquet files of the Hub "
-        "(default: $CIFAR10_DIR). For dataset=folder: a folder with one subfolder per class, or a CSV or "
-        "Parquet file with the columns path and label.",
+        "(default: $CIFAR10_DIR). For dataset=folder: a folder with one subfolder per class, or a CSV, "
+        "TSV or Parquet file with the columns path and label.",
     )
     mirrors: tuple[str, ...] = setting(
         CIFAR10_MIRRORS, "URLs of cifar-10-python.tar.gz, comma-separated, tried in this order."
@@ -197,7 +197,12 @@ class OptimizeConfig(Settings):
         le=1,
     )
     momentum: float = setting(0.9, "Momentum; beta1 for adamw.", ge=0, lt=1)
-    weight_decay: float = setting(5e-4, "Weight decay; norms and biases have none.", ge=0, le=1)
+    weight_decay: float = setting(
+        5e-4,
+        "Weight decay; norms and biases have none, and under muon only the last layer has it.",
+        ge=0,
+        le=1,
+    )
     layer_decay: float = setting(
         1.0,
         "Learning rate of the first layer, as a fraction of that of the last one; those between follow "

@@ -3,11 +3,12 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, NoReturn, Self, TypeVar
 
+T = TypeVar("T")
 # Signals this soon after the one that stopped the job belong to it: people press Ctrl-C several times. In
 # this time the run is marked as KILLED; another interruption could leave it RUNNING and its store locked.
 SECONDS_TO_CLEAN_UP = 3
@@ -46,23 +47,28 @@ def terminable() -> Iterator[None]:
 class StopRequest:
     """While entered, SIGINT, SIGTERM and SIGHUP only set `signum`; the loop checks it between two steps.
 
-    A second SIGINT raises KeyboardInterrupt at once. Other signals after the first are ignored: on Ctrl-C
+    A SIGINT after that raises KeyboardInterrupt at once. Other signals after the first are ignored: on Ctrl-C
     `mlflow run` sends SIGTERM to a process that has already received the terminal's SIGINT. Signals within
     `SECONDS_TO_CLEAN_UP` after an exception are ignored, too.
 
     A nested request takes over a signal that the outer loop has not handled yet, and passes a signal that the
-    inner loop has not handled on to the outer request.
+    inner loop has not handled on to the outer request. Outside the main thread, where Python handles no
+    signals, a request receives none.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._at_once = False
         self._raised_at: float | None = None
+        self._previous: dict[int, Any] = {}
         self._outer: StopRequest | None = None
 
     def __enter__(self) -> Self:
-        # Signals that the parent process ignores stay ignored; nohup and background jobs rely on it.
-        handled = [signum for signum in SIGNALS if signal.getsignal(signum) is not signal.SIG_IGN]
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        # Signals that the parent process ignores stay ignored; nohup and background jobs rely on it. None
+        # stands for a handler in C, which could not be restored.
+        handled = [signum for signum in SIGNALS if signal.getsignal(signum) not in (signal.SIG_IGN, None)]
         self._previous = {signum: signal.signal(signum, self._handle) for signum in handled}
         owners = [getattr(handler, "__self__", None) for handler in self._previous.values()]
         self._outer = next((owner for owner in owners if isinstance(owner, StopRequest)), None)
@@ -81,18 +87,18 @@ class StopRequest:
             self._outer.receive(self.signum)
 
     def receive(self, signum: int) -> None:
-        """Request a stop, or raise KeyboardInterrupt, as on this signal."""
+        """Request a stop, or raise an exception, as on this signal."""
         now = time.monotonic()
         if self._raised_at is not None and now - self._raised_at < SECONDS_TO_CLEAN_UP:
             return
-        if signum == signal.SIGINT and self.signum == signal.SIGINT:
+        is_first = self.signum is None
+        if is_first:
+            self.signum = signum
+        if self._at_once:  # not only on the first signal: Python drops an exception that a destructor raises
+            self.raise_if_asked()
+        if signum == signal.SIGINT and not is_first:
             self._raised_at = now
             raise KeyboardInterrupt
-        if self.signum is None:
-            self.signum = signum
-            if self._at_once:
-                self._raised_at = now
-                raise Interrupted(signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.receive(signum)
@@ -106,9 +112,41 @@ class StopRequest:
             yield
         finally:
             self._at_once = False
-        self.raise_if_asked()  # Python drops an exception that is raised in a destructor
+        self.raise_if_asked()  # the exception was dropped
 
     def raise_if_asked(self) -> None:
         if self.signum is not None:
-            self._raised_at = time.monotonic()
-            raise Interrupted(self.signum)
+            self.interrupt(self.signum)
+
+    def interrupt(self, signum: int) -> NoReturn:
+        """Raise Interrupted, as on a signal that this process or another one of the job has received."""
+        self._raised_at = time.monotonic()
+        raise Interrupted(signum)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise Interrupted on a signal within the block, even if it arrives while a job in the block ends.
+
+    The job is then complete, but what follows must not begin.
+    """
+    with StopRequest() as stop, stop.at_once():
+        yield
+
+
+def run_program(load: Callable[[], Callable[[], T]]) -> T:
+    """Import a program with `load` and run it; before and after that, Ctrl-C ends the process silently.
+
+    Importing libraries takes seconds, and they clean up when the interpreter ends: a KeyboardInterrupt would
+    print a traceback.
+    """
+    # A job in the background of a shell script ignores SIGINT from its start, and continues to do so.
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return load()()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        program = load()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return program()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

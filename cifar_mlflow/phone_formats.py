@@ -21,7 +21,7 @@ from cifar_mlflow.scorer.preprocess import (
 )
 
 # A photo with damaged EXIF data counts as upright, in these formats as in the others.
-warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF data", UserWarning)
 
 BRANDS = {
     "AVIF": {b"avif", b"avis"},
@@ -29,6 +29,15 @@ BRANDS = {
 }
 # Large enough for every network, and small enough for the size limit of the scorer as a BMP.
 MAX_SIDE = 2048
+
+
+def can_decode(kind: str) -> bool:
+    """Return whether a library that reads this format, HEIC or AVIF, is installed."""
+    try:
+        _reader(kind)
+    except ImportError:
+        return False
+    return True
 
 
 class MissingDecoder(BadImage):

@@ -69,7 +69,8 @@ class ExportConfig(PlacesConfig, TrackingConfig):
         "Default for one of these formats: <model>.h5 or <model>.safetensors.",
     )
     with_preprocessing: bool = setting(
-        False, "Put crop and resize into the file, so that it takes an image of any size (onnx only)."
+        False,
+        "Put crop and resize into the file, so that it takes an image of any size (onnx; web always does).",
     )
     runtime: Path | None = setting(
         None, "Folder with the npm package onnxruntime-web, instead of having npm download it (web only)."

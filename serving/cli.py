@@ -9,6 +9,7 @@ import click
 
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import Steps, loading
+from cifar_mlflow.interrupt import stoppable
 from cifar_mlflow.names import CIFAR10, PRETRAINED, data_name, registered_name
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
@@ -188,7 +189,8 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
         from serving.demo import PHOTO, classify_over_http
 
     try:
-        result = pipeline.train(config)
+        with stoppable():
+            result = pipeline.train(config)
     except KeyboardInterrupt:
         click.echo(REST_OF_DEMO, err=True)
         raise

@@ -34,7 +34,7 @@ class ClassifyConfig(Settings):
         "this machine.",
         min_length=1,
     )
-    sort_into: Path | None = setting(None, "Copy the images to this folder, into one sub-folder per class.")
+    sort_into: Path | None = setting(None, "Copy the images to this folder, into one subfolder per class.")
     explain: Path | None = setting(
         None,
         "Write a picture of each image to this folder: red parts speak for the answer, blue ones against it.",
@@ -162,7 +162,7 @@ class MonitorConfig(TrackingConfig):
     )
     export_feedback: Path | None = setting(
         None,
-        "Copy the images whose true class is known from feedback to this folder, one sub-folder per class, "
+        "Copy the images whose true class is known from feedback to this folder, one subfolder per class, "
         "for training with --dataset cifar10+DIR.",
     )
     images_dir: Path | None = setting(

@@ -264,7 +264,7 @@ def test_an_option_wins_over_the_file_and_the_file_over_the_recipe(tmp_path: Pat
     assert "lr: 0.01\n" in printed
     assert "batch_size: 64\n" in printed
     assert "recipe: vgg\n" in printed
-    assert "dropout: 0.2\n" in printed
+    assert "crop_padding: 3\n" in printed
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "nan", "inf", "", "1e9"])
@@ -439,8 +439,8 @@ def test_help_shows_the_defaults_of_the_verb() -> None:
             [
                 "cifar10 (demo sample; finetune folder)",
                 "resnet18, or that of --recipe",
-                "30 (cnn 16; fast 8; demo 18; finetune 4), >= 1",
-                "0.1 (vgg 0.02; fast 0.17; demo 0.24; finetune 0.001), > 0",
+                "30 (cnn 16; vgg 12; fast 8; demo 18; finetune 4), >= 1",
+                "0.1 (vgg 0.14; fast 0.17; demo 0.24; finetune 0.001), > 0",
             ],
         ),
         ("tune", ["chosen by the search, > 0, <= 10", "9, >= 1"]),

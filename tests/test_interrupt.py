@@ -1,12 +1,14 @@
 """Signals during a training or an evaluation."""
 
+import faulthandler
 import signal
+import threading
 from contextlib import suppress
 
 import pytest
 
 from cifar_mlflow import interrupt
-from cifar_mlflow.interrupt import Interrupted, StopRequest
+from cifar_mlflow.interrupt import Interrupted, StopRequest, stoppable
 
 
 def test_a_signal_only_sets_the_request() -> None:
@@ -46,7 +48,7 @@ def test_a_job_takes_over_a_signal_that_arrived_before_it_began() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_in_a_destructor_is_not_lost() -> None:
+def test_a_signal_in_a_destructor_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python prints an exception that is raised there, and continues."""
 
     class Signals:
@@ -58,6 +60,49 @@ def test_a_signal_in_a_destructor_is_not_lost() -> None:
 
     with StopRequest() as stop, pytest.raises(Interrupted, match="SIGTERM"), stop.at_once():
         work()
+
+    monkeypatch.setattr(interrupt, "SECONDS_TO_CLEAN_UP", 0)
+    with StopRequest() as stop, stop.at_once():
+        Signals()
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+        stop.signum = None
+
+
+def test_ctrl_c_stops_a_job_that_ends_slowly_after_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """During an outage of MLflow, the end of a run waits for minutes."""
+    monkeypatch.setattr(interrupt, "SECONDS_TO_CLEAN_UP", 0)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            stop.raise_if_asked()
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_what_follows_a_job_does_not_begin_after_a_signal_at_its_end() -> None:
+    with pytest.raises(Interrupted, match="SIGTERM"), stoppable(), StopRequest():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_job_runs_in_any_thread_and_under_any_handler() -> None:
+    def run() -> None:
+        with StopRequest() as stop, stop.at_once():
+            done.append(True)
+
+    done: list[bool] = []
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+    faulthandler.register(signal.SIGHUP, chain=False)  # a handler in C, which Python shows as None
+    try:
+        run()
+    finally:
+        faulthandler.unregister(signal.SIGHUP)
+    assert done == [True, True]
 
 
 def test_only_the_first_signal_and_a_later_ctrl_c_raise(monkeypatch: pytest.MonkeyPatch) -> None:

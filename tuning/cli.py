@@ -1,10 +1,12 @@
 """The `tune` command."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import click
 
 from cifar_mlflow.console import loading
+from cifar_mlflow.interrupt import stoppable
 from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.verb_config import RegisterConfig
 from tuning.config import SEARCHED, SearchConfig, TuneAndPromoteConfig, TuneConfig
@@ -40,7 +42,8 @@ def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
         from tuning.results import best_trials
         from tuning.study import tune as search
 
-    study = search(given, {**registration, "promote": True} if promote else None)
+    with stoppable() if promote else nullcontext():
+        study = search(given, {**registration, "promote": True} if promote else None)
     click.echo(f"\n{leaderboard(study)}")
     for best in best_trials(study, 1):
         run_id, settings = best.user_attrs["run_id"], best.user_attrs["settings"]

@@ -1,6 +1,6 @@
 """The parent's side of the worker processes: start, read, stop them, and restart those that are killed.
 
-`tuning.worker_main` is what such a process runs.
+Such a process runs `tuning.worker`.
 """
 
 import logging

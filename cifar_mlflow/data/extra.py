@@ -67,7 +67,7 @@ def with_extra_images(
 
 def _find(base: ImageDataset, folder: Path) -> Found:
     if not folder.is_dir():
-        raise UsageError(f"extra_dir: {folder} is not a folder with one sub-folder per class")
+        raise UsageError(f"extra_dir: {folder} is not a folder with one subfolder per class")
     labels = {name: label for label, name in enumerate(base.classes)}
     paths: list[Path] = []
     numbers: list[int] = []

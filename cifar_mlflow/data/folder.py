@@ -1,4 +1,4 @@
-"""A folder of image files of any size, with one sub-folder per class."""
+"""A folder of image files of any size, with one subfolder per class."""
 
 import re
 from pathlib import Path

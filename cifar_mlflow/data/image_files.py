@@ -35,7 +35,7 @@ SHOWN_NAMES = 5
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Return the sub-folders that are not hidden or junk, sorted.
+    """Return the subfolders that are not hidden or junk, sorted.
 
     Raises:
         CifarError: the folder cannot be read.

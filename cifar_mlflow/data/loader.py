@@ -29,9 +29,6 @@ class TrainLoader:
             free memory; otherwise each batch is.
         labels: int64 (N,).
         num_classes: width of the soft targets of mixup and CutMix.
-
-    Raises:
-        UsageError: cutout or crop_padding is too large for the images.
     """
 
     def __init__(

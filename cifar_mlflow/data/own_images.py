@@ -69,7 +69,8 @@ def own_source(found: Found, image_size: int, cache_dir: Path, skip_unreadable: 
 
     Raises:
         UsageError: a class has too few images.
-        CifarError: files cannot be read; `read` raises it for files that are not images. All are named.
+        CifarError: files cannot be read; `read` raises it for files that are not images. The message
+            names the first ones and counts the others.
     """
     splits, notes = found.splits, found.notes
     set_aside: tuple[int, ...] = ()

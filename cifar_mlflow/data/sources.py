@@ -76,14 +76,15 @@ def _source(config: DataConfig, archive: Archive) -> Source:
 def _own_images(config: DataConfig) -> Source:
     place = config.data_dir
     if place is None:
-        raise UsageError("--dataset folder needs --data-dir, a folder with one sub-folder per class")
+        raise UsageError("--dataset folder needs --data-dir, a folder with one subfolder per class")
     if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
         found = find_in_table(place)
     elif place.is_dir():
         found = find_in_folder(place)
     else:
         raise UsageError(
-            f"data_dir: {place} is not a folder, nor a .csv or .parquet file with the columns path and label"
+            f"data_dir: {place} is not a folder, nor a .csv, .tsv or .parquet file with the columns path and "
+            "label"
         )
     return own_source(found, config.image_size, config.cache_dir, config.skip_unreadable)
 

@@ -99,7 +99,7 @@ def description(card: ModelCard, calibration: str) -> str:
         f"{card.model} on {card.data}, {card.metrics['train_seconds']:.0f} s of training\n\n{table}\n\n"
         f"Calibration: {calibration}.\n\n" + (f"Code: {link}.\n\n" if link else "") + "The file "
         "`config.yaml` has all settings: `cifar-mlflow train --config config.yaml` repeats the training. "
-        f"`cifar-mlflow evaluate --model {card.run_id}` evaluates it on other images."
+        f"`cifar-mlflow evaluate --model-uri {card.run_id}` evaluates it on other images."
     )
 
 

@@ -63,18 +63,18 @@ def tracked_run(
         active = _start(run_name=name, tags=tags)
         directory = RunDirectory.of(cache_dir, active.info.run_id)
     run = TrackedRun(active.info.run_id, active.info.run_name)
-    if page := page_address(f"experiments/{active.info.experiment_id}/runs/{run.run_id}"):
-        logger.info("Run %s: %s", run.name, page)
-    # If MLflow is configured to log system metrics, it does so itself.
-    monitored = system_metrics and not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()
     status = "FAILED"
     try:
+        if page := page_address(f"experiments/{active.info.experiment_id}/runs/{run.run_id}"):
+            logger.info("Run %s: %s", run.name, page)
         if not run_id:
             directory.acquire()
         directory.write_owner(store_uri(), study)
         if resume:
             run.clear_error()
         run.set_tags({"kind": kind})
+        # If MLflow is configured to log system metrics, it does so itself.
+        monitored = system_metrics and not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()
         with monitor_system(run.run_id) if monitored else nullcontext():
             yield run, directory
         run.flush()
@@ -160,18 +160,29 @@ def _start(tags: dict[str, str] | None = None, **arguments: Any) -> mlflow.Activ
     started_at = int(time.time() * 1000)
     attempts = 0
 
+    def started() -> list[str]:
+        """Return the id of the run, if the store has it: perhaps only the response was lost."""
+        if "run_id" in arguments:
+            return [arguments["run_id"]]
+        conditions = [f"tags.{key} = '{value}'" for key, value in owner.items()]
+        query = " and ".join([*conditions, f"attributes.start_time >= {started_at}"])
+        return [run.info.run_id for run in mlflow.search_runs(filter_string=query, output_format="list")]
+
     def start() -> mlflow.ActiveRun:
         nonlocal attempts
         attempts += 1
-        if attempts > 1 and "run_id" not in arguments:  # if only the response was lost, the run exists
-            conditions = [f"tags.{key} = '{value}'" for key, value in owner.items()]
-            query = " and ".join([*conditions, f"attributes.start_time >= {started_at}"])
-            if existing := mlflow.search_runs(filter_string=query, output_format="list"):
-                return mlflow.start_run(run_id=existing[0].info.run_id)
+        if attempts > 1 and "run_id" not in arguments and (existing := started()):
+            return mlflow.start_run(run_id=existing[0])
         return mlflow.start_run(**arguments, tags={**(tags or {}), **owner})
 
     try:
         return retry_on_outage(start, patience_seconds())
+    except KeyboardInterrupt:
+        with suppress(MlflowException):
+            mlflow.end_run("KILLED")
+            for run_id in started():
+                mlflow.MlflowClient().set_terminated(run_id, "KILLED")
+        raise
     except MlflowException as error:
         raise CifarError(f"MLflow cannot start the run: {first_line(error)}") from error
 

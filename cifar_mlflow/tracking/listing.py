@@ -48,8 +48,8 @@ def list_runs(config: RunsConfig) -> tuple[Rows, list[str]]:
     candidates = [run for run in runs if run.info.status == "FINISHED" and "val/accuracy" in run.data.metrics]
     if config.kind in ("train", "trial") and candidates:
         # Accuracies on other images cannot be compared.
-        newest = candidates[0].data.tags.get("dataset")
-        candidates = [run for run in candidates if run.data.tags.get("dataset") == newest]
+        newest = candidates[0].data.tags.get("dataset.digest")
+        candidates = [run for run in candidates if run.data.tags.get("dataset.digest") == newest]
         best = max(candidates, key=lambda run: run.data.metrics["val/accuracy"]).info.run_id
         if best not in registered:
             commands.append(f"cifar-mlflow register {best} --promote")

@@ -176,8 +176,7 @@ class Training:
                         self._raise_if_weights_diverged()
                         if checkpoint:
                             checkpoint.save(self.state_dict())
-                        stop.signum = signum  # perhaps another process has received it
-                        stop.raise_if_asked()
+                        stop.interrupt(signum)
                 metrics = self._finish_epoch()
                 if checkpoint:
                     checkpoint.save(self.state_dict())

@@ -80,12 +80,12 @@ def _answers(scorer: Scorer, scored: Scored, top_k: int) -> list[dict[str, Any]]
             error = {"code": image.error.code, "message": image.error.message}
             answers.append({**NO_ANSWER, "error": error})
             continue
-        answer, energy = next(good)
+        answer, ood = next(good)
         image.record.update(
             label=answer["label"],
             confidence=answer["confidence"],
             uncertain=answer["uncertain"],
-            ood=energy,
+            ood=ood,
             score_ms=scored.score_ms,
         )
         answers.append({**answer, "error": None})

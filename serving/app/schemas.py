@@ -12,6 +12,10 @@ EncodedImage = Annotated[
     Any, WithJsonSchema({"type": "string", "description": "An image as base64 text or as a data URL."})
 ]
 
+REQUEST_ID = (
+    "For /feedback. Also in the header X-Request-ID, or X-Feedback-Id if the request had an X-Request-ID."
+)
+
 
 class ErrorDetail(BaseModel):
     code: str = Field(description="For programs; docs/service.md lists the codes.")
@@ -95,7 +99,7 @@ class PredictParameters(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    request_id: str = Field(description="Also in the header X-Request-ID; /feedback refers to it.")
+    request_id: str = Field(description=REQUEST_ID)
     model: ModelName
     predictions: list[Prediction] = Field(description="One per image, in the order of the request.")
     timings_ms: Timings
@@ -341,7 +345,7 @@ class InferOutput(TensorMetadata):
 
 
 class InferResponseParameters(BaseModel):
-    request_id: str = Field(description="Also in the header X-Request-ID; /feedback refers to it.")
+    request_id: str = Field(description=REQUEST_ID)
 
 
 class InferResponse(BaseModel):

@@ -25,7 +25,7 @@ from serving.batch.find import Found
 from serving.batch.formats import PARQUET_SCHEMA
 from serving.batch.lock import exclusive_writer
 from serving.batch.remote import Stamp, file_system, is_url, local_path, storage_errors
-from serving.batch.results import UNREADABLE
+from serving.batch.results import may_be_readable
 from serving.batch.rows import Outcome, Row, file_stamp, outcome_of, path_text
 from serving.batch.tables import TablePart
 
@@ -93,8 +93,9 @@ class Dataset:
     def plan(self, found: Found) -> tuple[list[str], list[Part]]:
         """Return the names of the finished parts that are still valid, and the parts to compute.
 
-        A finished part is valid if each of its images is still an input in the same state, and none was
-        unreadable. The files of other parts are removed, and their images are planned again.
+        A finished part is valid if each of its images is still an input in the same state, and none that had
+        no answer may be readable now. The files of other parts are removed, and their images are planned
+        again.
         """
         inputs = {entry.key: entry for entry in _inputs(found)}
         existing = finished_parts(self.url)
@@ -103,7 +104,7 @@ class Dataset:
             for name, stamps in self._planned.items()
             if name in existing
             and all(key in inputs and inputs[key].stamp == stamp for key, stamp in stamps.items())
-            and not any(row.error and row.error.code == UNREADABLE for _, row in self.outcomes(name))
+            and not any(row.error and may_be_readable(row.error) for _, row in self.outcomes(name))
         ]
         planned = {name: self._planned[name] for name in kept}
         for stamps in planned.values():

@@ -46,7 +46,7 @@ class Found:
 
 
 def find_images(paths: Sequence[str], exclude: Mapping[str, Path] | None = None) -> Found:
-    """Return the files at `paths`, in that order; the files of a folder sorted by name, before sub-folders.
+    """Return the files at `paths`, in that order; the files of a folder sorted by name, before subfolders.
 
     A folder stands for the files below it that have the suffix of an image and are not hidden. A file that is
     named itself, or by a pattern such as `photos/**/*.jpg`, is taken whatever its name, with two exceptions:

@@ -41,7 +41,7 @@ def classify(
         paths: see `find_images`.
         output: a .csv, .jsonl or .parquet file for the answers (see `Row`). Images that it already has rows
             for are not classified again, so the same call continues an interrupted one.
-        sort_into: a folder for copies, one sub-folder per class; it is excluded from the search for images.
+        sort_into: a folder for copies, one subfolder per class; it is excluded from the search for images.
         explain: a folder for pictures that show why an image has its answer (see `Overlays`), excluded too.
         top_k: number of most likely classes per image in `output`. Default: 3, or all of fewer classes.
 

@@ -13,7 +13,7 @@ from cifar_mlflow.phone_formats import MissingDecoder
 from cifar_mlflow.scorer.preprocess import MAX_BYTES, BadImage, image_bytes
 from serving.batch.find import Found
 from serving.batch.remote import Stamp, is_url, read_url, url_stamp
-from serving.batch.results import UNREADABLE
+from serving.batch.results import UNREADABLE, missing_decoder
 from serving.batch.rows import FileError, Outcome, file_stamp, path_text
 from serving.batch.tables import TablePart, read_cells
 
@@ -133,6 +133,6 @@ def _prepared(file: File, data: bytes, prepare: Prepare) -> File:
     try:
         return file._replace(image=prepare(data))
     except MissingDecoder as error:
-        return file._replace(error=FileError(file.text, UNREADABLE, str(error)))
+        return file._replace(error=FileError(file.text, missing_decoder(error.kind), str(error)))
     except BadImage as error:
         return file._replace(error=FileError(file.text, error.code, str(error)))

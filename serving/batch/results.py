@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import atomic_write, write_errors
+from cifar_mlflow.phone_formats import BRANDS, can_decode
 from serving.batch.formats import (
     Csv,
     JsonLines,
@@ -23,13 +24,24 @@ from serving.batch.formats import (
     write_parquet,
 )
 from serving.batch.lock import exclusive_writer
-from serving.batch.rows import Outcome, Row, file_stamp, outcome_of
+from serving.batch.rows import FileError, Outcome, Row, file_stamp, outcome_of
 
 logger = logging.getLogger("cifar_mlflow.classify")
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 # Error code of a file that may be readable the next time, with the same size and date.
 UNREADABLE = "unreadable"
+
+
+def missing_decoder(kind: str) -> str:
+    """Return the error code of a file of this format that no installed library reads: `no_heic_decoder`."""
+    return f"no_{kind.lower()}_decoder"
+
+
+def may_be_readable(error: FileError) -> bool:
+    """Return whether the reason why an unchanged file had no answer may no longer exist."""
+    kinds = {missing_decoder(kind): kind for kind in BRANDS}
+    return can_decode(kinds[error.code]) if error.code in kinds else error.code == UNREADABLE
 
 
 class ResultsFile:
@@ -91,7 +103,7 @@ class ResultsFile:
     def find(self, path: str, stamp: int) -> Outcome | None:
         """Return the outcome for a file in this state; None if it has to be classified."""
         known_stamp, outcome = self._latest.get(path, (None, None))
-        if known_stamp != stamp or (outcome and outcome.error and outcome.error.code == UNREADABLE):
+        if known_stamp != stamp or (outcome and outcome.error and may_be_readable(outcome.error)):
             return None
         return outcome
 

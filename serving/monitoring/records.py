@@ -21,7 +21,7 @@ class Record:
         image_bytes: size of the image file.
         image_format: JPEG, PNG, WebP, BMP, GIF, HEIC or AVIF.
         confidence: probability of the label, 0..1.
-        ood: energy score; higher values are further from the training data.
+        ood: out-of-distribution score; the higher it is, the less the image is like the training images.
         brightness: mean of all values that the network sees, 0..1.
         contrast: standard deviation of these values, 0..1.
         decode_ms: time to decode and resize the image.

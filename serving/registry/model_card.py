@@ -115,7 +115,7 @@ def _limits(card: ServedCard) -> str:
         f"- Every image is cropped to a square and reduced to {card.image_size}x{card.image_size} pixels.\n"
         f"- It knows no other classes; an image of something else gets one of these.{unknown}\n"
         "- The results hold for images like those it was trained on. Photos of another kind need their own "
-        f"test: `cifar-mlflow evaluate --model {card.run_id} --dataset folder --data-dir PHOTOS`."
+        f"test: `cifar-mlflow evaluate --model-uri {card.run_id} --dataset folder --data-dir PHOTOS`."
     )
 
 

@@ -138,7 +138,9 @@ def test_a_wrong_table_is_refused_with_the_reason(tmp_path: Path, text: str, mes
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text("[]")
-    with pytest.raises(UsageError, match=r"labels\.json is not a folder, nor a \.csv or \.parquet file"):
+    with pytest.raises(
+        UsageError, match=r"labels\.json is not a folder, nor a \.csv, \.tsv or \.parquet file"
+    ):
         load_dataset(config(tmp_path, "labels.json"))
     (tmp_path / "labels.parquet").write_text("path,label")
     with pytest.raises(UsageError, match="is not a Parquet file"):

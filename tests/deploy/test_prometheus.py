@@ -1,12 +1,13 @@
 """The alerts use metrics that exist, fire when they should, and say what to do."""
 
+import json
 import re
 from typing import Any
 
 import pytest
 import yaml
 
-from serving.monitoring.drift import LARGE
+from serving.monitoring.drift import LARGE, SMALL
 from tests.deploy.files import DEPLOY, ROOT, check_with, read_yaml
 from tests.deploy.promql import is_balanced, labels_in, metrics_in
 
@@ -27,9 +28,14 @@ def test_each_alert_fires_when_it_should() -> None:
     assert {alert["alert"] for alert in ALERTS} == set(re.findall(r"Cifar\w+", tests))
 
 
-def test_the_drift_alert_has_the_threshold_of_the_report() -> None:
+def test_the_drift_alert_and_the_dashboard_have_the_thresholds_of_the_report() -> None:
     (alert,) = [alert for alert in ALERTS if alert["alert"] == "CifarDrift"]
     assert alert["expr"].endswith(f"> {LARGE}")
+    panels = json.loads((DEPLOY / "grafana/dashboard.json").read_text())["panels"]
+    drift = [panel for panel in panels if "drift" in str(panel.get("targets"))]
+    steps = [panel["fieldConfig"]["defaults"]["thresholds"]["steps"] for panel in drift]
+    assert steps
+    assert all([step["value"] for step in each] == [None, SMALL, LARGE] for each in steps)
 
 
 @each_alert

@@ -69,8 +69,8 @@ def test_runs_are_listed_with_the_newest_first_and_the_next_command(client: mlfl
 
 
 def test_the_best_of_other_data_is_not_suggested(client: mlflow.MlflowClient) -> None:
-    add_run(client, 1.0, dataset="six toys")
-    run_id = add_run(client, 0.5)
+    add_run(client, 1.0, dataset_digest="of six toys")
+    run_id = add_run(client, 0.5, dataset_digest="of the photos")
     assert f"cifar-mlflow register {run_id} --promote" in invoke("runs")
 
 

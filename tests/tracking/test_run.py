@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -53,8 +54,10 @@ def test_ctrl_c_while_a_run_ends_does_not_make_it_finished(
 ) -> None:
     """When the process ends, MLflow marks a run that is still active as FINISHED."""
 
+    set_terminated = mlflow.MlflowClient.set_terminated
+
     def interrupt(*_: object, **__: object) -> None:
-        monkeypatch.undo()
+        monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", set_terminated)
         raise KeyboardInterrupt
 
     run_ids = []
@@ -64,6 +67,24 @@ def test_ctrl_c_while_a_run_ends_does_not_make_it_finished(
         raise KeyboardInterrupt
     assert mlflow.active_run() is None
     assert mlflow.MlflowClient().get_run(run_ids[0]).info.status == "KILLED"
+
+
+def test_ctrl_c_while_a_run_starts_leaves_none_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The response of the server has not arrived, but the run exists."""
+    create_run = mlflow.MlflowClient.create_run
+
+    def interrupt(*arguments: Any, **options: Any) -> None:
+        create_run(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", interrupt)
+    with pytest.raises(KeyboardInterrupt), tracked_run(kind="train", name="a", cache_dir=tmp_path):
+        pass
+    assert mlflow.active_run() is None
+    (run,) = mlflow.search_runs(output_format="list")
+    assert run.info.status == "KILLED"
 
 
 def test_the_cause_of_a_failure_is_raised_even_during_an_outage(

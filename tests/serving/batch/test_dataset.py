@@ -20,7 +20,7 @@ from cifar_mlflow.cli import main
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.batch import Summary, classify, classify_on_engine, load_scorer
 from tests.scorer_folders import write_scorer_folder
-from tests.serving.batch.test_classify import BLUE, GREEN, RED, paint
+from tests.serving.batch.test_classify import BLUE, GREEN, RED, errors, needs_avif, paint
 
 GOOD = {"photos/a.png": "red", "photos/b.png": "green", "photos/c.png": "blue", "photos/d.png": "red"}
 
@@ -215,6 +215,20 @@ def test_an_unreadable_file_is_tried_again(model: str) -> None:
     paint("photo.png").rename("photos/nowhere")
     assert run("photos", model=model).earlier == 4
     assert labels("out") == {**GOOD, "photos/e.png": "red"}
+
+
+@needs_avif
+def test_parts_are_kept_while_the_decoder_of_a_photo_is_missing(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint("photos/a.avif")
+    paint("photos/b.png")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "PIL.AvifImagePlugin", None)
+        assert errors(run("photos", model=model)) == {"photos/a.avif": "no_avif_decoder"}
+        assert run("photos", model=model).earlier == 2
+    run("photos", model=model)
+    assert labels("out") == {"photos/a.avif": "red", "photos/b.png": "red"}
 
 
 @pytest.mark.usefixtures("_photos")
