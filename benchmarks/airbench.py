@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.harness import progress
+from cifar_mlflow.config import SplitName
 from cifar_mlflow.data import ImageDataset
-from cifar_mlflow.data.dataset import SourceSplit
 from cifar_mlflow.errors import UsageError
 
 NAME = "airbench94_muon"
@@ -160,7 +160,7 @@ class Airbench:
 def write_images(dataset: ImageDataset, folder: Path) -> None:
     """Write the images in the format in which the script caches them."""
     folder.mkdir(parents=True, exist_ok=True)
-    names: tuple[SourceSplit, ...] = ("train", "test")
+    names: tuple[SplitName, ...] = ("train", "test")
     for name in names:
         split = dataset.split(name)
         content = {

@@ -70,7 +70,6 @@ class Trained(NamedTuple):
 
     run_id: str
     model: str
-    version: str
     precision: str
     ours: str
     usual: str
@@ -113,9 +112,7 @@ def train(folder: Path, **settings: Any) -> Trained:
         )
     (folder / "post.lua").write_text(SCRIPT)
     ours = f"models:/{version.name}/{version.number}"
-    return Trained(
-        run_id, config.model, str(version), version.precision, ours, usual.model_uri, image, floats
-    )
+    return Trained(run_id, config.model, version.precision, ours, usual.model_uri, image, floats)
 
 
 def as_json(floats: np.ndarray) -> str:

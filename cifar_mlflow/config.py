@@ -38,6 +38,7 @@ BackboneName = Literal[
 ]
 TimmName = Annotated[str, Field(pattern=r"^timm/[\w.-]+$")]
 RecipeName = Literal["cnn", "fast", "resnet", "vgg", "demo", "finetune"]
+ScheduleName = Literal["one_cycle", "cosine", "linear", "constant"]
 SplitName = Literal["train", "val", "test"]
 TtaName = Literal["none", "flip", "crops"]
 TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -217,9 +218,7 @@ class OptimizeConfig(Settings):
     sampling: Literal["shuffle", "balanced"] = setting(
         "shuffle", "Images of an epoch: shuffle shows each once; balanced shows equally many of each class."
     )
-    schedule: Literal["one_cycle", "cosine", "linear", "constant"] = setting(
-        "one_cycle", "Schedule of the learning rate."
-    )
+    schedule: ScheduleName = setting("one_cycle", "Schedule of the learning rate.")
     warmup: float = setting(0.2, "Fraction of the training in which the learning rate rises.", ge=0, le=0.9)
     grad_clip: float = setting(0.0, "Maximum norm of the gradient; 0 disables clipping.", ge=0)
     ema: float = setting(

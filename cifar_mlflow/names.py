@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ PRETRAINED = "pretrained"  # stands for the network that is released with this p
 SAMPLE_NAME = "cifar10-sample"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")  # of a file that names the path and label of each image
 
+RUN_ID = re.compile(r"[0-9a-f]{32}")  # of MLflow
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -20,6 +22,13 @@ def printable(name: str) -> str:
     or JSON parser accepts: byte 0xE4 becomes the four characters `\xe4`.
     """
     return _SURROGATE.sub(_escape, name)
+
+
+def listed(texts: Iterable[str], limit: int = 10, separator: str = ", ") -> str:
+    """Return the first texts for a message, and how many more there are."""
+    every = list(texts)
+    more = len(every) - limit
+    return separator.join([*every[:limit], *([f"and {more:,} more"] if more > 0 else [])])
 
 
 def data_name(dataset: Any, data_dir: Any = None) -> str:

@@ -98,10 +98,7 @@ def rgb_pixels(data: bytes, kind: str, *, trusted: bool = False) -> np.ndarray:
             )
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         turn = TURNS.get(orientation_of(image.info.get("exif")))
-        upright = (image if turn is None else image.transpose(turn)).convert("RGBA")
-        white = Image.new("RGB", upright.size, "white")
-        white.paste(upright, mask=upright)
-        return np.asarray(white)
+        return on_white(image if turn is None else image.transpose(turn))
     except BadImage:
         raise
     except Exception:
@@ -109,6 +106,14 @@ def rgb_pixels(data: bytes, kind: str, *, trusted: bool = False) -> np.ndarray:
         raise BadImage(
             "truncated_image", f"The {kind} cannot be decoded: it is cut short or damaged."
         ) from None
+
+
+def on_white(image: Image.Image) -> np.ndarray:
+    """Return uint8 (H, W, 3); transparent parts become white."""
+    opaque = image.convert("RGBA")
+    white = Image.new("RGB", opaque.size, "white")
+    white.paste(opaque, mask=opaque)
+    return np.asarray(white)
 
 
 def bmp_file(pixels: np.ndarray) -> bytes:

@@ -5,7 +5,7 @@ What is needed only after the training (metrics, figures, export) is imported la
 
 import logging
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -53,8 +53,8 @@ logger = logging.getLogger(__name__)
 SECONDS_TO_END_A_RUN = 20
 
 
-class TrainingCallbacks(Protocol):
-    """Hooks that a search passes to `train`.
+class TrainingCallbacks:
+    """Hooks that a search passes to `train`; by default they do nothing.
 
     Attributes:
         study: name of the study.
@@ -64,19 +64,22 @@ class TrainingCallbacks(Protocol):
 
     study: str
     tags: dict[str, str]
-    skip_model_export: bool
+    skip_model_export = False
 
     def on_start(self, run_id: str) -> None:
         """Receive the id of the run before the first step."""
 
     def prune(self, history: History) -> bool:
         """Return whether to stop after these epochs; the run is then evaluated like any other."""
+        return False
 
     def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
         """Return further metrics of the trained network."""
+        return {}
 
     def defer_plots(self, run_id: str, report: "Report", labels: "Labels", history: pd.DataFrame) -> bool:
         """Return whether the search draws the figures of the validation split and the history itself."""
+        return False
 
 
 def train(

@@ -1,6 +1,5 @@
 """Commands that register, promote, serve and monitor a model."""
 
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import click
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import Steps, loading
 from cifar_mlflow.interrupt import stoppable
-from cifar_mlflow.names import CIFAR10, PRETRAINED, data_name, registered_name
+from cifar_mlflow.names import CIFAR10, PRETRAINED, RUN_ID, data_name, registered_name
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.settings import validate
@@ -79,7 +78,7 @@ def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
         from serving.registry.promotion import promote as promote_version
         from serving.registry.versions import model_of_run
 
-    if name is None and which and re.fullmatch(r"[0-9a-f]{32}", which):
+    if name is None and which and RUN_ID.fullmatch(which):
         name = model_of_run(which)
     click.echo(promote_version(which, name or CIFAR10, force=force).message)
 
@@ -213,5 +212,5 @@ What next:
   cifar-mlflow classify {photo}      # or your own photos and folders of them
   make serve                                         # the same model over HTTP, until Ctrl-C
   cifar-mlflow evaluate --model-uri {result.run_id}
-  cifar-mlflow export {result.run_id} --format hdf5 --output model.h5"""
+  cifar-mlflow export {result.run_id} --format hdf5-weights --output model.h5"""
     )

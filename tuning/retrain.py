@@ -5,17 +5,11 @@ from typing import Any
 
 import mlflow
 import optuna
-import pandas as pd
-import torch
 from optuna.trial import FrozenTrial
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import resolve_train_config
-from cifar_mlflow.evaluation.calibration import Labels
-from cifar_mlflow.evaluation.report import Report
-from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.training.loop import History
 from tuning.config import SearchConfig
 from tuning.objective import resumable_config
 from tuning.storage import Storage
@@ -49,8 +43,6 @@ def retrainings(best: FrozenTrial, search: SearchConfig, common: dict[str, Any])
 class RetrainingCallbacks(pipeline.TrainingCallbacks):
     """The hooks of a retraining, whose run is nested in that of the study."""
 
-    skip_model_export = False
-
     def __init__(self, study: optuna.Study, name: str, tags: dict[str, str], storage: Storage) -> None:
         self._study = study
         self._storage = storage
@@ -61,15 +53,6 @@ class RetrainingCallbacks(pipeline.TrainingCallbacks):
     def on_start(self, run_id: str) -> None:
         self._storage.link_command(run_id)
         self._storage.retry_on_outage(lambda: self._study.set_user_attr(self._name, run_id))
-
-    def prune(self, history: History) -> bool:
-        return False
-
-    def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
-        return {}
-
-    def defer_plots(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
-        return False
 
 
 def retrain(

@@ -20,7 +20,8 @@ import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
-from cifar_mlflow.data.dataset import SourceSplit, Split
+from cifar_mlflow.config import SplitName
+from cifar_mlflow.data.dataset import Split
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.files import atomic_write, write_errors
 from cifar_mlflow.names import printable
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def cached_split(
-    cache_dir: Path, digest: str, name: SourceSplit, read: Callable[[SourceSplit], Iterable[Split]]
+    cache_dir: Path, digest: str, name: SplitName, read: Callable[[SplitName], Iterable[Split]]
 ) -> Split:
     """Return a split from the cache; `read` decodes it first if the entry is missing, damaged or outdated.
 

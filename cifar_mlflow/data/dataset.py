@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
-SourceSplit = Literal["train", "val", "test"]  # most sources have no validation split of their own
-SOURCE_SPLITS: tuple[SourceSplit, ...] = get_args(SourceSplit)
+from cifar_mlflow.config import SplitName
+
+# Most sources have no validation split of their own.
+SOURCE_SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 CIFAR10_CLASSES = (
     "airplane",
@@ -79,7 +81,7 @@ class UnreadableFile:
     """A file that is left out, with the name of its class and the reason."""
 
     name: str
-    split: SourceSplit
+    split: SplitName
     label: str
     reason: str
 
@@ -104,12 +106,12 @@ class Source:
     classes: tuple[str, ...]
     image_size: int
     digest: str
-    read: Callable[[SourceSplit], Iterator[Split]]
+    read: Callable[[SplitName], Iterator[Split]]
     set_aside: tuple[int, ...] = ()
     own_val: bool = False
-    names: Callable[[SourceSplit], list[str]] | None = None
+    names: Callable[[SplitName], list[str]] | None = None
     notes: tuple[str, ...] = ()
-    paths: Callable[[SourceSplit], list[Path]] | None = None
+    paths: Callable[[SplitName], list[Path]] | None = None
     unreadable: tuple[UnreadableFile, ...] = ()
 
 
@@ -129,15 +131,15 @@ class ImageDataset:
     classes: tuple[str, ...]
     image_size: int
     digest: str
-    load: Callable[[SourceSplit], Split]
+    load: Callable[[SplitName], Split]
     set_aside: tuple[int, ...] = ()
     own_val: bool = False
-    names: Callable[[SourceSplit], list[str]] | None = None
+    names: Callable[[SplitName], list[str]] | None = None
     notes: tuple[str, ...] = ()
     extra_images: int = 0
-    paths: Callable[[SourceSplit], list[Path]] | None = None
+    paths: Callable[[SplitName], list[Path]] | None = None
     unreadable: tuple[UnreadableFile, ...] = ()
 
-    def split(self, name: SourceSplit) -> Split:
+    def split(self, name: SplitName) -> Split:
         """Return the images and labels of a split; cheap once the cache holds it."""
         return self.load(name)

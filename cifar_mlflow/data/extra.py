@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cifar_mlflow.config import SplitName
 from cifar_mlflow.data.cache import cached_split
-from cifar_mlflow.data.dataset import ImageDataset, SourceSplit, Split
+from cifar_mlflow.data.dataset import ImageDataset, Split
 from cifar_mlflow.data.image_files import list_images, name_strays, visible_folders
 from cifar_mlflow.data.own_images import Files, Found, own_source
 from cifar_mlflow.errors import UsageError
@@ -36,9 +37,9 @@ def with_extra_images(
     source = own_source(found, base.image_size, cache_dir, skip_unreadable)
     digest = hashlib.sha256(f"{base.digest} with {source.digest}".encode()).hexdigest()
 
-    def read(split: SourceSplit) -> Iterator[Split]:
+    def read(split: SplitName) -> Iterator[Split]:
         known: set[bytes] = set()
-        others: list[SourceSplit] = ["val", "test"] if base.own_val else ["test"]
+        others: list[SplitName] = ["val", "test"] if base.own_val else ["test"]
         for name in others:
             for piece in _pieces(base.split(name)):
                 known |= set(map(_fingerprint, piece.images))
@@ -54,7 +55,7 @@ def with_extra_images(
             if new:
                 yield Split(piece.images[new], piece.labels[new])
 
-    def load(split: SourceSplit) -> Split:
+    def load(split: SplitName) -> Split:
         return cached_split(cache_dir, digest, split, read) if split == "train" else base.split(split)
 
     added = len(load("train")) - len(base.split("train"))
@@ -88,7 +89,7 @@ def _find(base: ImageDataset, folder: Path) -> Found:
     notes = (f"Skipped {len(strays):,} files in {folder} that are not images: {name_strays(strays)}",)
     files = Files(paths, np.array(numbers, dtype=np.int64), [p.relative_to(folder).as_posix() for p in paths])
     nothing = Files([], np.zeros(0, dtype=np.int64), [])
-    splits: dict[SourceSplit, Files] = {"train": files, "test": nothing}
+    splits: dict[SplitName, Files] = {"train": files, "test": nothing}
     return Found("folder", folder, folder.name, base.classes, splits, notes if strays else ())
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_mlflow.data.dataset import SOURCE_SPLITS, SourceSplit
+from cifar_mlflow.config import SplitName
+from cifar_mlflow.data.dataset import SOURCE_SPLITS
 from cifar_mlflow.data.image_files import images_directly_in, list_images, name_strays, visible_folders
 from cifar_mlflow.data.own_images import Files, Found
 from cifar_mlflow.errors import UsageError
@@ -34,7 +35,7 @@ def find_in_folder(directory: Path) -> Found:
         CifarError: a folder cannot be read.
     """
     roots, notes = _split_roots(directory)
-    found: dict[SourceSplit, Files] = {}
+    found: dict[SplitName, Files] = {}
     classes: tuple[str, ...] = ()
     strays: list[Path] = []
     for split, root in roots.items():
@@ -57,19 +58,19 @@ def find_in_folder(directory: Path) -> Found:
     return Found("folder", directory, data_name("folder", directory), classes, found, tuple(notes))
 
 
-def split_of(name: str) -> SourceSplit | None:
+def split_of(name: str) -> SplitName | None:
     """Return the split that a folder or a label of a table names in one of the usual ways."""
     if match := _SPLIT.fullmatch(name):
         return next(split for split, word in zip(SOURCE_SPLITS, match.groups(), strict=True) if word)
     return None
 
 
-def _split_roots(directory: Path) -> tuple[dict[SourceSplit, Path], list[str]]:
+def _split_roots(directory: Path) -> tuple[dict[SplitName, Path], list[str]]:
     """Return the folders that hold the class folders, by split, and notes for the user."""
     folders = visible_folders(directory)
     # A folder `test` that holds images, not folders, is a class of that name.
     named = {path: split for path in folders if (split := split_of(path.name)) and visible_folders(path)}
-    by_split: dict[SourceSplit, list[Path]] = {}
+    by_split: dict[SplitName, list[Path]] = {}
     for path, split in named.items():
         by_split.setdefault(split, []).append(path)
     if "train" not in by_split:
@@ -96,7 +97,7 @@ def _split_roots(directory: Path) -> tuple[dict[SourceSplit, Path], list[str]]:
     }, notes
 
 
-def _innermost(folder: Path, split: SourceSplit) -> Path:
+def _innermost(folder: Path, split: SplitName) -> Path:
     """Return the folder with the classes: some archives have `training_set/training_set/cats`."""
     while len(inside := visible_folders(folder)) == 1 and split_of(inside[0].name) == split:
         (folder,) = inside
@@ -104,7 +105,7 @@ def _innermost(folder: Path, split: SourceSplit) -> Path:
 
 
 def _check_that_they_are_classes(
-    directory: Path, folders: list[Path], by_split: dict[SourceSplit, list[Path]]
+    directory: Path, folders: list[Path], by_split: dict[SplitName, list[Path]]
 ) -> None:
     """Refuse folders for validation or test that hold the same classes as the folders beside them."""
     for paths in by_split.values():

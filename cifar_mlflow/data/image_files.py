@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.names import printable
-from cifar_mlflow.phone_formats import bmp_file, in_common_format
+from cifar_mlflow.phone_formats import bmp_file, in_common_format, on_white
 from cifar_mlflow.scorer.preprocess import BadImage, decode_image
 
 # fmt: off
@@ -131,10 +131,7 @@ def _tiff_pixels(data: bytes) -> np.ndarray:
             raise BadImage("unsupported_format", "A TIFF needs 8 or 16 bits per channel; save it with those.")
         if image.mode.startswith("I;16"):  # convert() would clip the values at 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        upright = ImageOps.exif_transpose(image).convert("RGBA")
-        white = Image.new("RGB", upright.size, "white")
-        white.paste(upright, mask=upright)
-        return np.asarray(white)
+        return on_white(ImageOps.exif_transpose(image))
     except BadImage:
         raise
     except Exception:  # Pillow's parser raises many kinds of errors

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from cifar_mlflow.config import SplitName
 from cifar_mlflow.data.cache import cache_errors, remembered
-from cifar_mlflow.data.dataset import CIFAR10_CLASSES, Source, SourceSplit, Split
+from cifar_mlflow.data.dataset import CIFAR10_CLASSES, Source, Split
 from cifar_mlflow.data.download import download, file_md5
 from cifar_mlflow.errors import CifarError
 
@@ -65,7 +66,7 @@ def batches_source(folder: Path, archive: Archive, cache_dir: Path) -> Source:
         if _md5_of(path, cache_dir) != md5:
             raise CifarError(f"{path} is damaged (wrong md5). Unpack {ARCHIVE_NAME} again.")
 
-    def read(split: SourceSplit) -> Iterator[Split]:
+    def read(split: SplitName) -> Iterator[Split]:
         yield _read_with_torchvision(folder, split, archive)
 
     return _source(archive, read)
@@ -82,7 +83,7 @@ def archive_source(path: Path, archive: Archive, cache_dir: Path) -> Source:
             f"{path} is damaged or incomplete (its md5 is not {archive.md5}). Download it again."
         )
 
-    def read(split: SourceSplit) -> Iterator[Split]:
+    def read(split: SplitName) -> Iterator[Split]:
         yield _read_archive(path, split, archive, cache_dir)
 
     return _source(archive, read)
@@ -98,7 +99,7 @@ def downloaded_source(mirrors: tuple[str, ...], archive: Archive, cache_dir: Pat
     if not path.exists():
         download(mirrors, path, archive.md5, WITHOUT_DOWNLOAD)
 
-    def read(split: SourceSplit) -> Iterator[Split]:
+    def read(split: SplitName) -> Iterator[Split]:
         download(
             mirrors, path, archive.md5, WITHOUT_DOWNLOAD
         )  # usually only verifies the file; downloads it again if it was damaged since
@@ -112,11 +113,11 @@ def _md5_of(path: Path, cache_dir: Path) -> str:
     return remembered(cache_dir, "md5", {b"": path}, lambda: file_md5(path))
 
 
-def _source(archive: Archive, read: Callable[[SourceSplit], Iterator[Split]]) -> Source:
+def _source(archive: Archive, read: Callable[[SplitName], Iterator[Split]]) -> Source:
     return Source("cifar10", CIFAR10_CLASSES, 32, archive.digest, read)
 
 
-def _read_archive(path: Path, split: SourceSplit, archive: Archive, cache_dir: Path) -> Split:
+def _read_archive(path: Path, split: SplitName, archive: Archive, cache_dir: Path) -> Split:
     files = archive.train if split == "train" else archive.test
     wanted = {f"{FOLDER}/{name}" for name, _ in (archive.meta, *files)}
     with cache_errors(cache_dir):
@@ -130,7 +131,7 @@ def _read_archive(path: Path, split: SourceSplit, archive: Archive, cache_dir: P
         return _read_with_torchvision(Path(directory) / FOLDER, split, archive)
 
 
-def _read_with_torchvision(folder: Path, split: SourceSplit, archive: Archive) -> Split:
+def _read_with_torchvision(folder: Path, split: SplitName, archive: Archive) -> Split:
     # Imported here because it takes seconds, and a start from the cache does not need it.
     from torchvision.datasets import CIFAR10
 

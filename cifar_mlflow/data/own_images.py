@@ -12,12 +12,13 @@ from typing import Literal
 import numpy as np
 import PIL
 
+from cifar_mlflow.config import SplitName
 from cifar_mlflow.data.cache import remembered
-from cifar_mlflow.data.dataset import Source, SourceSplit, Split, UnreadableFile
+from cifar_mlflow.data.dataset import Source, Split, UnreadableFile
 from cifar_mlflow.data.image_files import decode_file
 from cifar_mlflow.data.split import stratified_split
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.names import printable
+from cifar_mlflow.names import listed, printable
 from cifar_mlflow.scorer.preprocess import BadImage
 
 IMAGES_AT_A_TIME = 256
@@ -57,7 +58,7 @@ class Found:
     place: Path
     name: str
     classes: tuple[str, ...]
-    splits: dict[SourceSplit, Files]
+    splits: dict[SplitName, Files]
     notes: tuple[str, ...] = ()
 
 
@@ -83,14 +84,14 @@ def own_source(found: Found, image_size: int, cache_dir: Path, skip_unreadable: 
             for split, files in splits.items()
         }
         if bad:
-            notes += (f"Skipped {_count(bad)} that cannot be read: {_shorten(map(str, bad), ', ')}",)
+            notes += (f"Skipped {_count(bad)} that cannot be read: {listed(map(str, bad), LISTED_FILES)}",)
         _check_classes(found, splits)
     if "test" not in splits:
         kept, held_out = _set_test_images_aside(found, splits["train"])
         set_aside = tuple(np.bincount(held_out.labels, minlength=len(found.classes)).tolist())
         splits = {**splits, "train": kept, "test": held_out}
 
-    def read(split: SourceSplit) -> Iterator[Split]:
+    def read(split: SplitName) -> Iterator[Split]:
         files = splits[split]
         for start in range(0, len(files.paths), IMAGES_AT_A_TIME):
             piece = slice(start, start + IMAGES_AT_A_TIME)
@@ -139,7 +140,7 @@ def _set_test_images_aside(found: Found, files: Files) -> tuple[Files, Files]:
     return files.pick(train), files.pick(test)
 
 
-def _check_classes(found: Found, splits: Mapping[SourceSplit, Files]) -> None:
+def _check_classes(found: Found, splits: Mapping[SplitName, Files]) -> None:
     """Check that no split has lost all images of a class."""
     for split, files in splits.items():
         lost = set(found.splits[split].labels.tolist()) - set(files.labels.tolist())
@@ -150,7 +151,7 @@ def _check_classes(found: Found, splits: Mapping[SourceSplit, Files]) -> None:
             )
 
 
-def _digest(found: Found, splits: Mapping[SourceSplit, Files], image_size: int, cache_dir: Path) -> str:
+def _digest(found: Found, splits: Mapping[SplitName, Files], image_size: int, cache_dir: Path) -> str:
     """Return a digest of what decides the pixels and labels: decoder, size, split, name and content.
 
     Raises:
@@ -173,7 +174,7 @@ def _digest(found: Found, splits: Mapping[SourceSplit, Files], image_size: int, 
     return remembered(cache_dir, header, files, compute)
 
 
-def _unreadable(splits: Mapping[SourceSplit, Files], size: int, cache_dir: Path) -> dict[Path, str]:
+def _unreadable(splits: Mapping[SplitName, Files], size: int, cache_dir: Path) -> dict[Path, str]:
     """Return the files that cannot be decoded, with the reason; the cache remembers the answer."""
     bad: dict[Path, str] = {}
     present: dict[bytes, Path] = {}
@@ -210,7 +211,7 @@ def _failures(files: Iterable[tuple[int, Path]], size: int) -> Iterator[tuple[in
 
 
 def _unreadable_error(
-    place: Path, splits: Mapping[SourceSplit, Files], size: int, error: Exception
+    place: Path, splits: Mapping[SplitName, Files], size: int, error: Exception
 ) -> CifarError:
     """Return the error that names the unreadable files, after reading failed with `error`."""
     paths = [path for files in splits.values() for path in files.paths]
@@ -223,10 +224,10 @@ def _unreadable_error(
             f"{path} is not an image that can be read; remove or replace it, or leave it out with "
             f"--skip-unreadable. {reason}"
         )
-    listed = _shorten((f"{path} ({reason.rstrip('.')})" for path, reason in bad.items()), "\n  ")
+    files = listed((f"{path} ({reason.rstrip('.')})" for path, reason in bad.items()), LISTED_FILES, "\n  ")
     return CifarError(
         f"{_count(bad)} in {place} are not images that can be read; remove or replace them, or leave them "
-        f"out with --skip-unreadable:\n  {listed}"
+        f"out with --skip-unreadable:\n  {files}"
     )
 
 
@@ -236,9 +237,3 @@ def _reason(error: Exception) -> str:
 
 def _count(files: Mapping[Path, str]) -> str:
     return f"{len(files):,} file{'s' if len(files) > 1 else ''}"
-
-
-def _shorten(texts: Iterable[str], separator: str) -> str:
-    listed = list(texts)
-    more = len(listed) - LISTED_FILES
-    return separator.join(listed[:LISTED_FILES]) + (f"{separator}and {more:,} more" if more > 0 else "")

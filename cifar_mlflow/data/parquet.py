@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cifar_mlflow.data.dataset import CIFAR10_CLASSES, Source, SourceSplit, Split
+from cifar_mlflow.config import SplitName
+from cifar_mlflow.data.dataset import CIFAR10_CLASSES, Source, Split
 from cifar_mlflow.errors import CifarError
 
 ROWS_AT_A_TIME = 2_000
@@ -22,14 +23,14 @@ def parquet_source(name: str, directory: Path) -> Source:
         CifarError: a file cannot be read; `read` raises it for a wrong column, label, size or image.
     """
 
-    def read(split: SourceSplit) -> Iterator[Split]:
+    def read(split: SplitName) -> Iterator[Split]:
         for path in parquet_files(directory, split):
             yield from _read_file(path)
 
     return Source(name, CIFAR10_CLASSES, SIDE, _digest(directory), read)
 
 
-def parquet_files(directory: Path, split: SourceSplit) -> list[Path]:
+def parquet_files(directory: Path, split: SplitName) -> list[Path]:
     """Return the files of a split, in order."""
     return sorted(directory.glob(f"{split}-*.parquet"))
 

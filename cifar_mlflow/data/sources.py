@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from cifar_mlflow.config import DataConfig
+from cifar_mlflow.config import DataConfig, SplitName
 from cifar_mlflow.data.cache import cached_split
-from cifar_mlflow.data.dataset import ImageDataset, Source, SourceSplit, Split
+from cifar_mlflow.data.dataset import ImageDataset, Source, Split
 from cifar_mlflow.data.extra import with_extra_images
 from cifar_mlflow.data.folder import find_in_folder
 from cifar_mlflow.data.original import (
@@ -42,7 +42,7 @@ def load_dataset(config: DataConfig, archive: Archive = PUBLISHED) -> ImageDatas
         )
     source = _source(config, archive)
 
-    def load(split: SourceSplit) -> Split:
+    def load(split: SplitName) -> Split:
         return cached_split(config.cache_dir, source.digest, split, source.read)
 
     dataset = ImageDataset(

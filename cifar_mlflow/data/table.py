@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_mlflow.data.dataset import SOURCE_SPLITS, SourceSplit
+from cifar_mlflow.config import SplitName
+from cifar_mlflow.data.dataset import SOURCE_SPLITS
 from cifar_mlflow.data.folder import split_of
 from cifar_mlflow.data.own_images import Files, Found
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.names import data_name, printable
+from cifar_mlflow.names import data_name, listed, printable
 
 # Usual names of the columns, the best first.
 # fmt: off
@@ -23,14 +24,13 @@ PATH_COLUMNS = (
 LABEL_COLUMNS = ("label", "class", "category", "target", "class_name", "label_name")
 SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 # fmt: on
-LISTED = 10  # in a message
 
 
 class _Row(NamedTuple):
     number: int  # as an editor counts, with the header as row 1
     path: str
     label: str
-    split: SourceSplit
+    split: SplitName
 
 
 def find_in_table(table: Path) -> Found:
@@ -54,7 +54,7 @@ def find_in_table(table: Path) -> Found:
     if len(classes) < 2:
         found = f"only {classes[0]}" if classes else "none"
         raise UsageError(f"data_dir: at least 2 classes are needed in {table}; found {found}")
-    splits: dict[SourceSplit, Files] = {}
+    splits: dict[SplitName, Files] = {}
     numbers = {name: number for number, name in enumerate(classes)}
     for split in SOURCE_SPLITS:
         if of_split := [row for row in unique if row.split == split]:
@@ -64,7 +64,7 @@ def find_in_table(table: Path) -> Found:
                 [row.path for row in of_split],
             )
     if untrained := sorted(set(classes) - {row.label for row in unique if row.split == "train"}):
-        raise UsageError(f"data_dir: no training image in {table} has the label {_listed(untrained)}")
+        raise UsageError(f"data_dir: no training image in {table} has the label {listed(untrained)}")
     notes = [f"Skipped {repeated:,} rows of {table} that repeat an image"] if repeated else []
     if "val" in splits:
         notes.append(
@@ -123,7 +123,7 @@ def _column(table: Path, header: list[str], names: tuple[str, ...]) -> str:
         if name in by_name:
             return by_name[name]
     raise UsageError(
-        f"data_dir: {table} has no column {names[0]}; its columns are {_listed(header)}. Other names that "
+        f"data_dir: {table} has no column {names[0]}; its columns are {listed(header)}. Other names that "
         f"are understood: {', '.join(names[1:])}"
     )
 
@@ -132,7 +132,7 @@ def _rows(table: Path, cells: Iterable[Sequence[str]]) -> list[_Row]:
     rows, incomplete, unknown = [], [], []
     for number, (path, label, *rest) in enumerate(cells, 2):
         path, label = path.strip(), label.strip()
-        split: SourceSplit | None = split_of(rest[0].strip()) if rest else "train"
+        split: SplitName | None = split_of(rest[0].strip()) if rest else "train"
         if not path or not label:
             incomplete.append(str(number))
         elif split is None:
@@ -140,9 +140,9 @@ def _rows(table: Path, cells: Iterable[Sequence[str]]) -> list[_Row]:
         else:
             rows.append(_Row(number, path, label, split))
     if incomplete:
-        raise UsageError(f"data_dir: rows without a path or a label in {table}: {_listed(incomplete)}")
+        raise UsageError(f"data_dir: rows without a path or a label in {table}: {listed(incomplete)}")
     if unknown:
-        raise UsageError(f"data_dir: unknown splits in {table}: {_listed(unknown)}; use train, val and test")
+        raise UsageError(f"data_dir: unknown splits in {table}: {listed(unknown)}; use train, val and test")
     return rows
 
 
@@ -159,7 +159,7 @@ def _without_repetitions(table: Path, rows: list[_Row]) -> tuple[list[_Row], int
         if (known.label, known.split) != (row.label, row.split):
             contradictions.append(f"{row.path} (rows {known.number} and {row.number})")
     if contradictions:
-        raise UsageError(f"data_dir: images with two labels or splits in {table}: {_listed(contradictions)}")
+        raise UsageError(f"data_dir: images with two labels or splits in {table}: {listed(contradictions)}")
     return list(first.values()), len(rows) - len(first)
 
 
@@ -175,8 +175,3 @@ def _locate(folder: Path, path: str) -> Path:
     if "\\" in path and not found.exists():
         return folder / path.replace("\\", "/")
     return found
-
-
-def _listed(texts: list[str]) -> str:
-    more = len(texts) - LISTED
-    return ", ".join(texts[:LISTED]) + (f" and {more:,} more" if more > 0 else "")

@@ -72,9 +72,9 @@ def calibration_error_of(table: pd.DataFrame) -> float:
     return float((gap * filled["count"]).sum() / filled["count"].sum())
 
 
-def expected_calibration_error(probabilities: Floats, labels: Labels, bins: int = 15) -> float:
+def expected_calibration_error(probabilities: Floats, labels: Labels) -> float:
     """Return the expected calibration error, 0 (perfect) to 1; arguments as for `reliability_table`."""
-    return calibration_error_of(reliability_table(probabilities, labels, bins))
+    return calibration_error_of(reliability_table(probabilities, labels))
 
 
 def fit_temperature(logits: Floats, labels: Labels) -> float:

@@ -174,10 +174,10 @@ def reliability_diagram(
     return figure
 
 
-def confident_mistakes(labels: Labels, probabilities: Floats, count: int = MISTAKES) -> NDArray[np.intp]:
+def confident_mistakes(labels: Labels, probabilities: Floats) -> NDArray[np.intp]:
     """Return the indices of the wrong predictions with the highest confidence, the highest first."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    return wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")][:count]
+    return wrong[np.argsort(-probabilities.max(axis=1)[wrong], kind="stable")][:MISTAKES]
 
 
 def most_confident_mistakes(
@@ -186,7 +186,6 @@ def most_confident_mistakes(
     probabilities: Floats,
     classes: Sequence[str],
     title: str,
-    count: int = MISTAKES,
     overlays: Sequence[NDArray[np.uint8]] = (),
 ) -> Figure:
     """Show the wrong predictions with the highest confidence: true class, predicted class, confidence.
@@ -195,14 +194,13 @@ def most_confident_mistakes(
         images: uint8 (N, H, W, 3).
         labels: (N,), class indices.
         probabilities: (N, classes).
-        count: number of images to show.
         overlays: a second picture beside each image that is shown, in the order of `confident_mistakes`:
             uint8 (H, W, 3) each; or none.
     """
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != labels)
-    shown = confident_mistakes(labels, probabilities, count)
+    shown = confident_mistakes(labels, probabilities)
     columns = 4 if overlays else 5
     width = CAPTION * 5 // columns
     captions = [

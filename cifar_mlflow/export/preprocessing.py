@@ -15,13 +15,10 @@ from onnx import GraphProto, TensorProto, inliner, numpy_helper
 from onnxscript import opset20, script
 from onnxscript.onnx_types import UINT8
 
-from cifar_mlflow.scorer.preprocess import Fit
-
 # Their types allow only tensors; `script` accepts Python constants as well, and shapes.
 op: Any = opset20
 uint8: Any = UINT8
 
-FIT: Fit = "crop"  # as for the images of a folder in training
 ONE = 2**22  # a weight of 1 in Pillow's fixed point
 HALF = 2**21
 # MatMulInteger multiplies bytes, so a weight is split into three digits of base 256. They are stored unsigned

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import tempfile
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from cifar_mlflow.export.program import load_program
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
-from cifar_mlflow.names import PRETRAINED
+from cifar_mlflow.names import PRETRAINED, RUN_ID
 from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import call_mlflow, first_line, is_outage
 
@@ -28,7 +27,6 @@ PT2_FILE = "data/model.pt2"
 CARD_KEY = "card"
 # The tag with the run of a version that `register` created.
 RUN_TAG = "run_id"
-RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.names import listed
 
 # Trained on CIFAR-10 by the recipe `fast`; the card beside the file says how. Written by
 # `python -m benchmarks release`.
@@ -40,9 +41,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor]) -> list[str
     ]
     wrong = [name for name in different if name not in replaced]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UsageError(
-            f"the weights are of another model: {', '.join(wrong[:3])}{more} do not match; "
+            f"the weights are of another model: {listed(wrong, 3)} do not match; "
             "choose the model and width they were trained with"
         )
     for name, tensor in own.items():

@@ -11,12 +11,12 @@ import pandas as pd
 from cifar_mlflow.data import ImageDataset
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import atomic_write
+from cifar_mlflow.names import listed
 from cifar_mlflow.review.duplicates import Pair
 from cifar_mlflow.review.images import ReviewedImages
 from cifar_mlflow.review.label_errors import LabelError
 
 KEEP, DROP = "keep", "drop"
-LISTED = 10  # classes in a message
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,5 @@ def _decision(text: str, classes: tuple[str, ...], where: str) -> str:
     if text in classes:
         return text
     close = difflib.get_close_matches(text, [KEEP, DROP, *classes], n=1)
-    hint = f"did you mean {close[0]}?" if close else f"use {KEEP}, {DROP} or a class: {_listed(classes)}"
+    hint = f"did you mean {close[0]}?" if close else f"use {KEEP}, {DROP} or a class: {listed(classes)}"
     raise UsageError(f"{where}: unknown decision {text!r}: {hint}")
-
-
-def _listed(texts: Sequence[str]) -> str:
-    more = len(texts) - LISTED
-    return ", ".join(texts[:LISTED]) + (f" and {more:,} more" if more > 0 else "")

@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_mlflow.config import SplitName
 from cifar_mlflow.data import ImageDataset
-from cifar_mlflow.data.dataset import SOURCE_SPLITS, SourceSplit
+from cifar_mlflow.data.dataset import SOURCE_SPLITS
 
 
 class ReviewedImages:
@@ -18,11 +19,11 @@ class ReviewedImages:
     """
 
     def __init__(self, dataset: ImageDataset) -> None:
-        splits: list[SourceSplit] = [split for split in SOURCE_SPLITS if split != "val" or dataset.own_val]
+        splits: list[SplitName] = [split for split in SOURCE_SPLITS if split != "val" or dataset.own_val]
         self.parts = {split: dataset.split(split) for split in splits}
         self.labels = np.concatenate([part.labels for part in self.parts.values()])
         self.names: list[str] = []
-        self.splits: list[SourceSplit] = []
+        self.splits: list[SplitName] = []
         for split, part in self.parts.items():
             numbered = [f"{split}/{number:05}" for number in range(len(part))]
             self.names += dataset.names(split) if dataset.names else numbered

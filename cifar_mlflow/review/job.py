@@ -10,6 +10,7 @@ from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.effective import effective_settings
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.extras import import_extra
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.names import printable
 from cifar_mlflow.review.clean import write_cleaned
@@ -17,7 +18,7 @@ from cifar_mlflow.review.duplicates import find_duplicates
 from cifar_mlflow.review.findings import as_table, make_findings, read_decisions, write_findings
 from cifar_mlflow.review.gallery import duplicate_gallery, label_error_gallery
 from cifar_mlflow.review.images import ReviewedImages
-from cifar_mlflow.review.label_errors import check_cleanlab, find_label_errors
+from cifar_mlflow.review.label_errors import find_label_errors
 from cifar_mlflow.review.out_of_fold import assign_folds, predict_out_of_fold
 from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import tracked_run
@@ -84,7 +85,7 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
             f"output: {output} exists and may hold decisions; name another file, or replace it with "
             "--overwrite"
         )
-    check_cleanlab()
+    import_extra("cleanlab.filter", "cifar-mlflow[review]", "review")  # before minutes of training
     hardware = set_up_hardware(config, config.precision)
     dataset, reviewed = _load(config)
     train = reviewed.parts["train"].labels

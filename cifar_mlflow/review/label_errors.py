@@ -1,12 +1,9 @@
 """Find labels that are probably wrong: confident learning (Northcutt et al. 2021, arXiv 1911.00068)."""
 
-import importlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-from cifar_mlflow.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -24,21 +21,6 @@ class LabelError:
     suggestion: int
     confidence: float
     label_confidence: float
-
-
-def check_cleanlab() -> None:
-    """Check that cleanlab is installed, before a training that takes minutes.
-
-    Raises:
-        UsageError: it is not.
-    """
-    try:
-        importlib.import_module("cleanlab.filter")
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"review needs the package {error.name}, which is not installed: "
-            "pip install 'cifar-mlflow[review]'"
-        ) from None
 
 
 def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[LabelError]:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from mlflow.entities import Dataset
 
-from cifar_mlflow.config import CIFAR10_MIRRORS, DataConfig
+from cifar_mlflow.config import CIFAR10_MIRRORS, DataConfig, SplitName
 from cifar_mlflow.data import ImageDataset
-from cifar_mlflow.data.dataset import SourceSplit
 from cifar_mlflow.names import printable
 
 LONGEST_DIGEST = 36  # that MLflow stores
@@ -55,7 +54,7 @@ def _source(config: DataConfig) -> tuple[str, dict[str, Any]]:
 
 def _profile(dataset: ImageDataset, context: str) -> dict[str, Any]:
     own_val = dataset.own_val and context in ("validation", "val")
-    part: SourceSplit = "val" if own_val else "test" if context == "test" else "train"
+    part: SplitName = "val" if own_val else "test" if context == "test" else "train"
     counts = np.bincount(dataset.split(part).labels, minlength=len(dataset.classes)).tolist()
     by_class = dict(zip(dataset.classes, counts, strict=True))
     smallest, largest = min(by_class, key=by_class.__getitem__), max(by_class, key=by_class.__getitem__)

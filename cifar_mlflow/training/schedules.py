@@ -1,9 +1,8 @@
 """Learning-rate schedules as pure functions of the progress, so that there is no state to save."""
 
 import math
-from typing import Literal
 
-ScheduleName = Literal["one_cycle", "cosine", "linear", "constant"]
+from cifar_mlflow.config import ScheduleName
 
 # Start of one_cycle as a fraction of the peak, as in torch's OneCycleLR.
 ONE_CYCLE_START = 1 / 25

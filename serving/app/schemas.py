@@ -151,7 +151,7 @@ class ModelResponse(BaseModel):
     )
     metrics: dict[str, float] = Field(description="Named as in the MLflow run; accuracies are from 0 to 1.")
     trained_on: TrainingData
-    decision: str | None = Field(description="Why this version was promoted.")
+    decision: str | None = Field(description="Why the network is fp32 or int8.")
     promoted_at: str | None = Field(description="When it was promoted, in ISO 8601.")
 
 

@@ -9,8 +9,8 @@ from serving.app.auth import AccessControl
 from serving.app.champion import Champion
 from serving.app.inference import Inference
 from serving.app.request_body import BodyLimits
+from serving.app.telemetry import Telemetry
 from serving.config import ServeConfig
-from serving.monitoring.telemetry import Telemetry
 
 # The bodies in memory at a time may take as much as this many of the largest size.
 LARGEST_BODIES = 16

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from cifar_mlflow.errors import CifarError, UsageError
-from serving.batch.extras import import_extra
+from cifar_mlflow.extras import import_extra
 
 # File systems name the time of the last change differently.
 _MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")

@@ -9,6 +9,7 @@ from pathlib import Path
 import mlflow
 
 from cifar_mlflow.interrupt import Interrupted, StopRequest
+from cifar_mlflow.tracking.store import sqlite_file
 from serving.batch.dataset import Dataset
 from serving.batch.find import find_images
 from serving.batch.pipeline import check_top_k, model_digest, start_summary
@@ -19,8 +20,6 @@ from serving.batch.worker import Job
 from serving.registry.loader import load_scorer, pin_model
 
 logger = logging.getLogger("cifar_mlflow.classify")
-
-SQLITE = "sqlite:///"
 
 
 def classify_on_engine(
@@ -83,6 +82,5 @@ def _count(summary: Summary, dataset: Dataset, names: list[str], *, earlier: boo
 
 def _absolute(tracking_uri: str) -> str:
     """Return the address of the store so that it is valid in every folder."""
-    if tracking_uri.startswith(SQLITE):
-        return SQLITE + str(Path(tracking_uri.removeprefix(SQLITE)).absolute())
-    return tracking_uri
+    file = sqlite_file(tracking_uri)
+    return f"sqlite:///{file.absolute()}" if file else tracking_uri

@@ -1,6 +1,5 @@
 """The work of one worker of an engine: read the images of a part, classify them, write the rows."""
 
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -38,17 +37,13 @@ def load_answerer(job: Job, threads: int | None = None) -> ScorerAnswerer:
     return ScorerAnswerer(load_scorer(job.model_uri, threads), job.top_k)
 
 
-def classify_part(part: Part, job: Job, answerer: Answerer, check: Callable[[], None] = lambda: None) -> str:
-    """Classify the images of a part, write its file and return its name.
-
-    Args:
-        check: is called before each image; it may raise to stop.
-    """
+def classify_part(part: Part, job: Job, answerer: Answerer) -> str:
+    """Classify the images of a part, write its file and return its name."""
     if not part_exists(job.output, part.name):  # an earlier attempt may have been killed after its last step
         rows: list[Row] = []
         with (
             closing(read_images(part.images, answerer.prepare)) as files,
-            closing(answer_batches(batches(files, check), answerer, job.digest)) as answered,
+            closing(answer_batches(batches(files), answerer, job.digest)) as answered,
         ):
             for _, batch in answered:
                 rows += batch.values()

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,9 +14,11 @@ import mlflow
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import write_errors
+from cifar_mlflow.names import RUN_ID
 from cifar_mlflow.scorer.predictor import CARD_FILE, Scorer
 from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
 from cifar_mlflow.tracking.retry import first_line, is_outage
+from cifar_mlflow.tracking.store import sqlite_file
 from serving.registry.mlflow_model import SCORER_PATH
 from serving.registry.versions import FILE_TAG, facts
 
@@ -25,7 +26,6 @@ logger = logging.getLogger("cifar_mlflow.classify")
 
 # Tag of a version with the digest of its card, which has the digests of all other files.
 CARD_TAG = f"{FILE_TAG}{CARD_FILE}"
-SQLITE = "sqlite:///"
 
 
 def load_scorer(model_uri: str, threads: int | None = None) -> Scorer:
@@ -43,7 +43,7 @@ def load_scorer(model_uri: str, threads: int | None = None) -> Scorer:
         UsageError: there is no such model, or cifar_mlflow did not make it.
         CifarError: its files are damaged, or cannot be written to the cache, or MLflow does not answer.
     """
-    if re.fullmatch(r"[0-9a-f]{32}", model_uri):
+    if RUN_ID.fullmatch(model_uri):
         model_uri = f"runs:/{model_uri}/scorer"
     if model_uri.startswith(("models:/", "runs:/")):
         return _load_from_mlflow(model_uri, threads)
@@ -68,7 +68,7 @@ def pin_model(model_uri: str) -> str:
         UsageError: there is no such model.
         CifarError: MLflow does not answer.
     """
-    if re.fullmatch(r"[0-9a-f]{32}", model_uri):
+    if RUN_ID.fullmatch(model_uri):
         return f"runs:/{model_uri}/scorer"
     if model_uri.startswith(("models:/", "runs:/")):
         return _locate(model_uri)[0]
@@ -125,10 +125,10 @@ def _locate(model_uri: str) -> tuple[str, str | None]:
 
 def _check_store_exists() -> None:
     """Raise UsageError if the SQLite file of the store is missing: MLflow would create an empty one."""
-    file = mlflow.get_registry_uri().removeprefix(SQLITE)
-    if mlflow.get_registry_uri().startswith(SQLITE) and not Path(file).exists():
+    file = sqlite_file(mlflow.get_registry_uri())
+    if file and not file.exists():
         raise UsageError(
-            f"there is no MLflow store at {Path(file).absolute()}: change to the folder where the model was "
+            f"there is no MLflow store at {file.absolute()}: change to the folder where the model was "
             "trained, or set MLFLOW_TRACKING_URI, such as sqlite:////a/folder/mlflow.db or http://host:5000"
         )
 

@@ -9,6 +9,7 @@ from cifar_mlflow.evaluation.metrics import Evaluation
 from cifar_mlflow.export.images import EvalSet
 from cifar_mlflow.markdown import markdown_table
 from cifar_mlflow.models.card import ServedCard
+from cifar_mlflow.names import listed
 from serving.registry.mlflow_model import MODEL_CARD_FILE
 from serving.registry.scorer_folder import USEFUL_AUROC, promise
 
@@ -31,7 +32,8 @@ def model_card(card: ServedCard, eval_set: EvalSet, evaluation: Evaluation, deci
             f"{card.model} on {card.data}, served as {card.precision}: {accuracy}",
             "## Data",
             f"{card.data} (sha256 {card.data_digest[:12]}), {len(card.classes)} classes: "
-            f"{_shown(card.classes)}. Held out for validation: {card.val_size:.0%} of the training images.",
+            f"{listed(card.classes, SHOWN_CLASSES)}. Held out for validation: {card.val_size:.0%} of the "
+            "training images.",
             "## Results",
             _results(card, eval_set, evaluation),
             "## Results by class",
@@ -61,18 +63,13 @@ def shorten(text: str) -> str:
 def registered_model_description(card: ServedCard, name: str) -> str:
     """Return the description of a new registered model, in Markdown; the first line is plain text."""
     return (
-        f"Classifies images into {len(card.classes)} classes: {_shown(card.classes)}\n\n"
+        f"Classifies images into {len(card.classes)} classes: {listed(card.classes, SHOWN_CLASSES)}\n\n"
         f"The version with the alias `champion` is served: `cifar-mlflow serve --model-uri "
         f"models:/{name}@champion` or `mlflow models serve -m models:/{name}@champion --env-manager local`. "
         "`cifar-mlflow promote` moves the alias, and `cifar-mlflow rollback` moves it back.\n\n"
         "The description of each version is its model card: data, results by class, calibration, limits, and "
         "how to call it."
     )
-
-
-def _shown(classes: tuple[str, ...]) -> str:
-    more = f" and {len(classes) - SHOWN_CLASSES} more" if len(classes) > SHOWN_CLASSES else ""
-    return ", ".join(classes[:SHOWN_CLASSES]) + more
 
 
 def _results(card: ServedCard, eval_set: EvalSet, evaluation: Evaluation) -> str:

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.names import RUN_ID, listed
 from cifar_mlflow.tracking.locations import check_artifact_folder
 from serving.registry.mlflow_model import SCORER_PATH, code_digest, download
 from serving.registry.versions import RegisteredModel, Version
@@ -147,7 +148,7 @@ def _record(model: RegisteredModel, number: str, **tags: str) -> None:
 def _select(model: RegisteredModel, which: str | None, opponent: Version | None) -> Version:
     if which is None:
         return _best_comparable(model, opponent)
-    if re.fullmatch(r"[0-9a-f]{32}", which):
+    if RUN_ID.fullmatch(which):
         of_run = [version for version in model.list_versions() if version.run_id == which]
         if not of_run:
             raise UsageError(
@@ -190,7 +191,7 @@ def _objection(version: Version, opponent: Version | None) -> str | None:
 def _difference(one: Version, other: Version) -> str | None:
     """Return why the accuracies of two versions cannot be compared; None if they can."""
     if one.classes != other.classes:
-        return f"they have different classes ({_shorten(one.classes)}; {_shorten(other.classes)})"
+        return f"they have different classes ({listed(one.classes, 5)}; {listed(other.classes, 5)})"
     if one.data_digest != other.data_digest:
         return (
             f"they were trained on different data ({one.data}, {one.data_digest[:12]}; "
@@ -205,10 +206,6 @@ def _difference(one: Version, other: Version) -> str | None:
     if one.val_accuracy is None or other.val_accuracy is None:
         return "no images were held out for validation"
     return None
-
-
-def _shorten(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _check_files(model: RegisteredModel, version: Version) -> None:

@@ -7,7 +7,6 @@ logged MLflow model, which has to classify image files.
 
 import io
 import logging
-import re
 import tempfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from cifar_mlflow.export.images import EvalSet, load_images
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.card import ModelCard, ServedCard
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.names import registered_name
+from cifar_mlflow.names import RUN_ID, registered_name
 from cifar_mlflow.tracking.datasets import LONGEST_DIGEST
 from cifar_mlflow.tracking.locations import versions_of
 from cifar_mlflow.tracking.retry import call_mlflow, first_line
@@ -180,7 +179,7 @@ def _check_run(run_id: str) -> None:
     Raises:
         UsageError: there is no such run, or it is not finished or deleted.
     """
-    if not re.fullmatch(r"[0-9a-f]{32}", run_id):
+    if not RUN_ID.fullmatch(run_id):
         raise UsageError(f"not the id of a run, which has 32 digits 0-9a-f: {run_id}")
     missing = f"there is no run {run_id} in {mlflow.get_tracking_uri()}"
     run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing).info

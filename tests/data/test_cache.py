@@ -9,20 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cifar_mlflow.config import SplitName
 from cifar_mlflow.data.cache import cache_errors, cached_split, remembered
-from cifar_mlflow.data.dataset import ImageDataset, SourceSplit, Split
+from cifar_mlflow.data.dataset import ImageDataset, Split
 from cifar_mlflow.errors import CifarError
 
 DIGEST = "0" * 64
 
 
-def pieces(_: SourceSplit) -> Iterator[Split]:
+def pieces(_: SplitName) -> Iterator[Split]:
     rng = np.random.default_rng(0)
     for size in (7, 5):
         yield Split(rng.integers(0, 256, (size, 16, 16, 3), dtype=np.uint8), np.arange(size, dtype=np.int64))
 
 
-def must_not_read(_: SourceSplit) -> Iterator[Split]:
+def must_not_read(_: SplitName) -> Iterator[Split]:
     raise AssertionError("decoded again")
 
 
@@ -80,7 +81,7 @@ def test_an_entry_of_another_version_of_pillow_is_decoded_again(
 
 
 def test_a_failed_decoding_leaves_nothing_behind(tmp_path: Path) -> None:
-    def fails_midway(name: SourceSplit) -> Iterator[Split]:
+    def fails_midway(name: SplitName) -> Iterator[Split]:
         yield next(pieces(name))
         raise CifarError("a corrupt image")
 
@@ -91,7 +92,7 @@ def test_a_failed_decoding_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def _count_decodings(cache_dir: Path, counter: Path, start: Barrier) -> None:
-    def counted(name: SourceSplit) -> Iterator[Split]:
+    def counted(name: SplitName) -> Iterator[Split]:
         with counter.open("a") as file:
             file.write("x")
         time.sleep(0.5)  # so that the other process usually arrives while the lock is held
@@ -197,7 +198,7 @@ def test_files_that_were_just_written_are_not_remembered(tmp_path: Path) -> None
 
 
 def test_a_split_is_loaded_only_on_request() -> None:
-    def load(name: SourceSplit) -> Split:
+    def load(name: SplitName) -> Split:
         if name == "test":
             raise AssertionError("read the test split")
         return next(pieces(name))

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_mlflow.config import DataConfig
+from cifar_mlflow.config import DataConfig, SplitName
 from cifar_mlflow.data import ImageDataset, load_dataset
-from cifar_mlflow.data.dataset import SourceSplit
 from cifar_mlflow.data.summary import summarize
 from cifar_mlflow.errors import CifarError, UsageError
 
@@ -175,7 +174,7 @@ def link_into_store(photos: Path, linked: Path, store: Path) -> None:
         link.symlink_to(shutil.copy(path, store / f"{number}"))
 
 
-def labels_by_red(dataset: ImageDataset, split: SourceSplit = "train") -> list[tuple[int, int]]:
+def labels_by_red(dataset: ImageDataset, split: SplitName = "train") -> list[tuple[int, int]]:
     """Return (red value, label) of each image."""
     images = dataset.split(split)
     return sorted(zip(images.images[:, 0, 0, 0].tolist(), images.labels.tolist(), strict=True))

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifar_mlflow.config import DataConfig
-from cifar_mlflow.data.dataset import ImageDataset, SourceSplit, Split
+from cifar_mlflow.config import DataConfig, SplitName
+from cifar_mlflow.data.dataset import ImageDataset, Split
 from cifar_mlflow.data.split import stratified_split, train_val_indices
 from cifar_mlflow.errors import UsageError
 
@@ -13,7 +13,7 @@ def dataset(*train: int, set_aside: tuple[int, ...] = ()) -> ImageDataset:
     """Return a data set with these numbers of training images for the classes a, b, c, ..."""
     labels = np.repeat(np.arange(len(train)), train)
 
-    def load(name: SourceSplit) -> Split:
+    def load(name: SplitName) -> Split:
         assert name == "train"
         return Split(np.zeros((len(labels), 32, 32, 3), np.uint8), labels)
 

@@ -3,17 +3,12 @@
 import signal
 from pathlib import Path
 
-import pandas as pd
 import pytest
-import torch
 import yaml
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import TrainConfig
-from cifar_mlflow.evaluation.calibration import Labels
-from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.interrupt import Interrupted
-from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.resume import resumable_config
 from cifar_mlflow.training.loop import History
@@ -38,12 +33,6 @@ class StopAfterAnEpoch(pipeline.TrainingCallbacks):
     def prune(self, history: History) -> bool:
         if history:
             signal.raise_signal(signal.SIGTERM)
-        return False
-
-    def measure(self, classifier: ImageClassifier, device: torch.device) -> dict[str, float]:
-        return {}
-
-    def defer_plots(self, run_id: str, report: Report, labels: Labels, history: pd.DataFrame) -> bool:
         return False
 
 

@@ -234,7 +234,7 @@ def test_commands_on_several_machines_share_a_postgresql_that_may_go_away(
     (project.folder / "output").rename(log)
     second = project.start(*arguments)
     project.wait_for(
-        lambda: "epoch 2/6 " in log.read_text() and "epoch 2/6 " in project.output(), "both to have trials"
+        lambda: "epoch 1/6 " in log.read_text() and "epoch 1/6 " in project.output(), "both to have trials"
     )
     postgres.stop()
     project.wait_for(lambda: "does not answer" in log.read_text() + project.output(), "the outage")

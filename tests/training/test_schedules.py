@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifar_mlflow.training.schedules import ScheduleName, lr_factor
+from cifar_mlflow.config import ScheduleName
+from cifar_mlflow.training.schedules import lr_factor
 
 SCHEDULES = get_args(ScheduleName)
 schedules = st.sampled_from(SCHEDULES)

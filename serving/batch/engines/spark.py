@@ -13,10 +13,10 @@ import pandas as pd
 from mlflow.pyfunc import PyFuncModel
 
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.extras import import_extra
 from cifar_mlflow.phone_formats import in_common_format
 from cifar_mlflow.tracking.retry import first_line
 from serving.batch.dataset import Part, finished_parts
-from serving.batch.extras import import_extra
 from serving.batch.worker import Job, classify_part
 
 # This machine's cores; a task may fail three times, as on a cluster (Spark's `local[*]` allows no failure).
