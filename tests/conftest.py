@@ -15,7 +15,7 @@ from tests.shared import made_once
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 
-# A job in the background of a shell script ignores SIGINT, and so would the processes that the tests interrupt.
+# A job in the background of a shell script ignores SIGINT, and so would the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
