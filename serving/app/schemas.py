@@ -228,7 +228,7 @@ Columns = dict[str, list[EncodedImage] | EncodedImage]
 
 
 class InvocationsBody(BaseModel):
-    """A table in one of MLflow's four JSON formats, exactly one of which must be present."""
+    """A table in MLflow's JSON. Exactly one of the four formats must be given."""
 
     dataframe_split: DataframeSplit | None = None
     dataframe_records: list[dict[str, EncodedImage]] | None = Field(

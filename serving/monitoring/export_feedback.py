@@ -19,7 +19,7 @@ COLUMNS = ("label", "answer", "confidence", "model_version", "request_id", "item
 def export_feedback(feedback: pd.DataFrame, images_dir: Path, folder: Path) -> str:
     """Copy each stored image with a known class to `folder/CLASS/`, and return a sentence about it.
 
-    `folder/provenance.csv` records for each image which answer of which model got the feedback, and when. An
+    `folder/provenance.csv` has the answer, the model version and the time of the feedback of each image. An
     image of an earlier export moves if newer feedback names another class; the others stay.
 
     Args:
