@@ -135,3 +135,10 @@ def patience_seconds() -> float:
             f"{LONGEST_PATIENCE_SECONDS}, but it is {text!r}"
         )
     return seconds
+
+
+def available_cores() -> int:
+    """Return the number of cores that taskset, Slurm or a container's cpuset leave to this process."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

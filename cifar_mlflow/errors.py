@@ -7,6 +7,9 @@ escapes is a defect of this program and keeps its traceback.
 from cifar_mlflow.names import printable
 from cifar_mlflow.redact import redact
 
+# When several files are downloaded, MLflow raises one error that keeps only the messages of the causes.
+DOWNLOAD_FAILED = "The following failures occurred while downloading"
+
 
 class CifarError(Exception):
     """A failure outside the program: data, network, disk, tracking server. Exit code 1."""
@@ -26,3 +29,11 @@ class UsageError(CifarError):
 
 class TrainingDivergedError(CifarError):
     """The loss became NaN or infinite."""
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """Return the message of a library's error, shortened to one line for a message, a log or a tag."""
+    cause = getattr(error, "orig", None) or error  # SQLAlchemy adds the statement to the driver's message
+    lines = (redact(str(cause)).strip() or type(cause).__name__).splitlines()
+    line = lines[-1] if lines[0].startswith(DOWNLOAD_FAILED) else lines[0]
+    return line if len(line) <= limit else line[: limit - 1] + "…"

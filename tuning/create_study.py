@@ -10,10 +10,9 @@ from optuna.study import StudyDirection
 
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.data import ImageDataset
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.files import atomic_write
 from cifar_mlflow.tracking.local_state import STUDY_COMMAND, RunDirectory
-from cifar_mlflow.tracking.retry import first_line
 from tuning.samplers import build_pruner, build_sampler
 from tuning.storage import Storage
 from tuning.study_spec import StudySpec

@@ -20,14 +20,14 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.console import percent
-from cifar_mlflow.errors import CifarError, TrainingDivergedError
+from cifar_mlflow.errors import CifarError, TrainingDivergedError, first_line
 from cifar_mlflow.evaluation.calibration import Labels
 from cifar_mlflow.evaluation.report import Report
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.resume import resumable_config as interrupted_config
-from cifar_mlflow.tracking.retry import call_mlflow, first_line
+from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.training.loop import History
 from tuning.results import own_trials
 from tuning.storage import Storage

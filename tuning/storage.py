@@ -18,10 +18,10 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from cifar_mlflow.environment import patience_seconds
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.local_state import STUDY_COMMAND, RunDirectory
-from cifar_mlflow.tracking.retry import first_line, outage_policy
+from cifar_mlflow.tracking.retry import outage_policy
 from tuning.optuna_output import ignore_optuna_warnings
 
 logger = logging.getLogger("cifar_mlflow.tuning")

@@ -11,9 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.effective import NEUTRAL, changed_settings, without_effect
-from cifar_mlflow.errors import UsageError
+from cifar_mlflow.errors import UsageError, first_line
 from cifar_mlflow.settings import validate
-from cifar_mlflow.tracking.retry import first_line
 from tuning.space import Space
 
 logger = logging.getLogger("cifar_mlflow.tuning")

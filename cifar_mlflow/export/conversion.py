@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from tempfile import TemporaryFile
 
-from cifar_mlflow.errors import CifarError
-from cifar_mlflow.tracking.retry import first_line
+from cifar_mlflow.errors import CifarError, first_line
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from torch import nn
 
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.export.program import load_program
 from cifar_mlflow.models.card import ModelCard
@@ -17,7 +17,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
 from cifar_mlflow.names import PRETRAINED, RUN_ID
 from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
-from cifar_mlflow.tracking.retry import call_mlflow, first_line, is_outage
+from cifar_mlflow.tracking.retry import call_mlflow, is_outage
 
 logger = logging.getLogger(__name__)
 

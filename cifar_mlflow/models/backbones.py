@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 
 # Per channel (R, G, B), for pixels in 0..1: normalization of the ImageNet weights of torchvision.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -106,8 +106,8 @@ def imagenet_weights(name: str) -> Mapping[str, Tensor]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
         if file.exists():
-            raise CifarError(f"{file}: the file is damaged; delete it ({_first_line(error)})") from error
-        raise _no_download(name, f"{weights.url} ({_first_line(error)})") from error
+            raise CifarError(f"{file}: the file is damaged; delete it ({first_line(error)})") from error
+        raise _no_download(name, f"{weights.url} ({first_line(error)})") from error
     return state
 
 
@@ -120,7 +120,7 @@ def _timm_weights(name: str) -> Mapping[str, Tensor]:
         state: Mapping[str, Tensor] = _timm().create_model(model, pretrained=True).state_dict()
     except Exception as error:  # timm and the Hub's client raise errors of any kind
         place = f"https://huggingface.co/{_timm().get_pretrained_cfg(model).hf_hub_id}"
-        raise _no_download(name, f"{place} ({_first_line(error)})") from error
+        raise _no_download(name, f"{place} ({first_line(error)})") from error
     return state
 
 
@@ -129,10 +129,6 @@ def _no_download(name: str, place: str) -> CifarError:
         f"the ImageNet weights of {name} cannot be downloaded from {place}: download them on a machine with "
         "network, and give the file with --weights FILE"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def stages(network: nn.Module) -> list[nn.Module]:

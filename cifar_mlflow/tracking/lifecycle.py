@@ -14,9 +14,9 @@ from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.environment import patience_seconds
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.errors import CifarError, first_line
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.retry import first_line, retry_on_outage
+from cifar_mlflow.tracking.retry import retry_on_outage
 from cifar_mlflow.tracking.run import TrackedRun, TrackingLostError
 from cifar_mlflow.tracking.store import page_address, store_uri
 from cifar_mlflow.tracking.system_metrics import system_metrics as monitor_system

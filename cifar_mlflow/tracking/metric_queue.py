@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from mlflow.entities import Metric
 
-from cifar_mlflow.errors import CifarError
-from cifar_mlflow.tracking.retry import first_line, is_outage, outage_policy
+from cifar_mlflow.errors import CifarError, first_line
+from cifar_mlflow.tracking.retry import is_outage, outage_policy
 
 logger = logging.getLogger(__name__)
 

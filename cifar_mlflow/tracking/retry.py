@@ -12,8 +12,7 @@ from mlflow.exceptions import MlflowException, RestException
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 from cifar_mlflow.environment import patience_seconds
-from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.redact import redact
+from cifar_mlflow.errors import DOWNLOAD_FAILED, CifarError, UsageError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +31,6 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
 # Error codes of a database that cannot be written at the moment, or of an overloaded server.
 _OUTAGE_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
-# When several files are downloaded, MLflow raises one error that keeps only the messages of the causes.
-_DOWNLOAD_FAILED = "The following failures occurred while downloading"
 _OUTAGE_IN_DOWNLOAD = re.compile(
     r"5\d\d Server Error|HTTPS?ConnectionPool|Connection \w+|timed out|API request to"
 )
@@ -74,7 +71,7 @@ def is_outage(error: BaseException) -> bool:
 
     Other errors (a deleted run, a value that is not allowed) will not go away.
     """
-    if str(error).startswith(_DOWNLOAD_FAILED):
+    if str(error).startswith(DOWNLOAD_FAILED):
         return _OUTAGE_IN_DOWNLOAD.search(str(error)) is not None
     if isinstance(error, MlflowException):
         # MLflow uses INTERNAL_ERROR both for a failed connection and for any error without a code.
@@ -83,13 +80,6 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code >= 500 or error.response.status_code == 429
     return isinstance(error, requests.RequestException | ConnectionError | TimeoutError)
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """Return the message of an error, shortened to one line for a log or a tag."""
-    lines = (redact(str(error)).strip() or type(error).__name__).splitlines()  # it may quote an address
-    line = lines[-1] if lines[0].startswith(_DOWNLOAD_FAILED) else lines[0]
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def retry_on_outage(call: Callable[[], T], seconds: float) -> T:

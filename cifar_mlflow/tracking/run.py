@@ -15,12 +15,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from cifar_mlflow.config import TrackingConfig
 from cifar_mlflow.environment import git_state, installed_packages, library_versions, patience_seconds
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.errors import CifarError, first_line
 from cifar_mlflow.names import printable
 from cifar_mlflow.redact import redact
 from cifar_mlflow.settings import Settings
 from cifar_mlflow.tracking.metric_queue import MetricQueue
-from cifar_mlflow.tracking.retry import first_line, is_outage, retry_on_outage
+from cifar_mlflow.tracking.retry import is_outage, retry_on_outage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

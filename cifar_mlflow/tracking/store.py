@@ -16,9 +16,8 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.environment import default_cache_dir, patience_seconds
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.redact import redact
-from cifar_mlflow.tracking.retry import first_line
 
 logger = logging.getLogger(__name__)
 

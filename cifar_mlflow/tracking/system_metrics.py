@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cifar_mlflow.tracking.retry import first_line
+from cifar_mlflow.errors import first_line
 
 logger = logging.getLogger(__name__)
 

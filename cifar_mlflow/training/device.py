@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cifar_mlflow.config import HardwareConfig, TrainPrecision
+from cifar_mlflow.environment import available_cores
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.predict import ComputePrecision, autocast
 from cifar_mlflow.training.distributed import World
@@ -57,7 +58,7 @@ def set_up_hardware(
         UsageError: this machine does not have the device, or not for all processes.
     """
     world = world or World.alone()
-    torch.set_num_threads(config.threads or max(1, _available_cores() // world.local_size))
+    torch.set_num_threads(config.threads or max(1, available_cores() // world.local_size))
     if torch.are_deterministic_algorithms_enabled() != config.deterministic:
         torch.use_deterministic_algorithms(config.deterministic)  # only if needed: it imports the compiler
     if config.deterministic:
@@ -94,13 +95,6 @@ def _auto_precision(device: torch.device) -> ComputePrecision:
     # Volta and Turing have tensor cores for fp16 only; older GPUs have none.
     tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
     return "fp16" if tensor_cores else "fp32"
-
-
-def _available_cores() -> int:
-    """Return the number of cores that taskset, Slurm or a container's cpuset leave to this process."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _choose_device(wanted: str) -> str:

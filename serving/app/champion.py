@@ -17,9 +17,8 @@ import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
 
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.scorer.predictor import Scorer
-from cifar_mlflow.tracking.retry import first_line
 from serving.registry.loader import load_scorer
 from serving.registry.mlflow_model import SCORER_PATH
 from serving.registry.versions import FILE_TAG, facts

@@ -1,9 +1,9 @@
 """Everything that a process of the service holds: the model, its threads, the limits, and telemetry."""
 
 import gc
-import os
 import sys
 
+from cifar_mlflow.environment import available_cores
 from serving.app.admission import AdmissionControl
 from serving.app.auth import AccessControl
 from serving.app.champion import Champion
@@ -25,8 +25,7 @@ class AppState:
     """
 
     def __init__(self, config: ServeConfig) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores_per_worker = max(1, cores // config.workers)
+        cores_per_worker = max(1, available_cores() // config.workers)
         max_bytes = config.max_body_mb * 2**20
         self.config = config
         self.access = AccessControl(config)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 from serving.monitoring.records import Record
 
 if TYPE_CHECKING:
@@ -314,13 +314,6 @@ def _update(feedback: Feedback) -> sa.Update:
         .where(LOG.c.id == last, is_newest)
         .values(feedback_time=feedback.time, feedback_correct=feedback.correct, feedback_label=feedback.label)
     )
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """Return the first line of an error's message, without what SQLAlchemy adds to it."""
-    cause = getattr(error, "orig", None) or error
-    line = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def _parse(url: str) -> sa.URL:

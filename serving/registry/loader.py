@@ -12,12 +12,12 @@ from pathlib import Path
 import mlflow
 
 from cifar_mlflow.environment import default_cache_dir
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.files import write_errors
 from cifar_mlflow.names import RUN_ID
 from cifar_mlflow.scorer.predictor import CARD_FILE, Scorer
 from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
-from cifar_mlflow.tracking.retry import first_line, is_outage
+from cifar_mlflow.tracking.retry import is_outage
 from cifar_mlflow.tracking.store import sqlite_file
 from serving.registry.mlflow_model import SCORER_PATH
 from serving.registry.versions import FILE_TAG, facts

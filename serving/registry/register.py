@@ -24,7 +24,7 @@ from PIL import Image
 
 from cifar_mlflow.config import PlacesConfig
 from cifar_mlflow.data import SelectedImages
-from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.evaluation.metrics import evaluate_logits
 from cifar_mlflow.export.images import EvalSet, load_images
@@ -34,7 +34,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.names import RUN_ID, registered_name
 from cifar_mlflow.tracking.datasets import LONGEST_DIGEST
 from cifar_mlflow.tracking.locations import versions_of
-from cifar_mlflow.tracking.retry import call_mlflow, first_line
+from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.run import now_ms
 from cifar_mlflow.verb_config import RegisterConfig, ServedPrecision
 from serving.registry.candidates import build_candidates, choose

@@ -5,9 +5,8 @@ import pickle
 from collections.abc import Generator
 from typing import Any
 
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.errors import CifarError, first_line
 from cifar_mlflow.extras import import_extra
-from cifar_mlflow.tracking.retry import first_line
 from serving.batch.dataset import Part
 from serving.batch.worker import Job, classify_part, load_answerer
 
