@@ -18,4 +18,4 @@ NAMES = (
     "service",
     "soak",
 )
-COMMANDS = ("record", "gpu", "leaderboard", "release", "folds")
+COMMANDS = ("record", "gpu", "leaderboard", "latency", "release", "folds")

@@ -1,6 +1,6 @@
 """`python -m benchmarks [NAMES...]`: run all benchmarks, or the named ones, and print one table.
 
-`record`, `gpu`, `leaderboard`, `folds` and `release` are commands with options:
+`record`, `gpu`, `leaderboard`, `latency`, `folds` and `release` are commands with options:
 `python -m benchmarks record --help`.
 """
 

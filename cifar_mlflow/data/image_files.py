@@ -17,7 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.names import printable
-from cifar_mlflow.phone_formats import bmp_file, in_common_format, on_white
+from cifar_mlflow.scorer.phone_formats import bmp_file, in_common_format, on_white
 from cifar_mlflow.scorer.preprocess import BadImage, decode_image
 
 # fmt: off

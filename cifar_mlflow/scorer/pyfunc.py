@@ -55,6 +55,7 @@ class ImageClassifier(PythonModel):
         package = import_under_own_name(Path(context.artifacts["code"]))
         preprocess = importlib.import_module(f"{package}.preprocess")
         self._image_bytes, self._bad_image = preprocess.image_bytes, preprocess.BadImage
+        self._in_common_format = importlib.import_module(f"{package}.phone_formats").in_common_format
         scorer = importlib.import_module(f"{package}.predictor")
         self._scorer: Scorer = scorer.Scorer.load(
             Path(context.artifacts["scorer"]), **(_tune_for_scoring_server() if _in_scoring_server() else {})
@@ -88,7 +89,7 @@ class ImageClassifier(PythonModel):
         errors = {}
         for row, cell in enumerate(cells):
             try:
-                images[row] = self._scorer.decode(self._image_bytes(cell))
+                images[row] = self._scorer.decode(self._in_common_format(self._image_bytes(cell)))
             except self._bad_image as error:
                 if on_error == "raise":
                     raise PlainError(error.code, f"row {row}: {error}") from None

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from cifar_mlflow.phone_formats import MissingDecoder, bmp_file, in_common_format, phone_format
+from cifar_mlflow.scorer.phone_formats import bmp_file, in_common_format, phone_format
 from cifar_mlflow.scorer.predictor import Scorer
 from cifar_mlflow.scorer.preprocess import BadImage, image_bytes, picture_format
 from serving.monitoring.drift import image_statistics
@@ -17,10 +17,6 @@ from serving.monitoring.drift import image_statistics
 # A PNG up to this size is decoded faster than it is handed to another thread.
 SMALL_BYTES = 16 * 1024
 SMALL_SIDE = 128
-HOW_TO_CONVERT = (
-    "save or export the photo as JPEG first. To have an iPhone take JPEG photos, choose Settings > Camera > "
-    "Formats > Most Compatible."
-)
 _COMPRESSED_CHUNKS = (b"iCCP", b"iTXt", b"zTXt")
 
 
@@ -50,8 +46,6 @@ def decode(scorer: Scorer, content: Any) -> DecodedImage:
         pixels = scorer.decode(in_common_format(data))
         record["image_format"] = phone_format(data) or picture_format(data)
     except BadImage as error:
-        if isinstance(error, MissingDecoder):
-            error = BadImage(error.code, f"This server does not read {error.kind}: {HOW_TO_CONVERT}")
         record |= {"error_code": error.code, "decode_ms": 1000 * (time.perf_counter() - begun)}
         return DecodedImage(None, error, record)
     record["decode_ms"] = 1000 * (time.perf_counter() - begun)

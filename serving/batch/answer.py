@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from cifar_mlflow.phone_formats import in_common_format
+from cifar_mlflow.scorer.phone_formats import in_common_format
 from cifar_mlflow.scorer.predictor import Scorer
 from serving.batch.overlays import Overlays
 from serving.batch.read import File

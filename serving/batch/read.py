@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
-from cifar_mlflow.phone_formats import MissingDecoder
+from cifar_mlflow.scorer.phone_formats import MissingDecoder
 from cifar_mlflow.scorer.preprocess import MAX_BYTES, BadImage, image_bytes
 from serving.batch.find import Found
 from serving.batch.remote import Stamp, is_url, read_url, url_stamp

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import atomic_write, write_errors
-from cifar_mlflow.phone_formats import BRANDS, can_decode
+from cifar_mlflow.scorer.phone_formats import BRANDS, can_decode
 from serving.batch.formats import (
     Csv,
     JsonLines,

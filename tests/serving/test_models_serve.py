@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import requests
-from PIL import Image
+from PIL import Image, features
 
 from serving.registry.mlflow_model import save_model
 
@@ -124,6 +124,7 @@ def parquet(**columns: Any) -> bytes:
     return file.getvalue()
 
 
+needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 RED, BLUE = text(image("red")), text(image("blue"))
 
 
@@ -196,7 +197,9 @@ def test_csv_and_parquet_are_answered(server: Server, body: bytes | str, content
     assert [answer["label"] for answer in response.json()["predictions"]] == ["red", "blue"]
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp", "gif"])
+@pytest.mark.parametrize(
+    "kind", ["png", "jpeg", "webp", "bmp", "gif", pytest.param("avif", marks=needs_avif)]
+)
 def test_every_image_format_is_answered(server: Server, kind: str) -> None:
     (answer,) = server.predict(split(text(image("blue", (90, 60), kind))))
     assert answer["label"] == "blue"

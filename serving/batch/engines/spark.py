@@ -14,7 +14,7 @@ from mlflow.pyfunc import PyFuncModel
 
 from cifar_mlflow.errors import CifarError, first_line
 from cifar_mlflow.extras import import_extra
-from cifar_mlflow.phone_formats import in_common_format
+from cifar_mlflow.scorer.phone_formats import in_common_format
 from serving.batch.dataset import Part, finished_parts
 from serving.batch.worker import Job, classify_part
 

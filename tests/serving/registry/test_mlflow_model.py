@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
-from PIL import Image
+from PIL import Image, features
 
 from serving.registry.mlflow_model import REQUIREMENTS, code_digest, log_model, save_model
 from tests.scorer_folders import write_scorer_folder
@@ -94,6 +94,30 @@ def test_a_csv_file_is_answered(model: PyFuncModel, tmp_path: Path) -> None:
         tmp_path / "images.csv", index=False
     )
     assert labels(model.predict(pd.read_csv(tmp_path / "images.csv"))) == ["blue", "red"]
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_the_photo_formats_of_phones_are_answered(model: PyFuncModel, kind: str) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    elif not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    file = io.BytesIO()
+    Image.new("RGB", (300, 200), "red").save(file, kind, quality=90)
+    from_phone, plain = model.predict(pd.DataFrame({"image": [file.getvalue(), png("red")]}))
+    assert from_phone["label"] == "red"
+    assert from_phone["confidence"] == pytest.approx(plain["confidence"], abs=0.01)
+
+
+def test_heic_without_a_decoder_is_refused_with_what_to_do(
+    model: PyFuncModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it fails, as if it were not installed
+    photo = b"\0\0\0\x20ftypheic\0\0\0\0mif1heic" + bytes(2000)
+    (answer,) = model.predict(pd.DataFrame({"image": [photo]}), params={"on_error": "null"})
+    assert answer["error"]["code"] == "unsupported_format"
+    assert "save or export the photo as JPEG" in answer["error"]["message"]
+    assert "iPhone" in answer["error"]["message"]
 
 
 def test_the_input_example_is_answered(model: PyFuncModel) -> None:

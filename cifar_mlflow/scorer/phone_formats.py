@@ -1,8 +1,8 @@
-"""Convert HEIC and AVIF, the formats of phones, to one that the scorer of every registered model reads.
+"""Convert HEIC and AVIF, the formats of phones, to one that `preprocess` reads.
 
-Requests, `classify` and training go through the same code, so that a photo gives the same pixels in all.
-Pillow reads AVIF. HEIC needs the extra `heif`: pillow-heif contains a decoder in C that untrusted files would
-reach, so the operator decides whether to install it.
+Requests, `classify`, the MLflow model and training go through the same code, so that a photo gives the same
+pixels in all. Pillow reads AVIF. HEIC needs pillow-heif (the extra `heif`), which contains a decoder in C
+that untrusted files would reach, so the operator decides whether to install it.
 """
 
 import io
@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageFile, features
 
-from cifar_mlflow.scorer.preprocess import (
+from .preprocess import (
     MAX_BYTES,
     MAX_PIXELS,
     MAX_TRUSTED_PIXELS,
@@ -26,6 +26,11 @@ warnings.filterwarnings("ignore", "(Possibly c|C)orrupt EXIF data", UserWarning)
 BRANDS = {
     "AVIF": {b"avif", b"avis"},
     "HEIC": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"},
+}
+DECODERS = {
+    "AVIF": "a Pillow with AVIF (11.3 or newer) where this runs.",
+    "HEIC": "pillow-heif where this runs. To have an iPhone take JPEG photos, choose Settings > Camera > "
+    "Formats > Most Compatible.",
 }
 # Large enough for every network, and small enough for the size limit of the scorer as a BMP.
 MAX_SIDE = 2048
@@ -48,8 +53,10 @@ class MissingDecoder(BadImage):
     """
 
     def __init__(self, kind: str) -> None:
-        extra = "pip install 'cifar-mlflow[heif]'" if kind == "HEIC" else "a Pillow with AVIF"
-        super().__init__("unsupported_format", f"{kind} needs {extra}, or save the photo as JPEG.")
+        super().__init__(
+            "unsupported_format",
+            f"{kind} cannot be read here: save or export the photo as JPEG, or install {DECODERS[kind]}",
+        )
         self.kind = kind
 
 
