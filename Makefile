@@ -56,9 +56,9 @@ thorough: .venv/.engines
 ui: .venv/.ready
 	$(BIN)/python -m cifar_mlflow.tracking.ui
 
-# docs/reference.md, from the code.
+# docs/reference.md and the table of models in docs/training.md, from the code and the results in benchmarks/.
 docs: .venv/.ready
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 bench: .venv/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'

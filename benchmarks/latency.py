@@ -15,7 +15,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import numpy as np
@@ -103,10 +103,12 @@ def read_latencies(file: Path = TIMES) -> list[Latency]:
     if not file.exists():
         return []
     with file.open(newline="") as lines:
-        return [
-            Latency(**{**row, "fp32_ms": float(row["fp32_ms"]), "int8_ms": float(row["int8_ms"])})
-            for row in csv.DictReader(lines)
-        ]
+        return [_parsed(row) for row in csv.DictReader(lines)]
+
+
+def _parsed(row: dict[str, str]) -> Latency:
+    values: dict[str, Any] = {**row, "fp32_ms": float(row["fp32_ms"]), "int8_ms": float(row["int8_ms"])}
+    return Latency(**values)
 
 
 def write_latencies(rows: list[Latency], file: Path = TIMES) -> None:

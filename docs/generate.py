@@ -1,6 +1,7 @@
 """Write docs/reference.md from the code: commands with their options, routes, and metrics of the service.
 
-`make docs` runs it; a test fails if the page is out of date.
+Write the table of models in docs/training.md, too, from the code and the CSV files in benchmarks/.
+`make docs` runs it; a test fails if a page is out of date.
 """
 
 import re
@@ -10,12 +11,19 @@ from pathlib import Path
 import click
 from fastapi import FastAPI
 
+from benchmarks.latency import MODELS, read_latencies
+from benchmarks.results import grouped, percent, read_results
 from cifar_mlflow.cli import HELP_WIDTH, main
+from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.data import CIFAR10_CLASSES
+from cifar_mlflow.models.networks import build_network
 from serving.app.app import ROUTES
 from serving.app.openapi import build_openapi
 from serving.monitoring.metrics import Metrics
 
 PAGE = Path(__file__).with_name("reference.md")
+TRAINING_PAGE = Path(__file__).with_name("training.md")
+START, END = "<!-- models: start -->", "<!-- models: end -->"
 HEAD = """\
 # Reference
 
@@ -82,5 +90,36 @@ def page() -> str:
     return "\n\n".join([HEAD.strip(), *commands(), *routes(), *service_metrics()]) + "\n"
 
 
+def models() -> Iterator[str]:
+    """Yield the lines of the table of models, and the machine that measured their times."""
+    groups = grouped(result for result in read_results() if not result.is_peer)
+    times = {row.model: row for row in read_latencies()}
+    yield "| model | parameters | MB (fp32) | epochs | accuracy | with TTA | ms, fp32 | ms, int8 |"
+    yield f"|{' --- |' * 8}"
+    for model in MODELS:
+        network = build_network(model, len(CIFAR10_CLASSES))
+        count = sum(parameter.numel() for parameter in network.parameters())
+        stored = sum(tensor.nbytes for tensor in network.state_dict().values())
+        epochs = resolve_train_config({"model": model}).epochs
+        group = next((group for group in groups if group[0].model == model), [])
+        accuracies = [
+            percent([result.accuracy for result in group]) if group else "-",
+            percent([result.accuracy_tta for result in group]) if group else "-",
+        ]
+        milliseconds = [f"{value:.2f}" for value in (times[model].fp32_ms, times[model].int8_ms)]
+        cells = [f"`{model}`", f"{count / 1e6:.2f} million", f"{stored / 1e6:.1f}", str(epochs)]
+        yield f"| {' | '.join([*cells, *accuracies, *milliseconds])} |"
+    machines = sorted({f"{row.hardware}, {row.date[:10]}, commit {row.commit}" for row in times.values()})
+    yield f"\nTimes: {'; '.join(machines)}."
+
+
+def training_page() -> str:
+    """Return docs/training.md with the table of models between its two comments."""
+    before, _, rest = TRAINING_PAGE.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    return "\n".join([f"{before}{START}", *models(), f"{END}{after}"])
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    TRAINING_PAGE.write_text(training_page(), encoding="utf-8")

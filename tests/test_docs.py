@@ -16,9 +16,10 @@ CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)")
 
 
-def test_the_reference_matches_the_code() -> None:
-    generated = runpy.run_path(str(ROOT / "docs/generate.py"))["page"]()
-    assert (ROOT / "docs/reference.md").read_text(encoding="utf-8") == generated, "run `make docs`"
+@pytest.mark.parametrize(("file", "function"), [("reference.md", "page"), ("training.md", "training_page")])
+def test_a_generated_page_matches_the_code(file: str, function: str) -> None:
+    generated = runpy.run_path(str(ROOT / "docs/generate.py"))[function]()
+    assert (ROOT / "docs" / file).read_text(encoding="utf-8") == generated, "run `make docs`"
 
 
 def anchors(page: Path) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from serving.monitoring.analysis import STEPS
 from serving.monitoring.drift import LARGE, SMALL
@@ -78,9 +78,13 @@ def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
     for (name, share), color in zip(styles, ("tab:blue", "tab:orange", "tab:red"), strict=True):
         ax.plot(middle, table[name], ".-", color=color, label=f"{name}: {share} are faster", linewidth=1.8)
     ax.set(ylabel="milliseconds", yscale="log")
+    # Numbers below and above all points: matplotlib's own may all be above, and the lower points unreadable.
+    ticks = np.outer(10.0 ** np.arange(-2, 7), (1, 2, 5)).ravel()
+    below, above = ticks[ticks < table["p50"].min()], ticks[ticks > table["p99"].max()]
+    ax.set_ylim(below[-1], above[0])
+    ax.yaxis.set_major_locator(FixedLocator(ticks.tolist()))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    ax.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-    ax.tick_params(axis="y", which="minor", labelsize=8)
+    ax.yaxis.set_minor_formatter(NullFormatter())
     _time_axis(figure, table, step)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure

@@ -72,6 +72,20 @@ def test_the_time_axis_covers_the_steps(count: int) -> None:
         )
 
 
+@pytest.mark.parametrize("milliseconds", [[9.0], [10.0], [11.5, 83.0], [0.2, 4000.0]])
+def test_all_latencies_lie_between_two_numbers_of_the_axis(milliseconds: list[float]) -> None:
+    count = len(milliseconds)
+    table, step = analysis.by_time(requests(count).assign(total_ms=milliseconds))
+    figure = figures.latency(table, step, TITLE)
+    figure.savefig(BytesIO())
+    (ax,) = figure.axes
+    numbers = [float(tick.label1.get_text()) for tick in ax.yaxis.get_major_ticks() if tick.label1.get_text()]
+    low, high = ax.get_ylim()
+    shown = [number for number in numbers if low <= number <= high]
+    assert min(shown) < table["p50"].min()
+    assert max(shown) > table["p99"].max()
+
+
 def test_of_many_classes_those_that_changed_most_are_shown() -> None:
     reference = np.full(100, 0.01)
     live = reference.copy()
