@@ -101,6 +101,19 @@ def test_a_finished_run_contains_everything_needed_to_repeat_it(trained: Project
     assert not (Path(trained.env["CIFAR_MLFLOW_CACHE"]) / "runs" / run.info.run_id).exists()
 
 
+def test_the_docs_name_every_metric_tag_and_file_of_a_run(trained: Project) -> None:
+    page = (ROOT / "docs/runs.md").read_text(encoding="utf-8")
+    section = page.partition("## Contents of a training")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([^`]+)`", section))
+    run = trained.trained_run
+    metrics = {name for name in run.data.metrics if not name.startswith("system/")}
+    # `val/…` and `test/…` are followed by the names that both have.
+    assert {name for name in metrics if not {name, name.rpartition("/")[2]} & named} == set()
+    assert {name for name in run.data.tags if not name.startswith("mlflow.") and name not in named} == set()
+    files = trained.artifacts(run.info.run_id)
+    assert {name for name in files if not {name, f"{name.partition('/')[0]}/"} & named} == set()
+
+
 def test_the_data_sets_of_a_run_have_source_schema_and_profile(trained: Project) -> None:
     inputs = {each.tags[0].value: each.dataset for each in trained.trained_run.inputs.dataset_inputs}
     for dataset in inputs.values():
