@@ -106,11 +106,12 @@ def models() -> Iterator[str]:
             percent([result.accuracy for result in group]) if group else "-",
             percent([result.accuracy_tta for result in group]) if group else "-",
         ]
-        milliseconds = [f"{value:.2f}" for value in (times[model].fp32_ms, times[model].int8_ms)]
+        row = times.get(model)
+        milliseconds = [f"{row.fp32_ms:.2f}", f"{row.int8_ms:.2f}"] if row else ["-", "-"]
         cells = [f"`{model}`", f"{count / 1e6:.2f} million", f"{stored / 1e6:.1f}", str(epochs)]
         yield f"| {' | '.join([*cells, *accuracies, *milliseconds])} |"
     machines = sorted({f"{row.hardware}, {row.date[:10]}, commit {row.commit}" for row in times.values()})
-    yield f"\nTimes: {'; '.join(machines)}."
+    yield f"\nTimes: {'; '.join(machines) or 'not measured yet'}."
 
 
 def training_page() -> str:
