@@ -6,9 +6,9 @@ the autoscaler follows the published algorithm of the HorizontalPodAutoscaler: r
 where replicas without metrics yet count as idle; no change within 10 %; at most a doubling or four more at a
 time; and down only to the largest number of the last five minutes.
 
-The rate of a replica is measured. The load, the time until a new replica is ready, and the age of the metrics
-are assumptions, which are options here. The simulation also assumes that all requests are equal and that a
-replica answers one after another.
+The rate of a replica and the spread of its service times are measured. The load, the time until a new replica
+is ready, and the age of the metrics are assumptions, which are options here. The simulation also assumes that
+service times are log-normal and that a replica answers one request after another.
 """
 
 import math
@@ -22,6 +22,7 @@ import numpy as np
 
 SYNC_SECONDS = 15.0
 TOLERANCE = 0.1
+Z_99 = 2.326  # 99th percentile of the standard normal distribution
 STABILIZATION_SECONDS = 300.0
 # The first is the target in deploy/kubernetes.yaml: 70 % of the requested core; a replica may use two cores.
 SIGNALS = (("cpu", 0.35), ("cpu", 0.5), ("cpu", 0.7), ("cpu", 0.9), ("in flight", 1.0), ("in flight", 2.0))
@@ -32,14 +33,24 @@ class Replica:
     """The capacity of one replica.
 
     Attributes:
-        rate: requests per second at full load.
+        rate: requests per second at full load; the mean service time is 1 / rate.
         queue: requests that wait; further ones are refused.
         start: seconds until a new replica gets requests.
+        spread: 99th percentile of the service time, divided by its mean.
     """
 
     rate: float
     queue: int
     start: float
+    spread: float = 1.0
+
+    @property
+    def sigma(self) -> float:
+        """Return the standard deviation of the logarithm of the service time.
+
+        Of a log-normal variable, 99th percentile / mean = exp(z sigma - sigma^2 / 2).
+        """
+        return Z_99 - math.sqrt(Z_99**2 - 2 * math.log(self.spread))
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,8 @@ def simulate(load: Load, replica: Replica, scaler: Scaler, seed: int = 0) -> Out
     """Simulate the requests of a load and the autoscaler; all times are in seconds from the start."""
     draw = random.Random(seed)
     outcome = Outcome()
-    service = 1 / replica.rate
+    sigma = replica.sigma
+    mu = -math.log(replica.rate) - sigma**2 / 2  # of the logarithm of the service time
     free_at = [0.0] * scaler.minimum  # for each ready replica: when its last request will be answered
     starting: list[float] = []  # for each replica that starts: when it is ready
     wanted: deque[tuple[float, int]] = deque()  # recommendations of the stabilization window
@@ -139,6 +151,7 @@ def simulate(load: Load, replica: Replica, scaler: Scaler, seed: int = 0) -> Out
         if wait * replica.rate > replica.queue:
             outcome.refused += 1
             continue
+        service = draw.lognormvariate(mu, sigma)
         free_at[chosen] = now + wait + service
         busy += service
         outcome.latencies.append(wait + service)
@@ -168,15 +181,16 @@ def resize(
 
 
 @click.command()
-@click.option("--rate", default=315.0, help="Measured requests per second of a replica.")
+@click.option("--rate", default=544.0, help="Measured requests per second of a replica.")
+@click.option("--spread", default=1.68, help="Measured p99 of the service time, divided by its mean.")
 @click.option("--queue", default=256, help="Requests that wait in a replica (--queue-limit).")
 @click.option("--start", default=30.0, help="Seconds until a new replica is ready.")
 @click.option("--lag", default=30.0, help="Age of the metrics in seconds.")
 @click.option("--base", default=400.0, help="Requests per second before and after the rise.")
 @click.option("--peak", default=2400.0, help="Requests per second at the peak.")
-def main(rate: float, queue: int, start: float, lag: float, base: float, peak: float) -> None:
+def main(rate: float, spread: float, queue: int, start: float, lag: float, base: float, peak: float) -> None:
     """Print a table of signals and targets of the autoscaler."""
-    load, replica = Load(base, peak), Replica(rate, queue, start)
+    load, replica = Load(base, peak), Replica(rate, queue, start, spread)
     click.echo(f"{load}\n{replica}, metrics {lag:g} s old\n")
     click.echo(
         "| signal and target | refused | p50 | p99 | most replicas | replica hours |\n" + "| --- " * 6 + "|"

@@ -1,5 +1,6 @@
 """The simulation of the autoscaler agrees with queueing theory and with the published algorithm."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,17 @@ def test_one_replica_is_a_queue_with_equal_service_times(utilization: float) -> 
     expected = 0.01 * (1 + utilization / (2 * (1 - utilization)))
     assert sum(outcome.latencies) / len(outcome.latencies) == pytest.approx(expected, rel=0.05)
     assert outcome.refused == 0
+
+
+def test_the_wait_grows_with_the_spread_of_the_service_times() -> None:
+    """The mean wait of M/G/1 is u (1 + c^2) / (2 (1 - u)) service times, c^2 = variance / mean^2."""
+    load = Load(base=80, peak=80, before=0, hold=2_500, after=0)
+    replica = Replica(rate=100, queue=1_000, start=0, spread=2.5)
+    assert math.exp(2.326 * replica.sigma - replica.sigma**2 / 2) == pytest.approx(2.5)
+    outcome = simulate(load, replica, Scaler("cpu", 1.0, minimum=1, maximum=1))
+    variance = math.exp(replica.sigma**2) - 1
+    expected = 0.01 * (1 + 0.8 * (1 + variance) / (2 * (1 - 0.8)))
+    assert sum(outcome.latencies) / len(outcome.latencies) == pytest.approx(expected, rel=0.05)
 
 
 def test_requests_above_the_capacity_are_refused() -> None:

@@ -1,6 +1,11 @@
 """The launchers of a search fit the schemas and the command line."""
 
+import os
 import re
+import signal
+import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +60,30 @@ def test_the_image_contains_what_it_is_built_from() -> None:
     assert {name for line in copied for name in line.split()} == {
         line.removeprefix("!") for line in ignored if line.startswith("!")
     }
+
+
+@pytest.mark.parametrize(("answer", "code"), [("exit 0", 0), ("exit 7", 7), ("", 143)])
+def test_the_slurm_job_waits_for_its_node_after_a_signal_and_has_its_exit_code(
+    answer: str, code: int, tmp_path: Path
+) -> None:
+    """A stand-in for the node's command takes a moment to react to SIGTERM, and says when it has."""
+    node = tmp_path / "deploy/search/node.sh"
+    node.parent.mkdir(parents=True)
+    on_signal = answer or "trap - TERM; kill -TERM $$"
+    node.write_text(
+        f"#!/bin/bash\ntrap 'sleep 0.2; echo stopped >> log; {on_signal}' TERM\n"
+        'echo "$@" > log\nwhile :; do sleep 0.05; done\n'
+    )
+    node.chmod(0o755)
+    script = ["bash", str(FOLDER / "slurm.sbatch"), "--model", "a name"]
+    job = subprocess.Popen(script, cwd=tmp_path, env=os.environ | {"USER": "me"}, stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "log").exists():
+            time.sleep(0.01)
+            assert job.poll() is None
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(timeout=30) == code
+    finally:
+        job.kill()
+        job.wait()
+    assert (tmp_path / "log").read_text() == "--model a name\nstopped\n"
