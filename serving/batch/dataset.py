@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from uuid import uuid4
 
 import pyarrow as pa
@@ -45,6 +45,10 @@ class Part:
 
     name: str
     images: Found
+
+
+class DamagedFileError(UsageError):
+    """A file of the output folder is not Parquet, or is cut short."""
 
 
 class Input(NamedTuple):
@@ -104,7 +108,7 @@ class Dataset:
             for name, stamps in self._planned.items()
             if name in existing
             and all(key in inputs and inputs[key].stamp == stamp for key, stamp in stamps.items())
-            and not any(row.error and may_be_readable(row.error) for _, row in self.outcomes(name))
+            and self._is_final(name)
         ]
         planned = {name: self._planned[name] for name in kept}
         for stamps in planned.values():
@@ -129,11 +133,22 @@ class Dataset:
         return kept, parts
 
     def outcomes(self, name: str) -> list[tuple[str, Outcome]]:
-        """Return the path and outcome of each row of a finished part."""
+        """Return the path and outcome of each row of a finished part.
+
+        Raises:
+            DamagedFileError: it is cut short: its machine lost power, for example.
+        """
         columns = ["path", "label", "confidence", "uncertain", "error_code", "error_message"]
-        with storage_errors(self.url), self._system.open(_part_path(self._root, name), "rb") as file:
-            rows: list[Any] = _read_parquet(file, columns).to_pylist()
+        rows: list[Any] = self._read_parquet(f"part-{name}.parquet", columns).to_pylist()
         return [(row["path"], outcome_of(row)) for row in rows]
+
+    def _is_final(self, name: str) -> bool:
+        """Return whether a finished part is whole, and no image without an answer may be readable now."""
+        try:
+            outcomes = self.outcomes(name)
+        except DamagedFileError:
+            return False
+        return not any(outcome.error and may_be_readable(outcome.error) for _, outcome in outcomes)
 
     def _read_manifest(self) -> dict[str, dict[str, int]]:
         """Return the stamps of the inputs of each part."""
@@ -144,8 +159,7 @@ class Dataset:
                     f"{self.url} holds other files ({sorted(others)[0]}): choose another --output"
                 )
             return {}
-        with self._system.open(f"{self._root}/{MANIFEST}", "rb") as file:
-            table = _read_parquet(file)
+        table = self._read_parquet(MANIFEST)
         known = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if known != self._settings:
             raise UsageError(
@@ -163,15 +177,26 @@ class Dataset:
         table = pa.table(dict(zip(_MANIFEST_SCHEMA.names, columns, strict=True)), _MANIFEST_SCHEMA)
         content = io.BytesIO()
         pq.write_table(table.replace_schema_metadata(self._settings), content)
+        write_whole(self.url, MANIFEST, content.getvalue())
+
+    def _read_parquet(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """Read a file of the folder.
+
+        Raises:
+            DamagedFileError: it is not Parquet, or is cut short.
+            CifarError: the storage does not answer.
+        """
+        # From memory: Arrow's threads still hold a Python file when `read_table` has returned. If the process
+        # ends at that moment, Python ends such a thread inside of C++, which aborts the process.
         with storage_errors(self.url):
-            write_whole(self.url, MANIFEST, content.getvalue())
-
-
-def _read_parquet(file: BinaryIO, columns: list[str] | None = None) -> pa.Table:
-    # From memory: Arrow's threads still hold a Python file when `read_table` has returned. If the process
-    # ends at that moment, Python ends such a thread inside of C++, which aborts the process.
-    with pq.ParquetFile(pa.BufferReader(file.read())) as parquet:
-        return parquet.read(columns)
+            content = pa.BufferReader(self._system.cat_file(f"{self._root}/{name}"))
+        try:
+            with pq.ParquetFile(content) as parquet:
+                return parquet.read(columns)
+        except (pa.ArrowException, OSError) as error:  # OSError: a page that cannot be decompressed
+            raise DamagedFileError(
+                f"{self.url}: {name} is damaged ({error}): choose another --output, or remove the folder"
+            ) from error
 
 
 def finished_parts(url: str) -> set[str]:
@@ -200,16 +225,21 @@ def part_exists(url: str, name: str) -> bool:
 
 
 def write_whole(url: str, name: str, content: bytes) -> None:
-    """Write a file beside its place and move it there."""
+    """Write a file beside its place and move it there.
+
+    Raises:
+        CifarError: the storage refuses it, or is full.
+    """
     system, root = file_system(url)
     temporary = f"{root}/.{uuid4().hex}.tmp"
-    try:
-        system.pipe_file(temporary, content)
-        system.mv(temporary, f"{root}/{name}")
-    except BaseException:
-        if system.exists(temporary):
-            system.rm_file(temporary)
-        raise
+    with storage_errors(url):
+        try:
+            system.pipe_file(temporary, content)
+            system.mv(temporary, f"{root}/{name}")
+        except BaseException:
+            if system.exists(temporary):
+                system.rm_file(temporary)
+            raise
 
 
 def _part_path(root: str, name: str) -> str:

@@ -35,12 +35,14 @@ def file_system(url: str) -> tuple[Any, str]:
 
     Raises:
         UsageError: the protocol is unknown, or its package is not installed.
+        CifarError: the storage does not answer; some file systems connect at once.
     """
     core = import_extra("fsspec.core", "fsspec", f"reading or writing {url}")
-    try:
-        system, path = core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"{url} cannot be used: {error}") from error
+    with storage_errors(url):
+        try:
+            system, path = core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"{url} cannot be used: {error}") from error
     return system, path
 
 

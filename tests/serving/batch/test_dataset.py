@@ -1,5 +1,6 @@
 """A folder as output: one row for each image of any kind of input, however often the command is run."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -15,10 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cifar_mlflow.cli import main
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.batch import Summary, classify, classify_on_engine, load_scorer
+from serving.batch.dataset import write_part
 from tests.scorer_folders import write_scorer_folder
 from tests.serving.batch.test_classify import BLUE, GREEN, RED, errors, needs_avif, paint
 
@@ -240,6 +243,53 @@ def test_rows_of_two_models_are_never_mixed(model: str, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=r"answers of another model or another --top-k .*choose another"):
             run("photos", **given)
     assert files("out") == before
+
+
+@pytest.mark.usefixtures("_photos")
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_part_that_was_cut_short_is_computed_again(size: int, model: str) -> None:
+    run("photos", model=model)
+    damaged, kept = sorted(Path("out").glob("part-*"))
+    os.truncate(damaged, size)
+    before = kept.stat().st_mtime_ns
+    assert run("photos", model=model).earlier == 2
+    assert labels("out") == GOOD
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("_photos")
+def test_a_list_of_parts_that_was_cut_short_is_named(model: str) -> None:
+    run("photos", model=model)
+    before = files("out")
+    os.truncate("out/_manifest.parquet", 50)
+    with pytest.raises(UsageError, match=r"out: _manifest.parquet is damaged .*: choose another --output"):
+        run("photos", model=model)
+    assert files("out") == before
+
+
+@pytest.mark.usefixtures("_photos")
+def test_a_disk_that_becomes_full_is_named(model: str, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("photos/a.png", "photos/b.png", model=model, output="memory://out")
+
+    def refuse(self: MemoryFileSystem, path: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(MemoryFileSystem, "pipe_file", refuse)
+        with pytest.raises(
+            CifarError, match=r"memory://out: the storage answered: .*No space left on device"
+        ):
+            write_part("memory://out", "name", [])
+    assert len(bucket.glob("/out/part-*")) == 1
+
+
+@pytest.mark.usefixtures("_photos")
+@pytest.mark.parametrize(
+    ("path", "output"), [("ftp://127.0.0.1:1/photos", "out/"), ("photos", "ftp://127.0.0.1:1/out")]
+)
+def test_a_server_that_does_not_answer_is_named(path: str, output: str, model: str) -> None:
+    with pytest.raises(CifarError, match=r"ftp://127.0.0.1:1/\w+: the storage answered: .*refused"):
+        run(path, model=model, output=output)
 
 
 @pytest.mark.usefixtures("_photos")
