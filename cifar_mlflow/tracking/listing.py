@@ -151,8 +151,7 @@ def _versions_by_run() -> dict[str, str]:
 
 
 def _accuracy(run: Run, split: str) -> str:
-    metrics = run.data.metrics
-    return _as_percent(metrics.get(f"{split}/accuracy_tta", metrics.get(f"{split}/accuracy")))
+    return _as_percent(run.data.metrics.get(f"{split}/accuracy"))
 
 
 def _as_percent(accuracy: float | str | None) -> str:

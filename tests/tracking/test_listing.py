@@ -68,6 +68,16 @@ def test_runs_are_listed_with_the_newest_first_and_the_next_command(client: mlfl
     assert "there is no experiment 'nothing'" in invoke("runs", "--experiment", "nothing", code=2)
 
 
+def test_accuracies_are_those_without_test_time_augmentation_as_in_models(
+    client: mlflow.MlflowClient,
+) -> None:
+    with_tta = add_run(client, 0.5)
+    client.log_metric(with_tta, "val/accuracy_tta", 0.6)
+    (line,) = [line for line in invoke("runs").splitlines() if line.startswith(with_tta)]
+    assert "50.0 %" in line
+    assert "60.0 %" not in line
+
+
 def test_the_best_of_other_data_is_not_suggested(client: mlflow.MlflowClient) -> None:
     add_run(client, 1.0, dataset_digest="of six toys")
     run_id = add_run(client, 0.5, dataset_digest="of the photos")
