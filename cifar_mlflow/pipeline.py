@@ -13,7 +13,7 @@ import torch
 from cifar_mlflow.config import MOST_EPOCHS, PlacesConfig, TrackingConfig, TrainConfig, is_backbone
 from cifar_mlflow.console import Steps
 from cifar_mlflow.data import ImageDataset, Split, load_dataset
-from cifar_mlflow.data.split import divide_lazily, image_names, warn_of_small_splits
+from cifar_mlflow.data.split import divide_lazily, image_ids, warn_of_small_splits
 from cifar_mlflow.data.summary import describe_training, log_notes
 from cifar_mlflow.effective import default_run_name
 from cifar_mlflow.interrupt import StopRequest
@@ -265,7 +265,7 @@ def finish(
         calibration = report.calibration
         log_tables(run, report)
         if callbacks is None:
-            log_predictions(run, report, val_split.labels, image_names(dataset, config, "val"))
+            log_predictions(run, report, val_split.labels, image_ids(dataset, config, "val"))
         else:
             deferred = callbacks.defer_plots(run.run_id, report, val_split.labels, history)
         if not deferred:
@@ -289,7 +289,7 @@ def finish(
             )
         with steps.step("figures", "Drawing the figures of the test images"):
             log_report(run, report, test_split)
-        log_predictions(run, report, test_split.labels, image_names(dataset, config, "test"))
+        log_predictions(run, report, test_split.labels, image_ids(dataset, config, "test"))
         metrics |= report.scalars()
     logged_at = now_ms()
     curves = metrics.keys() & set(history)

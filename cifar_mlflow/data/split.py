@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 
 from cifar_mlflow.config import DataConfig, SplitName
 from cifar_mlflow.data.dataset import ImageDataset, SelectedImages, Selection, Split
@@ -66,15 +67,22 @@ def divide_lazily(dataset: ImageDataset, config: DataConfig) -> tuple[Selection,
     )
 
 
-def image_names(dataset: ImageDataset, config: DataConfig, split: SplitName) -> list[str] | None:
-    """Return the name of each image of a split as `divide` orders them; None if the images have no names."""
+def image_ids(dataset: ImageDataset, config: DataConfig, split: SplitName) -> pd.Series:
+    """Return what identifies each image of a split, as `divide` orders them.
+
+    The series has the name `path` or, if the images have no names, `index`: the place among the training,
+    validation or test images of the data set.
+    """
+    divided = split != "test" and not dataset.own_val
+    if divided:
+        train_index, val_index = train_val_indices(dataset, config)
+        places = train_index if split == "train" else val_index
+    else:
+        places = np.arange(len(dataset.split(split)))
     if dataset.names is None or (split == "train" and dataset.extra_images):
-        return None
-    if split == "test" or dataset.own_val:
-        return dataset.names(split)
-    names = dataset.names("train")
-    train_index, val_index = train_val_indices(dataset, config)
-    return [names[i] for i in (train_index if split == "train" else val_index).tolist()]
+        return pd.Series(places, name="index")
+    names = dataset.names("train" if divided else split)
+    return pd.Series([names[place] for place in places.tolist()], name="path")
 
 
 def stratified_split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import torch
 
 from cifar_mlflow.console import Steps
 from cifar_mlflow.data import load_dataset
-from cifar_mlflow.data.split import divide, divide_lazily, image_names
+from cifar_mlflow.data.split import divide, divide_lazily, image_ids
 from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.report import log_predictions, log_report, report_on
@@ -107,7 +107,7 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
             )
         with steps.step("figures", "Drawing the figures"):
             log_report(run, report, data)
-        log_predictions(run, report, data.labels, image_names(dataset, config, config.split))
+        log_predictions(run, report, data.labels, image_ids(dataset, config, config.split))
         logged_at = now_ms()
         run.log_metrics(report.scalars(), step=0, timestamp=logged_at)
         if model_id:

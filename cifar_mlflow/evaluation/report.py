@@ -162,18 +162,16 @@ def log_tables(sink: ReportSink, report: Report) -> None:
     )
 
 
-def log_predictions(sink: ReportSink, report: Report, labels: Labels, names: Sequence[str] | None) -> None:
-    """Log predictions.csv, one row per image file: path, label, answer and confidence.
+def log_predictions(sink: ReportSink, report: Report, labels: Labels, ids: pd.Series) -> None:
+    """Log predictions.csv, one row per image: path or index, label, answer and confidence.
 
     Args:
-        names: the files in the order of the labels; None logs nothing, for images that have no names.
+        ids: see `image_ids`.
     """
-    if names is None:
-        return
     probabilities = softmax(report.scaled)
     table = pd.DataFrame(
         {
-            "path": names,
+            str(ids.name): ids,
             "label": [report.classes[index] for index in labels],
             "answer": [report.classes[index] for index in probabilities.argmax(axis=1)],
             "confidence": probabilities.max(axis=1).round(4),

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from cifar_mlflow.config import DataConfig, SplitName
 from cifar_mlflow.data.dataset import ImageDataset, Split
-from cifar_mlflow.data.split import stratified_split, train_val_indices
+from cifar_mlflow.data.split import image_ids, stratified_split, train_val_indices
 from cifar_mlflow.errors import UsageError
 
 
@@ -53,6 +53,15 @@ def test_the_settings_decide_how_the_training_images_are_divided() -> None:
         train_val_indices(data, config), stratified_split(data.split("train").labels, 0.2, 3), strict=True
     ):
         np.testing.assert_array_equal(part, expected)
+
+
+def test_images_without_names_are_identified_by_their_index() -> None:
+    data, config = dataset(50, 50), DataConfig(val_size=0.2)
+    train, val = (image_ids(data, config, split) for split in ("train", "val"))
+    assert train.name == val.name == "index"
+    assert sorted([*train, *val]) == list(range(100))
+    # The index leads to the image: each class has ten in validation.
+    assert np.bincount(data.split("train").labels[val]).tolist() == [10, 10]
 
 
 def test_val_size_zero_holds_out_nothing() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import ImageDataset, load_dataset
-from cifar_mlflow.data.split import image_names
+from cifar_mlflow.data.split import image_ids
 from cifar_mlflow.data.summary import summarize
 from cifar_mlflow.errors import CifarError, UsageError
 from tests.data.test_folder import BLUE, LATIN1, save
@@ -67,7 +67,7 @@ def test_parquet_with_numbers_as_labels_and_a_column_for_the_split(tmp_path: Pat
     assert summarize(dataset, settings).to_numpy().tolist() == [[6, 2, 2]] * 3
     (note,) = dataset.notes
     assert "--val-size does not apply" in note
-    assert image_names(dataset, settings, "val") == names[18:24]
+    assert image_ids(dataset, settings, "val").tolist() == names[18:24]
 
 
 def test_a_changed_label_is_noticed(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_paths_as_windows_writes_them_and_names_that_are_not_utf8(tmp_path: Path
     (tmp_path / "labels.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     dataset = load_dataset(config(tmp_path))
     assert len(dataset.split("train")) + len(dataset.split("test")) == 21
-    found = [image_names(dataset, config(tmp_path, val_size=0), split) for split in ("train", "test")]
-    assert sum(names is not None and "images/K\\xe4tzchen.png" in names for names in found) == 1
+    found = [image_ids(dataset, config(tmp_path, val_size=0), split).tolist() for split in ("train", "test")]
+    assert sum("images/K\\xe4tzchen.png" in names for names in found) == 1
 
 
 def test_a_repeated_row_counts_once(tmp_path: Path) -> None:

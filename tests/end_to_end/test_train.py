@@ -39,7 +39,7 @@ TABLES = {
     *(
         f"{split}/{name}"
         for split in ("val", "test")
-        for name in ("metrics.json", "per_class.csv", "confusion_matrix.csv")
+        for name in ("metrics.json", "per_class.csv", "confusion_matrix.csv", "predictions.csv")
     ),
 }
 
