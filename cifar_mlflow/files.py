@@ -1,5 +1,6 @@
 """Files that are complete or absent: written beside their place and renamed into it."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,10 @@ def write_errors(path: Path, hint: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CifarError(f"{path}: cannot be written ({error.strerror or error}){hint}") from error
+        reason = error.strerror or str(error)
+        if isinstance(error, shutil.Error) and isinstance(error.args[0], list):  # of a folder, file by file
+            _, _, reason = error.args[0][0]
+        raise CifarError(f"{path}: cannot be written ({reason}){hint}") from error
 
 
 @contextmanager

@@ -12,6 +12,7 @@ Layout:
                   `network.head.weight` is the dataset /weights/network/head/weight
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ def save_hdf5(
     """
     attributes = card.model_dump(mode="json")
     metrics = attributes.pop("metrics")
-    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
+    content = io.BytesIO()  # on a full disk, HDF5 fails again when it closes the file, and says so at length
+    with h5py.File(content, "w") as file:
         file.attrs["cifar_mlflow_format"] = FORMAT_VERSION
         file.attrs["num_classes"] = len(card.classes)
         file.attrs.update(attributes)
@@ -59,6 +61,8 @@ def save_hdf5(
             file.create_group("export").attrs.update(about)
         for name, tensor in tensors_of(classifier).items():
             file[f"weights/{name.replace('.', '/')}"] = tensor.numpy()
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def load_hdf5(path: Path) -> tuple[ImageClassifier, ModelCard]:

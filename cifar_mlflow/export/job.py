@@ -5,6 +5,7 @@ trained network on the validation images. A file that passes is moved into place
 """
 
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -155,7 +156,10 @@ def _write_verified(
     """
     images = model.eval_set.images
     with _scratch_for(folder) as scratch:
-        path = form.write(model, scratch)
+        # Torch, LiteRT and HDF5 crash the process if the disk of the file they write becomes full, so they
+        # do not write to the user's.
+        with TemporaryDirectory() as elsewhere:
+            path = Path(shutil.move(form.write(model, Path(elsewhere)), scratch))
         predict = form.load(path)
         labels = predict_labels(predict, images.images)
         if reason := objection(model.precision, labels, expected, model.eval_set):

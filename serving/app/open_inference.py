@@ -27,7 +27,7 @@ INPUTS = {"image": "BYTES", "pixels": "UINT8"}
 OUTPUTS = {"label": "BYTES", "class_index": "INT64", "probabilities": "FP32", "uncertain": "BOOL"}
 _ELEMENT_LENGTH_BYTES = 4
 
-_PIXEL_VALUES = TypeAdapter(
+_PIXEL_VALUES: TypeAdapter[list[int]] = TypeAdapter(
     Annotated[list[Annotated[int, Field(strict=True, ge=0, le=255)]], Field(fail_fast=True)]
 )
 

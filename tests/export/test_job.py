@@ -1,6 +1,11 @@
 """The export command: verification, the output folder, and errors for bad input."""
 
 import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import ClassVar, get_args
@@ -170,14 +175,53 @@ def test_the_other_formats_are_still_handed_over(model: str) -> None:
     assert last_run().data.tags["error"] == exported.failures[0]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+FULL = "No space left on device"
+OF_A_FOLDER = [(f"from/{name}", f"to/{name}", f"[Errno 28] {FULL}: 'to/{name}'") for name in "ab"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, FULL), shutil.Error(OF_A_FOLDER), KeyboardInterrupt()])
 def test_nothing_half_written_is_left(model: str, error: BaseException) -> None:
     with pytest.raises(CifarError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
         export(model, [RaisesAfterWriting(error)], config())
     assert content() == set()
     if isinstance(error, OSError):
-        assert "out: cannot be written (No space left on device)" in str(caught.value)
+        found = re.search(r"out: cannot be written \((.*)\)$", str(caught.value))
+        assert found
+        assert found[1] in (FULL, "[Errno 28] No space left on device: 'to/a'")
     assert last_run().info.status == ("FAILED" if isinstance(error, OSError) else "KILLED")
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a disk of 64 kB, which is less than any file of a model."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.thorough
+def test_a_full_disk_is_a_line_for_each_format_and_leaves_nothing(
+    model: str, full_disk: Path, tmp_path: Path
+) -> None:
+    """A process of its own: the libraries of some formats crash it when they cannot write."""
+    table = {name: resolve_name(place) for name, place in EXPORT_FORMATS.items() if name != "web"}
+    formats = [name for name, form in table.items() if not form.missing(ExportConfig())]
+    command = [sys.executable, "-m", "cifar_mlflow", "export", model, f"--format={','.join(formats)}"]
+    done = subprocess.run(
+        [*command, f"--output={full_disk / 'out'}"], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    _, _, errors = done.stderr.partition("Error: ")
+    expected = [
+        f"{name} as fp32 was not written: {full_disk}/out: cannot be written ({FULL})" for name in formats
+    ]
+    found = [re.sub(r"\(\[Errno 28\] (.*): '.*'\)$", r"(\1)", line) for line in errors.splitlines()]
+    assert found == expected
+    assert [path for path in full_disk.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """The browser gives the answers of the Python scorer."""
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -10,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import FilePayload, Page, expect
+from playwright.sync_api import Page, expect
 
+from benchmarks.web import answers_of_page
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.scorer.predictor import Scorer
@@ -54,24 +53,11 @@ def page(open_page: Callable[..., Page], site: Site) -> Page:
     return page
 
 
-def answers(page: Page, files: dict[str, bytes], folder: Path) -> dict[str, dict[str, str]]:
-    """Classify files in the page and return the rows of its CSV file by file name."""
-    payloads = [FilePayload(name=name, mimeType="", buffer=content) for name, content in files.items()]
-    page.set_input_files("#files", payloads)
-    button = page.get_by_role("button", name="Download as CSV")
-    expect(button).to_be_enabled()
-    with page.expect_download() as download:
-        button.click()
-    download.value.save_as(folder / "answers.csv")
-    rows = csv.DictReader(io.StringIO((folder / "answers.csv").read_text(encoding="utf-8")))
-    return {row["file"]: row for row in rows}
-
-
 def test_every_kind_of_png_gets_the_label_and_the_probabilities_of_the_scorer(
-    page: Page, scorer: Scorer, images: np.ndarray, tmp_path: Path
+    page: Page, scorer: Scorer, images: np.ndarray
 ) -> None:
     files = png_files(images[:60])
-    rows = answers(page, files, tmp_path)
+    rows = answers_of_page(page, files)
 
     assert rows.keys() == files.keys()
     scores = scorer.score(np.stack([scorer.decode(content) for content in files.values()]))
@@ -116,11 +102,9 @@ def jpegs(images: np.ndarray) -> dict[str, bytes]:
     return files
 
 
-def test_jpegs_get_the_label_of_the_scorer(
-    page: Page, scorer: Scorer, images: np.ndarray, tmp_path: Path
-) -> None:
+def test_jpegs_get_the_label_of_the_scorer(page: Page, scorer: Scorer, images: np.ndarray) -> None:
     files = jpegs(images[:JPEGS])
-    rows = answers(page, files, tmp_path)
+    rows = answers_of_page(page, files)
 
     probabilities = scorer.score(
         np.stack([scorer.decode(content) for content in files.values()])
