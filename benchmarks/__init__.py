@@ -16,6 +16,7 @@ NAMES = (
     "trial_cost",
     "serving",
     "service",
+    "outputs",
     "soak",
 )
 COMMANDS = ("record", "gpu", "leaderboard", "latency", "release", "folds")

@@ -1,5 +1,7 @@
 """Draw a class activation map over its image. The service uses this module, so it does not import torch."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,13 +19,22 @@ def draw_overlay(pixels: NDArray[np.uint8], class_map: NDArray[np.float32], stri
         stride: pixels from one position to the next, from the upper left corner. Beyond the last position
             the colour fades: pooling ignores pixels that do not fill a window.
     """
-    size = len(pixels)
-    missing = [max(0, -(-size // stride) - side) for side in class_map.shape]
-    padded = np.pad(class_map.astype(np.float32), [(0, count) for count in missing])
-    rows, columns = padded.shape
-    smooth = Image.fromarray(padded).resize((columns * stride, rows * stride), Image.Resampling.BILINEAR)
-    values = np.asarray(smooth)[:size, :size]
-    strength = values[..., None] * (STRONGEST / max(float(np.abs(values).max()), 1e-12))
-    colour = np.where(strength > 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
-    blended: NDArray[np.uint8] = (pixels + np.abs(strength) * (colour - pixels) + 0.5).astype(np.uint8)
-    return blended
+    rows, columns = (_interpolation(len(pixels), positions, stride) for positions in class_map.shape)
+    strength = (rows @ class_map @ columns.T)[..., None]
+    strength *= STRONGEST / max(float(np.abs(strength).max()), 1e-12)
+    blended = np.where(strength > 0, np.array(FOR, np.float32), np.array(AGAINST, np.float32))
+    blended -= pixels
+    blended *= np.abs(strength)
+    blended += pixels
+    blended += 0.5
+    return blended.astype(np.uint8)
+
+
+@lru_cache
+def _interpolation(size: int, positions: int, stride: int) -> NDArray[np.float32]:
+    """Return the weights, (size, positions), that make pixels of positions."""
+    padded = max(positions, -(-size // stride))
+    each = Image.fromarray(np.eye(padded, positions, dtype=np.float32))
+    # Resizing only the rows leaves the columns apart.
+    weights = each.resize((positions, padded * stride), Image.Resampling.BILINEAR)
+    return np.asarray(weights)[:size]

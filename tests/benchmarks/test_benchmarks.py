@@ -14,7 +14,7 @@ from tests.end_to_end.postgres import missing
 # One thread: on a busy machine, two threads that wait for each other are many times slower.
 LONG = (
     *("start", "training", "tracking_cost", "data_start", "batch", "search", "search_storage", "trial_cost"),
-    *("serving", "service", "soak"),
+    *("serving", "service", "outputs", "soak"),
 )
 DIFFERENCES = ("check", "throughput")
 TINY_TRIAL = {"width": 0.25, "dataset": "folder", "data_dir": "images", "val_size": 0.25, "threads": 1}
@@ -47,6 +47,7 @@ TINY: dict[str, dict[str, Any]] = {
         "model": "cnn",
         **TINY_TRIAL,
     },
+    "outputs": {"batches": (1,), "connections": (1,), "rounds": 1, "turns": 1, "seconds": 1},
     "soak": {"slices": 2, "seconds": 2, "epochs": 1, "model": "cnn", **TINY_TRIAL},
 }
 
@@ -74,7 +75,7 @@ def test_the_table_has_one_line_per_claim_and_shows_whether_the_target_is_met() 
     "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name in LONG)) for name in NAMES]
 )
 def test_each_benchmark_runs(name: str) -> None:
-    if name in ("serving", "service", "soak") and shutil.which("wrk") is None:
+    if name in ("serving", "service", "outputs", "soak") and shutil.which("wrk") is None:
         pytest.skip("wrk is not installed")
     if name == "search_storage" and (reason := missing()):
         pytest.skip(reason)

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Query
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
 from cifar_mlflow.evaluation.overlay import draw_overlay
-from serving.app.classify import classify
-from serving.app.decoding import DecodedImage, data_url
+from serving.app.classify import Classified, classify
+from serving.app.decoding import SMALL_SIDE, DecodedImage, data_url
 from serving.app.dependencies import app_state, request_context
 from serving.app.errors import Refusal, image_status
 from serving.app.openapi import BINARY, errors, json_schema, request_body
@@ -71,18 +70,13 @@ async def predict(request: Request, parameters: Annotated[PredictParameters, Que
         {**answer, "filename": upload.filename}
         for answer, upload in zip(result.answers, uploads, strict=True)
     ]
-    if parameters.input:
-        inputs = await state.inference.run(request, _data_urls, result.images)
-        for prediction, url in zip(predictions, inputs, strict=True):
-            prediction["input"] = url
-    if parameters.explain and result.scores is not None:
-        pixels = [image.pixels for image in result.images if image.pixels is not None]
-        stride = served.scorer.card["class_map"]["stride"]
-        explained = [prediction for prediction in predictions if prediction["error"] is None]
-        maps = result.scores.class_maps
-        overlays = await state.inference.run(request, _overlays, pixels, maps, stride)
-        for prediction, class_map, url in zip(explained, maps, overlays, strict=True):
-            prediction["explanation"] = _explanation(prediction["label"], class_map, url)
+    if parameters.input or parameters.explain:
+        stride = served.scorer.card["class_map"]["stride"] if parameters.explain else None
+        pictures = (predictions, result, parameters.input, stride)
+        if len(predictions) == 1 and served.scorer.image_size <= SMALL_SIDE:
+            _add_pictures(*pictures)  # sooner done than handed to another thread
+        else:
+            await state.inference.run(request, _add_pictures, *pictures)
     # Validating the response with `PredictResponse` would take as long as writing it; a test does it instead.
     answer = {
         "request_id": context.request_id,
@@ -93,19 +87,27 @@ async def predict(request: Request, parameters: Annotated[PredictParameters, Que
     return Response(to_json(answer), media_type="application/json")
 
 
-def _data_urls(images: Sequence[DecodedImage]) -> list[str | None]:
-    return [None if image.pixels is None else data_url(image.pixels) for image in images]
+def _add_pictures(
+    predictions: list[dict[str, Any]], result: Classified, with_input: bool, stride: int | None
+) -> None:
+    """Add the network's input and the explanation of its answer to each prediction.
 
-
-def _overlays(images: Sequence[np.ndarray], class_maps: np.ndarray, stride: int) -> list[str]:
-    return [
-        data_url(draw_overlay(pixels, class_map, stride))
-        for pixels, class_map in zip(images, class_maps, strict=True)
-    ]
-
-
-def _explanation(label: str, class_map: np.ndarray, overlay: str) -> dict[str, Any]:
-    return {"label": label, "class_map": class_map.astype(float).round(5).tolist(), "overlay": overlay}
+    Args:
+        with_input: add the input.
+        stride: of the class maps, see `draw_overlay`; None adds no explanation.
+    """
+    maps = iter(() if result.scores is None else result.scores.class_maps)
+    for prediction, image in zip(predictions, result.images, strict=True):
+        pixels = image.pixels
+        if with_input:
+            prediction["input"] = None if pixels is None else data_url(pixels)
+        if stride is not None and pixels is not None:
+            class_map = next(maps)
+            prediction["explanation"] = {
+                "label": prediction["label"],
+                "class_map": class_map.astype(float).round(5).tolist(),
+                "overlay": data_url(draw_overlay(pixels, class_map, stride)),
+            }
 
 
 def _refuse_if_all_failed(images: Sequence[DecodedImage]) -> None:

@@ -249,6 +249,8 @@ def test_an_explanation_has_a_map_that_sums_to_the_logit_and_a_picture(
     data = base64.b64decode(first.explanation.overlay.removeprefix("data:image/png;base64,"))
     with Image.open(io.BytesIO(data)) as overlay:
         assert (overlay.format, overlay.size, overlay.getpixel((31, 16))) == ("PNG", (32, 32), (0, 0, 0))
+    alone = requests.post(f"{server.url}/predict?explain=true", files=[files[2]], timeout=60).json()
+    assert alone["predictions"][0]["explanation"] == last.explanation.model_dump()
     assert requests.get(f"{server.url}/model", timeout=60).json()["class_map"] == CLASS_MAP
     assert server.predict().json()["predictions"][0].get("explanation") is None
 
