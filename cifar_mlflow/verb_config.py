@@ -90,6 +90,12 @@ class ReviewConfig(Settings):
     folds: int = setting(
         5, "Number of folds; for each, a network trained on the others judges its images.", ge=2, le=50
     )
+    trained_model: str | None = setting(
+        None,
+        "Train nothing: this model judges the images of the data set that it was not trained on, its "
+        "validation and test images. A .safetensors or .h5 file, the id of a run, runs:/, models:/ or "
+        "pretrained.",
+    )
     output: Path | None = setting(
         None,
         "CSV file for the findings (default: review.csv); with --apply, new folder for the cleaned data.",
@@ -105,6 +111,16 @@ class ReviewConfig(Settings):
         if self.apply and not self.output:
             raise ValueError("apply writes the cleaned data set: name a new folder for it with --output")
         return self
+
+
+# The settings of a training that have an effect on a review by a trained model.
+WITH_TRAINED_MODEL = {
+    *DataConfig.model_fields,
+    *HardwareConfig.model_fields,
+    *TrackingConfig.model_fields,
+    "precision",
+    "tta",
+}
 
 
 class ReviewVerbConfig(ReviewConfig, TrainConfig):

@@ -20,6 +20,7 @@ from cifar_mlflow.errors import CifarError, UsageError, first_line
 # Per channel (R, G, B), for pixels in 0..1: normalization of the ImageNet weights of torchvision.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SECONDS_FOR_HUB = 10  # to answer whether it has a network
 
 
 def build_backbone(name: str, num_classes: int) -> nn.Module:
@@ -116,12 +117,31 @@ def _timm_weights(name: str) -> Mapping[str, Tensor]:
     check_backbone(name)
     if not _timm().is_model_pretrained(model):
         raise UsageError(f"weights: timm has no ImageNet weights of {model}: give --weights FILE or none")
+    repository = _timm().get_pretrained_cfg(model).hf_hub_id
     try:
-        state: Mapping[str, Tensor] = _timm().create_model(model, pretrained=True).state_dict()
+        source = {"file": file} if (file := _in_cache_of_hub(repository)) else {}
+        network = _timm().create_model(model, pretrained=True, pretrained_cfg_overlay=source)
     except Exception as error:  # timm and the Hub's client raise errors of any kind
-        place = f"https://huggingface.co/{_timm().get_pretrained_cfg(model).hf_hub_id}"
+        place = f"https://huggingface.co/{repository}"
         raise _no_download(name, f"{place} ({first_line(error)})") from error
+    state: Mapping[str, Tensor] = network.state_dict()
     return state
+
+
+def _in_cache_of_hub(repository: str | None) -> str | None:
+    """Return the file with the weights if an earlier download left it; else check that the Hub answers.
+
+    Without network, timm's own download would be repeated for a minute, also for a file in the cache.
+    """
+    if repository is None:  # the weights are on another server
+        return None
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    file = try_to_load_from_cache(repository, "model.safetensors")
+    if isinstance(file, str):
+        return file
+    HfApi().model_info(repository, timeout=SECONDS_FOR_HUB)
+    return None
 
 
 def _no_download(name: str, place: str) -> CifarError:

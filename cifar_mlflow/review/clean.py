@@ -5,6 +5,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +104,15 @@ def _copy(
     while target.exists():  # files of the same name in different folders
         number += 1
         target = target.with_name(f"{Path(name).stem}-{number}{Path(name).suffix}")
-    with write_errors(target):
+    try:
+        original = source.open("rb") if source else nullcontext()
+    except OSError as error:
+        raise CifarError(f"{source}: cannot be read ({error.strerror}); no data set was written") from error
+    with original as file, write_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source:
-            shutil.copyfile(source, target)
+        if file:
+            with target.open("wb") as copy:
+                shutil.copyfileobj(file, copy)
         else:
             Image.fromarray(reviewed.images(np.array([index]))[0]).save(target)
     former = dataset.classes[reviewed.labels[index]]

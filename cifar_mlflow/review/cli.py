@@ -7,9 +7,10 @@ import click
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.console import loading
+from cifar_mlflow.errors import UsageError
 from cifar_mlflow.options import recipe_defaults, split_settings, verb
 from cifar_mlflow.settings import validate
-from cifar_mlflow.verb_config import ReviewConfig, ReviewVerbConfig
+from cifar_mlflow.verb_config import WITH_TRAINED_MODEL, ReviewConfig, ReviewVerbConfig
 
 WITHOUT_EFFECT = ("val_size", "split_seed", "extra_dir", "skip_unreadable", "patience", "test")
 
@@ -30,9 +31,14 @@ def review(given: dict[str, Any]) -> None:
     Examples:
       cifar-mlflow review --dataset folder --data-dir photos --output review.csv
       cifar-mlflow review --dataset folder --data-dir photos --apply review.csv --output cleaned
+      cifar-mlflow review --trained-model pretrained --output cifar10.csv
     """
     training, of_review = split_settings(given, TrainConfig, ReviewConfig)
     reviewing = validate(ReviewConfig, of_review)
+    if reviewing.trained_model and (
+        idle := sorted((given.keys() & {"folds", *training}) - WITH_TRAINED_MODEL)
+    ):
+        raise UsageError(f"trained_model trains nothing: leave out {', '.join(idle)}")
     if not {"model", "recipe"} & training.keys():
         training["recipe"] = "fast" if training.get("dataset", "cifar10") == "cifar10" else "demo"
     config = resolve_train_config(training)

@@ -17,6 +17,8 @@ from cifar_mlflow.review.images import ReviewedImages
 from cifar_mlflow.review.label_errors import LabelError
 
 KEEP, DROP = "keep", "drop"
+OTHER_DATA = "give the data set that was reviewed, as it was"
+SHOWN_COMPLAINTS = 10
 
 
 @dataclass(frozen=True)
@@ -116,39 +118,45 @@ def read_decisions(path: Path, dataset: ImageDataset, reviewed: ReviewedImages) 
 
     Raises:
         UsageError: columns are missing, or rows name an unknown image or decision, were made for other data,
-            or contradict each other; each message names the row.
+            or contradict each other; one message names the rows.
         CifarError: the file cannot be read.
     """
     positions = {name: index for index, name in enumerate(reviewed.names)}
     unreadable = {file.name for file in dataset.unreadable}
     decisions: dict[int, int | None] = {}
+    complaints = []
     for number, row in _rows(path):
-        where = f"apply: row {number} of {path}"
-        decision = _decision(row["decision"], dataset.classes, where)
-        index = positions.get(row["image"])
-        if index is None and row["image"] not in unreadable:
-            raise UsageError(
-                f"{where}: there is no image {row['image']!r} in {dataset.name}; give the data set that was "
-                "reviewed"
-            )
-        if index is None:
-            continue
-        label = dataset.classes[reviewed.labels[index]]
-        if row["label"] != label:
-            raise UsageError(
-                f"{where}: {row['image']} has the label {label} in {dataset.name}, but {row['label']} in the "
-                "table; give the data set that was reviewed"
-            )
-        if decision == DROP:
-            decisions[index] = None
-        elif decision != KEEP:
-            new = dataset.classes.index(decision)
-            known = decisions.setdefault(index, new)
-            if known is not None and known != new:
+        try:
+            decision = _decision(row["decision"], dataset.classes)
+            index = positions.get(row["image"])
+            if index is None and row["image"] not in unreadable:
+                raise UsageError(f"there is no image {row['image']!r} in {dataset.name}; {OTHER_DATA}")
+            if index is None:
+                continue
+            label = dataset.classes[reviewed.labels[index]]
+            if row["label"] != label:
                 raise UsageError(
-                    f"{where}: {row['image']} is to be both {dataset.classes[known]} and {decision}; choose "
-                    "one"
+                    f"{row['image']} has the label {label} in {dataset.name}, but {row['label']} in the "
+                    f"table; {OTHER_DATA}"
                 )
+            if decision == DROP:
+                decisions[index] = None
+            elif decision != KEEP:
+                new = dataset.classes.index(decision)
+                known = decisions.setdefault(index, new)
+                if known is not None and known != new:
+                    raise UsageError(
+                        f"{row['image']} is to be both {dataset.classes[known]} and {decision}; choose one"
+                    )
+        except UsageError as error:
+            complaints.append(f"row {number} of {path}: {error}")
+    if complaints:
+        more = len(complaints) - SHOWN_COMPLAINTS
+        shown = [
+            *complaints[:SHOWN_COMPLAINTS],
+            *([f"and {more:,} more rows like these"] if more > 0 else []),
+        ]
+        raise UsageError("\n".join(f"apply: {complaint}" for complaint in shown))
     return decisions
 
 
@@ -160,7 +168,8 @@ def _rows(path: Path) -> Iterable[tuple[int, Mapping[str, str]]]:
             file.seek(0)
             # A spreadsheet may have saved it with other delimiters.
             table = csv.DictReader(file, delimiter=max(",;\t", key=first.count), restval="")
-            rows = list(enumerate(table, 2))
+            # It may also have saved empty rows below the table.
+            rows = [(number, row) for number, row in enumerate(table, 2) if any(row.values())]
     except OSError as error:
         raise CifarError(f"Cannot read {path}: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -173,7 +182,7 @@ def _rows(path: Path) -> Iterable[tuple[int, Mapping[str, str]]]:
     return rows
 
 
-def _decision(text: str, classes: tuple[str, ...], where: str) -> str:
+def _decision(text: str, classes: tuple[str, ...]) -> str:
     """Return `keep`, `drop` or a class; an empty cell means `keep`."""
     text = text.strip()
     if text.lower() in ("", KEEP, DROP):
@@ -182,4 +191,4 @@ def _decision(text: str, classes: tuple[str, ...], where: str) -> str:
         return text
     close = difflib.get_close_matches(text, [KEEP, DROP, *classes], n=1)
     hint = f"did you mean {close[0]}?" if close else f"use {KEEP}, {DROP} or a class: {listed(classes)}"
-    raise UsageError(f"{where}: unknown decision {text!r}: {hint}")
+    raise UsageError(f"unknown decision {text!r}: {hint}")

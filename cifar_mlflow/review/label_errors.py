@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cifar_mlflow.review.out_of_fold import Predictions
+
 
 @dataclass(frozen=True)
 class LabelError:
@@ -23,17 +25,18 @@ class LabelError:
     label_confidence: float
 
 
-def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[LabelError]:
+def find_label_errors(labels: NDArray[np.int64], predictions: Predictions) -> list[LabelError]:
     """Return the labels that are probably wrong, the most certain errors first.
 
     Confident learning estimates how many labels are wrong; those with the lowest probabilities are returned.
 
     Args:
-        labels: int64 (N,), class indices.
-        probabilities: float64 (N, classes), by networks that were not trained on the image.
+        labels: int64 (N,), class indices of all images; those that were not judged cannot be errors.
     """
     from cleanlab.filter import find_label_issues
 
+    judged, probabilities = predictions.judged, predictions.probabilities
+    labels = labels[judged]
     found = find_label_issues(
         labels,
         probabilities,
@@ -44,7 +47,7 @@ def find_label_errors(labels: NDArray[np.int64], probabilities: NDArray[np.float
     likeliest = probabilities.argmax(1)
     return [
         LabelError(
-            index,
+            int(judged[index]),
             int(likeliest[index]),
             float(probabilities[index].max()),
             float(probabilities[index, labels[index]]),

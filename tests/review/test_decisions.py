@@ -1,5 +1,6 @@
 """`review --apply`: the decisions that a table may contain; any other table is refused in one line."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,32 @@ def refuse(photos: Path, *options: str) -> str:
 def test_a_wrong_table_is_refused(photos: Path, table: str, complaint: str) -> None:
     Path("review.csv").write_text(HEAD + table)
     assert complaint in refuse(photos, "--apply", "review.csv", "--output", "cleaned")
+
+
+def test_one_message_names_all_wrong_rows(photos: Path) -> None:
+    rows = ["00.png,red,bleu", "01.png,red,drop", "none.png,red,drop", "02.png,rot,drop"]
+    Path("review.csv").write_text(HEAD + "".join(f"train/red/{row}\n" for row in rows))
+    done = CliRunner().invoke(
+        main,
+        [
+            *("review", "--dataset", "folder", "--data-dir", str(photos)),
+            *("--apply", "review.csv", "--output", "cleaned"),
+        ],
+    )
+    assert done.exit_code == 2, done.output
+    named = re.findall(r"apply: row (\d+) of review.csv", done.stderr)
+    assert named == ["2", "4", "5"]
+    Path("review.csv").write_text(HEAD + "train/red/00.png,red,x\n" * 12)
+    assert refuse(photos, "--apply", "review.csv", "--output", "cleaned")
+
+
+def test_empty_rows_below_the_table_are_ignored(photos: Path) -> None:
+    Path("review.csv").write_text("decision;image;label\r\ndrop;train/red/00.png;red\r\n;;\r\n;;\r\n")
+    command = ("review", "--dataset", "folder", "--data-dir", str(photos), "--apply", "review.csv")
+    done = CliRunner().invoke(main, [*command, "--output", "cleaned"])
+    assert done.exit_code == 0, done.output
+    assert not Path("cleaned/train/red/00.png").exists()
+    assert Path("cleaned/train/red/01.png").exists()
 
 
 def test_a_table_without_decisions_is_refused(photos: Path) -> None:

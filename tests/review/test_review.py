@@ -11,12 +11,18 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from cifar_mlflow.cli import main
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import load_dataset
+from cifar_mlflow.data.split import train_val_indices
+from cifar_mlflow.export.weights import save_weights
+from cifar_mlflow.models.card import ModelCard
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 from tests.end_to_end.conftest import open_project
 from tests.review.conftest import write_cifar10
 
@@ -80,6 +86,7 @@ def test_errors_are_found_and_the_decisions_on_them_make_a_cleaned_copy(
     assert {run.data.metrics[f"review/{issue}"] for issue in ("leak", "duplicate", "unreadable")} == {1}
     assert run.data.metrics["review/label"] == 2
     assert run.data.metrics["review/accuracy"] > 0.9
+    assert "listed as wrong" not in done.output + run.data.tags["mlflow.note.content"]
     assert len(mlflow.MlflowClient().get_metric_history(run.info.run_id, "fold2/train/loss")) == 6
     logged = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/review/findings.csv")
     assert logged == Path("review.csv").read_text()
@@ -108,6 +115,58 @@ def test_errors_are_found_and_the_decisions_on_them_make_a_cleaned_copy(
         dataset = load_dataset(DataConfig(dataset="folder", data_dir=Path(place)))
         assert len(dataset.split("train")) == 72
         assert len(dataset.split("test")) == 24
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_trained_model_judges_the_images_that_it_has_not_seen(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dataset = load_dataset(DataConfig(dataset="folder", data_dir=photos))
+    torch.manual_seed(0)
+    network = ImageClassifier(build_network("cnn", 3, width=0.25), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    card = ModelCard(
+        model="cnn",
+        width=0.25,
+        classes=dataset.classes,
+        image_size=32,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.2, 0.2, 0.2),
+        data="photos",
+        data_digest=dataset.digest,
+        val_size=0.25,
+        split_seed=3,
+    )
+    save_weights(Path("known.safetensors"), network, card)
+    save_weights(Path("other.safetensors"), network, card.model_copy(update={"data_digest": "0"}))
+    Path("file").touch()
+
+    for options, complaint in (
+        (("other.safetensors",), "it is not known which of the images it has seen"),
+        (("known.safetensors", "--folds", "3", "--epochs", "2"), "leave out epochs, folds"),
+        (("known.safetensors", "--output", "file/review.csv"), "file/review.csv: cannot be written"),
+    ):
+        done = review(photos, "--trained-model", *options)
+        assert done.exit_code in (1, 2), done.output
+        assert complaint in done.stderr
+    assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
+
+    done = review(photos, "--trained-model", "known.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "of 42 labels were predicted" in done.output  # 18 for validation, 24 for the test
+    split = DataConfig(dataset="folder", data_dir=photos, val_size=0.25, split_seed=3)
+    assert dataset.names
+    names = dataset.names("train")
+    held_out = {names[index] for index in train_val_indices(dataset, split)[1]}
+    table = pd.read_csv("review.csv", keep_default_na=False)
+    labels = table[table["issue"] == "label"]
+    assert len(labels) > 5  # it is not trained at all
+    assert set(labels["image"][labels["split"] == "train"]) <= held_out
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.data.params["trained_model"] == "known.safetensors"
+    assert not {"epochs", "folds", "lr"} & run.data.params.keys()
+    for text in (done.output, run.data.tags["mlflow.note.content"]):
+        assert "of the labels are listed as wrong" in text
 
 
 @pytest.mark.usefixtures("mlflow_store")
@@ -149,7 +208,9 @@ def test_ctrl_c_ends_the_run_as_killed(
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("mlflow_store")
-def test_most_flipped_labels_of_the_sample_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_flipped_labels_of_the_sample_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Of 5 % flipped labels, at least 80 % are found, and at least half of the suggestions are of them."""
     monkeypatch.chdir(tmp_path)
     sample = load_dataset(DataConfig(dataset="sample"))
@@ -167,5 +228,7 @@ def test_most_flipped_labels_of_the_sample_are_found(tmp_path: Path, monkeypatch
     table = table[(table["issue"] == "label") & (table["split"] == "train")]
     suggested = {int(name.removeprefix("train/")) for name in table["image"]}
     right = len(suggested & set(flipped.tolist()))
+    with capsys.disabled():
+        print(f"\nfound {right} of {len(flipped)} flipped labels among {len(suggested)} suggestions")
     assert right >= 0.8 * len(flipped)
     assert right >= 0.5 * len(suggested)
