@@ -23,6 +23,7 @@ from cifar_mlflow.evaluation.labels import label, text_style
 WIDTH = 9.0  # inches of 100 pixels
 TRAIN, VAL, BAD = "tab:blue", "tab:orange", "tab:red"
 NUMBERED_CLASSES = 20  # with more, the cells of a confusion matrix have no room for numbers
+SHOWN_CLASSES = 100  # with more, names are too small to read where MLflow's page shows the whole figure
 MISTAKES = 24  # six full rows of four pairs
 CAPTION = 24  # characters that fit above an image in a grid of five columns
 GAP = 2  # white pixels between two images side by side
@@ -80,13 +81,21 @@ def _curve(ax: Axes, values: "pd.Series[float]", name: str, best: str = "") -> N
 def confusion_matrix(confusion: NDArray[np.integer[Any]], classes: Sequence[str], title: str) -> Figure:
     """Draw the counts and their share of the true class; above 20 classes only the share, as a colour.
 
+    Of more than 100 classes, only those are shown that are confused most often.
+
     Args:
         confusion: int (classes, classes); rows are the true class.
     """
+    totals = confusion.sum(axis=1)
+    if len(classes) > SHOWN_CLASSES:
+        title += f"\nThe {SHOWN_CLASSES} of {len(classes):,} classes that are confused most often"
+        mistakes = totals + confusion.sum(axis=0) - 2 * confusion.diagonal()
+        shown = np.sort(np.argsort(-mistakes, kind="stable")[:SHOWN_CLASSES])
+        confusion, totals = confusion[np.ix_(shown, shown)], totals[shown]
+        classes = [classes[index] for index in shown]
     n = len(classes)
     names = [label(name) for name in classes]
     style = text_style(names)
-    totals = confusion.sum(axis=1)
     shares = confusion / np.maximum(totals, 1)[:, None]
     width = max(WIDTH, 0.16 * n)
     figure = _figure(0.85 * width, title)
@@ -119,10 +128,14 @@ def _with_totals(names: Iterable[str], totals: Iterable[int]) -> list[str]:
 def f1_by_class(per_class: pd.DataFrame, title: str) -> Figure:
     """Draw a bar of F1 per class, the worst class at the top, and mark precision and recall.
 
+    Of more than 100 classes, only the worst ones are shown.
+
     Args:
         per_class: see `Evaluation`.
     """
-    rows = per_class.sort_values("f1", ascending=False, kind="stable")
+    rows = per_class.sort_values("f1", ascending=False, kind="stable")[-SHOWN_CLASSES:]
+    if len(rows) < len(per_class):
+        title += f"\nThe worst {len(rows)} of {len(per_class):,} classes"
     places = np.arange(len(rows))
     figure = _figure(1.6 + (0.32 if len(rows) <= 30 else 0.2) * len(rows), title)
     ax = figure.add_subplot()
@@ -264,7 +277,7 @@ def sample_grid(
     title: str,
     per_class: int = 10,
 ) -> Figure:
-    """Show the first images of each class, one row per class.
+    """Show the first images of each class, one row per class, of at most 100 classes.
 
     Args:
         images: uint8 (N, S, S, 3).
@@ -273,6 +286,10 @@ def sample_grid(
     """
     # One mosaic instead of a thousand axes; at this size, more than 64 pixels per image would not be visible.
     step = -(-images.shape[1] // 64)
+    totals = np.bincount(labels, minlength=len(classes))
+    if len(classes) > SHOWN_CLASSES:
+        title += f"\nThe first {SHOWN_CLASSES} of {len(classes):,} classes"
+        classes = classes[:SHOWN_CLASSES]
     side = len(range(0, images.shape[1], step)) + 2
     mosaic = np.full((len(classes) * side, per_class * side, 3), 255, np.uint8)
     for row in range(len(classes)):
@@ -284,8 +301,7 @@ def sample_grid(
     figure = _figure(0.6 + height, title)
     ax = figure.add_subplot()
     ax.imshow(mosaic, interpolation="nearest")
-    totals = np.bincount(labels, minlength=len(classes))
-    names = _with_totals(map(label, classes), totals)
+    names = _with_totals(map(label, classes), totals[: len(classes)])
     ax.set_yticks(np.arange(len(classes)) * side + side / 2, names, fontsize=9.5, **text_style(names))
     ax.set_xticks([])
     ax.tick_params(length=0)

@@ -13,7 +13,7 @@ from cifar_mlflow.review.images import ReviewedImages
 
 NEIGHBOURS = 5  # of each image, whose pixels are compared
 SMALLEST_COSINE = 0.8
-# Of the pairs of CIFAR-10 from here on, more than nine in ten show the same photo or drawing; from 0.8 on, half
+# From here on, more than nine in ten pairs of CIFAR-10 show the same photo or drawing; just above 0.8, half
 # of them are different ships on the same sea (docs/experiments.md).
 SMALLEST_SIMILARITY = 0.88
 SMALLEST_COARSE = 0.6  # correlation at 4x4; most pairs need no closer look

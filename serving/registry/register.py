@@ -240,9 +240,16 @@ def _log_metrics(run_id: str, model_id: str, prepared: Prepared) -> None:
         Metric(key, value, now, 0, model_id=model_id, **data)
         for key, value in (prepared.metrics | served).items()
     ]
-    call_mlflow(lambda: client.log_inputs(run, models=[LoggedModelInput(model_id)]))
-    call_mlflow(lambda: client.log_batch(run, metrics=metrics))
-    call_mlflow(lambda: client.set_terminated(run))
+    status = "FAILED"
+    try:
+        call_mlflow(lambda: client.log_inputs(run, models=[LoggedModelInput(model_id)]))
+        call_mlflow(lambda: client.log_batch(run, metrics=metrics))
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        call_mlflow(lambda: client.set_terminated(run, status))
 
 
 def _create_version(name: str, model_uri: str, tags: dict[str, str]) -> str:

@@ -265,3 +265,25 @@ def test_figures_can_be_drawn_in_threads_and_leave_nothing_behind(tmp_path: Path
         drawn = set(pool.map(draw, range(4)))
     assert len(drawn) == 1
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_of_300_classes_only_those_that_matter_are_drawn(tmp_path: Path) -> None:
+    classes = tuple(f"kind {i}" for i in range(300))
+    confusion = np.diag(np.full(300, 5))
+    confusion[250, 299] = 3
+    figure = figures.confusion_matrix(confusion, classes, "Confusion: test split")
+    title = "The 100 of 300 classes that are confused most often"
+    names = ("kind 250 (8)", "kind 299 (5)", "kind 97 (5)")
+    assert saved(figure, tmp_path, (title, *names)) == (1600, 1360)
+    assert "kind 98 (5)" not in texts(figure)
+    shares = np.linspace(0, 1, 300)
+    per_class = pd.DataFrame(
+        {"class": classes, "precision": shares, "recall": shares, "f1": shares, "support": 5}
+    )
+    figure = figures.f1_by_class(per_class, "F1: val split")
+    width, height = saved(figure, tmp_path, ("The worst 100 of 300 classes", "kind 0 (5)", "kind 99 (5)"))
+    assert (width, height < 2500) == (900, True)
+    images = np.zeros((300, 32, 32, 3), np.uint8)
+    figure = figures.sample_grid(images, np.arange(300), classes, "Images: training split")
+    width, height = saved(figure, tmp_path, ("The first 100 of 300 classes", "kind 99 (1)"))
+    assert (width, height < 4000) == (900, True)

@@ -60,6 +60,21 @@ def test_a_moved_folder_is_refused_if_the_old_place_is_used_again(
     assert not (old / "mlruns").exists()
 
 
+def test_the_folder_of_another_store_is_not_taken_for_a_moved_one(
+    old: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = Path(shutil.copy(empty_store, old / "second.db"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{second}")
+    mlflow.set_tracking_uri(None)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)  # MLflow puts files into mlruns there, and old/mlruns/1 exists already
+    connect("new")
+    with tracked_run(kind="train", name="a", cache_dir=tmp_path) as (run, _):
+        run.log_text("x", "x.txt")
+    assert (elsewhere / "mlruns").is_dir()
+
+
 def test_a_link_at_the_old_place_is_enough(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new = move(old, monkeypatch)
     old.symlink_to(new)

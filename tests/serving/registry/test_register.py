@@ -392,6 +392,20 @@ def test_a_run_that_is_registered_already_is_named(
     assert "of cifar10 already" in warning
 
 
+def test_ctrl_c_leaves_no_run_that_seems_to_be_running(
+    client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        register(trained.easy, serve_precision="fp32")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert [run.info.status for run in runs if run.data.tags.get("kind") == "register"] == ["KILLED"]
+    assert versions(client) == []
+
+
 def test_a_lost_response_does_not_create_a_second_version(
     client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
