@@ -55,8 +55,8 @@ def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return the image files at any depth below `folder`, sorted, and everything else.
 
     A file counts as an image if its name has an image suffix or its first bytes are those of an image.
-    Symbolic links are followed. A broken link with an image suffix counts as an image, so that it is reported
-    and not silently left out.
+    Symbolic links are followed, but not to a folder above, which may hold other classes. A broken link with
+    an image suffix counts as an image, so that it is reported and not silently left out.
 
     Raises:
         CifarError: a folder cannot be read.
@@ -64,10 +64,13 @@ def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
     images: list[Path] = []
     others: list[Path] = []
     visited: set[str] = set()
+    top = folder.resolve()
     for current, folders, names in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(current)
-        if real in visited:  # a link to a folder above
+        if real in visited or Path(real) in top.parents:
             folders.clear()
+            if real not in visited:
+                others.append(Path(current))
             continue
         visited.add(real)
         others += [Path(current, name) for name in folders if _is_junk(name)]

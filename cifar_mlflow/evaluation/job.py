@@ -15,7 +15,7 @@ from cifar_mlflow.export.reference import load_model
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.names import data_name
+from cifar_mlflow.names import data_name, listed
 from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.artifacts import PROGRAM_NAME
 from cifar_mlflow.tracking.datasets import dataset_entities
@@ -52,8 +52,8 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
     log_notes(dataset)
     if dataset.classes != card.classes:
         raise UsageError(
-            f"{config.model_uri} has the classes {', '.join(card.classes)}; "
-            f"{dataset.name} has {', '.join(dataset.classes)}"
+            f"{config.model_uri} has the classes {listed(card.classes)}; "
+            f"{dataset.name} has {listed(dataset.classes)}"
         )
     if dataset.digest == card.data_digest:  # only images that it was not trained on may validate it
         config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})

@@ -170,11 +170,12 @@ def _rows(path: Path) -> Iterable[tuple[int, Mapping[str, str]]]:
             table = csv.DictReader(file, delimiter=max(",;\t", key=first.count), restval="")
             # It may also have saved empty rows below the table.
             rows = [(number, row) for number, row in enumerate(table, 2) if any(row.values())]
+            columns = table.fieldnames or ()
     except OSError as error:
         raise CifarError(f"Cannot read {path}: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"apply: {path} is not a CSV file in UTF-8: {error}") from None
-    missing = [name for name in ("image", "label", "decision") if name not in (table.fieldnames or ())]
+    missing = [name for name in ("image", "label", "decision") if name not in columns]
     if missing:
         raise UsageError(
             f"apply: {path} has no column {', '.join(missing)}; give a table that `review` has written"

@@ -16,6 +16,7 @@ from cifar_mlflow.environment import commit_link, library_versions
 from cifar_mlflow.markdown import markdown_table
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.names import listed
 from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.run import TrackedRun
@@ -23,6 +24,7 @@ from cifar_mlflow.training.device import Hardware
 from cifar_mlflow.training.distributed import World
 
 PROGRAM_NAME = "model"  # part of its address, runs:/<run id>/model
+SHOWN_CLASSES = 30
 HEADLINES = ("accuracy", "f1_macro", "loss", "ece")
 
 
@@ -104,11 +106,11 @@ def description(card: ModelCard, calibration: str) -> str:
 
 
 def _program_description(card: ModelCard) -> str:
-    size = card.image_size
+    size, logits = card.image_size, listed(card.classes, SHOWN_CLASSES)
     return f"""\
 {card.model} as trained on {card.data}, in PyTorch's format pt2
 
-Input: float32 (N, 3, {size}, {size}), pixels in 0..1. Output: logits of {", ".join(card.classes)}.
+Input: float32 (N, 3, {size}, {size}), pixels in 0..1. Output: logits of {logits}.
 
 It takes its own input example:
 

@@ -43,7 +43,10 @@ def test_images_at_any_depth_belong_to_the_class_above(tmp_path: Path) -> None:
 def test_a_link_to_a_folder_above_ends_the_search(tmp_path: Path) -> None:
     fill(tmp_path / "photos", "cat", "dog")
     (tmp_path / "photos/cat/again").symlink_to(tmp_path / "photos/cat")
-    assert count(load(tmp_path)) == 20
+    (tmp_path / "photos/cat/all").symlink_to("..")  # with the dogs
+    dataset = load(tmp_path)
+    assert count(dataset) == 20
+    assert "all" in " ".join(dataset.notes)
 
 
 @pytest.mark.parametrize(

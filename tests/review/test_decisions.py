@@ -79,6 +79,9 @@ def test_a_table_without_decisions_is_refused(photos: Path) -> None:
     Path("review.csv").write_text("image,label\ntrain/red/00.png,red\n")
     line = refuse(photos, "--apply", "review.csv", "--output", "cleaned")
     assert "review.csv has no column decision" in line
+    Path("review.csv").write_text("")
+    line = refuse(photos, "--apply", "review.csv", "--output", "cleaned")
+    assert "review.csv has no column image, label, decision" in line
 
 
 def test_places_that_are_taken_or_missing_are_refused(photos: Path) -> None:
