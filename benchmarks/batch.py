@@ -2,10 +2,10 @@
 
 The limit of the engine is a bare ONNX Runtime session with its default settings, which gets arrays that are
 already decoded. The scorer decodes as well: one thread per core decodes PNG files in memory and scores them
-in batches of 64. `classify` also finds and reads the files, and writes rows; its model is loaded beforehand,
-as loading takes the same time for any number of images. These sides take turns in one process, and the
-figures are medians over the rounds. The table also shows the processor time per image, which depends less on
-other load on the machine.
+in batches of 64 of its own. `classify` also finds and reads the files, and writes rows; its model is loaded
+beforehand, as loading takes the same time for any number of images. These sides take turns in one process,
+and the figures are medians over the rounds. The table also shows the processor time per image, which depends
+less on other load on the machine.
 
 Ray and Spark have one worker per core. Their figure counts from the moment when each worker has finished its
 first part, since a cluster usually runs already.
@@ -33,7 +33,7 @@ from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.scorer.predictor import MODEL_FILE, Scorer
 from cifar_mlflow.verb_config import RegisterConfig
-from serving.batch import classify, classify_on_engine
+from serving.batch import classify, classify_on_engine, threads_per_batch
 from serving.batch.answer import BATCH_SIZE
 from serving.registry.loader import load_scorer
 from serving.registry.register import register
@@ -64,7 +64,7 @@ def measure(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model_uri = model_uri or new_model(folder, **settings)
-        scorer = load_scorer(model_uri)
+        scorer = load_scorer(model_uri, threads_per_batch())
         photos = write_photos(folder / "photos", images)
         sides = sides_in_process(folder, scorer, model_uri, photos)
         measured: dict[str, list[Rate]] = {name: [] for name in sides}
@@ -131,7 +131,7 @@ def sides_in_process(
 
     def score(start: int) -> None:
         batch = [scorer.decode(content) for content in files[start : start + BATCH_SIZE]]
-        scorer.score(np.stack(batch))
+        scorer.scores(scorer.engine.compute(np.stack(batch)))
 
     def scorer_alone(number: int) -> None:
         with ThreadPoolExecutor(CORES) as threads:

@@ -115,7 +115,7 @@ def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) 
     config = validate(ClassifyConfig, given)
     with loading():
         from serving.batch import classify as classify_files
-        from serving.batch import classify_on_engine, load_scorer, print_summary
+        from serving.batch import classify_on_engine, load_scorer, print_summary, threads_per_batch
 
     top_k = config.top_k if "top_k" in config.model_fields_set else None
     if config.output is not None and config.into_folder:
@@ -130,7 +130,7 @@ def classify(ctx: click.Context, given: dict[str, Any], paths: tuple[str, ...]) 
     else:
         summary = classify_files(
             paths,
-            load_scorer(config.model_uri),
+            load_scorer(config.model_uri, threads_per_batch()),
             output=Path(config.output) if config.output else None,
             sort_into=config.sort_into,
             explain=config.explain,

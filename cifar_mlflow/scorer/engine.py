@@ -41,9 +41,9 @@ class Engine:
     Further outputs, float32 (N, columns), follow the logits as further columns. For callers that ask for an
     explanation, the flattened maps of all classes come last; see `evaluation.class_map`.
 
-    One thread owns the session. A call starts it, and it ends when no call has come for IDLE_SECONDS. The
-    queue is bounded by the callers: each has at most one batch in it and waits for the result; the server
-    limits how many callers there are. After a fork, the child opens a session of its own.
+    One thread runs the batches of the queue. A call starts it, and it ends when no call has come for
+    IDLE_SECONDS. The queue is bounded by the callers: each has at most one batch in it and waits for the
+    result; the server limits how many callers there are. After a fork, the child opens a session of its own.
 
     Args:
         model: the ONNX file.
@@ -53,6 +53,7 @@ class Engine:
             then make the network wait for them.
 
     Attributes:
+        threads: threads that compute a batch; None means one per core.
         classes: number of logits.
         columns: number of columns without maps.
         explains: whether the network gives maps.
@@ -64,7 +65,7 @@ class Engine:
     def __init__(self, model: Path, threads: int | None = None, share: int = 1) -> None:
         self._model = model
         self._share = share
-        self._threads = threads or 0
+        self.threads = threads
         self._session: onnxruntime.InferenceSession | None = self._open()
         inputs, outputs = self._session.get_inputs()[0], self._session.get_outputs()
         self._input = inputs.name
@@ -137,6 +138,17 @@ class Engine:
             self._queue.append(job)
             self._changed.notify()
         return job.logits
+
+    def compute(self, images: np.ndarray, explain: bool = False) -> np.ndarray:
+        """Return the logits of a batch, computed in the calling thread, beside those of other callers.
+
+        Raises:
+            ValueError: see `submit`.
+        """
+        self._check(images)
+        if explain and not self.explains:
+            raise ValueError("the network gives no maps")
+        return self._compute(images, explain)
 
     def close(self) -> None:
         """Compute everything that was submitted, then end the thread. Later calls raise."""
@@ -214,25 +226,29 @@ class Engine:
             start += len(job.images)
 
     def _infer(self, jobs: list[_Job]) -> np.ndarray:
+        images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
+        return self._compute(images, any(job.explain for job in jobs))
+
+    def _compute(self, images: np.ndarray, explain: bool) -> np.ndarray:
         if self._session is None:
             self._session = self._open()
-        images = jobs[0].images if len(jobs) == 1 else np.concatenate([job.images for job in jobs])
-        if any(job.explain for job in jobs):
+        if explain:
             wanted = {self._input: images, EXPLAIN: np.array(True)}
             *outputs, maps = self._session.run([*self._outputs, CLASS_MAP], wanted)
             outputs.append(maps.reshape(len(images), -1))
         else:
             outputs = self._session.run(self._outputs, {self._input: images})
         logits: np.ndarray = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
-        self.batches += 1
-        self.images += len(images)
+        with self._changed:
+            self.batches += 1
+            self.images += len(images)
         if self.on_batch is not None:
             self.on_batch(len(images))
         return logits
 
     def _open(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
+        options.intra_op_num_threads = self.threads or 0
         # Threads that spin while they wait would take cores from the threads that decode the next images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3

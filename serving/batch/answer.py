@@ -1,11 +1,13 @@
 """Turn images into rows, batch by batch."""
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 
+from cifar_mlflow.environment import available_cores
 from cifar_mlflow.scorer.phone_formats import in_common_format
 from cifar_mlflow.scorer.predictor import Scorer
 from serving.batch.overlays import Overlays
@@ -13,10 +15,25 @@ from serving.batch.read import File
 from serving.batch.rows import FileError, Row
 
 BATCH_SIZE = 64
+MAX_PARALLEL = 8  # batches in memory
+
+
+def threads_per_batch() -> int | None:
+    """Return for `load_scorer` how many threads should compute a batch here; None means one per core.
+
+    Threads that share a batch wait for one another, so each core gets a batch of its own, up to MAX_PARALLEL.
+    """
+    return 1 if available_cores() <= MAX_PARALLEL else None
 
 
 class Answerer(Protocol):
-    """A way to classify images."""
+    """A way to classify images.
+
+    Attributes:
+        parallel: the number of threads that may call `answers` at a time.
+    """
+
+    parallel: int
 
     def prepare(self, data: bytes) -> Any:
         """Return the content of an image file in the form that `answers` takes; called in reader threads.
@@ -34,9 +51,12 @@ class ScorerAnswerer:
 
     Args:
         explain: add the `class_map` to each answer, float32 (h, w).
+        cores: number of cores to use. Default: all.
     """
 
-    def __init__(self, scorer: Scorer, top_k: int, explain: bool = False) -> None:
+    def __init__(self, scorer: Scorer, top_k: int, explain: bool = False, cores: int | None = None) -> None:
+        threads = scorer.engine.threads
+        self.parallel = max(1, (cores or available_cores()) // threads) if threads else 1
         self._scorer = scorer
         self._top_k = top_k
         self._explain = explain
@@ -47,7 +67,7 @@ class ScorerAnswerer:
         return pixels
 
     def answers(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
-        scores = self._scorer.score(np.stack(images), self._explain)
+        scores = self._scorer.scores(self._scorer.engine.compute(np.stack(images), self._explain))
         answers = self._scorer.answers(scores, self._top_k)
         if self._explain:
             for answer, class_map in zip(answers, scores.class_maps, strict=True):
@@ -75,21 +95,21 @@ def batches(files: Iterable[File], check: Callable[[], None] = lambda: None) -> 
 def answer_batches(
     batches: Iterable[list[File]], answerer: Answerer, model: str, overlays: Overlays | None = None
 ) -> Generator[tuple[list[File], dict[str, Row]]]:
-    """Yield each batch with its rows by path; a thread scores the next one while the caller records this one.
+    """Yield each batch with its rows by path; threads score the next ones while the caller records this one.
 
     Args:
         model: digest of the model, for the rows.
         overlays: draws the images whose answers have a map.
     """
-    pending: tuple[list[File], Future[dict[str, Row]]] | None = None
-    with ThreadPoolExecutor(1) as thread:
+    pending: deque[tuple[list[File], Future[dict[str, Row]]]] = deque()
+    with ThreadPoolExecutor(answerer.parallel) as threads:
         for batch in batches:
-            submitted = batch, thread.submit(_rows, batch, answerer, model, overlays)
-            if pending:
-                yield pending[0], pending[1].result()
-            pending = submitted
-        if pending:
-            yield pending[0], pending[1].result()
+            pending.append((batch, threads.submit(_rows, batch, answerer, model, overlays)))
+            if len(pending) > answerer.parallel:
+                answered, rows = pending.popleft()
+                yield answered, rows.result()
+        for answered, rows in pending:
+            yield answered, rows.result()
 
 
 def _rows(batch: list[File], answerer: Answerer, model: str, overlays: Overlays | None) -> dict[str, Row]:

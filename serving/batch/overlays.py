@@ -1,6 +1,7 @@
 """Write a picture for each classified image that shows which parts speak for its answer."""
 
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ SHOWN_SIDE = 256  # pixels; a smaller image is enlarged by a whole factor
 class Overlays:
     """Writes `<directory>/<file name>.png`: the network's input with the map of its answer over it.
 
-    Nothing is overwritten: if the name is taken by another picture, the new one gets a number.
+    Thread-safe. Nothing is overwritten: if the name is taken by another picture, the new one gets a number.
 
     Raises:
         UsageError: the model gives no maps.
@@ -31,6 +32,7 @@ class Overlays:
                 "architecture allows no exact map. Register its run again, or choose another --model-uri"
             )
         self._directory = directory
+        self._naming = threading.Lock()
         self._stride: int = scorer.card["class_map"]["stride"]
 
     def write(self, path: str, pixels: np.ndarray, class_map: np.ndarray) -> None:
@@ -46,16 +48,17 @@ class Overlays:
         """
         content = _png(draw_overlay(pixels, class_map, self._stride))
         stem = valid_name(path.replace("\\", "/").rpartition("/")[2])
-        for name in numbered(stem, ".png"):
-            target = self._directory / name
-            with write_errors(target):
-                if target.is_file() and target.read_bytes() == content:
-                    return
-                if target.exists():
-                    continue
-            with atomic_write(target) as beside:
-                beside.write_bytes(content)
-            return
+        with self._naming:
+            for name in numbered(stem, ".png"):
+                target = self._directory / name
+                with write_errors(target):
+                    if target.is_file() and target.read_bytes() == content:
+                        return
+                    if target.exists():
+                        continue
+                with atomic_write(target) as beside:
+                    beside.write_bytes(content)
+                return
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -31,10 +31,10 @@ class Job:
     top_k: int
 
 
-def load_answerer(job: Job, threads: int | None = None) -> ScorerAnswerer:
+def load_answerer(job: Job, cores: int) -> ScorerAnswerer:
     """Load the scorer of the job's model from MLflow."""
     mlflow.set_tracking_uri(job.tracking_uri)
-    return ScorerAnswerer(load_scorer(job.model_uri, threads), job.top_k)
+    return ScorerAnswerer(load_scorer(job.model_uri, cores), job.top_k, cores=cores)
 
 
 def classify_part(part: Part, job: Job, answerer: Answerer) -> str:

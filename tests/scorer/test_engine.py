@@ -57,6 +57,15 @@ def explaining(tmp_path: Path) -> Iterator[Engine]:
     engine.close()
 
 
+def test_batches_of_several_threads_are_computed_side_by_side(explaining: Engine) -> None:
+    images = [gray(value, value + 1) for value in range(40)]
+    expected = [explaining.run(batch, True) for batch in images]
+    with ThreadPoolExecutor(4) as threads:
+        computed = list(threads.map(partial(explaining.compute, explain=True), images))
+    assert [batch.tolist() for batch in computed] == [batch.tolist() for batch in expected]
+    assert explaining.images == 2 * 2 * 40
+
+
 def gray(*values: int) -> np.ndarray:
     """Return gray images of these values."""
     return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), SIZE, SIZE, 3))

@@ -60,6 +60,8 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
 class PyfuncAnswerer:
     """Pass the bytes to an MLflow model that `register` made."""
 
+    parallel = 1
+
     def __init__(self, model: PyFuncModel, top_k: int) -> None:
         self._model = model
         self._params = {"top_k": top_k, "on_error": "null"}

@@ -88,6 +88,21 @@ def test_pandas_reads_every_column_of_every_format(scorer: Scorer, output: Path)
     assert list(Path("results").iterdir()) == [output]
 
 
+def test_batches_that_are_computed_side_by_side_have_their_rows_in_order(
+    scorer_folder: Path, output: Path
+) -> None:
+    colours = {"red": RED, "green": GREEN, "blue": BLUE}
+    expected = {}
+    for i in range(400):
+        label = list(colours)[i % 3]
+        paint(f"photos/{i:03}.png", colours[label])
+        expected[f"photos/{i:03}.png"] = label
+    Path("photos/007.png").write_bytes(b"")
+    expected["photos/007.png"] = ""
+    classify(["photos"], load_scorer(str(scorer_folder), 1), output=output)
+    assert list(labels(output).items()) == list(expected.items())
+
+
 def test_a_second_run_classifies_only_new_files(scorer: Scorer, output: Path) -> None:
     for i in range(5):
         paint(f"photos/{i}.png", RED)
