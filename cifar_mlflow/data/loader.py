@@ -15,6 +15,7 @@ from torch import Tensor
 from cifar_mlflow.config import SMALL_IMAGES_SCALE, TrainConfig
 from cifar_mlflow.data import augment
 from cifar_mlflow.data.dataset import SelectedImages
+from cifar_mlflow.data.summary import mean_std
 
 
 class TrainLoader:
@@ -54,8 +55,8 @@ class TrainLoader:
             self.images = _shared(images)
         self.mean_colour = None
         if config.cutout:
-            own = self.images if self._positions is None else self.images[self._positions]
-            self.mean_colour = (own.mean(dim=(0, 1, 2), dtype=torch.float32) / 255).to(device)
+            mean, _ = mean_std(images)  # in pieces, since the images may be larger than memory
+            self.mean_colour = torch.tensor(mean, dtype=torch.float32, device=device)
         # The images that alternating flip mirrors in even epochs.
         self.mirrored_first = augment.coin_flips(len(labels), self._generator())
 

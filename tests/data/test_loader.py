@@ -1,5 +1,8 @@
 """Batches: each image once per epoch, and the same batches wherever a run is resumed."""
 
+import re
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -190,3 +193,22 @@ def test_small_images_are_used_in_the_first_epochs_only() -> None:
     assert all(images.is_contiguous(memory_format=torch.channels_last) for images in first)
     assert min(images.min() for images in first) >= 0
     assert max(images.max() for images in first) <= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not limit the memory of a process")
+def test_cutout_does_not_hold_all_images_in_memory(tmp_path: Path) -> None:
+    import resource
+
+    shape = (16_000, 64, 64, 3)  # 188 MiB
+    source = np.lib.format.open_memmap(tmp_path / "images.npy", "w+", np.uint8, shape)
+    images = SelectedImages(source, np.arange(1, len(source)))
+    config = resolve_train_config({"model": "cnn", "cutout": 8})
+    (used,) = re.findall(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(used) * 2**10 + 100 * 2**20, hard))
+    try:
+        batches = TrainLoader(images, np.zeros(len(images), np.int64), config, 2, torch.device("cpu"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    assert batches.mean_colour is not None
+    assert batches.mean_colour.tolist() == [0, 0, 0]
