@@ -134,6 +134,19 @@ def stoppable() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def keep_handlers() -> Iterator[None]:
+    """Put our signal handlers back after the block, in which a library sets its own."""
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # elsewhere, no library can set any
+            for signum, handler in handlers.items():
+                if handler is not None:  # in C: it could not be put back
+                    signal.signal(signum, handler)
+
+
 def run_program(load: Callable[[], Callable[[], T]]) -> T:
     """Import a program with `load` and run it; before and after that, Ctrl-C ends the process silently.
 

@@ -68,9 +68,12 @@ def classify_on_engine(
                     before = summary.done
                     _count(summary, dataset, [name], earlier=False)
                     advance(summary.done - before)
-        except Interrupted as interruption:
+        except KeyboardInterrupt as error:
+            if stop.signum is None:
+                raise
+            interruption = Interrupted(stop.signum)  # Ray replaces it by its base class
             logger.warning("Stopped by %s after %s", interruption, summary.resume_hint)
-            raise
+            raise interruption from error
     return summary
 
 

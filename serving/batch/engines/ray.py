@@ -7,6 +7,7 @@ from typing import Any
 
 from cifar_mlflow.errors import CifarError, first_line
 from cifar_mlflow.extras import import_extra
+from cifar_mlflow.interrupt import keep_handlers
 from serving.batch.dataset import Part
 from serving.batch.worker import Job, classify_part, load_answerer
 
@@ -44,7 +45,10 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        ray.init(address=cluster, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
+        with keep_handlers():
+            ray.init(
+                address=cluster, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False
+            )
     except Exception as error:  # Ray raises plain exceptions
         raise CifarError(f"Ray at {cluster or 'this machine'} did not start: {first_line(error)}") from error
     try:

@@ -14,6 +14,7 @@ from mlflow.pyfunc import PyFuncModel
 
 from cifar_mlflow.errors import CifarError, first_line
 from cifar_mlflow.extras import import_extra
+from cifar_mlflow.interrupt import keep_handlers
 from cifar_mlflow.scorer.phone_formats import in_common_format
 from serving.batch.dataset import Part, finished_parts
 from serving.batch.worker import Job, classify_part
@@ -45,7 +46,8 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
         builder = builder.master(cluster or LOCAL)
     spark = None
     try:
-        spark = builder.getOrCreate()
+        with keep_handlers():
+            spark = builder.getOrCreate()
         tasks = [(pickle.dumps(part),) for part in parts]
         frame = spark.sparkContext.parallelize(tasks, len(tasks)).toDF("part binary")
         names = frame.mapInPandas(_Task(job), "name string")

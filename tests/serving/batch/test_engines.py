@@ -80,32 +80,52 @@ def write_photos(folder: Path, count: int) -> dict[str, str]:
     return expected
 
 
+def require(engine: str) -> None:
+    pytest.importorskip({"ray": "ray", "spark": "pyspark"}[engine])
+    if engine == "spark" and shutil.which("java") is None:
+        pytest.skip("Java is not installed (Debian: default-jre-headless)")
+
+
+def start(arguments: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start the command in `folder` and return after its first part, which is in `answers`."""
+    # Two cores for Ray, whatever the machine has; time for its start on a busy machine.
+    env = {**os.environ, "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}', "RAY_raylet_start_wait_time_s": "300"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cifar_mlflow", *arguments],
+            cwd=folder,
+            env=env,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while not list((folder / "answers").glob("part-*")):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return process
+
+
 @pytest.mark.parametrize("count", [4_000, pytest.param(20_000, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("engine", ["ray", "spark"])
 def test_each_image_has_one_row_although_a_worker_is_killed(
     engine: str, count: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip({"ray": "ray", "spark": "pyspark"}[engine])
-    if engine == "spark" and shutil.which("java") is None:
-        pytest.skip("Java is not installed (Debian: default-jre-headless)")
+    require(engine)
     expected = write_photos(tmp_path / "photos", count)
     arguments = [
         *("classify", "photos", "--model", str(model)),
         *("--engine", engine, *CLUSTER[engine], "--output", "answers"),
     ]
-    command = [sys.executable, "-m", "cifar_mlflow", *arguments]
-    # Two cores for Ray, whatever the machine has; time for its start on a busy machine.
-    env = {**os.environ, "RAY_OVERRIDE_RESOURCES": '{"CPU": 2}', "RAY_raylet_start_wait_time_s": "300"}
-    log = tmp_path / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=output, stderr=output)
-    answers = tmp_path / "answers"
+    log, answers = tmp_path / "log", tmp_path / "answers"
+    process = start(arguments, tmp_path, log)
     try:
-        deadline = time.monotonic() + 300
-        while not list(answers.glob("part-*")):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
         workers = [pid for pid in descendants(process.pid) if WORKERS[engine] in command_line(pid)]
         assert len(workers) == 2, log.read_text()
         os.kill(workers[0], signal.SIGKILL)
@@ -124,3 +144,34 @@ def test_each_image_has_one_row_although_a_worker_is_killed(
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 0, again.output
     assert f"{count:,} of {count:,} files were already in answers" in again.stdout
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("engine", ["ray", "spark"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_engine_with_the_hint_to_continue(
+    signum: signal.Signals, engine: str, model: Path, tmp_path: Path
+) -> None:
+    require(engine)
+    write_photos(tmp_path / "photos", 10_000)
+    arguments = [
+        *("classify", "photos", "--model", str(model)),
+        *("--engine", engine, *CLUSTER[engine], "--output", "answers"),
+    ]
+    log = tmp_path / "log"
+    process = start(arguments, tmp_path, log)
+    try:
+        below = descendants(process.pid)
+        # A terminal sends Ctrl-C to all processes of the command.
+        (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
+        assert process.wait(timeout=120) == 128 + signum, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert f"Stopped by {signum.name} after" in log.read_text()
+    assert "the same command continues from there" in log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+    deadline = time.monotonic() + 60
+    while running := [command_line(pid) for pid in below if command_line(pid)]:
+        assert time.monotonic() < deadline, running
+        time.sleep(0.1)
