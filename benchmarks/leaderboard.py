@@ -272,8 +272,11 @@ def picture(groups: list[list[Result]]) -> Figure:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.35, y=0.2)
-    axes.set_xlabel("seconds (first batch to last logit of TTA where measured, else epochs)")
-    axes.set_ylabel("test accuracy, % (with TTA if measured)")
+    axes.set_xlabel("training time, seconds")
+    axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.3)
-    axes.set_title("circles: recipes of this project; squares: published scripts", fontsize=9)
+    title = "Accuracy and time include test-time augmentation where that was measured"
+    if any(group[0].is_peer for group in groups):
+        title += "\ncircles: recipes of this project; squares: published scripts"
+    axes.set_title(title, fontsize=9)
     return figure

@@ -26,6 +26,7 @@ NUMBERED_CLASSES = 20  # with more, the cells of a confusion matrix have no room
 SHOWN_CLASSES = 100  # with more, names are too small to read where MLflow's page shows the whole figure
 MISTAKES = 24  # six full rows of four pairs
 CAPTION = 24  # characters that fit above an image in a grid of five columns
+ROUND = (1, 2, 5, 10)  # steps of an axis with whole numbers, times a power of ten
 GAP = 2  # white pixels between two images side by side
 TITLE_LENGTH = 200
 TITLE_COLUMNS = 90
@@ -60,7 +61,7 @@ def learning_curves(history: pd.DataFrame) -> Figure:
     axes["lr"].set_ylabel("learning rate")
     for ax in axes.values():
         ax.set_xlabel("epoch")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=ROUND))
         ax.grid(alpha=0.3)
     return figure
 
@@ -177,9 +178,9 @@ def reliability_diagram(
         bottom.bar(left, filled["count"], color="gray", **bars)
         bottom.set(xlabel="confidence", xticks=np.linspace(0, 1, 6))
         bottom.xaxis.set_major_formatter(PercentFormatter(1))
-    grid[0, 0].legend(loc="upper left", fontsize=9)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     grid[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
-    grid[1, 0].yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    grid[1, 0].yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=ROUND))
     grid[0, 0].set_ylabel("accuracy")
     grid[1, 0].set_ylabel("predictions")
     for ax in grid.flat:
@@ -221,7 +222,8 @@ def most_confident_mistakes(
         for index in shown
     ]
     order = ", most confident first" if captions else ""
-    title = f"{title}\n{len(wrong):,} of {len(labels):,} images are wrong{order}"
+    verb = "is" if len(wrong) == 1 else "are"
+    title = f"{title}\n{len(wrong):,} of {len(labels):,} answers {verb} wrong{order}"
     pictures = [images[index] for index in shown]
     if not overlays:
         return image_grid(pictures, captions, title)
@@ -246,6 +248,7 @@ def image_grid(
         captions: one for each image; their lines must be short enough for a column.
     """
     style = text_style(captions)
+    columns = min(columns, max(len(images), 2))  # few images are drawn larger
     rows = -(-len(images) // columns)
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     aspect = images[0].shape[0] / images[0].shape[1] if images else 1.0

@@ -97,6 +97,8 @@ class PairedTest:
         return None
 
     def __str__(self) -> str:
+        if self.only_fp32 == self.only_int8 == 0:
+            return f"both are right on the same ones of {self.images:,} images"
         low, high = self.interval
         return (
             f"loss {100 * self.loss:.2f} points on {self.images:,} images, 95 % interval {100 * low:.2f} to "

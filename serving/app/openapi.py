@@ -62,7 +62,8 @@ def build_openapi(app: FastAPI, needs_key: bool) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)  # our handler answers 400
-            operation["summary"] = operation["description"].partition(".")[0]
+            summary = operation["description"].partition(".")[0]
+            operation["summary"] = summary.replace("`", "")  # plain text; a description is Markdown
             operation["tags"] = ["Open Inference Protocol" if path.startswith("/v2") else "Service"]
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):

@@ -94,7 +94,8 @@ class PredictParameters(BaseModel):
     explain: bool = Field(
         default=False,
         description="Whether to return what each part of the image adds to the answer, as numbers and as a "
-        "picture. Models that earlier releases registered cannot: status 400, code `no_explanation`.",
+        "picture. Some networks, and models that earlier releases registered, cannot: status 400, code "
+        "`no_explanation`.",
     )
 
 

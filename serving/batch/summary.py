@@ -98,7 +98,7 @@ def print_summary(summary: Summary) -> None:
     if summary.sorted_into:
         console.print(f"copies:  {summary.sorted_into}", soft_wrap=True)
     if summary.explained_in:
-        console.print(f"reasons: {summary.explained_in}", soft_wrap=True)
+        console.print(f"explanations: {summary.explained_in}", soft_wrap=True)
 
 
 def printable(text: str) -> str:

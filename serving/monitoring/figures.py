@@ -16,6 +16,7 @@ from serving.monitoring.drift import LARGE, SMALL
 
 WIDTH = 9.0  # inches
 MAX_BINS = 25
+ROUND = (1, 2, 5, 10)  # steps of an axis with whole numbers, times a power of ten
 REFERENCE = "silver"
 LIVE = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 OUTCOME_COLORS = {"answered": "tab:blue", "refused": "tab:orange", "failed": "tab:red", "cut off": "gray"}
@@ -57,7 +58,7 @@ def traffic(table: pd.DataFrame, step: str, title: str) -> Figure:
         ax.set(ylabel="share failed", ylim=(0, 1.1 * failed.max()))
         ax.yaxis.set_major_formatter(PercentFormatter(1))
     top.set_ylabel(f"requests per {step}")
-    top.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    top.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=ROUND))
     top.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     _time_axis(figure, table, step)
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)

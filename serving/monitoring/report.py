@@ -44,6 +44,7 @@ class ServedVersion:
     Attributes:
         answers: its records with a label.
         reference: None if there is none; `problem` says why.
+        uncertain_on_validation: the share of uncertain answers to validation images; None if it is unknown.
         drift: as `analysis.drift` returns it; None without a reference.
         feedback: None if there is none.
     """
@@ -52,6 +53,7 @@ class ServedVersion:
     answers: pd.DataFrame
     reference: Reference | None
     problem: str | None
+    uncertain_on_validation: float | None
     drift: pd.DataFrame | None
     feedback: analysis.FeedbackSummary | None
 
@@ -147,6 +149,7 @@ def _find_versions(
                 answers=own,
                 reference=reference,
                 problem=problem,
+                uncertain_on_validation=_uncertain_on_validation(card),
                 drift=None if reference is None else analysis.drift(own, reference),
                 feedback=analysis.summarize_feedback(
                     judged[judged["model_version"] == version], tuple(classes)
@@ -182,6 +185,11 @@ def _card(version: str, model_uri: str | None) -> tuple[dict[str, Any], str | No
     return scorer.card, None
 
 
+def _uncertain_on_validation(card: dict[str, Any]) -> float | None:
+    coverage = card.get("uncertain", {}).get("coverage")
+    return None if coverage is None else 1 - coverage
+
+
 def _log_traffic(run: TrackedRun, records: pd.DataFrame, window: str) -> tuple[list[str], dict[str, float]]:
     requests = analysis.requests_of(records)
     if requests.empty:
@@ -213,9 +221,7 @@ def _log_traffic(run: TrackedRun, records: pd.DataFrame, window: str) -> tuple[l
         run.log_figure(figures.latency(table, step, f"Latency: {window}"), "latency.png")
     if len(answered):
         metrics["uncertain_share"] = float(answered["uncertain"].mean())
-        lines.append(
-            f"Images classified: {len(answered):,}; {metrics['uncertain_share']:.1%} of them uncertain"
-        )
+        lines.append(f"Images classified: {len(answered):,}")
     else:
         lines.append("No image was classified.")
     return lines, metrics
@@ -226,15 +232,16 @@ def _log_version(run: TrackedRun, served: ServedVersion) -> None:
     version, answers, folder = served.version, served.answers, served.folder
     if served.reference is not None and served.drift is not None and len(answers):
         tables = {feature: analysis.bins(answers, served.reference, feature) for feature in AXES}
-        title = (
-            f"{version}: images served: {len(answers):,}; in the reference: {served.reference['images']:,}"
-        )
-        for name, features in {
-            "class_mix": ["label"],
-            "confidence": ["confidence"],
-            "brightness_contrast": ["brightness", "contrast"],
+        for name, (shown, features) in {
+            "class_mix": ("predicted classes", ["label"]),
+            "confidence": ("confidence of the answers", ["confidence"]),
+            "brightness_contrast": ("brightness and contrast", ["brightness", "contrast"]),
         }.items():
             chosen = {feature: tables[feature] for feature in features}
+            title = (
+                f"{version}: {shown}\n{len(answers):,} images served, "
+                f"{served.reference['images']:,} in the reference"
+            )
             run.log_figure(figures.beside_reference(chosen, AXES, title), f"{folder}/{name}.png")
         for feature, table in tables.items():
             run.log_csv(table, f"{folder}/{feature}.csv")
@@ -249,6 +256,10 @@ def _log_version(run: TrackedRun, served: ServedVersion) -> None:
 
 def _summary(served: ServedVersion) -> list[str]:
     lines = []
+    if len(served.answers):
+        share, usual = served.answers["uncertain"].mean(), served.uncertain_on_validation
+        beside = "" if usual is None else f"; {usual:.1%} on the validation images"
+        lines.append(f"{served.version}: {share:.1%} of {len(served.answers):,} answers uncertain{beside}")
     if served.drift is None:
         lines.append(f"{served.version}: drift is unknown: {served.problem}")
     elif served.drift["psi"].isna().all():

@@ -8,7 +8,7 @@ import { currentModel } from "./model.js";
 /** @typedef {import("./answer.js").Model} Model */
 /**
  * @typedef {Model & {
- *   alias: string | null, model: string | null, precision: string, run_id: string, decision: string | null,
+ *   alias: string | null, model: string | null, precision: string, run_id: string,
  *   promoted_at: string | null, trained_on: {data: string}, run_url: string | null, versions_url: string | null,
  *   uncertain: {confidence_below: number, coverage: number | null, accuracy: number | null, reason?: string | null},
  *   metrics: Record<string, number>,
@@ -56,7 +56,7 @@ function facts(card) {
     ["Classified correctly", joinWords(measured)],
     ["Marked as not sure", whenUnsure(card.uncertain)],
     ["Network", card.model ?? ""],
-    ["Precision", card.decision ?? card.precision],
+    ["Precision", card.precision],
     ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"} in ${card.image_size} × ${card.image_size} pixels`],
     ["Promoted", card.promoted_at ? new Date(card.promoted_at).toLocaleString() : ""],
   ]; // prettier-ignore

@@ -65,8 +65,7 @@ export async function showPhotoGrid(files, model, signal, onOpen) {
   if (signal.aborted) return;
   progress.hidden = true;
   csv.disabled = false;
-  const failed = rows.filter((row) => row.error).length;
-  announce(`${rows.length} photos classified${failed ? `, ${failed} of them without an answer` : ""}.`);
+  announce(`${title.textContent}.`);
 }
 
 /**
@@ -86,7 +85,19 @@ async function classify(row, model, signal) {
 /** @param {number} done */
 function showProgress(done) {
   progress.value = done;
-  title.textContent = done < rows.length ? `${done} of ${rows.length} photos` : `${rows.length} photos`;
+  title.textContent = done < rows.length ? `${done} of ${rows.length} photos` : summary();
+}
+
+/** Return how many photos have which kind of answer. */
+function summary() {
+  const answered = rows.flatMap(({ answer }) => answer ?? []);
+  const unsure = answered.filter(({ prediction }) => prediction.uncertain).length;
+  const counts = /** @type {const} */ ([
+    [answered.length - unsure, "sure"],
+    [unsure, "not sure"],
+    [rows.length - answered.length, "without an answer"],
+  ]).filter(([count]) => count); // prettier-ignore
+  return `${rows.length} photos: ${counts.map((count) => count.join(" ")).join(", ")}`;
 }
 
 /**

@@ -25,7 +25,6 @@ photo.addEventListener("error", () => {
 
 explain.addEventListener("click", () => {
   explaining = !explaining;
-  explain.setAttribute("aria-pressed", String(explaining));
   drawSeen();
 });
 
@@ -40,7 +39,7 @@ export function showPhoto(file) {
   photo.hidden = false;
   byId("photo-missing").hidden = true;
   byId("single-title").textContent = file.name;
-  byId("seen-figure").hidden = true;
+  byId("seen-figure").hidden = explain.hidden = true;
   byId("timing").textContent = "";
   byId("feedback").replaceChildren();
   view.clear("…");
@@ -68,6 +67,7 @@ export function showAnswer(answer, model) {
  */
 function showSeen({ input, explanation }, { image_size: size }) {
   explain.hidden = !explanation;
+  explain.textContent = explaining ? "Hide what decided" : "Show what decided";
   const alt = `The same in ${size} by ${size} pixels, as the network sees it`;
   if (explaining && explanation) {
     seen.src = explanation.overlay;

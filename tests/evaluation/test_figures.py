@@ -163,6 +163,9 @@ def test_reliability_diagram_with_empty_bins(tmp_path: Path) -> None:
     assert saved(figure, tmp_path, expected) == (900, 540)
     heights = [[bar.get_height() for bar in ax.patches] for ax in figure.axes]  # type: ignore[attr-defined]
     assert heights == [[0.6], [0.6], [100], [100]]
+    (legend,) = figure.legends
+    for ax in figure.axes:
+        assert not legend.get_window_extent().overlaps(ax.get_window_extent())
 
 
 def test_most_confident_mistakes(case: Case, tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_most_confident_mistakes(case: Case, tmp_path: Path) -> None:
         saved(
             figure,
             tmp_path,
-            ("Mistakes: test split", f"{wrong.sum()} of 600 images are wrong", "predicted: "),
+            ("Mistakes: test split", f"{wrong.sum()} of 600 answers are wrong", "predicted: "),
         )[0]
         == 900
     )
@@ -226,7 +229,10 @@ def test_fewer_mistakes_than_the_figure_has_room_for(mistakes: int, tmp_path: Pa
     probabilities[:mistakes] = [0.2, 0.8]
     figure = figures.most_confident_mistakes(images, labels, probabilities, ["cat", "dog"], "test split")
     assert sum("predicted: dog, 80.0%" in text for text in texts(figure)) == mistakes
-    assert saved(figure, tmp_path, (f"{mistakes} of 40 images are wrong",))[0] == 900
+    verb = "is" if mistakes == 1 else "are"
+    assert saved(figure, tmp_path, (f"{mistakes} of 40 answers {verb} wrong",))[0] == 900
+    for ax in figure.axes:
+        assert ax.get_xlim()[1] == pytest.approx(1.12 * min(max(mistakes, 2), 5))  # no empty columns
 
 
 def test_sample_grid(case: Case, tmp_path: Path) -> None:

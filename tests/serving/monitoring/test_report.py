@@ -136,6 +136,7 @@ def test_the_report_has_traffic_latency_drift_and_accuracy(log: Callable[..., No
     assert confusion.loc["blue", "green"] == 1  # number 7 was classified as green
     assert confusion.to_numpy().sum() == 7  # the true class of number 6 is unknown
     assert "overloaded 1" in result.output
+    assert "cifar10/1: 25.0% of 300 answers uncertain; 10.0% on the validation images" in result.output
     assert table(run, "cifar10-1/drift.csv")["what"].tolist() == [
         "label",
         "confidence",

@@ -220,6 +220,7 @@ def test_the_model_and_its_run_are_one_click_away(
     dialog = page.get_by_role("dialog", name=re.compile("version"))
     expect(dialog).to_contain_text("airplane, automobile, bird")
     expect(dialog).to_contain_text("confidence, and photos unlike the training images")
+    expect(dialog.locator("dt:text-is('Precision') + dd")).to_have_text("int8")
     expect(dialog.get_by_role("link")).to_have_count(0)  # MLflow keeps its runs in a file
     page.get_by_role("button", name="Close").click()
     expect(dialog).to_be_hidden()

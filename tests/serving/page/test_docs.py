@@ -41,6 +41,14 @@ def test_a_photo_is_classified_from_the_page(
     expect(response).to_contain_text(f'"label": "{photos.sure_label}"')
 
 
+def test_no_marks_of_markdown_are_shown(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(f"{server.url}/docs")
+    operation(page, "/invocations")
+    text = page.locator("#swagger").inner_text()
+    assert "Classify the images of a table with a column image, as MLflow's scoring server does" in text
+    assert "`" not in text
+
+
 def test_requests_have_the_key_that_was_entered(
     open_page: Callable[..., Page], server_with_key: Server
 ) -> None:

@@ -17,6 +17,8 @@ from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, upload
 
 pytestmark = pytest.mark.slow
 
+SIX = "6 photos: 1 sure, 4 not sure, 1 without an answer"  # those of `choose_six`
+
 
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
@@ -41,14 +43,14 @@ def choose_six(page: Page, photos: Photos) -> None:
 def test_each_card_has_a_thumbnail_and_a_prediction_or_an_error(page: Page, photos: Photos) -> None:
     choose_six(page, photos)
 
-    expect(page.get_by_role("heading", name="6 photos", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name=SIX, exact=True)).to_be_visible()
     cards = page.locator("#grid").get_by_role("button")
     expect(cards).to_have_count(6)
     expect(cards.nth(0)).to_have_text(re.compile(rf"sure\.png\s*{photos.sure_label}\s*>?\d+%"))
     expect(cards.nth(1)).to_have_text(re.compile(rf"Not sure\s*{photos.unsure_label}, \d+%"))
     expect(cards.nth(5)).to_have_text(re.compile("photo.heic.*No answer.*HEIC"))
     expect(cards.locator("canvas")).to_have_count(5)
-    expect(page.get_by_role("status")).to_have_text("6 photos classified, 1 of them without an answer.")
+    expect(page.get_by_role("status")).to_have_text(f"{SIX}.")
     expect(page.get_by_role("progressbar")).to_be_hidden()
 
 
@@ -139,6 +141,22 @@ def test_long_names_and_long_photos_fit_screens_of_all_widths(page: Page) -> Non
     assert directions == ["ltr"] * 5 + ["rtl"] * 2 + ["ltr"] * 2
 
 
+def test_long_names_and_long_errors_are_cut_after_three_lines(page: Page) -> None:
+    names = [f"WhatsApp Image 2026-11-29 at 07.1{number}.00.jpeg" for number in range(2)]
+    files = [upload(name, noise(60, 60), "image/jpeg") for name in names]
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.set_input_files("#files", [*files, upload("photo.heic", HEIC, "image/heic")])
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
+    for name in names:  # two photos of one day must not look the same
+        text = page.get_by_title(name).locator(".name")
+        assert text.evaluate("name => name.scrollHeight <= name.clientHeight")
+    error = page.locator("#grid .failed .quiet")
+    lines = error.evaluate("each => each.clientHeight / parseFloat(getComputedStyle(each).lineHeight)")
+    assert lines == pytest.approx(3, abs=0.1)
+    page.locator("#grid .failed button").click()
+    expect(page.locator("#reading .detail")).to_contain_text("HEIC")
+
+
 def overlap(one: FloatRect, other: FloatRect) -> bool:
     beside = one["x"] >= other["x"] + other["width"] or other["x"] >= one["x"] + one["width"]
     below = one["y"] >= other["y"] + other["height"] or other["y"] >= one["y"] + one["height"]
@@ -155,7 +173,7 @@ def test_a_photo_can_be_opened_in_full_and_closed(page: Page, photos: Photos) ->
     expect(page.get_by_role("button", name="Wrong")).to_be_visible()
     page.get_by_role("button", name="Back to all photos").click()
     expect(card).to_be_focused()
-    expect(page.get_by_role("heading", name="6 photos", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name=SIX, exact=True)).to_be_visible()
 
 
 def test_at_most_four_photos_are_in_flight(page: Page, photos: Photos) -> None:
@@ -174,6 +192,6 @@ def test_at_most_four_photos_are_in_flight(page: Page, photos: Photos) -> None:
     page.on("requestfinished", lambda request: end() if "/predict" in request.url else None)
     page.set_input_files("#files", [photos.sure, photos.unsure] * 30)
 
-    expect(page.get_by_role("heading", name="60 photos", exact=True)).to_be_visible()
+    expect(page.get_by_role("heading", name="60 photos: 30 sure, 30 not sure", exact=True)).to_be_visible()
     expect(page.get_by_text("No answer")).to_have_count(0)
     assert 2 <= max_in_flight <= 4

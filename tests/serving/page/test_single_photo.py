@@ -46,6 +46,27 @@ def test_a_chosen_photo_gets_a_class_bars_and_a_time(page: Page, photos: Photos)
     assert 1 + drawn / width == pytest.approx(shares[0], abs=0.2)  # the bar may still be growing
 
 
+def test_on_a_phone_everything_to_tap_is_large_enough_for_a_finger(page: Page, photos: Photos) -> None:
+    page.set_viewport_size({"width": 390, "height": 900})
+    targets = page.locator("button, a:not(.skip), select").locator("visible=true")
+
+    def too_small() -> list[str]:
+        boxes = [(target.inner_text(), target.bounding_box()) for target in targets.all()]
+        return [f"{text}: {box}" for text, box in boxes if box and min(box["width"], box["height"]) < 44]
+
+    assert too_small() == []
+    page.set_input_files("#files", photos.sure)
+    page.get_by_role("button", name="Wrong").click()
+    expect(page.get_by_role("button", name="something else")).to_be_visible()
+    assert too_small() == []
+    page.set_input_files("#files", [photos.sure, photos.unsure])
+    expect(page.get_by_role("combobox")).to_have_count(2)
+    assert too_small() == []
+    page.get_by_role("button", name="About the model").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert too_small() == []
+
+
 def test_the_input_of_the_network_is_shown(page: Page, photos: Photos) -> None:
     page.set_input_files("#files", photos.sure)
 
@@ -74,8 +95,14 @@ def test_the_network_s_view_can_show_what_decided(
         )
         expect(explained).to_be_visible()
         assert explained.get_attribute("src") != source
-        page.get_by_role("button", name="Show what decided", pressed=True).click()
+        page.get_by_role("button", name="Hide what decided").click()
         expect(plain).to_have_attribute("src", source or "")
+        page.set_viewport_size({"width": 390, "height": 900})
+        button = page.get_by_role("button", name="Show what decided").bounding_box()
+        pictures = page.locator(".pictures").bounding_box()
+        assert button
+        assert pictures
+        assert button["width"] == pictures["width"]  # no hole below the other picture
     finally:
         server.stop()
 

@@ -124,6 +124,11 @@ def test_the_figures_of_a_comparison_are_those_of_the_literature() -> None:
     assert PairedTest(images=250, only_fp32=0, only_int8=0).p_value == 1
 
 
+def test_without_a_difference_the_comparison_has_no_statistics() -> None:
+    comparison = PairedTest(images=28, only_fp32=0, only_int8=0)
+    assert str(comparison) == "both are right on the same ones of 28 images"
+
+
 class ExportsDifferently(nn.Module):
     """A network whose export computes something else, as a defective exporter would make it."""
 
