@@ -98,7 +98,7 @@ class PairedTest:
 
     def __str__(self) -> str:
         if self.only_fp32 == self.only_int8 == 0:
-            return f"both are right on the same ones of {self.images:,} images"
+            return f"no difference on {self.images:,} images: both are right on the same ones"
         low, high = self.interval
         return (
             f"loss {100 * self.loss:.2f} points on {self.images:,} images, 95 % interval {100 * low:.2f} to "

@@ -126,7 +126,7 @@ def test_the_figures_of_a_comparison_are_those_of_the_literature() -> None:
 
 def test_without_a_difference_the_comparison_has_no_statistics() -> None:
     comparison = PairedTest(images=28, only_fp32=0, only_int8=0)
-    assert str(comparison) == "both are right on the same ones of 28 images"
+    assert str(comparison) == "no difference on 28 images: both are right on the same ones"
 
 
 class ExportsDifferently(nn.Module):
