@@ -72,6 +72,13 @@ def test_the_time_axis_covers_the_steps(count: int) -> None:
         )
 
 
+@pytest.mark.parametrize("count", [24, 32, 54, 74])
+def test_the_numbers_of_requests_have_round_steps(count: int) -> None:
+    table, step = analysis.by_time(requests(count).assign(time=pd.Timestamp("2026-11-29T06:00Z")))
+    ticks = figures.traffic(table, step, TITLE).axes[0].get_yticks()
+    assert str(int(ticks[1] - ticks[0]))[0] in "125"
+
+
 @pytest.mark.parametrize("milliseconds", [[9.0], [10.0], [11.5, 83.0], [0.2, 4000.0]])
 def test_all_latencies_lie_between_two_numbers_of_the_axis(milliseconds: list[float]) -> None:
     count = len(milliseconds)
