@@ -148,7 +148,9 @@ class RegistryConfig(Settings):
     """Registry: the registered model."""
 
     registered_model: str | None = setting(
-        None, "Name of the registered model. Default: cifar10; for your own images, the name of their folder."
+        None,
+        "Name of the registered model. Default: that of the run's newest version; without one, cifar10 or, "
+        "for your own images, the name of their folder.",
     )
 
     @field_validator("registered_model")

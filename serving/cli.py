@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
+
+if TYPE_CHECKING:
+    from serving.registry.promotion import Promotion
 
 DEMO = RECIPES["demo"] | {"recipe": "demo"}
 REST_OF_DEMO = """
@@ -55,11 +58,14 @@ def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bo
         except NotPromotedError as reason:  # not a failure: the version is registered
             click.echo(str(reason))
     called_by_another = ctx.parent is not None and not isinstance(ctx.parent.command, click.Group)
-    if version.name != CIFAR10 and not called_by_another:  # the next commands need its name
-        name = shlex.quote(version.name)
+    if not called_by_another:
+        name, uri = "", ""
+        if version.name != CIFAR10:  # the default of the commands
+            name = f" --registered-model {shlex.quote(version.name)}"
+            uri = f" --model-uri {shlex.quote(f'models:/{version.name}@champion')}"
         if not promote:
-            click.echo(f"Promote it: cifar-mlflow promote --registered-model {name}")
-        click.echo(f"Serve it: cifar-mlflow serve --model-uri models:/{name}@champion")
+            click.echo(f"Promote it: cifar-mlflow promote{name}")
+        click.echo(f"Serve it: cifar-mlflow serve{uri}")
 
 
 @verb("promote", RegistryConfig)
@@ -80,7 +86,7 @@ def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
 
     if name is None and which and RUN_ID.fullmatch(which):
         name = model_of_run(which)
-    click.echo(promote_version(which, name or CIFAR10, force=force).message)
+    _print_promotion(promote_version(which, name or CIFAR10, force=force))
 
 
 @verb("rollback", RegistryConfig)
@@ -95,7 +101,13 @@ def rollback(given: dict[str, Any]) -> None:
     with loading():
         from serving.registry.promotion import rollback as roll_back
 
-    click.echo(roll_back(config.registered_model or CIFAR10).message)
+    _print_promotion(roll_back(config.registered_model or CIFAR10))
+
+
+def _print_promotion(promotion: "Promotion") -> None:
+    click.echo(promotion.message)
+    if promotion.warning:
+        click.echo(promotion.warning, err=True)
 
 
 @verb("classify", ClassifyConfig, common=("output", "sort_into", "model_uri"))

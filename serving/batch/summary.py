@@ -31,6 +31,7 @@ class Summary:
         failed: number of files without an answer, and of folders that cannot be read.
         errors: the first MAX_LISTED_ERRORS of them.
         outcomes: every file with an answer, by path, if there are at most MAX_LISTED_FILES.
+        warning: why every answer of the model is uncertain; None if it is not so.
     """
 
     files: int
@@ -44,6 +45,7 @@ class Summary:
     failed: int = 0
     errors: list[FileError] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    warning: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -81,6 +83,8 @@ def print_summary(summary: Summary) -> None:
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
     if summary.labels:
         console.print(_file_table(summary) if summary.outcomes else _class_table(summary))
+        if summary.warning:
+            console.print(summary.warning, soft_wrap=True)
     if summary.earlier:
         console.print(
             f"{summary.earlier:,} of {summary.files:,} files were already in {summary.output}", soft_wrap=True

@@ -41,7 +41,7 @@ from serving.registry.candidates import build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
 from serving.registry.model_card import MODEL_NAME, model_card, registered_model_description, shorten
 from serving.registry.scorer_folder import describe, sha256, write_scorer_folder
-from serving.registry.versions import RegisteredModel, version_tags
+from serving.registry.versions import RegisteredModel, model_of_run, version_tags
 
 logger = logging.getLogger("cifar_mlflow.register")
 
@@ -99,7 +99,11 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
     _check_run(run_id)
     params = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)).data.params
     classifier, card = load_classifier(run_id)
-    name = config.registered_model or registered_name(params.get("dataset", "").partition("+")[0], card.data)
+    name = (
+        config.registered_model
+        or model_of_run(run_id)
+        or registered_name(params.get("dataset", "").partition("+")[0], card.data)
+    )
     for version in RegisteredModel(name).list_versions():
         if version.run_id == run_id:
             logger.warning(

@@ -218,6 +218,7 @@ def test_a_run_without_validation_images_has_no_coverage_and_no_accuracy(
         "coverage": None,
         "accuracy": None,
         "reason": "no images were held out, so nothing verifies that 0.95 of the certain answers are right",
+        "verifiable": None,
     }
     metrics = [metric.key for metric in registry.model("2").metrics]
     assert {"serve/fp32/train_accuracy", "train/accuracy"} <= {*metrics}
