@@ -7,7 +7,6 @@ answered at once.
 
 import gc
 import os
-import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,16 +16,23 @@ from typing import Any
 import click
 import yaml
 
-from cifar_mlflow.config import IMAGENET, DataConfig, TrainConfig, check_tta, resolve_train_config
+from cifar_mlflow.config import IMAGENET, TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.interrupt import stoppable
-from cifar_mlflow.names import CIFAR10, data_name, printable, registered_name
+from cifar_mlflow.names import (
+    data_name,
+    model_uri_option,
+    printable,
+    registered_model_option,
+    registered_name,
+)
 from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
 from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import (
+    DataVerbConfig,
     EvaluateConfig,
     ExportConfig,
     RegisterConfig,
@@ -80,7 +86,7 @@ def main(ctx: click.Context) -> None:
         os.environ["HOME"] = tempfile.gettempdir()
 
 
-@verb("data", DataConfig, common=("dataset", "data_dir", "picture"))
+@verb("data", DataVerbConfig, common=("dataset", "data_dir", "recipe", "picture"))
 @click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -92,19 +98,22 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
     \b
     Examples:
       cifar-mlflow data --dataset sample --picture samples.png
-      cifar-mlflow data --dataset folder --data-dir photos
+      cifar-mlflow data --recipe finetune --data-dir photos
     """
-    config = validate(DataConfig, given)
+    config = resolve_train_config(given)
     with loading():
         from cifar_mlflow.data import load_dataset
+        from cifar_mlflow.data.split import divide_lazily, warn_of_small_splits
         from cifar_mlflow.data.summary import channel_stats, log_notes, summarize
 
     dataset = load_dataset(config)
     log_notes(dataset)
-    images = dataset.split("train")
+    images = divide_lazily(dataset, config)[0]
     counts = summarize(dataset, config)
     counts.loc["total"] = counts.sum()
-    click.echo(f"{dataset.name}, {dataset.image_size}x{dataset.image_size}, sha256 {dataset.digest}\n")
+    warn_of_small_splits({"validation": counts["val"]["total"], "test": counts["test"]["total"]})
+    split = "" if dataset.own_val else f"--val-size {config.val_size:g}, "
+    click.echo(f"{dataset.name}, {dataset.image_size}x{dataset.image_size}, {split}sha256 {dataset.digest}\n")
     click.echo(f"{counts.to_string()}\n\nPixels of the training images, in 0..1:")
     click.echo(channel_stats(images.images).round(4).to_string())
     if picture:
@@ -179,28 +188,22 @@ def train(
         run_verb(ctx, "register", run_id=result.run_id, **registration)
     name = registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     name = registration.get("registered_model") or name
-    click.echo(_next_steps(result.run_id, None if name == CIFAR10 else name, registered=register))
+    click.echo(_next_steps(result.run_id, name, registered=register))
     return None
 
 
-def _next_steps(run_id: str, model: str | None, *, registered: bool) -> str:
-    """Return the commands that probably follow a training.
-
-    Args:
-        model: name of the registered model, unless it is that of CIFAR-10, the default of the commands.
-    """
+def _next_steps(run_id: str, model: str, *, registered: bool) -> str:
+    """Return the commands that probably follow a training."""
     from cifar_mlflow.tracking.store import run_address
 
     compare = run_address(run_id) or "python -m cifar_mlflow.tracking.ui    (the runs in MLflow's UI)"
     promote = "promote" if registered else f"register {run_id} --promote"
-    name = f" --registered-model {shlex.quote(model)}" if model else ""
-    uri = f" --model-uri {shlex.quote(f'models:/{model}@champion')}" if model else ""
     return f"""
 What next:
   compare   {compare}
   evaluate  cifar-mlflow evaluate --model-uri {run_id} --tta crops
-  promote   cifar-mlflow {promote}{name}
-  serve     cifar-mlflow serve{uri}
+  promote   cifar-mlflow {promote}{registered_model_option(model)}
+  serve     cifar-mlflow serve{model_uri_option(model)}
   export    cifar-mlflow export {run_id} --format onnx --output exported"""
 
 

@@ -11,6 +11,7 @@ from cifar_mlflow.config import (
     DatasetName,
     HardwareConfig,
     PlacesConfig,
+    RecipeName,
     SplitName,
     TrackingConfig,
     TrainConfig,
@@ -35,6 +36,14 @@ ExportFormatName = Literal[
     "hdf5-weights",
     "hdf5",
 ]
+
+
+class DataVerbConfig(DataConfig):
+    """Data: the images and their split."""
+
+    recipe: RecipeName | None = setting(
+        None, "Take the settings of the data from this recipe of `train`, for the split that it trains on."
+    )
 
 
 class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):

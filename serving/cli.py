@@ -1,6 +1,5 @@
 """Commands that register, promote, serve and monitor a model."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,15 @@ import click
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import Steps, loading
 from cifar_mlflow.interrupt import stoppable
-from cifar_mlflow.names import CIFAR10, PRETRAINED, RUN_ID, data_name, registered_name
+from cifar_mlflow.names import (
+    CIFAR10,
+    PRETRAINED,
+    RUN_ID,
+    data_name,
+    model_uri_option,
+    registered_model_option,
+    registered_name,
+)
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.settings import validate
@@ -59,13 +66,9 @@ def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bo
             click.echo(str(reason))
     called_by_another = ctx.parent is not None and not isinstance(ctx.parent.command, click.Group)
     if not called_by_another:
-        name, uri = "", ""
-        if version.name != CIFAR10:  # the default of the commands
-            name = f" --registered-model {shlex.quote(version.name)}"
-            uri = f" --model-uri {shlex.quote(f'models:/{version.name}@champion')}"
         if not promote:
-            click.echo(f"Promote it: cifar-mlflow promote{name}")
-        click.echo(f"Serve it: cifar-mlflow serve{uri}")
+            click.echo(f"Promote it: cifar-mlflow promote{registered_model_option(version.name)}")
+        click.echo(f"Serve it: cifar-mlflow serve{model_uri_option(version.name)}")
 
 
 @verb("promote", RegistryConfig)

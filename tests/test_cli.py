@@ -26,6 +26,7 @@ from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.store import store_uri
 from cifar_mlflow.verb_group import VERBS_ELSEWHERE, Group
+from tests.data.test_folder import fill
 from tuning.config import SEARCHED
 from tuning.space import Space
 
@@ -418,6 +419,19 @@ def test_data_prints_a_summary_and_draws_samples(tmp_path: Path) -> None:
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.width > 500
     assert_refused(invoke("data", *SAMPLE, "--picture", "samples.xyz"), 2, "samples.xyz")
+
+
+def test_data_counts_the_images_as_a_recipe_divides_them(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path / "photos", "cat", "dog", count=20)
+    plain = invoke("data", "--dataset", "folder", "--data-dir", "photos")
+    result = invoke("data", "--recipe", "finetune", "--data-dir", "photos")
+    rows = [line.split() for line in result.output.splitlines()]
+    assert "photos, 224x224, --val-size 0.2, sha256 " in result.output
+    assert ["total", "28", "8", "4"] in rows
+    assert ["total", "32", "4", "4"] in [line.split() for line in plain.output.splitlines()]
+    assert_refused(invoke("data", "--recipe", "none"), 2, "recipe", "finetune")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -9,11 +9,12 @@ import click
 import pytest
 import yaml
 
-from cifar_mlflow.config import DataConfig, ModelName, RecipeName, resolve_train_config
+from cifar_mlflow.config import ModelName, RecipeName, resolve_train_config
 from cifar_mlflow.models.networks import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
 from cifar_mlflow.settings import Settings
 from cifar_mlflow.verb_config import (
+    DataVerbConfig,
     EvaluateConfig,
     ExportConfig,
     ModelsConfig,
@@ -63,7 +64,7 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
         ("classify", ClassifyConfig),
         ("serve", ServeConfig),
         ("monitor", MonitorConfig),
-        ("data", DataConfig),
+        ("data", DataVerbConfig),
         ("review", ReviewVerbConfig),
         ("runs", RunsConfig),
         ("models", ModelsConfig),

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,10 +82,13 @@ def print_summary(summary: Summary) -> None:
     """Print the answers (for many files: counts by class) and the files that could not be classified."""
     # Outside of a terminal, a table takes the width that it needs.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
-    if summary.labels:
+    if summary.outcomes and not sys.stdout.isatty():
+        for cells in _file_rows(summary):  # for other programs: aligned rows are as long as the longest path
+            print("\t".join(cells).rstrip())
+    elif summary.labels:
         console.print(_file_table(summary) if summary.outcomes else _class_table(summary))
-        if summary.warning:
-            console.print(summary.warning, soft_wrap=True)
+    if summary.labels and summary.warning:
+        console.print(summary.warning, soft_wrap=True)
     if summary.earlier:
         console.print(
             f"{summary.earlier:,} of {summary.files:,} files were already in {summary.output}", soft_wrap=True
@@ -116,10 +120,15 @@ def _file_table(summary: Summary) -> Table:
     table.add_column("label")
     table.add_column("confidence", justify="right")
     table.add_column("")
+    for cells in _file_rows(summary):
+        table.add_row(*cells)
+    return table
+
+
+def _file_rows(summary: Summary) -> Iterator[tuple[str, ...]]:
     for path, outcome in summary.outcomes.items():
         label, confidence = printable(outcome.label or ""), f"{outcome.confidence or 0:.1%}"
-        table.add_row(printable(path), label, confidence, "not sure" if outcome.uncertain else "")
-    return table
+        yield printable(path), label, confidence, "not sure" if outcome.uncertain else ""
 
 
 def _class_table(summary: Summary) -> Table:

@@ -243,13 +243,24 @@ def test_each_file_is_listed_with_its_label(scorer: Scorer, capsys: pytest.Captu
         "photos/g.png": "green",
         "photos/r.png": "red",
     }
-    lines = printed(summary, capsys).splitlines()
-    assert [line.split() for line in lines if "photos/" in line] == [
-        ["photos/b.png", "blue", "99.9%"],
-        ["photos/dark.png", "red", "33.3%", "not", "sure"],
-        ["photos/g.png", "green", "99.9%"],
-        ["photos/r.png", "red", "99.9%"],
+    assert printed(summary, capsys).splitlines() == [
+        "photos/b.png\tblue\t99.9%",
+        "photos/dark.png\tred\t33.3%\tnot sure",
+        "photos/g.png\tgreen\t99.9%",
+        "photos/r.png\tred\t99.9%",
     ]
+
+
+def test_a_model_that_is_never_sure_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uncertain = {
+        "confidence_below": 2.0, "target_accuracy": 0.95, "coverage": 0.0, "accuracy": None,
+        "reason": "14 images are too few", "verifiable": 0.92,
+    }  # fmt: skip
+    folder = write_scorer_folder(tmp_path / "scorer", uncertain=uncertain, run_id="0123")
+    paint("photos/a.png")
+    output = printed(classify(["photos"], load_scorer(str(folder))), capsys)
+    assert "not sure\nEvery answer of this model is marked as uncertain: 14 images are too few." in output
+    assert "cifar-mlflow register 0123 --target-accuracy 0.92 --promote\n" in output
 
 
 def test_many_files_are_counted_by_class(scorer: Scorer, capsys: pytest.CaptureFixture[str]) -> None:

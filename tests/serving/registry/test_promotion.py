@@ -174,7 +174,8 @@ def test_a_version_that_does_not_exist_is_named(registry: Registry, which: str, 
 def test_a_model_that_does_not_exist_is_named(registry: Registry) -> None:
     for act in (promote, rollback):
         with pytest.raises(
-            UsageError, match=r"no registered model other in sqlite.*cifar-mlflow register RUN_ID"
+            UsageError,
+            match=r"no registered model other in .*cifar-mlflow register RUN_ID --registered-model other$",
         ):
             act(name="other")
 

@@ -26,11 +26,13 @@ from cifar_mlflow.evaluation.job import evaluate
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.export.reference import load_classifier
-from cifar_mlflow.verb_config import EvaluateConfig
+from cifar_mlflow.settings import validate
+from cifar_mlflow.verb_config import EvaluateConfig, RegisterConfig
 from serving.registry.abstention import ood_images
 from serving.registry.loader import load_scorer
+from serving.registry.register import register as register_run
 from serving.registry.versions import RECORD_TAG, facts, model_of_run
-from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, register
+from tests.serving.registry.conftest import CLASSES, Registry, Trained, paint, promote, register, rollback
 
 pytestmark = pytest.mark.slow
 
@@ -247,6 +249,24 @@ def test_a_target_out_of_reach_makes_every_answer_uncertain(
     metrics = {metric.key: metric.value for metric in client.get_logged_model(model_id).metrics or ()}
     assert metrics["serve/val_coverage"] == 0
     assert "serve/val_certain_accuracy" not in metrics
+
+
+def test_the_accuracy_that_is_verified_is_named_with_the_command_for_it(
+    client: mlflow.MlflowClient, trained: Trained, shared_cache: Path
+) -> None:
+    register(trained.run_id, serve_precision="fp32", target_accuracy=0.999, registered_model="my photos")
+    warning = promote(name="my photos").warning
+    assert warning
+    found = re.search(r"cifar-mlflow register ([0-9a-f]{32}) --target-accuracy (0\.\d+) --promote$", warning)
+    assert found
+    assert found[1] == trained.run_id
+    config = validate(RegisterConfig, {"serve_precision": "fp32", "target_accuracy": float(found[2])})
+    version = register_run(trained.run_id, config)
+    assert (version.name, version.number) == ("my photos", "2")
+    assert load_scorer("models:/my photos/2").card["uncertain"]["coverage"] > 0
+    assert promote(version.number, "my photos").warning is None
+    back = rollback("my photos")
+    assert (back.champion, back.warning) == ("1", warning)
 
 
 def test_auto_takes_fp32_without_validation_images(client: mlflow.MlflowClient, trained: Trained) -> None:
