@@ -1,5 +1,6 @@
 """Tables of runs and of registered versions for the terminal, with the likely next commands."""
 
+import shlex
 from functools import partial
 
 import mlflow
@@ -9,7 +10,6 @@ from mlflow.entities.model_registry import RegisteredModel
 from cifar_mlflow.console import percent
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.names import model_uri_option, registered_model_option
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.locations import versions_of
 from cifar_mlflow.tracking.retry import call_mlflow
@@ -88,9 +88,9 @@ def list_versions(config: ModelsConfig) -> tuple[Rows, list[str]]:
                 ]
             )
         if "champion" in model.aliases:
-            commands.append(f"cifar-mlflow serve{model_uri_option(model.name)}")
+            commands.append(f"cifar-mlflow serve --model-uri {shlex.quote(f'models:/{model.name}@champion')}")
         else:
-            commands.append(f"cifar-mlflow promote{registered_model_option(model.name)}")
+            commands.append(f"cifar-mlflow promote --registered-model {shlex.quote(model.name)}")
     if not rows:
         commands.append("cifar-mlflow register RUN_ID --promote")
     return rows, commands

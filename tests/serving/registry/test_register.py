@@ -244,7 +244,9 @@ def test_a_target_out_of_reach_makes_every_answer_uncertain(
     assert scorer.score(validation(trained, shared_cache).images).uncertain.all()
     description = client.get_model_version("cifar10", "1").description
     for text in (caplog.text, description):
-        assert re.search(f"Every answer of this model is marked as uncertain: {reason}.*--target-accuracy", text)
+        assert re.search(
+            f"Every answer of this model is marked as uncertain: {reason}.*--target-accuracy", text
+        )
     assert "confidence of 2" not in description
     model_id = client.get_model_version("cifar10", "1").source.removeprefix("models:/")
     metrics = {metric.key: metric.value for metric in client.get_logged_model(model_id).metrics or ()}
