@@ -16,7 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 	touch $@
 
 demo: .venv/.ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e demo --env-manager local --experiment-name cifar10-sample
+	@echo "Training on the embedded sample, registering, serving and classifying a photo: three to ten minutes"
+	@MLFLOW_LOGGING_LEVEL=WARNING PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e demo --env-manager local --experiment-name cifar10-sample
 
 # The champion, until Ctrl-C: http://127.0.0.1:8000
 serve: .venv/.ready
@@ -53,8 +54,9 @@ thorough: .venv/.engines
 	$(BIN)/pytest -n 2 --dist worksteal -m thorough
 	$(BIN)/pytest -n 2 --dist worksteal tests/export
 
+# Runs and models, until Ctrl-C; on another port: make ui PORT=5001
 ui: .venv/.ready
-	$(BIN)/python -m cifar_mlflow.tracking.ui
+	$(BIN)/python -m cifar_mlflow.tracking.ui $(if $(PORT),--port $(PORT))
 
 # docs/reference.md and the table of models in docs/training.md, from the code and the results in benchmarks/.
 docs: .venv/.ready

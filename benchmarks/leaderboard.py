@@ -224,15 +224,18 @@ def number(values: Sequence[float | None]) -> str:
 
 
 def duration(group: list[Result]) -> str:
-    """Return the mean seconds of the epochs and, where measured, up to the end of the augmentation."""
+    """Return the mean time of the epochs and, where measured, up to the end of the augmentation."""
     epochs, whole = (
         mean([result.train_seconds for result in group]),
         mean([result.seconds for result in group]),
     )
-    text = f"{epochs:,.3g} s" if epochs is not None and epochs < 100 else f"{epochs:,.0f} s"
-    if whole is None:
-        return text
-    return f"{text}; {whole:,.3g} s with TTA" if whole < 100 else f"{text}; {whole:,.0f} s with TTA"
+    text = time_text(epochs or 0.0)
+    return text if whole is None else f"{text}; {time_text(whole)} with TTA"
+
+
+def time_text(seconds: float) -> str:
+    """Format a time with three digits below 100 s, else in minutes."""
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds / 60:.3g} min"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ answered at once.
 
 import gc
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -16,23 +17,16 @@ from typing import Any
 import click
 import yaml
 
-from cifar_mlflow.config import IMAGENET, TrainConfig, check_tta, resolve_train_config
+from cifar_mlflow.config import IMAGENET, DataConfig, TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.interrupt import stoppable
-from cifar_mlflow.names import (
-    data_name,
-    model_uri_option,
-    printable,
-    registered_model_option,
-    registered_name,
-)
+from cifar_mlflow.names import CIFAR10, data_name, printable, registered_name
 from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
-from cifar_mlflow.settings import validate
+from cifar_mlflow.settings import option_name, validate
 from cifar_mlflow.verb_config import (
-    DataVerbConfig,
     EvaluateConfig,
     ExportConfig,
     RegisterConfig,
@@ -72,7 +66,7 @@ EXPORT_FORMATS = {
 def main(ctx: click.Context) -> None:
     """Image classification on CIFAR-10, tracked with MLflow.
 
-    `cifar-mlflow VERB --help` describes a verb, its options and their defaults.
+    `cifar-mlflow COMMAND --help` describes a command, its options and their defaults.
     """
     set_up_logging()
     if world_size() > 1 and ctx.invoked_subcommand != "train":
@@ -86,7 +80,7 @@ def main(ctx: click.Context) -> None:
         os.environ["HOME"] = tempfile.gettempdir()
 
 
-@verb("data", DataVerbConfig, common=("dataset", "data_dir", "recipe", "picture"))
+@verb("data", DataConfig, common=("dataset", "data_dir", "picture"))
 @click.option(
     "--picture",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -98,22 +92,19 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
     \b
     Examples:
       cifar-mlflow data --dataset sample --picture samples.png
-      cifar-mlflow data --recipe finetune --data-dir photos
+      cifar-mlflow data --dataset folder --data-dir photos
     """
-    config = resolve_train_config(given)
+    config = validate(DataConfig, given)
     with loading():
         from cifar_mlflow.data import load_dataset
-        from cifar_mlflow.data.split import divide_lazily, warn_of_small_splits
         from cifar_mlflow.data.summary import channel_stats, log_notes, summarize
 
     dataset = load_dataset(config)
     log_notes(dataset)
-    images = divide_lazily(dataset, config)[0]
+    images = dataset.split("train")
     counts = summarize(dataset, config)
     counts.loc["total"] = counts.sum()
-    warn_of_small_splits({"validation": counts["val"]["total"], "test": counts["test"]["total"]})
-    split = "" if dataset.own_val else f"--val-size {config.val_size:g}, "
-    click.echo(f"{dataset.name}, {dataset.image_size}x{dataset.image_size}, {split}sha256 {dataset.digest}\n")
+    click.echo(f"{dataset.name}, {dataset.image_size}x{dataset.image_size}, sha256 {dataset.digest}\n")
     click.echo(f"{counts.to_string()}\n\nPixels of the training images, in 0..1:")
     click.echo(channel_stats(images.images).round(4).to_string())
     if picture:
@@ -188,22 +179,28 @@ def train(
         run_verb(ctx, "register", run_id=result.run_id, **registration)
     name = registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     name = registration.get("registered_model") or name
-    click.echo(_next_steps(result.run_id, name, registered=register))
+    click.echo(_next_steps(result.run_id, None if name == CIFAR10 else name, registered=register))
     return None
 
 
-def _next_steps(run_id: str, model: str, *, registered: bool) -> str:
-    """Return the commands that probably follow a training."""
+def _next_steps(run_id: str, model: str | None, *, registered: bool) -> str:
+    """Return the commands that probably follow a training.
+
+    Args:
+        model: name of the registered model, unless it is that of CIFAR-10, the default of the commands.
+    """
     from cifar_mlflow.tracking.store import run_address
 
     compare = run_address(run_id) or "python -m cifar_mlflow.tracking.ui    (the runs in MLflow's UI)"
     promote = "promote" if registered else f"register {run_id} --promote"
+    name = f" --registered-model {shlex.quote(model)}" if model else ""
+    uri = f" --model-uri {shlex.quote(f'models:/{model}@champion')}" if model else ""
     return f"""
 What next:
   compare   {compare}
   evaluate  cifar-mlflow evaluate --model-uri {run_id} --tta crops
-  promote   cifar-mlflow {promote}{registered_model_option(model)}
-  serve     cifar-mlflow serve{model_uri_option(model)}
+  promote   cifar-mlflow {promote}{name}
+  serve     cifar-mlflow serve{uri}
   export    cifar-mlflow export {run_id} --format onnx --output exported"""
 
 
@@ -301,7 +298,7 @@ def _is_one_file_of_weights(config: ExportConfig) -> bool:
 def _export_weights(model: str, config: ExportConfig) -> None:
     only_for_folders = {"precision", "with_preprocessing", "overwrite", "license"} & config.model_fields_set
     if only_for_folders:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(only_for_folders))
+        options = ", ".join(option_name(name) for name in sorted(only_for_folders))
         raise UsageError(f"{options}: not for a single file of weights; name a --format and a folder")
     with loading():
         from cifar_mlflow.export import format_for, write_weights

@@ -1,6 +1,7 @@
 """Terminal output during a job: progress bars in a terminal, plain log lines elsewhere."""
 
 import logging
+import os
 import sys
 import time
 import traceback
@@ -42,6 +43,9 @@ def set_up_logging() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # MLflow, which is imported later, would announce each step, and each of many migrations of a new store.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     sys.excepthook = _print_traceback
 
 
@@ -55,11 +59,10 @@ def training_bar() -> Progress:
     """Return a progress bar for all steps of a training, shown by one process and only in a terminal."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}% {task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[note]}"),
         TimeRemainingColumn(),
+        TextColumn("left"),
         console=console,
         disable=not console.is_terminal or rank() > 0,
     )

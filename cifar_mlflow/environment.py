@@ -118,13 +118,13 @@ def default_cache_dir() -> Path:
         ) from None
 
 
-def patience_seconds() -> float:
-    """Return how long a call waits for an unavailable server or database: $CIFAR_MLFLOW_PATIENCE, else 120 s.
+def patience_seconds(default: float = 120) -> float:
+    """Return how long a call waits for an unavailable server or database: $CIFAR_MLFLOW_PATIENCE, if set.
 
     Raises:
         UsageError: the variable is not a number from 0 to a week's seconds.
     """
-    text = os.environ.get("CIFAR_MLFLOW_PATIENCE", "120")
+    text = os.environ.get("CIFAR_MLFLOW_PATIENCE", str(default))
     try:
         seconds = float(text)
     except ValueError:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -60,16 +59,6 @@ def registered_name(dataset: str | None, data: str) -> str:
         return CIFAR10
     name = re.sub(r"[^\w. -]", "_", data).strip(" .")[:90] or "images"
     return f"{name}-images" if name.lower() == CIFAR10 else name
-
-
-def registered_model_option(name: str) -> str:
-    """Return ` --registered-model NAME` for a command; nothing for cifar10, the default of the commands."""
-    return "" if name == CIFAR10 else f" --registered-model {shlex.quote(name)}"
-
-
-def model_uri_option(name: str) -> str:
-    """Return ` --model-uri models:/NAME@champion`; nothing for cifar10, the default of the commands."""
-    return "" if name == CIFAR10 else f" --model-uri {shlex.quote(f'models:/{name}@champion')}"
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -13,7 +13,7 @@ from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.config_file import read_config_file
 from cifar_mlflow.environment import patience_seconds
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
-from cifar_mlflow.settings import Settings, validate
+from cifar_mlflow.settings import Settings, option_name, validate
 
 # The former name of --model-uri, still accepted; in `train` and `tune`, --model is an architecture.
 OLD_SPELLING = "--model"
@@ -182,7 +182,7 @@ def _option(name: str, field: FieldInfo, default: Any, *, hidden: bool) -> click
     metavar = _metavar(field.annotation)
     values = metavar.strip("[]").split("|") if "|" in metavar else []
     return SettingOption(
-        [f"--{name.replace('_', '-')}", *([OLD_SPELLING] if name == "model_uri" else [])],
+        [option_name(name), *([OLD_SPELLING] if name == "model_uri" else [])],
         metavar=metavar,
         help=f"{field.description} {_details(field, default)}".strip(),
         required=field.is_required(),

@@ -167,7 +167,10 @@ def train(
         ):
             if callbacks:
                 callbacks.on_start(run.run_id)
-            logger.info("Run %s (%s) on %s, %s", run.name, run.run_id, hardware.name, hardware.precision)
+            logger.info("Training %s, run %s", run.name, run.run_id)
+            slow = hardware.device.type == "cpu" and hardware.precision == "fp32" != config.precision
+            why = " (this CPU has no bf16, which would be about twice as fast)" if slow else ""
+            logger.info("%s, %s%s", hardware.name, hardware.precision, why)
             world.broadcast(Result(run.run_id, run.name, {}))
             if resume:
                 run.set_tags({"resumed_on": world.machines})

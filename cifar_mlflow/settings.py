@@ -23,6 +23,16 @@ class Settings(BaseModel):
 
 S = TypeVar("S", bound=Settings)
 
+# Pydantic's wording, as regular expressions, and ours.
+_PLAIN = (
+    (r"^Input should be ", "must be "),
+    (r"greater than or equal to", "at least"),
+    (r"less than or equal to", "at most"),
+    (r"a valid integer.*", "a whole number"),
+    (r"a valid number.*", "a number"),
+    (r"a valid boolean.*", "true or false"),
+)
+
 
 def validate(config_class: type[S], values: dict[str, Any]) -> S:
     """Return `config_class(**values)`; turn pydantic's errors into one line each for the user.
@@ -38,6 +48,11 @@ def validate(config_class: type[S], values: dict[str, Any]) -> S:
         raise UsageError("\n".join(_message(config_class, issue) for issue in issues)) from None
 
 
+def option_name(setting_name: str) -> str:
+    """Return the option of a setting: `--batch-size`."""
+    return f"--{setting_name.replace('_', '-')}"
+
+
 def _message(config_class: type[Settings], issue: Any) -> str:
     where = str(issue["loc"][0]) if issue["loc"] else ""
     if issue["type"] == "extra_forbidden":
@@ -45,7 +60,14 @@ def _message(config_class: type[Settings], issue: Any) -> str:
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(config_class.model_fields)}"
         return f"unknown setting {where}: {hint}"
     message = issue["msg"].removeprefix("Value error, ")
+    for theirs, ours in _PLAIN:
+        message = re.sub(theirs, ours, message)
     values = re.findall("'([^']*)'", issue["ctx"]["expected"]) if issue["type"] == "literal_error" else []
     close = difflib.get_close_matches(str(issue["input"]), values)
     hint = f": did you mean {' or '.join(sorted(close))}?" if close else ""
-    return f"{where}: {message} (got {issue['input']!r}){hint}" if where else message
+    if not where:
+        return message
+    option = option_name(where)
+    if message.startswith("must be "):
+        return f"{option} {message}, not {issue['input'] or repr(issue['input'])}{hint}"
+    return f"{option}: {message} (got {issue['input']!r}){hint}"

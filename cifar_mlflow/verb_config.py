@@ -11,7 +11,6 @@ from cifar_mlflow.config import (
     DatasetName,
     HardwareConfig,
     PlacesConfig,
-    RecipeName,
     SplitName,
     TrackingConfig,
     TrainConfig,
@@ -36,14 +35,6 @@ ExportFormatName = Literal[
     "hdf5-weights",
     "hdf5",
 ]
-
-
-class DataVerbConfig(DataConfig):
-    """Data: the images and their split."""
-
-    recipe: RecipeName | None = setting(
-        None, "Take the settings of the data from this recipe of `train`, for the split that it trains on."
-    )
 
 
 class EvaluateConfig(DataConfig, HardwareConfig, TrackingConfig):
@@ -157,9 +148,7 @@ class RegistryConfig(Settings):
     """Registry: the registered model."""
 
     registered_model: str | None = setting(
-        None,
-        "Name of the registered model. Default: that of the run's newest version; without one, cifar10 or, "
-        "for your own images, the name of their folder.",
+        None, "Name of the registered model. Default: cifar10; for your own images, the name of their folder."
     )
 
     @field_validator("registered_model")

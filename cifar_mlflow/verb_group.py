@@ -58,8 +58,11 @@ class Group(click.Group):
             _report(str(error))
             ctx.exit(error.exit_code)
         except click.UsageError as error:  # in the form of our own errors
+            message = error.format_message()
+            if isinstance(error, click.NoSuchOption) and not error.possibilities and error.ctx:
+                message += _option_about(error.option_name, error.ctx.command)
             command = (error.ctx or ctx).command_path
-            _report(f"{error.format_message()}\n`{command} --help` lists the options.")
+            _report(f"{message}\n`{command} --help` lists the options.")
             ctx.exit(error.exit_code)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -95,6 +98,14 @@ class Verbs(Group):
         """Return the first paragraph of the help of a verb."""
         command = self.get_command(ctx, verb)
         return " ".join(((command and command.help) or "").strip().partition("\n\n")[0].split())
+
+
+def _option_about(unknown: str, command: click.Command) -> str:
+    """Suggest the first option with all words of an unknown one in its help: --lr for --learning-rate."""
+    words = unknown.strip("-").lower().split("-")
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    about = [option for option in options if all(word in (option.help or "").lower() for word in words)]
+    return f" Did you mean {about[0].opts[0]}?" if about else ""
 
 
 def _report(error: str) -> None:

@@ -1,30 +1,20 @@
 """Commands that register, promote, serve and monitor a model."""
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import Steps, loading
 from cifar_mlflow.interrupt import stoppable
-from cifar_mlflow.names import (
-    CIFAR10,
-    PRETRAINED,
-    RUN_ID,
-    data_name,
-    model_uri_option,
-    registered_model_option,
-    registered_name,
-)
+from cifar_mlflow.names import CIFAR10, PRETRAINED, RUN_ID, data_name, registered_name
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndRegisterConfig
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
-
-if TYPE_CHECKING:
-    from serving.registry.promotion import Promotion
 
 DEMO = RECIPES["demo"] | {"recipe": "demo"}
 REST_OF_DEMO = """
@@ -59,16 +49,22 @@ def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bo
 
     version = register_pretrained(config) if run_id == PRETRAINED else register_run(run_id, config)
     click.echo(f"\nRegistered {version.message}")
+    promoted = False
     if promote:
         try:
             click.echo(promote_version(version.number, version.name).message)
+            promoted = True
         except NotPromotedError as reason:  # not a failure: the version is registered
             click.echo(str(reason))
-    called_by_another = ctx.parent is not None and not isinstance(ctx.parent.command, click.Group)
-    if not called_by_another:
-        if not promote:
-            click.echo(f"Promote it: cifar-mlflow promote{registered_model_option(version.name)}")
-        click.echo(f"Serve it: cifar-mlflow serve{model_uri_option(version.name)}")
+    if ctx.parent is not None and not isinstance(ctx.parent.command, click.Group):
+        return  # another command called this one, and has its own next steps
+    name = shlex.quote(version.name)
+    if promoted:
+        uri = "" if version.name == CIFAR10 else f" --model-uri models:/{name}@champion"
+        click.echo(f"Serve it: cifar-mlflow serve{uri}")
+    elif not promote:
+        option = "" if version.name == CIFAR10 else f" --registered-model {name}"
+        click.echo(f"It is not the champion. Promote it: cifar-mlflow promote {version.number}{option}")
 
 
 @verb("promote", RegistryConfig)
@@ -89,7 +85,7 @@ def promote(given: dict[str, Any], which: str | None, force: bool) -> None:
 
     if name is None and which and RUN_ID.fullmatch(which):
         name = model_of_run(which)
-    _print_promotion(promote_version(which, name or CIFAR10, force=force))
+    click.echo(promote_version(which, name or CIFAR10, force=force).message)
 
 
 @verb("rollback", RegistryConfig)
@@ -104,13 +100,7 @@ def rollback(given: dict[str, Any]) -> None:
     with loading():
         from serving.registry.promotion import rollback as roll_back
 
-    _print_promotion(roll_back(config.registered_model or CIFAR10))
-
-
-def _print_promotion(promotion: "Promotion") -> None:
-    click.echo(promotion.message)
-    if promotion.warning:
-        click.echo(promotion.warning, err=True)
+    click.echo(roll_back(config.registered_model or CIFAR10).message)
 
 
 @verb("classify", ClassifyConfig, common=("output", "sort_into", "model_uri"))

@@ -26,7 +26,6 @@ from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.store import store_uri
 from cifar_mlflow.verb_group import VERBS_ELSEWHERE, Group
-from tests.data.test_folder import fill
 from tuning.config import SEARCHED
 from tuning.space import Space
 
@@ -62,12 +61,12 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--epochs", "0"], ["epochs", "greater than or equal to 1", "'0'"]),
-        (["--lr", "-1"], ["lr", "greater than 0", "'-1'"]),
+        (["--epochs", "0"], ["--epochs must be at least 1, not 0"]),
+        (["--lr", "-1"], ["--lr must be greater than 0, not -1"]),
         (["--lr", "nan"], ["lr", "nan"]),
-        (["--epochs", "many"], ["epochs", "integer", "'many'"]),
+        (["--batch-size", "many"], ["--batch-size must be a whole number, not many"]),
         (["--model", "lenet"], ["model", "resnet18", "vgg16", "lenet"]),
-        (["--model", "resnet9"], ["(got 'resnet9'): did you mean resnet18 or resnet34 or resnet50?"]),
+        (["--model", "resnet9"], ["not resnet9: did you mean resnet18 or resnet34 or resnet50?"]),
         (["--recipe", "best"], ["recipe", "'demo'", "best"]),
         (["--model", "torchvision/resnet81"], ["did you mean", "or torchvision/resnet18 or"]),
         (
@@ -85,6 +84,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--cutout", "33"], ["cutout=33", "image_size=32"]),
         (["--cutout", "28", "--small-images", "0.2"], ["cutout=28", "small_images=0.2", "24 pixels"]),
         (["--epoch", "3"], ["--epoch", "--epochs"]),
+        (["--learning-rate", "0.1"], ["Did you mean --lr?"]),
         (["--bogus", "3"], ["Error: ", "--bogus", "train --help` lists the options"]),
         (["--crop-padding", "16", "--image-size", "64", *SAMPLE], ["image_size"]),
         (["--device", "cuda", *SAMPLE], ["device", "cuda", "cpu"]),
@@ -94,7 +94,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--dataset", "folder"], ["--data-dir"]),
         (["--resume", "f" * 32], ["f" * 32, "no checkpoint"]),
         (["--test", "false", "--tta", "flip", *SAMPLE], ["tta=flip", "test=false"]),
-        (["--resume", "f" * 32, "--lr", "0.1"], ["leave out lr"]),
+        (["--resume", "f" * 32, "--lr", "0.1"], ["leave out --lr"]),
         (["--settings-of", "f" * 32], ["f" * 32, "there is no such run"]),
         (["--settings-of", "f" * 32, "--resume", "f" * 32], ["leave out --settings-of"]),
     ],
@@ -133,7 +133,7 @@ def test_two_invalid_options_are_both_named() -> None:
     ("text", "words"),
     [
         ("epocs: 3", ["epocs", "did you mean epochs"]),
-        ("epochs: 0", ["epochs", "greater than or equal to 1"]),
+        ("epochs: 0", ["--epochs must be at least 1"]),
         ("- 1\n- 2", ["must hold lines"]),
         ("epochs: [", ["is not YAML"]),
         ("model: {a: b}", ["model"]),
@@ -141,9 +141,9 @@ def test_two_invalid_options_are_both_named() -> None:
         ("recipe: [1]", ["recipe"]),
         ("seed: 1\nepochs: 2\nseed: 2", ["line 3", "seed is set twice"]),
         ("batch-size: 64\nlr: 0.1\nbatch_size: 32", ["line 3", "batch_size is set twice"]),
-        ("epochs: 1:30", ["epochs", "'1:30'"]),
-        ("seed: 0x10", ["seed", "'0x10'"]),
-        ("mixup: off", ["mixup", "'off'"]),
+        ("epochs: 1:30", ["epochs", "1:30"]),
+        ("seed: 0x10", ["seed", "0x10"]),
+        ("mixup: off", ["mixup", "a number, not off"]),
         ("seed: !!python/object/apply:os.getcwd []", ["line 1"]),
     ],
 )
@@ -419,19 +419,6 @@ def test_data_prints_a_summary_and_draws_samples(tmp_path: Path) -> None:
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.width > 500
     assert_refused(invoke("data", *SAMPLE, "--picture", "samples.xyz"), 2, "samples.xyz")
-
-
-def test_data_counts_the_images_as_a_recipe_divides_them(
-    tmp_path: Path,
-) -> None:
-    fill(tmp_path / "photos", "cat", "dog", count=20)
-    plain = invoke("data", "--dataset", "folder", "--data-dir", "photos")
-    result = invoke("data", "--recipe", "finetune", "--data-dir", "photos")
-    rows = [line.split() for line in result.output.splitlines()]
-    assert "photos, 224x224, --val-size 0.2, sha256 " in result.output
-    assert ["total", "28", "8", "4"] in rows
-    assert ["total", "32", "4", "4"] in [line.split() for line in plain.output.splitlines()]
-    assert_refused(invoke("data", "--recipe", "none"), 2, "recipe", "finetune")
 
 
 @pytest.mark.parametrize("verb", VERBS)

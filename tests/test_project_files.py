@@ -9,12 +9,11 @@ import click
 import pytest
 import yaml
 
-from cifar_mlflow.config import ModelName, RecipeName, resolve_train_config
+from cifar_mlflow.config import DataConfig, ModelName, RecipeName, resolve_train_config
 from cifar_mlflow.models.networks import BUILDERS
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
 from cifar_mlflow.settings import Settings
 from cifar_mlflow.verb_config import (
-    DataVerbConfig,
     EvaluateConfig,
     ExportConfig,
     ModelsConfig,
@@ -64,7 +63,7 @@ def test_the_entry_points_are_verbs_of_the_command_line() -> None:
         ("classify", ClassifyConfig),
         ("serve", ServeConfig),
         ("monitor", MonitorConfig),
-        ("data", DataVerbConfig),
+        ("data", DataConfig),
         ("review", ReviewVerbConfig),
         ("runs", RunsConfig),
         ("models", ModelsConfig),

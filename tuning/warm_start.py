@@ -62,7 +62,7 @@ def experiment_id(name: str) -> str:
     """
     found = mlflow.MlflowClient().get_experiment_by_name(name)
     if found is None:
-        raise UsageError(f"warm_start: there is no experiment {name!r} in {mlflow.get_tracking_uri()}")
+        raise UsageError(f"--warm-start: there is no experiment {name!r} in {mlflow.get_tracking_uri()}")
     identifier: str = found.experiment_id
     return identifier
 

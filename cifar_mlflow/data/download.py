@@ -76,7 +76,6 @@ def download(
                 _fetch(url, part, md5, retries)
             except _MirrorError as error:
                 reasons.append(f"{_without_secrets(url)}: {error}")
-                logger.info("%s", reasons[-1])
                 continue
             with cache_errors(target):
                 part.replace(target)
@@ -99,7 +98,6 @@ def _fetch(url: str, part: Path, md5: str, retries: RetryPolicy) -> None:
     """
     if not re.match(r"https?://[^/@]+/", url):
         raise _MirrorError("not an http or https address (one without user and password)")
-    logger.info("downloading %s", _without_secrets(url))
     # A part that another mirror or an earlier run left may be wrong; then this mirror starts from zero.
     if _size(part) and _complete(url, part, md5, retries):
         return
@@ -146,6 +144,7 @@ def _transfer(url: str, part: Path, stall: float, report: Report) -> None:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
             return  # `part` has all bytes that the server has; the md5 tells whether they are right
         raise
+    logger.info("downloading %s", _without_secrets(url))
     with response:
         if have and not _continues_at(response, have):
             have = 0
@@ -179,14 +178,14 @@ def _progress(name: str) -> Iterator[Report]:
     """Yield a function that reports progress: as a bar in a terminal, as log lines elsewhere."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress("{task.description}", *columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
+        task = bar.add_task(name, total=None, visible=False)
         started, start_size, last_line = time.monotonic(), -1, time.monotonic()
 
         def report(have: int, total: int | None) -> None:
             nonlocal start_size, last_line
             now = time.monotonic()
             start_size = have if start_size < 0 or have < start_size else start_size
-            bar.update(task, completed=have, total=total)
+            bar.update(task, completed=have, total=total, visible=True)
             if not console.is_terminal and now - last_line >= SECONDS_BETWEEN_LOG_LINES:
                 last_line = now
                 logger.info("%s: %s", name, log_line(have, total, (have - start_size) / (now - started)))

@@ -19,8 +19,9 @@ from cifar_mlflow.errors import CifarError
 FOLDER = "cifar-10-batches-py"
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
 WITHOUT_DOWNLOAD = (
-    "Use --dataset sample (included, needs no network), or name a local copy of CIFAR-10 with --data-dir or "
-    f"CIFAR10_DIR: the folder {FOLDER}, the archive {ARCHIVE_NAME}, or the Hub's parquet files."
+    "Name a local copy of CIFAR-10 with --data-dir or CIFAR10_DIR: "
+    f"the folder {FOLDER}, the archive {ARCHIVE_NAME}, or the Hub's parquet files. "
+    "To train without it: train --dataset sample (included, needs no network)."
 )
 
 

@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +73,7 @@ def own_source(found: Found, image_size: int, cache_dir: Path, skip_unreadable: 
         CifarError: files cannot be read; `read` raises it for files that are not images. The message
             names the first ones and counts the others.
     """
-    splits, notes = found.splits, (*found.notes, *_notes_on_similar_classes(found))
+    splits, notes = found.splits, found.notes
     set_aside: tuple[int, ...] = ()
     left_out: tuple[UnreadableFile, ...] = ()
     if skip_unreadable:
@@ -119,17 +118,6 @@ def own_source(found: Found, image_size: int, cache_dir: Path, skip_unreadable: 
         paths=lambda split: splits[split].paths,
         unreadable=left_out,
     )
-
-
-def _notes_on_similar_classes(found: Found) -> list[str]:
-    """Return a note if names of classes differ only in case or in how Unicode spells a letter."""
-    groups: dict[str, list[str]] = {}
-    for name in found.classes:
-        groups.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
-    alike = [" and ".join(names) for names in groups.values() if len(names) > 1]
-    if not alike:
-        return []
-    return [f"{found.place} has classes whose names differ in case only: {listed(alike)}. Is each one class?"]
 
 
 def _set_test_images_aside(found: Found, files: Files) -> tuple[Files, Files]:

@@ -19,8 +19,8 @@ from cifar_mlflow.data.original import (
 from cifar_mlflow.data.own_images import own_source
 from cifar_mlflow.data.parquet import SIDE, parquet_files, parquet_source
 from cifar_mlflow.data.table import find_in_table
-from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.names import SAMPLE_NAME, TABLE_SUFFIXES, listed
+from cifar_mlflow.errors import UsageError
+from cifar_mlflow.names import SAMPLE_NAME, TABLE_SUFFIXES
 
 SAMPLE_DIR = Path(__file__).with_name("sample")
 
@@ -39,11 +39,6 @@ def load_dataset(config: DataConfig, archive: Archive = PUBLISHED) -> ImageDatas
         raise UsageError(
             f"image_size: {config.dataset} has images of {SIDE} pixels (got {config.image_size}); "
             "other sizes are for --dataset folder"
-        )
-    if config.dataset == "sample" and config.data_dir is not None:
-        raise UsageError(
-            f"data_dir: --dataset sample is in the package and does not read {config.data_dir}: omit it, "
-            "or give --dataset folder for your own images"
         )
     source = _source(config, archive)
 
@@ -95,8 +90,6 @@ def _own_images(config: DataConfig) -> Source:
 
 
 def _cifar10_in(directory: Path, archive: Archive, cache_dir: Path) -> Source:
-    if directory.is_file() and directory.suffix.lower() in TABLE_SUFFIXES:
-        raise UsageError(f"data_dir: no CIFAR-10 in {directory}. For your own images, add --dataset folder")
     for folder in (directory / FOLDER, directory):
         if (folder / archive.train[0][0]).is_file():
             return batches_source(folder, archive, cache_dir)
@@ -109,14 +102,5 @@ def _cifar10_in(directory: Path, archive: Archive, cache_dir: Path) -> Source:
             return parquet_source("cifar10", folder)
     raise UsageError(
         f"data_dir: no CIFAR-10 in {directory} (from --data-dir or CIFAR10_DIR). It should hold {FOLDER}, "
-        f"{ARCHIVE_NAME}, or train-*.parquet with test-*.parquet.{_hint(directory)}"
+        f"{ARCHIVE_NAME}, or train-*.parquet with test-*.parquet."
     )
-
-
-def _hint(directory: Path) -> str:
-    """Return advice if the folder holds the user's own images."""
-    try:
-        classes = find_in_folder(directory).classes
-    except (UsageError, CifarError):
-        return ""
-    return f" It has images in {len(classes):,} class folders ({listed(classes, 5)}): add --dataset folder"

@@ -40,8 +40,8 @@ def find_in_table(table: Path) -> Found:
     text or whole numbers, which are sorted as numbers.
 
     Raises:
-        UsageError: it is not UTF-8, columns, paths, labels or all files are missing, an image has two labels
-            or splits, there are fewer than two classes, or a class has no training image.
+        UsageError: columns, paths or labels are missing, an image has two labels or splits, there are fewer
+            than two classes, or a class has no training image.
         CifarError: the file cannot be read.
     """
     header, cells = _read(table)
@@ -50,7 +50,6 @@ def find_in_table(table: Path) -> Found:
     wanted = [header.index(name) for name in (path_column, label_column, split_column) if name]
     rows = _rows(table, ([row[i] if i < len(row) else "" for i in wanted] for row in cells))
     unique, repeated = _without_repetitions(table, rows)
-    _check_encoding(table, unique)
     classes = _sorted_classes({row.label for row in unique})
     if len(classes) < 2:
         found = f"only {classes[0]}" if classes else "none"
@@ -66,11 +65,6 @@ def find_in_table(table: Path) -> Found:
             )
     if untrained := sorted(set(classes) - {row.label for row in unique if row.split == "train"}):
         raise UsageError(f"data_dir: no training image in {table} has the label {listed(untrained)}")
-    if not any(path.exists() for files in splits.values() for path in files.paths):
-        raise UsageError(
-            f"data_dir: none of the {len(unique):,} files in {table} exists. Paths are relative to the "
-            f"folder of the table: the first one stands for {_locate(table.parent, unique[0].path)}"
-        )
     notes = [f"Skipped {repeated:,} rows of {table} that repeat an image"] if repeated else []
     if "val" in splits:
         notes.append(
@@ -167,18 +161,6 @@ def _without_repetitions(table: Path, rows: list[_Row]) -> tuple[list[_Row], int
     if contradictions:
         raise UsageError(f"data_dir: images with two labels or splits in {table}: {listed(contradictions)}")
     return list(first.values()), len(rows) - len(first)
-
-
-def _check_encoding(table: Path, rows: list[_Row]) -> None:
-    """Refuse text that is not UTF-8, except for the path of a file that has these very bytes as its name."""
-    wrong = [
-        f"{row.path}, {row.label} (row {row.number})"
-        for row in rows
-        if printable(text := row.path + row.label) != text
-        and (printable(row.path) == row.path or not _locate(table.parent, row.path).exists())
-    ]
-    if wrong:
-        raise UsageError(f"data_dir: {table} is not UTF-8: save it as UTF-8. {printable(listed(wrong, 3))}")
 
 
 def _sorted_classes(labels: set[str]) -> list[str]:

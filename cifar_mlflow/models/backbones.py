@@ -147,8 +147,7 @@ def _in_cache_of_hub(repository: str | None) -> str | None:
 def _no_download(name: str, place: str) -> CifarError:
     return CifarError(
         f"the ImageNet weights of {name} cannot be downloaded from {place}: download them on a machine with "
-        "network, and give the file with --weights FILE. Without it, train on small images from scratch: "
-        "--dataset folder --image-size 64 instead of --recipe finetune"
+        "network, and give the file with --weights FILE"
     )
 
 

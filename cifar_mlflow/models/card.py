@@ -63,8 +63,7 @@ class AbstentionInfo(BaseModel):
 
     `coverage` is the share of validation images that are answered with certainty, None if no images were held
     out, and `accuracy` the share of right answers among them, None if there are none. `reason` says why the
-    target accuracy is not kept or not verified; it is None if the certain answers reach it. `verifiable` is
-    then the highest target, in hundredths, that the validation images verify, if there is one.
+    target accuracy is not kept or not verified; it is None if the certain answers reach it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,12 +73,6 @@ class AbstentionInfo(BaseModel):
     coverage: float | None
     accuracy: float | None
     reason: str | None = None
-    verifiable: float | None = None
-
-    @property
-    def never_certain(self) -> bool:
-        """Return whether every answer is uncertain."""
-        return self.confidence_below > 1
 
 
 class OodInfo(BaseModel):
@@ -135,22 +128,3 @@ class ServedCard(_Card):
     reference: dict[str, Any] | None = None
     class_map: ClassMapInfo | None = None
     files: dict[str, str] = Field(default_factory=dict)
-
-    @property
-    def warning(self) -> str | None:
-        """Return why the certain answers do not keep the target accuracy, and what to do; None if they do."""
-        uncertain = self.uncertain
-        if uncertain.reason is None:
-            return None
-        if not uncertain.never_certain:
-            below = f"Answers below a confidence of {uncertain.confidence_below:g} are uncertain"
-            return f"{below}, but {uncertain.reason}."
-        advice = "train a better one"
-        if uncertain.verifiable:
-            advice = (
-                "promise the highest accuracy that these verify: cifar-mlflow register "
-                f"{self.run_id} --target-accuracy {uncertain.verifiable:g} --promote"
-            )
-        return (
-            f"Every answer of this model is marked as uncertain: {uncertain.reason}. Add images, or {advice}"
-        )

@@ -23,7 +23,8 @@ def runs(given: dict[str, Any]) -> None:
     with loading():
         from cifar_mlflow.tracking.listing import RUN_COLUMNS, list_runs
 
-    _print(RUN_COLUMNS, *list_runs(config), flexible="name")
+    none = "No trainings yet." if config.kind == "train" else f"No runs of kind {config.kind} yet."
+    _print(RUN_COLUMNS, *list_runs(config), flexible="name", none=none)
 
 
 @verb("models", ModelsConfig)
@@ -38,13 +39,15 @@ def models(given: dict[str, Any]) -> None:
     with loading():
         from cifar_mlflow.tracking.listing import VERSION_COLUMNS, list_versions
 
-    _print(VERSION_COLUMNS, *list_versions(config), flexible="data")
+    _print(VERSION_COLUMNS, *list_versions(config), flexible="data", none="No registered models yet.")
 
 
-def _print(columns: tuple[str, ...], rows: list[list[str]], commands: list[str], flexible: str) -> None:
+def _print(
+    columns: tuple[str, ...], rows: list[list[str]], commands: list[str], flexible: str, none: str
+) -> None:
     if rows:
         print_table(columns, rows, flexible)
     else:
-        click.echo("There are none yet.")
+        click.echo(none)
     if commands:
         click.echo("\n".join(["\nWhat next:", *(f"  {command}" for command in commands)]))

@@ -92,7 +92,7 @@ def list_versions(config: ModelsConfig) -> tuple[Rows, list[str]]:
         else:
             commands.append(f"cifar-mlflow promote --registered-model {shlex.quote(model.name)}")
     if not rows:
-        commands.append("cifar-mlflow register RUN_ID --promote")
+        commands += ["cifar-mlflow register pretrained --promote", "cifar-mlflow runs"]
     return rows, commands
 
 

@@ -59,11 +59,12 @@ class RunDirectory:
 
     @classmethod
     def resumable(cls, cache_dir: Path, tracking_uri: str, study: str | None) -> list[str]:
-        """Return the ids of runs with a checkpoint that this machine wrote to this store, in this study."""
+        """Return the ids of stopped runs, with a checkpoint, of this machine, store and study."""
+        owner = Owner(tracking_uri, socket.gethostname(), study)
         return [
             run.path.name
             for run in cls.all(cache_dir)
-            if run.checkpoint.path.exists() and run.owner == Owner(tracking_uri, socket.gethostname(), study)
+            if run.checkpoint.path.exists() and run.owner == owner and not run.is_alive()
         ]
 
     def write_owner(self, tracking_uri: str, study: str | None = None) -> None:
@@ -125,6 +126,13 @@ class RunDirectory:
         except Timeout:
             return False
         return True
+
+    def is_alive(self) -> bool:
+        """Return whether a process writes the run."""
+        if not self.try_acquire():
+            return True
+        self.release()
+        return False
 
     def release(self) -> None:
         self._lock.release()

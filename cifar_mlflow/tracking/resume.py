@@ -6,7 +6,7 @@ from typing import Any
 
 from cifar_mlflow.config import PlacesConfig, TrainConfig
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.settings import validate
+from cifar_mlflow.settings import option_name, validate
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.store import select_store, store_uri
 from cifar_mlflow.training.distributed import this_world
@@ -23,7 +23,9 @@ def resumable_config(run_id: str, given: Mapping[str, object], study: str | None
         UsageError: the run cannot be resumed, or another setting is given.
     """
     if others := sorted(set(given) - {*PlacesConfig.model_fields}):
-        raise UsageError(f"--resume takes the settings of the run: leave out {', '.join(others)}")
+        raise UsageError(
+            f"--resume takes the settings of the run: leave out {', '.join(map(option_name, others))}"
+        )
     cache_dir = validate(TrainConfig, dict(given)).cache_dir
     world = this_world()
     # The checkpoint is on the machine of the first process.

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -29,8 +30,14 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
+UNREPORTED_PAUSE_SECONDS = 1.0
+# A server that has not answered this process yet is probably the wrong one: no time was invested so far.
+FIRST_ANSWER_SECONDS = 3.0
+_has_answered = threading.Event()
 # Error codes of a database that cannot be written at the moment, or of an overloaded server.
 _OUTAGE_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
+# The cause at the end of what requests and urllib3 say in 300 characters.
+_CAUSE = re.compile(r"(?:\[Errno -?\d+\] |Caused by \w+\W+)([^'\")]+)")
 _OUTAGE_IN_DOWNLOAD = re.compile(
     r"5\d\d Server Error|HTTPS?ConnectionPool|Connection \w+|timed out|API request to"
 )
@@ -86,13 +93,24 @@ def retry_on_outage(call: Callable[[], T], seconds: float) -> T:
     """Return `call()`; repeat it while MLflow is unavailable, for up to `seconds`."""
 
     def warn(error: BaseException, pause: float) -> None:
-        logger.warning("MLflow does not answer (%s); trying again in %.1f s.", first_line(error), pause)
+        if pause > UNREPORTED_PAUSE_SECONDS:
+            logger.warning("MLflow does not answer (%s); trying again in %.0f s.", outage_cause(error), pause)
 
-    return outage_policy(is_outage, seconds, warn)(call)
+    result = outage_policy(is_outage, seconds, warn)(call)
+    _has_answered.set()
+    return result
+
+
+def outage_cause(error: BaseException) -> str:
+    """Return why MLflow cannot be reached, in a few words if they can be found: `Connection refused`."""
+    found = _CAUSE.findall(str(error))
+    return found[-1].strip() if found else first_line(error)
 
 
 def call_mlflow(call: Callable[[], T], missing: str | None = None) -> T:
     """Return `call()`, a request to MLflow; repeat it during an outage, and reword its errors.
+
+    Without CIFAR_MLFLOW_PATIENCE, a process whose first request gets no answer gives up after seconds.
 
     Args:
         missing: message for an object that MLflow does not have.
@@ -101,7 +119,7 @@ def call_mlflow(call: Callable[[], T], missing: str | None = None) -> T:
         UsageError: with the message `missing`.
         CifarError: MLflow stays unavailable or refuses the request.
     """
-    patience = patience_seconds()
+    patience = patience_seconds() if _has_answered.is_set() else patience_seconds(FIRST_ANSWER_SECONDS)
     try:
         return retry_on_outage(call, patience)
     except CifarError:
@@ -109,5 +127,7 @@ def call_mlflow(call: Callable[[], T], missing: str | None = None) -> T:
     except Exception as error:  # each kind of store raises errors of its own
         if missing and isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             raise UsageError(missing) from error
-        problem = "does not answer" if is_outage(error) else "refuses"
-        raise CifarError(f"MLflow at {mlflow.get_registry_uri()} {problem}: {first_line(error)}") from error
+        store = mlflow.get_registry_uri()
+        if is_outage(error):
+            raise CifarError(f"MLflow at {store} does not answer: {outage_cause(error)}") from error
+        raise CifarError(f"MLflow at {store} refuses: {first_line(error)}") from error

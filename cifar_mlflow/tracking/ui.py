@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import requests
 
 from cifar_mlflow.tracking.store import TRAINING_MODE, page_address
 
+HOST = "127.0.0.1"
 POLL_SECONDS = 0.2
 
 
@@ -26,20 +29,53 @@ def main(port: int) -> None:
     if address := page_address("experiments"):
         _show(address)
         return
-    # MLflow's UI ignores MLFLOW_TRACKING_URI. Its own variable hides a password, which an option would not.
-    environment = {"MLFLOW_BACKEND_STORE_URI": mlflow.get_tracking_uri(), **os.environ}
-    server = subprocess.Popen([sys.executable, "-m", "mlflow", "ui", "--port", str(port)], env=environment)
+    _check_free(port)
+    uri = mlflow.get_tracking_uri()
+    # MLflow's UI ignores MLFLOW_TRACKING_URI. Its own variables hide a password, which options would not.
+    # The warnings are about MLflow's code.
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_REGISTRY_STORE_URI": uri,
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # jobs of the GenAI mode, in six processes
+        "PYTHONWARNINGS": "ignore",
+        **os.environ,
+    }
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port)]
+    # One process is enough for one person; MLflow's default is four.
+    options = ["--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    click.echo("Starting MLflow's UI, which takes some seconds. Ctrl-C stops it.", err=True)
+    # In a session of its own, since MLflow prints tracebacks on Ctrl-C; so it must be stopped in any case.
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.default_int_handler)
+    server = subprocess.Popen([*command, *options], env=environment, start_new_session=True)
     try:
         while server.poll() is None:
             with contextlib.suppress(requests.RequestException):
-                if requests.get(f"http://127.0.0.1:{port}/health", timeout=5).ok:
+                if requests.get(f"http://{HOST}:{port}/health", timeout=5).ok:
                     break
             time.sleep(POLL_SECONDS)
         if server.poll() is None:
-            _show(f"http://127.0.0.1:{port}/#/experiments?{TRAINING_MODE}")
+            _show(f"http://{HOST}:{port}/#/experiments?{TRAINING_MODE}")
         sys.exit(server.wait())
     except KeyboardInterrupt:
-        server.wait()
+        pass
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait()
+
+
+def _check_free(port: int) -> None:
+    """Fail if a server has the port: its page would be shown for ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise click.ClickException(
+                f"cannot listen on {HOST}:{port}: {error.strerror}; choose another port: make ui PORT=5001"
+            ) from error
 
 
 def _show(address: str) -> None:

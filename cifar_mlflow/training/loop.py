@@ -133,6 +133,14 @@ class Training:
         out_of_patience = patience and self.epoch - self.best_epoch >= patience
         return bool(self.epoch >= self.config.epochs or out_of_patience)
 
+    @property
+    def _steps_done(self) -> int:
+        return self.epoch * self.loader.steps_per_epoch + self.step
+
+    @property
+    def _bar_label(self) -> str:
+        return f"epoch {self.epoch + 1}/{self.config.epochs}"
+
     def fit(
         self,
         recorder: Recorder,
@@ -160,16 +168,16 @@ class Training:
             target=importlib.import_module, args=("cifar_mlflow.evaluation.report",), name="imports"
         )
         with _running(self._imports), self.world.explained(), training_bar() as bar:
-            task = bar.add_task("", total=self.config.epochs * self.loader.steps_per_epoch, note="")
+            total = self.config.epochs * self.loader.steps_per_epoch
+            task = bar.add_task(self._bar_label, total=total, completed=self._steps_done, note="first step")
             while not (prune(self.history) or self.finished):
                 for _ in self._train_epoch():
-                    done = self.epoch * self.loader.steps_per_epoch + self.step
-                    bar.update(
-                        task, completed=done, description=f"epoch {self.epoch + 1}/{self.config.epochs}"
-                    )
+                    bar.update(task, completed=self._steps_done, description=self._bar_label)
                     if bar.live.is_started and self._may_wait_for_device():
                         accuracy, speed = self.correct.item() / self.seen, self.seen / self.epoch_seconds
-                        note = f"loss {self.losses[-1]:.3f} {percent(accuracy)} {speed:,.0f} images/s"
+                        note = (
+                            f"loss {self.losses[-1]:.3f}  accuracy {percent(accuracy)}  {speed:,.0f} images/s"
+                        )
                         bar.update(task, note=note)
                     if stop and (signum := self.world.max(stop.signum or 0)):
                         self._raise_if_diverged()
@@ -196,7 +204,7 @@ class Training:
         resumed_seconds, start = self.epoch_seconds, time.perf_counter()
         last_line = start
         for batch in loader.epoch(self.epoch, first_step=self.step):
-            progress = (self.epoch * loader.steps_per_epoch + self.step) / total_steps
+            progress = self._steps_done / total_steps
             loss, correct = self.take_step(batch, lr_factor(config.schedule, config.warmup, progress))
             if self.averaged:
                 self.averaged.update_parameters(self.classifier)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from cifar_mlflow.console import duration, percent
 
+AVERAGED_EPOCHS = 5
+
 
 def epoch_line(history: Sequence[Mapping[str, float]], epochs: int) -> str:
     """Return the line of the last epoch in `history`, in columns; it fits into 100 characters.
@@ -24,5 +26,8 @@ def epoch_line(history: Sequence[Mapping[str, float]], epochs: int) -> str:
     seconds = last["seconds"] - (earlier[-1]["seconds"] if earlier else 0.0)
     columns.append(f"{seconds:5.1f} s/epoch")
     if epoch < epochs:
-        columns.append(f"{duration((epochs - epoch) * seconds)} left")
+        # The mean of some epochs: other work on the machine slows down single ones.
+        times = [0.0, *(row["seconds"] for row in history)][-AVERAGED_EPOCHS - 1 :]
+        mean = (times[-1] - times[0]) / (len(times) - 1)
+        columns.append(f"{duration((epochs - epoch) * mean)} left")
     return "  ".join(columns)

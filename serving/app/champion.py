@@ -18,7 +18,6 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.errors import CifarError, UsageError, first_line
-from cifar_mlflow.names import registered_model_option
 from cifar_mlflow.scorer.predictor import Scorer
 from serving.registry.loader import load_scorer
 from serving.registry.mlflow_model import SCORER_PATH
@@ -150,10 +149,9 @@ class Champion:
             return client.get_model_version_by_alias(self._alias["name"], self._alias["alias"])
         except MlflowException as error:
             if error.error_code in _NOT_FOUND:
-                option = registered_model_option(self._alias["name"])
                 raise UsageError(
                     f"there is no {self._model_uri} in {mlflow.get_registry_uri()}: {first_line(error)}; "
-                    f"make one with: cifar-mlflow register RUN_ID{option}, and cifar-mlflow promote{option}"
+                    "make one with: cifar-mlflow register RUN_ID, and cifar-mlflow promote"
                 ) from error
             raise CifarError(
                 f"MLflow at {mlflow.get_registry_uri()} does not answer: {first_line(error)}"

@@ -24,10 +24,11 @@ ROUTES = PROBES | {
     "/", "/predict", "/invocations", "/feedback", "/model", "/metrics", "/version", "/docs", "/openapi.json",
     "/v2", MODEL_ROUTE, INFER_ROUTE,
 }  # fmt: skip
+PAGE_ROUTE = "/page"  # the label of the files of the page, dozens per visit
 # The label of frames of a live view: a thousand per minute would hide the errors of other requests.
 LIVE_ROUTE = "live view"
 # These requests come often; they are counted, but get a line in the access log only if they fail.
-QUIET_ROUTES = PROBES | {"/metrics", LIVE_ROUTE}
+QUIET_ROUTES = PROBES | {"/metrics", PAGE_ROUTE, LIVE_ROUTE}
 LIVE_SECONDS = 1.0  # between two frames that a process keeps in the request log
 FLUSH_SECONDS = 0.1
 # A row of the request log with its indexes takes about 300 bytes in SQLite, and 430 in PostgreSQL.
@@ -187,23 +188,23 @@ def _route(context: RequestContext) -> str:
     path = context.path
     if path in ROUTES:
         return LIVE_ROUTE if context.live else path
-    return "/page" if path.startswith("/page/") else "other"
+    return PAGE_ROUTE if path.startswith("/page/") else "other"
 
 
 def _access_events(finished: Sequence[_Finished]) -> list[dict[str, Any]]:
-    """Return the lines of the access log; probes and live frames that succeed have none."""
+    """Return the lines of the access log; the quiet routes only have one if they fail."""
     return [
         {
-            "request_id": context.request_id,
-            "client_id": context.client_id,
+            "event": "request",
             "route": route,
             "status": status,
-            "ms": round(1000 * seconds, 2),
-            "client": context.client,
-            "model": context.model_version,
-            "pictures": len(context.pictures),
             "error": context.error_code,
-            "event": "request",
+            "ms": round(1000 * seconds, 2),
+            "pictures": len(context.pictures),
+            "model": context.model_version,
+            "client": context.client,
+            "client_id": context.client_id,
+            "request_id": context.request_id,
         }
         for context, status, seconds in finished
         if (route := _route(context)) not in QUIET_ROUTES or status >= 400

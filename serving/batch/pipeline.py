@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.interrupt import Interrupted, StopRequest
-from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.scorer.predictor import Scorer
 from serving.batch.answer import ScorerAnswerer, answer_batches, batches
 from serving.batch.find import Found, find_images
@@ -61,7 +60,7 @@ def classify(
     found = find_images(paths, exclude=written)
     if sort_into and (found.tables or any(map(is_url, found.files))):
         raise UsageError("--sort-into copies local files only, no URLs and no rows of a table")
-    summary = start_summary(found, scorer, str(output) if output else None, sort_into, explain)
+    summary = start_summary(found, str(output) if output else None, sort_into, explain)
     with ExitStack() as stack:
         if results:
             stack.enter_context(results)
@@ -107,17 +106,10 @@ def model_digest(scorer: Scorer) -> str:
 
 
 def start_summary(
-    found: Found,
-    scorer: Scorer,
-    output: str | None,
-    sort_into: Path | None = None,
-    explain: Path | None = None,
+    found: Found, output: str | None, sort_into: Path | None = None, explain: Path | None = None
 ) -> Summary:
     """Return a summary without images, but with the folders that cannot be read."""
     summary = Summary(found.count, output, sort_into, explain)
-    card = ServedCard.model_validate(scorer.card)
-    if card.uncertain.never_certain:
-        summary.warning = card.warning
     for folder, reason in found.unreadable.items():
         summary.add_error(FileError(path_text(folder), UNREADABLE, reason))
     return summary

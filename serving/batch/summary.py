@@ -2,7 +2,6 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,7 +31,6 @@ class Summary:
         failed: number of files without an answer, and of folders that cannot be read.
         errors: the first MAX_LISTED_ERRORS of them.
         outcomes: every file with an answer, by path, if there are at most MAX_LISTED_FILES.
-        warning: why every answer of the model is uncertain; None if it is not so.
     """
 
     files: int
@@ -46,7 +44,6 @@ class Summary:
     failed: int = 0
     errors: list[FileError] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
-    warning: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -82,13 +79,10 @@ def print_summary(summary: Summary) -> None:
     """Print the answers (for many files: counts by class) and the files that could not be classified."""
     # Outside of a terminal, a table takes the width that it needs.
     console = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
-    if summary.outcomes and not sys.stdout.isatty():
-        for cells in _file_rows(summary):  # for other programs: aligned rows are as long as the longest path
-            print("\t".join(cells).rstrip())
-    elif summary.labels:
+    if summary.labels:
         console.print(_file_table(summary) if summary.outcomes else _class_table(summary))
-    if summary.labels and summary.warning:
-        console.print(summary.warning, soft_wrap=True)
+        if not summary.outcomes and not summary.output:
+            console.print("The answer for each file: add --output answers.csv")
     if summary.earlier:
         console.print(
             f"{summary.earlier:,} of {summary.files:,} files were already in {summary.output}", soft_wrap=True
@@ -120,21 +114,16 @@ def _file_table(summary: Summary) -> Table:
     table.add_column("label")
     table.add_column("confidence", justify="right")
     table.add_column("")
-    for cells in _file_rows(summary):
-        table.add_row(*cells)
-    return table
-
-
-def _file_rows(summary: Summary) -> Iterator[tuple[str, ...]]:
     for path, outcome in summary.outcomes.items():
         label, confidence = printable(outcome.label or ""), f"{outcome.confidence or 0:.1%}"
-        yield printable(path), label, confidence, "not sure" if outcome.uncertain else ""
+        table.add_row(printable(path), label, confidence, "not sure" if outcome.uncertain else "")
+    return table
 
 
 def _class_table(summary: Summary) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("label")
-    for title in ("files", "not sure", ""):
+    for title in ("files", "not sure", "share"):
         table.add_column(title, justify="right")
     rows = [(label, count, summary.uncertain[label]) for label, count in summary.labels.most_common()]
     for label, count, uncertain in [*rows, ("all", summary.labels.total(), summary.uncertain.total())]:

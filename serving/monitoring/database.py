@@ -276,10 +276,7 @@ class Database:
             CifarError: there is no request log, or it cannot be read.
         """
         if self._file is not None and not self._file.exists():
-            raise CifarError(
-                f"there is no request log {self.safe_url}: change to the folder where `cifar-mlflow serve` "
-                "was started, or give its --request-log"
-            )
+            raise CifarError(f"there is no request log {self.safe_url}")
         try:
             with self.engine.connect() as connection:
                 if not sa.inspect(connection).has_table(LOG.name):

@@ -34,7 +34,9 @@ LEVELS = {
     "uvicorn": logging.WARNING,
     "mlflow": logging.WARNING,
 }
-_READABLE = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+_READABLE = structlog.dev.ConsoleRenderer(
+    colors=False, exception_formatter=structlog.dev.plain_traceback, pad_event_to=0, sort_keys=False
+)
 
 log = structlog.get_logger()
 
@@ -86,7 +88,8 @@ def write_events(events: Sequence[Mapping[str, Any]]) -> None:
     if is_terminal():
         time_of_day = f"{now.astimezone():%H:%M:%S}"
         for event in events:
-            line = _READABLE(None, "info", {**event, "level": "info", "timestamp": time_of_day})
+            known = {name: value for name, value in event.items() if value is not None}
+            line = _READABLE(None, "info", {**known, "level": "info", "timestamp": time_of_day})
             stderr_lines().write(f"{line}\n")
         return
     common = {"level": "info", "timestamp": now.isoformat().replace("+00:00", "Z")}

@@ -40,8 +40,6 @@ class Thresholds:
         coverage: share of the validation images that get a certain answer; None without validation images.
         accuracy: share of right answers among those; None if there are none.
         reason: why the target accuracy is not kept, or not verified; None if certain answers reach it.
-        verifiable: the highest target, in hundredths, that the images verify; None without a reason, without
-            validation images, and if they verify none.
     """
 
     confidence_below: float
@@ -49,7 +47,6 @@ class Thresholds:
     coverage: float | None
     accuracy: float | None
     reason: str | None = None
-    verifiable: float | None = None
 
 
 def energy(logits: Floats, temperature: float) -> NDArray[np.float64]:
@@ -113,10 +110,7 @@ def fit_thresholds(
                 f"at no confidence are {target_accuracy:.4g} of the answers to the {len(labels):,} "
                 f"validation images right (at best {accuracy[cuts].max():.4g})"
             )
-        # As above: an accuracy of 1 - 1/n takes n answers.
-        best = float(np.minimum(accuracy, 1 - 1 / answers)[last_of_equals].max())
-        verifiable = math.floor(best * 100 + 1e-9) / 100
-        return Thresholds(NEVER_CERTAIN, ood_above, 0.0, None, reason, verifiable or None)
+        return Thresholds(NEVER_CERTAIN, ood_above, 0.0, None, reason)
     cut = int(on_target[-1])
     # Halfway between two confidences, so that rounding moves no image across the threshold.
     confidence_below = 0.0 if cut == len(order) - 1 else float(confidence[cut] + confidence[cut + 1]) / 2

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
+from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError, first_line
@@ -150,7 +151,9 @@ def _mlflow_errors(model_uri: str) -> Iterator[None]:
         store = mlflow.get_tracking_uri()
         if is_outage(error):
             raise CifarError(f"MLflow at {store} does not answer: {first_line(error)}") from error
-        raise UsageError(f"{model_uri} cannot be loaded from {store}: {first_line(error)}") from error
+        missing = isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
+        hint = "; see: cifar-mlflow models, or: cifar-mlflow register pretrained --promote" if missing else ""
+        raise UsageError(f"{model_uri} cannot be loaded from {store}: {first_line(error)}{hint}") from error
 
 
 def _load(folder: Path, model_uri: str, threads: int | None) -> Scorer:

@@ -11,7 +11,7 @@ from cifar_mlflow.markdown import markdown_table
 from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.names import listed
 from serving.registry.mlflow_model import MODEL_CARD_FILE
-from serving.registry.scorer_folder import USEFUL_AUROC
+from serving.registry.scorer_folder import USEFUL_AUROC, promise
 
 SHOWN_CLASSES = 30
 LONGEST_DESCRIPTION = 5_000  # characters
@@ -81,7 +81,7 @@ def _results(card: ServedCard, eval_set: EvalSet, evaluation: Evaluation) -> str
     if not rows:
         return "No images were held out to measure it."
     texts = [
-        [name, *("-" if value is None else f"{value:.4f}" for value in row)] for name, row in rows.items()
+        [name, *("-" if value is None else f"{value:.1%}" for value in row)] for name, row in rows.items()
     ]
     return markdown_table(["", "accuracy", "F1 (macro)"], texts)
 
@@ -97,19 +97,12 @@ def _calibration(card: ServedCard, evaluation: Evaluation, images: str) -> str:
     uncertain = card.uncertain
     text = (
         f"Logits are divided by a temperature of {card.temperature:.3g}; the calibration error (ECE, 15 "
-        f"bins) on {images} images is then {evaluation.ece:.3f}."
+        f"bins) on {images} images is then {evaluation.ece:.3f}. An answer is `uncertain` below a confidence "
+        f"of {uncertain.confidence_below:.2f}, or if the image is unlike the training images."
     )
-    if not uncertain.never_certain:
-        text += (
-            f" An answer is `uncertain` below a confidence of {uncertain.confidence_below:.2f}, or if the "
-            "image is unlike the training images."
-        )
-    if card.warning:
-        return f"{text} {card.warning}"
-    return (
-        f"{text} Of the validation images, {uncertain.coverage:.1%} get a certain answer; "
-        f"{uncertain.accuracy:.1%} of these answers are right."
-    )
+    if uncertain.coverage:
+        text += f" Of the validation images, {uncertain.coverage:.1%} get a certain answer."
+    return f"{text} {promise(uncertain)}"
 
 
 def _limits(card: ServedCard) -> str:

@@ -22,9 +22,7 @@ from filelock import FileLock, Timeout
 
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.names import RUN_ID, listed
-from cifar_mlflow.scorer.predictor import CARD_FILE
 from cifar_mlflow.tracking.locations import check_artifact_folder
 from serving.registry.mlflow_model import SCORER_PATH, code_digest, download
 from serving.registry.versions import RegisteredModel, Version
@@ -44,18 +42,12 @@ class NotPromotedError(CifarError):
 
 @dataclass(frozen=True)
 class Promotion:
-    """The result.
-
-    Attributes:
-        champion, previous: the versions that have these aliases now.
-        warning: why the champion's certain answers do not keep the target accuracy; None if they do.
-    """
+    """The result: `champion` and `previous` are the versions that have these aliases now."""
 
     name: str
     champion: str
     previous: str | None
     message: str
-    warning: str | None
 
 
 def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
@@ -87,14 +79,14 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
         objection = _objection(version, opponent) if to_beat not in (None, version.number) else None
         if objection and not force:
             raise NotPromotedError(f"{version} does not become the champion of {name}: {objection}")
-        card = _make_champion(model, version, champion, previous)
+        _make_champion(model, version, champion, previous)
         message = f"{version} is now the champion of {name}"
         if champion:
             message += f"; before, it was {opponent or f'version {champion}'}"
         if objection:
             message += f". It was forced: {objection}"
         _record(model, version.number, promoted=message, promoted_at=_now())
-        return Promotion(name, version.number, model.version_with_alias(PREVIOUS), message, card.warning)
+        return Promotion(name, version.number, model.version_with_alias(PREVIOUS), message)
 
 
 def rollback(name: str) -> Promotion:
@@ -118,27 +110,24 @@ def rollback(name: str) -> Promotion:
         if previous in (None, "none"):
             raise UsageError(f"{name} has no previous champion to go back to")
         version = model.get_version(previous)
-        card = _make_champion(model, version, champion, alias_before)
+        _make_champion(model, version, champion, alias_before)
         message = f"{version} is the champion of {name} again"
         if champion:
-            message += f", in place of version {champion}"
+            message += f", in place of version {champion}; another rollback would undo this"
             _record(model, champion, rolled_back_at=_now(), rolled_back_to=version.number)
         _record(model, version.number, promoted=message, promoted_at=_now())
-        return Promotion(name, version.number, champion, message, card.warning)
+        return Promotion(name, version.number, champion, message)
 
 
 def _make_champion(
     model: RegisteredModel, version: Version, champion: str | None, previous: str | None
-) -> ServedCard:
+) -> None:
     """Move the aliases from the old `champion` and `previous` (version numbers) to their new versions.
 
     The order makes a crash harmless: until the last step, the old champion is served, and `rollback` finds
     its predecessor by the tag.
-
-    Returns:
-        The card of the new champion.
     """
-    card = _checked_card(model, version)
+    _check_files(model, version)
     model.check_alias(CHAMPION, champion)
     model.set_tags(version.number, **{PROMOTED_OVER: champion or "none"})
     if champion:
@@ -146,7 +135,6 @@ def _make_champion(
     model.set_alias(CHAMPION, version.number, expected=champion)
     if not champion and previous == version.number:
         model.delete_alias(PREVIOUS)
-    return card
 
 
 def _record(model: RegisteredModel, number: str, **tags: str) -> None:
@@ -220,8 +208,8 @@ def _difference(one: Version, other: Version) -> str | None:
     return None
 
 
-def _checked_card(model: RegisteredModel, version: Version) -> ServedCard:
-    """Download the version, compare its files with the digests from its registration, and return its card.
+def _check_files(model: RegisteredModel, version: Version) -> None:
+    """Download the version and compare its files with the digests from its registration.
 
     Raises:
         CifarError: a file is missing, changed or unknown, or the whole folder is gone.
@@ -236,15 +224,14 @@ def _checked_card(model: RegisteredModel, version: Version) -> ServedCard:
             for path in scorer.rglob("*")
             if path.is_file()
         }
-        damaged = sorted(file for file in found | version.files if found.get(file) != version.files.get(file))
-        if version.code_digest not in (None, code):
-            damaged.append("the code of the model")
-        if damaged:
-            raise CifarError(
-                f"version {version.number} of {model.name} cannot be served: {', '.join(damaged)} is missing "
-                f"or differs from what was registered; register run {version.run_id} again"
-            )
-        return ServedCard.model_validate_json((scorer / CARD_FILE).read_bytes())
+    damaged = sorted(file for file in found | version.files if found.get(file) != version.files.get(file))
+    if version.code_digest not in (None, code):
+        damaged.append("the code of the model")
+    if damaged:
+        raise CifarError(
+            f"version {version.number} of {model.name} cannot be served: {', '.join(damaged)} is missing or "
+            f"differs from what was registered; register run {version.run_id} again"
+        )
 
 
 @contextmanager

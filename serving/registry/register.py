@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cifar_mlflow.config import PlacesConfig
+from cifar_mlflow.console import percent
 from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.evaluation.calibration import softmax
@@ -41,7 +42,7 @@ from serving.registry.candidates import build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
 from serving.registry.model_card import MODEL_NAME, model_card, registered_model_description, shorten
 from serving.registry.scorer_folder import describe, sha256, write_scorer_folder
-from serving.registry.versions import RegisteredModel, model_of_run, version_tags
+from serving.registry.versions import RegisteredModel, version_tags
 
 logger = logging.getLogger("cifar_mlflow.register")
 
@@ -99,11 +100,7 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
     _check_run(run_id)
     params = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id)).data.params
     classifier, card = load_classifier(run_id)
-    name = (
-        config.registered_model
-        or model_of_run(run_id)
-        or registered_name(params.get("dataset", "").partition("+")[0], card.data)
-    )
+    name = config.registered_model or registered_name(params.get("dataset", "").partition("+")[0], card.data)
     for version in RegisteredModel(name).list_versions():
         if version.run_id == run_id:
             logger.warning(
@@ -173,7 +170,10 @@ def publish(prepared: Prepared, run_id: str, name: str) -> RegisteredVersion:
     _log_metrics(run_id, model_id, prepared)
     number = _create_version(name, model_uri, tags)
     _describe(name, number, text, card)
-    message = f"version {number} of {name}: {card.model} as {prepared.decision}"
+    # The statistics are in the model card.
+    message = f"version {number} of {name}: {card.model} as {prepared.decision.partition(' (')[0]}"
+    if accuracy := prepared.metrics.get("val/accuracy"):
+        message += f", validation accuracy {percent(accuracy).strip()}"
     return RegisteredVersion(name, number, run_id, card.precision, message)
 
 

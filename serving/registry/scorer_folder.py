@@ -50,8 +50,9 @@ def describe(
         coverage=thresholds.coverage,
         accuracy=thresholds.accuracy,
         reason=thresholds.reason,
-        verifiable=thresholds.verifiable,
     )
+    if uncertain.reason:
+        logger.warning("%s", promise(uncertain))
     auroc = _ood_auroc(chosen, card)
     metrics = {
         "serve/agreement": chosen.agreement,
@@ -61,7 +62,7 @@ def describe(
     }
     for candidate in candidates:
         metrics |= candidate.metrics(eval_set.split)
-    served = ServedCard(
+    return ServedCard(
         **card.model_dump(include={*ServedCard.model_fields} - {"metrics"}),
         format=FORMAT,
         precision=chosen.precision,
@@ -73,9 +74,18 @@ def describe(
         class_map=chosen.class_map,
         files={MODEL_FILE: sha256(chosen.model)},
     )
-    if served.warning:
-        logger.warning("%s", served.warning)
-    return served
+
+
+def promise(uncertain: AbstentionInfo) -> str:
+    """Return a sentence about the accuracy of answers that are not uncertain."""
+    if uncertain.reason is None:
+        return f"Of the answers that are not uncertain, {uncertain.accuracy:.1%} were right on validation."
+    hold_out = "Hold out more images, or accept less with --target-accuracy."
+    if uncertain.confidence_below > 1:
+        return f"Every answer is marked as uncertain: {uncertain.reason}. {hold_out}"
+    return (
+        f"Answers below a confidence of {uncertain.confidence_below:g} are uncertain, but {uncertain.reason}."
+    )
 
 
 def write_scorer_folder(folder: Path, model: Path, card: ServedCard) -> None:

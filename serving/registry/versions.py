@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, Json, ValidationError
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.models.card import ServedCard
-from cifar_mlflow.names import CIFAR10, registered_model_option
 from cifar_mlflow.tracking.locations import versions_of
 from cifar_mlflow.tracking.retry import call_mlflow
 
@@ -136,8 +135,7 @@ class RegisteredModel:
         model = call_mlflow(
             lambda: self._client.get_registered_model(self.name),
             missing=f"there is no registered model {self.name} in {mlflow.get_registry_uri()}; "
-            f"create a version of it with: cifar-mlflow register RUN_ID{registered_model_option(self.name)}"
-            + (", or register pretrained" if self.name == CIFAR10 else ""),
+            "create a version of it with: cifar-mlflow register RUN_ID, or register pretrained",
         )
         number = model.aliases.get(alias)
         return None if number is None else str(number)

@@ -90,12 +90,12 @@ def test_the_pages_show_means_and_spreads_of_the_runs_beside_the_peers(places: P
     row = line_with(page, "`fast`", "91.00 ± 1.00 %")
     assert [cell.strip() for cell in row.strip("|").split("|")] == [
         "`fast`", "fast", "CIFAR-10", "3", "90.00 ± 1.00 %", "91.00 ± 1.00 %", "0.9000 ± 0.0100",
-        "0.0200 ± 0.0000", "710 s", "CPU, bf16",
+        "0.0200 ± 0.0000", "11.8 min", "CPU, bf16",
     ]  # fmt: skip
     made = line_with(page, "0123456789")
     assert all(run in made for run in runs)
     assert "`cifar-mlflow train --recipe fast --val-size 0 --seed 0`" in made
-    assert "980 s; 1,056 s with TTA" in line_with(page, NAME, "90.70 %")
+    assert "16.3 min; 17.6 min with TTA" in line_with(page, NAME, "90.70 %")
 
     readme = places.readme.read_text()
     assert readme.startswith(f"# Title\n\n{START}\n|")

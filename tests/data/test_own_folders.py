@@ -40,14 +40,6 @@ def test_images_at_any_depth_belong_to_the_class_above(tmp_path: Path) -> None:
     assert not dataset.notes
 
 
-def test_a_note_names_classes_that_look_alike(tmp_path: Path) -> None:
-    # The letter u-umlaut as one code point, and as u with a mark, as macOS stores it.
-    fill(tmp_path / "photos", "Insekten", "insekten", "K\u00fche", "Ku\u0308he", "cat", count=3)
-    (note,) = load(tmp_path).notes
-    assert "differ in case only: Insekten and insekten, " in note
-    assert "cat" not in note.replace(str(tmp_path), "")
-
-
 def test_a_link_to_a_folder_above_ends_the_search(tmp_path: Path) -> None:
     fill(tmp_path / "photos", "cat", "dog")
     (tmp_path / "photos/cat/again").symlink_to(tmp_path / "photos/cat")

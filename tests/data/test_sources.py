@@ -16,7 +16,6 @@ from cifar_mlflow.data.sources import SAMPLE_DIR
 from cifar_mlflow.data.split import stratified_split
 from cifar_mlflow.errors import CifarError, UsageError
 from tests.data.conftest import Mirrors, Published
-from tests.data.test_folder import fill
 
 
 def test_the_sample_has_the_documented_content() -> None:
@@ -199,21 +198,6 @@ def test_image_size_is_only_for_folders(dataset: str, tmp_path: Path) -> None:
 def test_the_error_for_a_wrong_data_dir_lists_the_accepted_content(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no CIFAR-10 in .*CIFAR10_DIR.*cifar-10-batches-py"):
         load_dataset(DataConfig(data_dir=tmp_path))
-
-
-def test_images_of_the_users_own_are_recognized_where_cifar10_is_expected(tmp_path: Path) -> None:
-    fill(tmp_path / "photos", "cat", "dog", count=1)
-    with pytest.raises(UsageError, match=r"no CIFAR-10 in .*\(cat, dog\): add --dataset folder$"):
-        load_dataset(DataConfig(data_dir=tmp_path / "photos"))
-    table = tmp_path / "labels.csv"
-    table.write_text("path,label\n")
-    with pytest.raises(UsageError, match=r"no CIFAR-10 in .*labels\.csv.*add --dataset folder$"):
-        load_dataset(DataConfig(data_dir=table))
-
-
-def test_a_folder_that_the_sample_does_not_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"does not read {tmp_path}.*--dataset folder"):
-        load_dataset(DataConfig(dataset="sample", data_dir=tmp_path))
 
 
 def test_a_start_from_the_cache_imports_no_slow_library(shared_cache: Path) -> None:

@@ -118,23 +118,6 @@ def test_missing_files_are_named_at_once_or_skipped(tmp_path: Path) -> None:
     assert sorted(reds(dataset)) == [i for i in range(20) if i not in (2, 5)]
 
 
-def test_paths_that_lead_to_no_file_at_all_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"none of the 2 files in .*labels\.csv exists.*relative.*photos/0\.png$"
-    ):
-        write(tmp_path, "path,label\nphotos/0.png,cat\nphotos/1.png,dog", skip_unreadable=True)
-
-
-@pytest.mark.parametrize("row", ["images/V\xf6gel.png,bird", "images/0.png,V\xf6gel"])
-def test_a_table_that_is_not_utf8_is_refused(tmp_path: Path, row: str) -> None:
-    save(tmp_path / "images/V\xf6gel.png")
-    names = images(tmp_path)[1:]
-    text = "\n".join(["path,label", *(f"{name},cat" for name in names), row])
-    (tmp_path / "labels.csv").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UsageError, match=r"labels\.csv is not UTF-8: .*V\\xf6gel.*\(row 21\)"):
-        load_dataset(config(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

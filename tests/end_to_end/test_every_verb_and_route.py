@@ -88,9 +88,9 @@ def test_each_verb_and_each_route_works(
     assert "Evaluating" in commands.run("evaluate", "--model-uri", run.info.run_id)
     commands.run("export", run.info.run_id, "--output", "model.h5")
     assert Path("model.h5").exists()
-    assert "Registered version 2 of cifar10" in commands.run(
-        "register", run.info.run_id, *named, "--serve-precision", "fp32"
-    )
+    registered = commands.run("register", run.info.run_id, *named, "--serve-precision", "fp32")
+    assert "Registered version 2 of cifar10: cnn as fp32, as requested, validation accuracy " in registered
+    assert registered.endswith("It is not the champion. Promote it: cifar-mlflow promote 2\n")
     assert "version 2 " in commands.run("promote", "2", "--force")
     assert "in place of version 2" in commands.run("rollback")
     assert client.get_model_version_by_alias("cifar10", "champion").version == 1

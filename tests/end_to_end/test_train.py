@@ -375,7 +375,7 @@ def test_mlflow_run_with_an_invalid_setting_tags_the_run_with_the_reason(
         mlflow.projects.run(str(ROOT), parameters={"epochs": "0"}, env_manager="local")
     (run,) = project.runs
     assert run.info.status == "FAILED"
-    assert run.data.tags["error"].startswith("epochs: Input should be greater than or equal to 1")
+    assert run.data.tags["error"].startswith("--epochs must be at least 1, not 0")
 
 
 @pytest.mark.real_data

@@ -294,15 +294,15 @@ def test_a_network_too_large_for_the_memory_fails_only_its_trial(project: Projec
     ("arguments", "complaint"),
     [
         (("--sampler", "annealing"), "sampler"),
-        (("--trials", "0"), "trials: Input should be greater than or equal to 1 (got '0')"),
-        (("--storage", "nowhere"), "storage: nowhere is not a database URL"),
+        (("--trials", "0"), "--trials must be at least 1, not 0"),
+        (("--storage", "nowhere"), "--storage: nowhere is not a database URL"),
         (("--space", "missing.yaml"), "missing.yaml"),
         (("--second-objective", "latency", "--pruner", "asha"), "--pruner none"),
         (("--sampler", "cmaes", "--pruner", "hyperband"), "cmaes"),
         (("--sampler", "grid"), "grid"),
         (("--val-size", "0"), "val_size"),
         (("--enqueue", "f" * 32), "enqueue"),
-        (("--warm-start", "nothing"), "warm_start: there is no experiment 'nothing'"),
+        (("--warm-start", "nothing"), "--warm-start: there is no experiment 'nothing'"),
         (
             ("--storage", "postgresql+psycopg://u:secret@127.0.0.1:9/x"),
             "--storage postgresql+psycopg://u:***@",

@@ -262,7 +262,7 @@ def test_a_folder_of_the_same_name_is_replaced(model: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--format tfjs --output out", "format: Input should be 'all', 'onnx'"),
+        ("--format tfjs --output out", "--format must be 'all', 'onnx'"),
         ("--format onnx", "--output: name the folder to write to"),
         ("--format onnx --output my.onnx", "--output my.onnx: name a folder"),
         ("--format onnx --output file", "--output file: name a folder"),
@@ -272,7 +272,7 @@ def test_a_folder_of_the_same_name_is_replaced(model: str) -> None:
             "--output weights.h5 --with-preprocessing",
             "--with-preprocessing: not for a single file of weights",
         ),
-        ("--format onnx --output out --precision int4", "precision: Input should be 'fp32' or 'int8'"),
+        ("--format onnx --output out --precision int4", "--precision must be 'fp32' or 'int8'"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(model: str, options: str, words: str) -> None:

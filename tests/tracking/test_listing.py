@@ -1,6 +1,10 @@
 """The commands `runs` and `models`: ids, accuracies and aliases without the UI."""
 
 import itertools
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -104,6 +108,7 @@ def test_a_run_that_can_be_resumed_is_listed_with_the_command(
     directory.acquire()
     directory.write_owner(store_uri())
     directory.checkpoint.save({})
+    assert "--resume" not in invoke("runs")  # a process holds its lock
     directory.release()
     output = invoke("runs")
     assert "killed" in output
@@ -114,7 +119,9 @@ def test_a_run_that_can_be_resumed_is_listed_with_the_command(
 def test_registered_versions_are_listed_with_their_aliases(
     client: mlflow.MlflowClient, tmp_path: Path
 ) -> None:
-    assert "cifar-mlflow register RUN_ID" in invoke("models")
+    empty = invoke("models")
+    assert "No registered models yet." in empty
+    assert "cifar-mlflow register pretrained --promote" in empty
     runs = [add_run(client, accuracy) for accuracy in (0.8, 0.7)]
     for name in ("cifar10", "my photos"):
         client.create_registered_model(name)
@@ -138,4 +145,24 @@ def test_registered_versions_are_listed_with_their_aliases(
 
 
 def test_an_empty_store_says_how_to_begin() -> None:
-    assert "cifar-mlflow train --dataset sample" in invoke("runs")
+    output = invoke("runs")
+    assert output.startswith("No trainings yet.")
+    assert "cifar-mlflow train --dataset sample" in output
+    assert invoke("runs", "--kind", "export") == "No runs of kind export yet.\n"
+
+
+@pytest.mark.slow
+def test_a_wrong_address_is_reported_in_one_line_without_the_patience_of_a_training(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        free_port = closed.getsockname()[1]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port}"}
+    environment.pop("CIFAR_MLFLOW_PATIENCE", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "cifar_mlflow", "runs"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line == f"Error: MLflow at http://127.0.0.1:{free_port} does not answer: Connection refused"

@@ -58,3 +58,17 @@ def test_no_second_ui_is_started_where_a_server_has_the_runs(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
     with ui(tmp_path, port=0) as address:
         assert address == "http://mlflow.example:5000/#/experiments?workflowType=machine_learning"
+
+
+@pytest.mark.slow
+def test_the_page_of_another_server_is_not_shown_for_ours(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "cifar_mlflow.tracking.ui", "--port", str(port)],
+            cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert done.returncode != 0
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "make ui PORT=" in done.stderr
+    assert ADDRESS not in done.stderr

@@ -13,7 +13,7 @@ def row(epoch: int, accuracy: float | None, seconds: float) -> dict[str, float]:
 def test_an_epoch_has_percent_the_best_its_time_and_the_time_left() -> None:
     history = [row(1, 0.31, 20.0), row(2, 0.4567, 32.34), row(3, 0.4567, 44.0)]
     assert epoch_line(history[:2], 30) == (
-        "epoch 2/30   train loss 1.988  25.1 %  val loss 2.500  45.7 % best   12.3 s/epoch  6 min left"
+        "epoch 2/30   train loss 1.988  25.1 %  val loss 2.500  45.7 % best   12.3 s/epoch  8 min left"
     )
     assert "best" not in epoch_line(history, 30)
     assert "left" not in epoch_line(history, 3)
@@ -33,3 +33,10 @@ def test_lines_are_aligned_and_fit_into_100_columns() -> None:
 def test_without_validation_there_is_no_validation_column() -> None:
     rows = [row(epoch, None, seconds) for epoch, seconds in zip((1, 2), itertools.count(1.5, 2.0))]
     assert epoch_line(rows, 2) == "epoch 2/2  train loss 1.988  25.1 %    2.0 s/epoch"
+
+
+def test_one_slow_epoch_hardly_changes_the_time_left() -> None:
+    seconds = itertools.accumulate([300.0, 60.0, 60.0, 60.0, 60.0, 110.0])
+    history = [row(epoch, None, total) for epoch, total in enumerate(seconds, 1)]
+    assert epoch_line(history[:-1], 16).endswith("20 min left")  # the mean of five epochs is 108 s
+    assert epoch_line(history, 16).endswith("12 min left")  # of the last five, 70 s

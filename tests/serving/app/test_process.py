@@ -158,10 +158,12 @@ def test_the_process_logs_a_line_of_json_per_request(
     server = start(shared_store.uri, "--request-log", "none").wait()
     request_id = server.predict().json()["request_id"]
     server.predict(b"no picture")
+    assert requests.get(f"{server.url}/page/main.js", timeout=60).ok
     server.stop()
     lines = [line for line in server.lines() if line.get("event") == "request"]
     assert (lines[0]["request_id"], lines[0]["route"], lines[0]["status"]) == (request_id, "/predict", 200)
     assert (lines[1]["status"], lines[1]["error"]) == (400, "not_an_image")
+    assert len(lines) == 2  # none for a file of the page
     assert not (server.folder / "requests.db").exists()
 
 

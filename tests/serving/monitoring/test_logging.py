@@ -197,3 +197,20 @@ def answers(url: str) -> bool:
         return requests.get(f"{url}/ping", timeout=10).ok
     except requests.RequestException:
         return False
+
+
+def test_a_terminal_gets_short_lines_without_empty_fields() -> None:
+    program = """
+from serving.monitoring.logging import stderr_lines, write_events
+write_events([{"event": "request", "route": "/predict", "status": 200, "error": None, "ms": 5.1}])
+stderr_lines().drain(10)
+"""
+    reading, terminal = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=terminal
+    )
+    os.close(terminal)
+    line = os.read(reading, 10_000).decode()
+    os.close(reading)
+    assert done.returncode == 0
+    assert line.rstrip().endswith("request route=/predict status=200 ms=5.1")

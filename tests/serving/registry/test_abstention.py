@@ -97,28 +97,6 @@ def test_too_few_images_make_every_answer_uncertain() -> None:
     certain = is_certain(logits, thresholds.confidence_below, thresholds.ood_above, 1.0)
     assert not certain.any()  # although the confidence is 1
     assert fit_thresholds(logits, np.arange(14) % 2, 1.0, target_accuracy=0.9).coverage == 1
-    assert thresholds.verifiable == 0.92  # 0.93 takes 15 images
-
-
-@settings(max_examples=50)
-@given(st.integers(0, 10_000), st.integers(1, 60), st.floats(0.3, 8))
-def test_no_higher_target_than_the_verifiable_one_is_reached(seed: int, count: int, sharpness: float) -> None:
-    logits, labels = predictions(seed, count, sharpness)
-    thresholds = fit_thresholds(logits, labels, 1.0, target_accuracy=0.99)
-    if thresholds.reason is None:
-        assert thresholds.verifiable is None
-        return
-    verifiable = thresholds.verifiable or 0.0
-    for hundredths in range(1, 99):
-        reason = fit_thresholds(logits, labels, 1.0, target_accuracy=hundredths / 100).reason
-        assert (reason is None) == (hundredths / 100 <= verifiable), hundredths
-
-
-def test_images_that_are_all_wrong_verify_nothing() -> None:
-    logits = 20 * np.eye(2, dtype=np.float32)[np.arange(14) % 2]
-    thresholds = fit_thresholds(logits, 1 - np.arange(14) % 2, 1.0, target_accuracy=0.95)
-    assert thresholds.reason
-    assert thresholds.verifiable is None
 
 
 def test_a_threshold_is_not_based_on_a_few_answers() -> None:
