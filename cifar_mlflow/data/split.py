@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from cifar_mlflow.config import DataConfig, SplitName
 from cifar_mlflow.data.dataset import ImageDataset, SelectedImages, Selection, Split
 from cifar_mlflow.errors import UsageError
+
+if TYPE_CHECKING:  # slow to import, and most uses of this module need no table
+    import pandas as pd
 
 FEW_IMAGES = 100  # an accuracy on fewer images is uncertain by ten points or more
 logger = logging.getLogger(__name__)
@@ -67,12 +70,14 @@ def divide_lazily(dataset: ImageDataset, config: DataConfig) -> tuple[Selection,
     )
 
 
-def image_ids(dataset: ImageDataset, config: DataConfig, split: SplitName) -> pd.Series:
+def image_ids(dataset: ImageDataset, config: DataConfig, split: SplitName) -> "pd.Series":
     """Return what identifies each image of a split, as `divide` orders them.
 
     The series has the name `path` or, if the images have no names, `index`: the place among the training,
     validation or test images of the data set.
     """
+    import pandas as pd
+
     divided = split != "test" and not dataset.own_val
     if divided:
         train_index, val_index = train_val_indices(dataset, config)

@@ -139,6 +139,9 @@ def prepare(
     folder = scratch / "scorer"
     write_scorer_folder(folder, chosen.model, served)
     figures = {key: getattr(evaluation, key) for key in ("accuracy", "f1_macro", "ece")}
+    checked = np.linspace(0, len(chosen.logits) - 1, CHECKED_IMAGES).astype(
+        int
+    )  # own images lie class by class
     return Prepared(
         folder,
         served,
@@ -147,8 +150,8 @@ def prepare(
         "validation" if eval_set.held_out else "train",
         decision,
         {f"{eval_set.split}/{key}": value for key, value in figures.items()},
-        eval_set.images.images[:CHECKED_IMAGES],
-        chosen.logits[:CHECKED_IMAGES],
+        eval_set.images.images[checked],
+        chosen.logits[checked],
     )
 
 
