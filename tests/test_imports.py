@@ -45,7 +45,7 @@ def test_train_imports_neither_server_nor_search(environment: dict[str, str], tm
     assert not {"fastapi", "optuna", "plotly", "uvicorn", "tuning", "serving"} & (
         imported - set(IMPORT.findall(mlflow.stderr))
     )
-    before_the_first_step = done.stderr.partition(" Run cnn ")[0]
+    before_the_first_step = done.stderr.partition(" Training cnn ")[0]
     assert len(before_the_first_step) < len(done.stderr)
     assert not LATE & set(IMPORT.findall(before_the_first_step))
 

@@ -218,12 +218,12 @@ def _dialect(url: str) -> str:
         dialect = parts.get_backend_name()
     except (sqlalchemy.exc.ArgumentError, ValueError):
         raise UsageError(
-            f"storage: {redact_password(url)} is not a database URL; "
+            f"--storage: {redact_password(url)} is not a database URL; "
             "examples: sqlite:///optuna.db, postgresql+psycopg://user@host/database"
         ) from None
     if "@" in (parts.host or ""):
         raise UsageError(
-            f"storage: in {redact_password(url)}, write each @ of the password as %40, or leave the "
+            f"--storage: in {redact_password(url)}, write each @ of the password as %40, or leave the "
             "password out and set PGPASSWORD"
         )
     return dialect

@@ -139,9 +139,8 @@ def prepare(
     folder = scratch / "scorer"
     write_scorer_folder(folder, chosen.model, served)
     figures = {key: getattr(evaluation, key) for key in ("accuracy", "f1_macro", "ece")}
-    checked = np.linspace(0, len(chosen.logits) - 1, CHECKED_IMAGES).astype(
-        int
-    )  # own images lie class by class
+    # Own images lie class by class, so the first ones would be of one class.
+    checked = np.linspace(0, len(chosen.logits) - 1, CHECKED_IMAGES).astype(int)
     return Prepared(
         folder,
         served,

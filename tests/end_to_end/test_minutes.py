@@ -81,7 +81,7 @@ def test_a_budget_that_is_too_short_starts_no_run(project: Project) -> None:
     ("options", "message"),
     [
         (("--epochs", "3"), "minutes and epochs both set the length of the training"),
-        (("--resume", "f" * 32), "--resume takes the settings of the run: leave out minutes"),
+        (("--resume", "f" * 32), "--resume takes the settings of the run: leave out --minutes"),
     ],
 )
 def test_minutes_are_refused_together_with_another_length(

@@ -88,7 +88,7 @@ def test_export_refuses_a_version_that_register_did_not_make(registered: Project
     ("arguments", "message"),
     [
         (("register", "abc"), "not the id of a run"),
-        (("register", "f" * 32, "--serve-precision", "int4"), "serve_precision"),
+        (("register", "f" * 32, "--serve-precision", "int4"), "--serve-precision"),
         (("promote", "7"), "no version 7"),
         (("promote", "--registered-model", "a/b"), "has up to 100 letters, digits"),
         (("classify", "nowhere", "--model-uri", "models:/cifar10/1"), "nowhere"),
@@ -96,7 +96,7 @@ def test_export_refuses_a_version_that_register_did_not_make(registered: Project
             ("classify", ".", "--model-uri", "models:/other@champion"),
             "models:/other@champion cannot be loaded",
         ),
-        (("train", "--register", "--target-accuracy", "2"), "target_accuracy"),
+        (("train", "--register", "--target-accuracy", "2"), "--target-accuracy"),
     ],
 )
 def test_a_wrong_argument_is_reported_without_a_traceback(

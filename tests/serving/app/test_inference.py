@@ -1,7 +1,6 @@
 """A real server skips work that no client waits for, and detects a network that is stuck."""
 
 import asyncio
-import json
 import signal
 import socket
 import subprocess
@@ -14,11 +13,9 @@ from typing import Any
 
 import pytest
 import requests
-from PIL import Image
 from starlette.requests import Request
 from starlette.types import Message
 
-from serving.app.app import create_app
 from serving.app.errors import Refusal
 from serving.app.inference import Inference
 from serving.app.state import AppState
@@ -150,47 +147,6 @@ def test_a_new_champion_replaces_one_whose_network_is_stuck(
         assert server.predict(BLUE).json()["predictions"][0]["label"] == "blue"
     finally:
         server.stop(signal.SIGKILL)
-
-
-def test_the_images_that_the_network_saw_are_encoded_in_a_thread(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save, threads = Image.SAVE["PNG"], []
-
-    def save_and_note_thread(*arguments: Any) -> None:
-        threads.append(threading.current_thread().name)
-        save(*arguments)
-
-    monkeypatch.setitem(Image.SAVE, "PNG", save_and_note_thread)
-    state = AppState(ServeConfig(model_uri=model, request_log="none"))
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(asyncio.run, _predict(state, RED, b"input=true")).result()
-    assert answer["predictions"][0]["input"].startswith("data:image/png;base64,")
-    assert threads == ["decode"]
-
-
-async def _predict(state: AppState, data: bytes, query: bytes) -> Any:
-    """Send a request to the application without a server; close the state."""
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/predict",
-        "query_string": query,
-        "headers": [(b"host", b"localhost"), (b"content-type", b"image/png"), (b"content-length", b"1")],
-        "client": None,
-    }
-    bodies = []
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": data}
-
-    async def send(message: Message) -> None:
-        bodies.append(message.get("body", b""))
-
-    app = create_app(state)
-    async with app.router.lifespan_context(app):
-        await app(scope, receive, send)
-    return json.loads(b"".join(bodies))
 
 
 def test_decoding_threads_that_hang_are_a_failure() -> None:
