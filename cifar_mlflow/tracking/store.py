@@ -165,7 +165,7 @@ def _check_artifact_location(experiment: str, experiment_id: str, location: str)
     # A new experiment has no folder yet, but the folder above `mlruns` exists.
     if folder.exists() or (folder.parents[1].exists() and not moved_to.exists()):
         return
-    # What is in the other place may belong to an experiment of the same number in another store.
+    # Files in the other place may belong to an experiment of the same number in another store.
     if not mlflow.MlflowClient().search_runs([experiment_id], max_results=1):
         return
     missing = next(path for path in [*reversed(folder.parents), folder] if not path.exists())
