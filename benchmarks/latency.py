@@ -8,18 +8,18 @@ fastest of all rounds, as in `register`: other work on the machine changes it le
 The rows go to benchmarks/latency.csv, from which `make docs` makes the table of models in docs/training.md.
 """
 
-import csv
-import dataclasses
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import click
 import numpy as np
 import torch
 
+from benchmarks.csv_file import read_rows, write_rows
 from benchmarks.harness import progress
 from benchmarks.results import commit_of
 from cifar_mlflow.config import ModelName
@@ -29,7 +29,6 @@ from cifar_mlflow.evaluation.feature_distance import fit_distance
 from cifar_mlflow.export.on_demand import compute_on_demand
 from cifar_mlflow.export.onnx import save_onnx
 from cifar_mlflow.export.quantize import quantize
-from cifar_mlflow.files import atomic_write
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
@@ -42,7 +41,7 @@ IMAGES = 100
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Latency:
     """Milliseconds of a batch of one image."""
 
@@ -54,19 +53,16 @@ class Latency:
     commit: str
 
 
-COLUMNS = [field.name for field in dataclasses.fields(Latency)]
-
-
 @click.command()
 @click.argument("models", nargs=-1, type=click.Choice(MODELS))
 @click.option("--rounds", default=200, show_default=True, help="Images per network and precision.")
 def latency(models: tuple[ModelName, ...], rounds: int) -> None:
     """Time one image through the named networks, or all, and write the rows of benchmarks/latency.csv."""
-    rows = {row.model: row for row in read_latencies()}
+    rows = {row.model: row for row in read_rows(TIMES, Latency)}
     for model in models or MODELS:
         rows[model] = measure(model, rounds)
         progress(f"  {model}: fp32 {rows[model].fp32_ms:.2f} ms, int8 {rows[model].int8_ms:.2f} ms")
-        write_latencies([rows[name] for name in MODELS if name in rows])
+        write_rows(TIMES, Latency, [rows[name] for name in MODELS if name in rows])
 
 
 def measure(model: str, rounds: int) -> Latency:
@@ -95,24 +91,3 @@ def measure(model: str, rounds: int) -> Latency:
     hardware = Hardware(torch.device("cpu"), "fp32").name
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return Latency(model, fp32_ms, int8_ms, hardware, now, commit_of(git_state()))
-
-
-def read_latencies(file: Path = TIMES) -> list[Latency]:
-    """Return the rows of the file; none if it does not exist."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as lines:
-        return [_parsed(row) for row in csv.DictReader(lines)]
-
-
-def _parsed(row: dict[str, str]) -> Latency:
-    values: dict[str, Any] = {**row, "fp32_ms": float(row["fp32_ms"]), "int8_ms": float(row["int8_ms"])}
-    return Latency(**values)
-
-
-def write_latencies(rows: list[Latency], file: Path = TIMES) -> None:
-    """Write the rows in order."""
-    with atomic_write(file) as scratch, scratch.open("w", newline="") as lines:
-        writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)

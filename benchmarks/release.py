@@ -54,6 +54,6 @@ def provenance(run: Run) -> str:
         "## The released training\n"
         f"`{result.command}` on {result.data}, one seed, commit {result.commit}, {result.hardware}, "
         f"{result.date[:10]}: {result.accuracy:.2%} of the test images right{with_tta}, macro F1 "
-        f"{result.f1_macro:.4f}, ECE {result.ece:.4f}, {result.train_seconds:.0f} s of training. The files "
-        f"hold its weights in fp16.{caveat}"
+        f"{result.f1_macro:.4f}, ECE {result.ece:.4f}, {result.train_seconds:.0f} s of training. The times "
+        f"of fp32 and int8 were measured there, too. The files hold its weights in fp16.{caveat}"
     )

@@ -4,7 +4,6 @@ A run counts if it trained one of today's recipes to its end and was tested: set
 `VARIANTS` must be the recipe's. Rows of peers, which have no run, come from `python -m benchmarks record`.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -12,13 +11,12 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import Run
 
+from benchmarks.csv_file import FloatOrEmpty, read_rows, write_rows
 from cifar_mlflow.config import PlacesConfig, TrackingConfig, TrainConfig, resolve_train_config
 from cifar_mlflow.data.original import PUBLISHED
-from cifar_mlflow.files import atomic_write
 
 RESULTS = Path(__file__).with_name("results.csv")
 SECONDS_METRIC = "benchmark/seconds"  # logged by `record` and `gpu`
@@ -56,11 +54,11 @@ class Result:
     seed: int
     settings: str
     accuracy: float
-    accuracy_tta: float | None
-    f1_macro: float | None
-    ece: float | None
+    accuracy_tta: FloatOrEmpty
+    f1_macro: FloatOrEmpty
+    ece: FloatOrEmpty
     train_seconds: float
-    seconds: float | None
+    seconds: FloatOrEmpty
     hardware: str
     date: str
     commit: str
@@ -82,24 +80,9 @@ class Result:
         return not self.run_id
 
 
-COLUMNS = [field.name for field in dataclasses.fields(Result)]
-
-
 def read_results(file: Path = RESULTS) -> list[Result]:
     """Return the rows of the file; none if it does not exist."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as lines:
-        return [_parsed(row) for row in csv.DictReader(lines)]
-
-
-def _parsed(row: dict[str, str]) -> Result:
-    optional = {"accuracy_tta", "f1_macro", "ece", "seconds"}
-    values: dict[str, Any] = dict(row)
-    values["seed"] = int(row["seed"])
-    for name in ("accuracy", "train_seconds", *optional):
-        values[name] = None if name in optional and not row[name] else float(row[name])
-    return Result(**values)
+    return read_rows(file, Result)
 
 
 def write_results(results: Iterable[Result], file: Path = RESULTS) -> list[Result]:
@@ -108,16 +91,8 @@ def write_results(results: Iterable[Result], file: Path = RESULTS) -> list[Resul
     for result in sorted(results, key=lambda result: result.date):
         newest[*result.group, str(result.seed)] = result
     rows = sorted(newest.values(), key=lambda result: (result.is_peer, *result.group, result.seed))
-    with atomic_write(file) as scratch, scratch.open("w", newline="") as lines:
-        writer = csv.DictWriter(lines, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: _text(value) for name, value in dataclasses.asdict(row).items()})
+    write_rows(file, Result, rows)
     return rows
-
-
-def _text(value: object) -> object:
-    return "" if value is None else round(value, 5) if isinstance(value, float) else value
 
 
 def grouped(results: Iterable[Result]) -> list[list[Result]]:

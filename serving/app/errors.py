@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -45,6 +46,13 @@ def too_slow() -> Refusal:
 def bad_parameter(errors: Sequence[Any]) -> Refusal:
     """Return the refusal for pydantic's errors about the query parameters."""
     return Refusal(400, "bad_param", f"{errors[0]['loc'][-1]}: {errors[0]['msg']}.")
+
+
+def bad_json(error: ValidationError, otherwise: Refusal) -> Refusal:
+    """Return the refusal of a body that is not JSON, or `otherwise` if it is JSON of another form."""
+    if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
+        return Refusal(400, "not_json", "The body is not JSON.")
+    return otherwise
 
 
 def error_response(refusal: Refusal) -> ASGIApp:

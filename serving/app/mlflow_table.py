@@ -10,7 +10,7 @@ from mlflow.pyfunc.scoring_server import parse_csv_input
 from mlflow.types import ColSpec, DataType, Schema
 from pydantic import ValidationError
 
-from serving.app.errors import Refusal
+from serving.app.errors import Refusal, bad_json
 from serving.app.schemas import DataframeSplit, InvocationsBody, InvocationsParams
 from serving.app.uploads import check_json_size
 
@@ -80,13 +80,10 @@ def _read_json(body: bytes) -> tuple[list[Any] | None, InvocationsParams]:
     try:
         content = InvocationsBody.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        if first["type"] == "json_invalid":
-            raise Refusal(400, "not_json", "The body is not JSON.") from None
-        if first["loc"][:1] == ("params",):
+        if error.errors(include_url=False, include_input=False)[0]["loc"][:1] == ("params",):
             message = "params may have top_k, a whole number from 1, and on_error, 'raise' or 'null'."
             raise Refusal(400, "bad_param", message) from None
-        raise Refusal(400, "bad_table", BAD_JSON) from None
+        raise bad_json(error, Refusal(400, "bad_table", BAD_JSON)) from None
     tables = (content.dataframe_split, content.dataframe_records, content.inputs, content.instances)
     present = [table for table in tables if table is not None]
     if len(present) != 1:

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serving.app.errors import Refusal
+from serving.app.errors import Refusal, bad_json
 from serving.app.schemas import ImageList, SingleImage
 
 FIELD = "file"
@@ -65,9 +65,8 @@ def _read_json(body: bytes, limit: int) -> list[Upload]:
     try:
         content = _JSON_BODY.validate_json(body)
     except ValidationError as error:
-        if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
-            raise Refusal(400, "not_json", "The body is not JSON.") from None
-        raise _no_images('Send {"image": "<base64>"} or {"images": ["<base64>", …]}.') from None
+        hint = 'Send {"image": "<base64>"} or {"images": ["<base64>", …]}.'
+        raise bad_json(error, _no_images(hint)) from None
     if isinstance(content, SingleImage):
         return [Upload(content.image)]
     if len(content.images) > limit:

@@ -131,7 +131,18 @@ def split_outputs(outputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], ND
     return outputs[:, :-1], outputs[:, -1]
 
 
-def choose(candidates: list[Candidate], precision: Precision) -> tuple[Candidate, str]:
+@dataclass(frozen=True)
+class Decision:
+    """Why a network is served as fp32 or int8: the reason, and the figures behind it, in words."""
+
+    reason: str
+    figures: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.figures})" if self.figures else self.reason
+
+
+def choose(candidates: list[Candidate], precision: Precision) -> tuple[Candidate, Decision]:
     """Return the candidate to serve and the reason.
 
     Args:
@@ -144,9 +155,9 @@ def choose(candidates: list[Candidate], precision: Precision) -> tuple[Candidate
     """
     fp32, *others = candidates
     if precision == "fp32":
-        return fp32, "fp32, as requested"
+        return fp32, Decision("fp32, as requested")
     if not others:
-        return fp32, "fp32: no images were held out to compare int8 with it"
+        return fp32, Decision("fp32: no images were held out to compare int8 with it")
     (int8,) = others
     comparison = PairedTest.of(fp32.correct, int8.correct)
     accuracy = f"accuracy {int8.accuracy:.4f} as int8, {fp32.accuracy:.4f} as fp32; {comparison}"
@@ -154,12 +165,12 @@ def choose(candidates: list[Candidate], precision: Precision) -> tuple[Candidate
     if objection := comparison.objection:
         if precision == "int8":
             raise CifarError(f"{objection}: {accuracy}; register it as fp32")
-        return fp32, f"fp32: {objection} ({accuracy})"
+        return fp32, Decision(f"fp32: {objection}", accuracy)
     if precision == "int8":
-        return int8, f"int8, as requested ({accuracy}; {speed})"
+        return int8, Decision("int8, as requested", f"{accuracy}; {speed}")
     if int8.milliseconds[16] > fp32.milliseconds[16]:
-        return fp32, f"fp32: int8 is slower ({speed}; {accuracy})"
-    return int8, f"int8 ({accuracy}; {speed})"
+        return fp32, Decision("fp32: int8 is slower", f"{speed}; {accuracy}")
+    return int8, Decision("int8", f"{accuracy}; {speed}")
 
 
 def _time_batches(

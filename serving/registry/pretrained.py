@@ -7,6 +7,7 @@ thresholds from the validation images of its training. `python -m benchmarks rel
 import json
 import shutil
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from cifar_mlflow.config import DataConfig, TrackingConfig
@@ -25,7 +26,7 @@ from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.run import now_ms
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.verb_config import RegisterConfig
-from serving.registry.candidates import split_outputs
+from serving.registry.candidates import Decision, split_outputs
 from serving.registry.mlflow_model import MODEL_CARD_FILE
 from serving.registry.register import CHECKED_IMAGES, Prepared, RegisteredVersion, publish
 from serving.registry.scorer_folder import write_scorer_folder
@@ -33,7 +34,7 @@ from serving.registry.scorer_folder import write_scorer_folder
 FOLDER = RELEASED_WEIGHTS.parent
 SCORER = "scorer"
 RECORD = "registration.json"
-RECORDED = ("judged_by", "context", "decision", "metrics")  # of `Prepared`
+RECORDED = ("judged_by", "context", "metrics")  # of `Prepared`
 
 
 def write_release(prepared: Prepared, classifier: ImageClassifier, card: ModelCard) -> None:
@@ -47,6 +48,7 @@ def write_release(prepared: Prepared, classifier: ImageClassifier, card: ModelCa
     shutil.copytree(prepared.folder, FOLDER / SCORER)
     save_weights(FOLDER / RELEASED_WEIGHTS.name, classifier.half(), card)
     record = {name: getattr(prepared, name) for name in RECORDED}
+    record["decision"] = asdict(prepared.decision)
     (FOLDER / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     (FOLDER / MODEL_CARD_FILE).write_text(prepared.text + "\n")
 
@@ -89,6 +91,7 @@ def register_pretrained(config: RegisterConfig) -> RegisteredVersion:
         logits, _ = split_outputs(engine.run(images))
         engine.close()
         record = json.loads((FOLDER / RECORD).read_bytes())
-        record["decision"] += ", measured where it was released"
-        prepared = Prepared(scorer, served, text, images=images, logits=logits, **record)
+        reason, figures = record.pop("decision").values()
+        decision = Decision(reason, f"{figures}, measured where it was released")
+        prepared = Prepared(scorer, served, text, decision=decision, images=images, logits=logits, **record)
         return publish(prepared, run.run_id, config.registered_model or CIFAR10)

@@ -38,7 +38,7 @@ from cifar_mlflow.tracking.locations import versions_of
 from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.run import now_ms
 from cifar_mlflow.verb_config import RegisterConfig, ServedPrecision
-from serving.registry.candidates import build_candidates, choose
+from serving.registry.candidates import Decision, build_candidates, choose
 from serving.registry.mlflow_model import code_digest, download, log_model
 from serving.registry.model_card import MODEL_NAME, model_card, registered_model_description, shorten
 from serving.registry.scorer_folder import describe, sha256, write_scorer_folder
@@ -70,7 +70,6 @@ class Prepared:
         text: the model card for people.
         judged_by: the images that `metrics` were measured on, in words.
         context: their data set in MLflow, `validation` or `train`.
-        decision: the reason for the precision, in words.
         metrics: of the served network, by the names in MLflow.
         images: uint8 (N, S, S, 3), which the logged model has to classify.
         logits: float32 (N, classes), the expected output for them.
@@ -81,7 +80,7 @@ class Prepared:
     text: str
     judged_by: str
     context: str
-    decision: str
+    decision: Decision
     metrics: dict[str, float]
     images: NDArray[np.uint8]
     logits: NDArray[np.float32]
@@ -144,7 +143,7 @@ def prepare(
     return Prepared(
         folder,
         served,
-        model_card(served, eval_set, evaluation, decision),
+        model_card(served, eval_set, evaluation, str(decision)),
         str(eval_set),
         "validation" if eval_set.held_out else "train",
         decision,
@@ -168,12 +167,12 @@ def publish(prepared: Prepared, run_id: str, name: str) -> RegisteredVersion:
         _check_logged_model(logged, prepared)
         digest = code_digest(logged)
     files = {path.name: sha256(path) for path in prepared.folder.iterdir()}
-    tags = version_tags(card, files, digest, prepared.judged_by, prepared.decision)
+    tags = version_tags(card, files, digest, prepared.judged_by, str(prepared.decision))
     _log_metrics(run_id, model_id, prepared)
     number = _create_version(name, model_uri, tags)
     _describe(name, number, text, card)
-    # The statistics are in the model card.
-    message = f"version {number} of {name}: {card.model} as {prepared.decision.partition(' (')[0]}"
+    # The figures are in the model card.
+    message = f"version {number} of {name}: {card.model} as {prepared.decision.reason}"
     if accuracy := prepared.metrics.get("val/accuracy"):
         message += f", validation accuracy {percent(accuracy).strip()}"
     return RegisteredVersion(name, number, run_id, card.precision, message)

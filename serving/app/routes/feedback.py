@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from serving.app.dependencies import app_state
-from serving.app.errors import Refusal
+from serving.app.errors import Refusal, bad_json
 from serving.app.openapi import errors, json_schema, request_body
 from serving.app.schemas import Feedback
 
@@ -26,10 +26,8 @@ async def _read_feedback(request: Request) -> Feedback:
     try:
         feedback = Feedback.model_validate_json(body)
     except ValidationError as error:
-        if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
-            raise Refusal(400, "not_json", "The body is not JSON.") from None
         message = 'Send {"request_id": "…", "item": 0, "correct": true or false, "label": "…" or null}.'
-        raise Refusal(400, "bad_feedback", message) from None
+        raise bad_json(error, Refusal(400, "bad_feedback", message)) from None
     if feedback.correct is None and feedback.label is None:
         raise Refusal(400, "bad_feedback", "Say whether the answer was correct, or what the label is.")
     return feedback

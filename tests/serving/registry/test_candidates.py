@@ -16,7 +16,7 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.verb_config import Precision
-from serving.registry.candidates import Candidate, build_candidates, choose
+from serving.registry.candidates import Candidate, Decision, build_candidates, choose
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CARD = ModelCard(model="cnn", classes=("a", "b", "c"), image_size=32, mean=MEAN, std=STD, width=0.25)
@@ -52,7 +52,7 @@ def chosen(
     fp32[only_fp32 : only_fp32 + only_int8] = False
     candidates = [candidate("fp32", fp32, 8.0), candidate("int8", int8, int8_ms)]
     choice, reason = choose(candidates, precision)
-    return choice.precision, reason
+    return choice.precision, str(reason)
 
 
 @pytest.mark.parametrize(
@@ -177,13 +177,16 @@ def test_both_candidates_are_evaluated_on_the_same_images(tmp_path: Path) -> Non
 def test_fp32_alone_is_built_if_it_was_requested(tmp_path: Path) -> None:
     (fp32,) = built(tmp_path, "fp32")
     assert [path.name for path in tmp_path.iterdir()] == ["fp32.onnx"]
-    assert choose([fp32], "fp32") == (fp32, "fp32, as requested")
+    assert choose([fp32], "fp32") == (fp32, Decision("fp32, as requested"))
 
 
 @pytest.mark.slow
 def test_auto_does_not_compare_candidates_on_training_images(tmp_path: Path) -> None:
     (fp32,) = built(tmp_path, "auto", split="train")
-    assert choose([fp32], "auto") == (fp32, "fp32: no images were held out to compare int8 with it")
+    assert choose([fp32], "auto") == (
+        fp32,
+        Decision("fp32: no images were held out to compare int8 with it"),
+    )
 
 
 @pytest.mark.slow
