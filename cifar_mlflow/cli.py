@@ -275,7 +275,7 @@ def export(given: dict[str, Any], model: str) -> None:
 
     formats, left_out = job.choose_formats(EXPORT_FORMATS, config)
     exported = job.export(model, formats, config)
-    click.echo(exported.table().to_string(index=False, float_format="{:.4g}".format))
+    click.echo(str(exported))
     for reason in left_out:
         click.echo(f"Left out: {reason}")
     if exported.failures:

@@ -7,7 +7,7 @@ trained network on the validation images. A file that passes is moved into place
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from cifar_mlflow.config import PlacesConfig
@@ -27,12 +28,15 @@ from cifar_mlflow.export.verify import Measured, objection, predict_labels, time
 from cifar_mlflow.files import write_errors
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.tracking.lifecycle import tracked_run
+from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.verb_config import ExportConfig
 
 logger = logging.getLogger(__name__)
 
 OLD_NAMES = {"hdf5": "hdf5-weights"}
+SCRATCH_PREFIX = ".export-"
+LOCK = "lock"
 FILE_SUFFIXES = {".onnx", ".keras", ".h5", ".hdf5", ".tflite", ".pte", ".pt2", ".safetensors"}
 
 
@@ -46,6 +50,9 @@ class Exported:
 
     def table(self) -> pd.DataFrame:
         return pd.DataFrame([asdict(row) for row in self.rows])
+
+    def __str__(self) -> str:
+        return self.table().to_string(index=False, float_format="{:.4g}".format)
 
 
 def choose_formats(table: Mapping[str, str], config: ExportConfig) -> tuple[list[ExportFormat], list[str]]:
@@ -100,8 +107,6 @@ def export(reference: str, formats: Sequence[ExportFormat], config: ExportConfig
     expected = predict_logits(classifier, eval_set.images.images).argmax(axis=1)
     connect(config.experiment if "experiment" in config.model_fields_set else card.data or config.experiment)
     name = config.run_name or f"export-{card.model}-{card.data}"
-    rows: list[Measured] = []
-    failures: list[str] = []
     with (
         StopRequest() as stop,
         tracked_run(kind="export", name=name, cache_dir=config.cache_dir) as (run, _),
@@ -111,34 +116,47 @@ def export(reference: str, formats: Sequence[ExportFormat], config: ExportConfig
         run.log_settings(config)
         run.log_params({"model_uri": reference})
         run.set_tags({"model_run_id": card.run_id, "verified_on": str(eval_set)})
-        for form in formats:
-            for precision in [p for p in config.precision if p in form.precisions]:
-                model = ModelToExport(
-                    classifier, card, reference, training.images, eval_set, precision, config
-                )
-                logger.info("Writing and verifying %s as %s", form.name, precision)
-                try:
-                    rows.append(_write_verified(form, model, expected, folder))
-                except CifarError as error:
-                    failures.append(f"{form.name} as {precision} was not written: {error}")
-        if not rows:
-            raise CifarError("\n".join(failures))
-        exported = Exported(run.run_id, rows, failures)
-        run.log_csv(exported.table(), "exports.csv")
-        run.log_metrics({name: value for row in rows for name, value in row.metrics().items()}, step=0)
-        if failures:
-            run.set_tags({"error": "; ".join(failures)})
+        exported = Exported(run.run_id, [], [])
+        try:
+            for form in formats:
+                for precision in [p for p in config.precision if p in form.precisions]:
+                    model = ModelToExport(
+                        classifier, card, reference, training.images, eval_set, precision, config
+                    )
+                    logger.info("Writing and verifying %s as %s", form.name, precision)
+                    try:
+                        exported.rows.append(_write_verified(form, model, expected, folder))
+                    except CifarError as error:
+                        exported.failures.append(f"{form.name} as {precision} was not written: {error}")
+        except KeyboardInterrupt:
+            if exported.rows:
+                logger.warning("Written before the stop:\n%s", exported)
+                _log_rows(run, exported)
+            raise
+        if not exported.rows:
+            raise CifarError("\n".join(exported.failures))
+        _log_rows(run, exported)
+        if exported.failures:
+            run.set_tags({"error": "; ".join(exported.failures)})
         return exported
+
+
+def _log_rows(run: TrackedRun, exported: Exported) -> None:
+    run.log_csv(exported.table(), "exports.csv")
+    run.log_metrics({name: value for row in exported.rows for name, value in row.metrics().items()}, step=0)
 
 
 def _output_folder(config: ExportConfig) -> Path:
     folder = config.output
     if folder is None:
         raise UsageError("--output: name the folder to write to")
-    if folder.suffix.lower() in FILE_SUFFIXES or (folder.exists() and not folder.is_dir()):
-        raise UsageError(f"--output {folder}: name a folder; the files in it are named after the model")
     with write_errors(folder):
-        if folder.is_dir() and any(folder.iterdir()) and not config.overwrite:
+        if folder.suffix.lower() in FILE_SUFFIXES or (folder.exists() and not folder.is_dir()):
+            raise UsageError(f"--output {folder}: name a folder; the files in it are named after the model")
+        with _scratch_for(folder) as scratch:  # fails now, and not minutes later, if nothing can be written
+            _delete_leftovers(scratch)
+        found = [] if not folder.is_dir() else [path.name for path in folder.iterdir()]
+        if not config.overwrite and any(not name.startswith(SCRATCH_PREFIX) for name in found):
             raise UsageError(
                 f"--output {folder} is not empty: choose another folder, or add --overwrite to replace the "
                 "files there that have the same names"
@@ -186,10 +204,22 @@ def _write_verified(
 
 @contextmanager
 def _scratch_for(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder on the file system of `folder`, which may not exist yet."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    with write_errors(folder), TemporaryDirectory(prefix=".export-", dir=nearest) as scratch:
-        yield Path(scratch)
+    """Yield a temporary folder on the file system of `folder`, which may not exist yet.
+
+    It has a lock file, by which another export knows that it is in use.
+    """
+    with write_errors(folder):
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=nearest) as name, FileLock(Path(name, LOCK)):
+            yield Path(name)
+
+
+def _delete_leftovers(scratch: Path) -> None:
+    """Delete the temporary folders beside this one whose process was killed."""
+    for other in scratch.parent.glob(f"{SCRATCH_PREFIX}*"):
+        if other != scratch and (other / LOCK).exists():
+            with suppress(Timeout, OSError), FileLock(other / LOCK, timeout=0):
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _size(path: Path) -> int:

@@ -47,8 +47,14 @@ def open_runtime(folder: Path) -> Runtime:
     description = next(
         (file for file in (dist / "package.json", dist.parent / "package.json") if file.is_file()), None
     )
-    content = json.loads(description.read_bytes()) if description else {}
-    return Runtime(dist, content["version"] if content.get("name") == PACKAGE else "of unknown version")
+    try:
+        content = json.loads(description.read_bytes()) if description else None
+    except (OSError, ValueError):
+        content = None
+    match content:
+        case {"name": str(name), "version": str(version)} if name == PACKAGE:
+            return Runtime(dist, version)
+    return Runtime(dist, "of unknown version")
 
 
 def installed_runtime(cache: Path) -> Runtime | None:

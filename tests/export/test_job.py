@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import ClassVar, get_args
+from typing import ClassVar, NoReturn, get_args
 
 import mlflow
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from filelock import FileLock
 
 from cifar_mlflow.cli import EXPORT_FORMATS, main
 from cifar_mlflow.data import load_dataset
@@ -62,6 +63,17 @@ class WrittenMeanwhile(type(ONNX)):  # type: ignore[misc]
         Path("out/cnn.onnx").write_text("theirs")
         path: Path = super().write(model, folder)
         return path
+
+
+class Killed(type(ONNX)):  # type: ignore[misc]
+    """Leave a copy of the temporary folder, as `kill -9` would."""
+
+    name = "killed"
+
+    def load(self, path: Path) -> NoReturn:
+        scratch = path.parent
+        shutil.copytree(scratch, scratch.with_name(f"{scratch.name}-killed"))
+        raise CifarError("killed")
 
 
 class NeedsAPackage(type(ONNX)):  # type: ignore[misc]
@@ -191,6 +203,38 @@ def test_nothing_half_written_is_left(model: str, error: BaseException) -> None:
     assert last_run().info.status == ("FAILED" if isinstance(error, OSError) else "KILLED")
 
 
+def test_what_a_killed_export_left_neither_hinders_the_next_one_nor_stays(model: str) -> None:
+    Path("out").mkdir()
+    with pytest.raises(CifarError, match="killed"):
+        export(model, [Killed()], config())
+    assert len(content("out")) == 1
+
+    export(model, [ONNX], config())
+    assert content("out") == {"cnn.onnx"}
+
+
+def test_the_temporary_folder_of_a_running_export_is_kept(model: str) -> None:
+    Path("out").mkdir()
+    with pytest.raises(CifarError, match="killed"):
+        export(model, [Killed()], config())
+    (lock,) = Path("out").rglob("lock")
+    with FileLock(lock):  # as the other export holds it
+        export(model, [ONNX], config())
+        assert lock.exists()
+
+
+def test_a_stop_shows_and_logs_the_files_that_were_written_before(
+    model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    with pytest.raises(KeyboardInterrupt):
+        export(model, [ONNX, RaisesAfterWriting(KeyboardInterrupt())], config())
+    assert content("out") == {"cnn.onnx"}
+    assert re.search(r"Written before the stop:\nformat .*\n +onnx +fp32 cnn\.onnx ", caplog.text)
+    assert last_run().info.status == "KILLED"
+    assert last_run().data.metrics["export/onnx-fp32/agreement"] == 1
+
+
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a disk of 64 kB, which is less than any file of a model."""
@@ -280,6 +324,28 @@ def test_bad_options_are_refused_before_anything_is_written(model: str, options:
     result = invoke(model, *options.split())
     assert result.exit_code == 2, result.output
     assert result.stderr.startswith(f"Error: {words}")
+    assert content() == {"file"}
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("file/sub", "Not a directory"),
+        ("x" * 300, "File name too long"),
+        pytest.param(
+            "/proc/out",
+            "No such file or directory",
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder without files"),
+        ),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    output: str, reason: str
+) -> None:
+    Path("file").write_text("")
+    result = invoke("no-such-model", "--format", "onnx", "--output", output)
+    assert result.exit_code == 1, result.output
+    assert result.stderr == f"Error: {output}: cannot be written ({reason})\n"
     assert content() == {"file"}
 
 

@@ -11,7 +11,7 @@ from cifar_mlflow.errors import CifarError
 from serving.registry.loader import load_scorer
 from serving.web.bundle import sizes
 from serving.web.format import WEB
-from serving.web.runtime import HERE, VERSION, Runtime, open_runtime
+from serving.web.runtime import FILES, HERE, VERSION, Runtime, open_runtime
 from tests.export.contract import FormatContract, Written, write
 from tests.export.models import block_images
 from tests.serving.registry.conftest import working_in
@@ -104,6 +104,18 @@ def test_the_unpacked_package_is_a_runtime(runtime: Runtime, tmp_path: Path) -> 
     (tmp_path / "package" / "package.json").write_text('{"name": "onnxruntime-web", "version": "1.2.3"}')
     assert open_runtime(tmp_path / "package").version == "1.2.3"
     assert open_runtime(tmp_path / "package" / "dist").version == "1.2.3"
+
+
+@pytest.mark.parametrize(
+    "description", ["[]", "{}", "no JSON", '{"name": "onnxruntime-web"}', '{"name": "x", "version": "1"}']
+)
+def test_a_runtime_without_a_usable_description_is_of_unknown_version(
+    tmp_path: Path, description: str
+) -> None:
+    for name in FILES:
+        (tmp_path / name).touch()
+    (tmp_path / "package.json").write_text(description)
+    assert open_runtime(tmp_path).version == "of unknown version"
 
 
 @pytest.mark.slow
