@@ -65,10 +65,11 @@ def _row(options: tuple[str, ...], seconds: float) -> str:
     from sklearn.metrics import balanced_accuracy_score
 
     runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    answers = pd.concat(
-        pd.read_csv(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/test/predictions.csv"))
-        for run in runs
-    )
+    tables = [
+        mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/test/predictions.csv") for run in runs
+    ]
+    # As text: a class may be called 001 or NA.
+    answers = pd.concat(pd.read_csv(table, dtype=str, keep_default_na=False) for table in tables)
     balanced = balanced_accuracy_score(answers["label"], answers["answer"])
     accuracy = (answers["label"] == answers["answer"]).mean()
     training = sum(run.data.metrics["train_seconds"] for run in runs)

@@ -134,7 +134,7 @@ def read_decisions(path: Path, dataset: ImageDataset, reviewed: ReviewedImages) 
             if index is None:
                 continue
             label = dataset.classes[reviewed.labels[index]]
-            if row["label"] != label:
+            if _class_of(row["label"], dataset.classes) != label:
                 raise UsageError(
                     f"{row['image']} has the label {label} in {dataset.name}, but {row['label']} in the "
                     f"table; {OTHER_DATA}"
@@ -188,8 +188,16 @@ def _decision(text: str, classes: tuple[str, ...]) -> str:
     text = text.strip()
     if text.lower() in ("", KEEP, DROP):
         return text.lower() or KEEP
-    if text in classes:
-        return text
+    if known := _class_of(text, classes):
+        return known
     close = difflib.get_close_matches(text, [KEEP, DROP, *classes], n=1)
     hint = f"did you mean {close[0]}?" if close else f"use {KEEP}, {DROP} or a class: {listed(classes)}"
     raise UsageError(f"unknown decision {text!r}: {hint}")
+
+
+def _class_of(text: str, classes: tuple[str, ...]) -> str | None:
+    """Return the class of this name; a spreadsheet may have changed `001` to `1`."""
+    if text in classes:
+        return text
+    equal = [name for name in classes if name.isdecimal() and str(int(name)) == text]
+    return equal[0] if len(equal) == 1 else None

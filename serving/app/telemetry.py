@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cifar_mlflow.errors import UsageError
 from serving.app.admission import PROBES
 from serving.app.champion import Champion, ServedModel
 from serving.app.errors import Refusal
@@ -155,11 +156,14 @@ class Telemetry:
         """Record a person's verdict on an answer; call this from a thread.
 
         Raises:
-            Refusal: 404, there is no such answer.
+            Refusal: 404, there is no such answer; 400, the feedback contradicts itself.
         """
-        known = self._log is not None and self._log.feedback(
-            given.request_id, given.item, correct=given.correct, label=given.label
-        )
+        try:
+            known = self._log is not None and self._log.feedback(
+                given.request_id, given.item, correct=given.correct, label=given.label
+            )
+        except UsageError as error:
+            raise Refusal(400, "bad_feedback", str(error)) from None
         if not known:
             raise Refusal(404, "unknown_answer", "There is no such answer in the request log.")
 

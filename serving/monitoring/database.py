@@ -91,6 +91,13 @@ class Feedback:
 Entry: TypeAlias = Record | Feedback
 
 
+@dataclass(frozen=True, slots=True)
+class FoundAnswer:
+    """An answer that feedback is about; `label` is None if it has none or cannot be read now."""
+
+    label: str | None
+
+
 class Database:
     """A request log at an SQLAlchemy URL.
 
@@ -215,11 +222,12 @@ class Database:
                 if isinstance(entry, Feedback):
                     connection.execute(_update(entry))
 
-    def has(self, request_id: str, item: int) -> bool:
-        """Return whether the table has this answer."""
-        answer = sa.select(LOG.c.id).where(LOG.c.request_id == request_id, LOG.c.item == item).limit(1)
+    def find(self, request_id: str, item: int) -> FoundAnswer | None:
+        """Return the answer that feedback applies to; None if the table does not have it."""
+        answers = sa.select(LOG.c.label).where(LOG.c.request_id == request_id, LOG.c.item == item)
         with self._transaction() as connection:
-            return connection.execute(answer).first() is not None
+            row = connection.execute(answers.order_by(LOG.c.id.desc()).limit(1)).first()
+        return None if row is None else FoundAnswer(row.label)
 
     def delete_portion(self, before: float, max_rows: int) -> bool:
         """Delete a few hundred rows that are outdated; return False if there were none.

@@ -9,7 +9,8 @@ from itertools import islice
 
 import sqlalchemy as sa
 
-from serving.monitoring.database import LOCK_SECONDS, Database, Entry, Feedback
+from cifar_mlflow.errors import UsageError
+from serving.monitoring.database import LOCK_SECONDS, Database, Entry, Feedback, FoundAnswer
 from serving.monitoring.records import Record
 
 logger = logging.getLogger(__name__)
@@ -93,9 +94,19 @@ class RequestLog:
 
         Returns:
             False if there is no such answer.
+
+        Raises:
+            UsageError: `correct` and `label` contradict each other.
         """
-        if not self._is_known(request_id, item):
+        answer = self._find(request_id, item)
+        if answer is None:
             return False
+        if None not in (correct, label, answer.label) and correct != (label == answer.label):
+            raise UsageError(
+                "The answer was this label, but correct is false."
+                if label == answer.label
+                else "The answer was another label, but correct is true."
+            )
         self.put(Feedback(request_id, item, time.time(), correct, label))
         return True
 
@@ -167,29 +178,30 @@ class RequestLog:
         if not self._database.delete_portion(before, self._retention_rows):
             self._next_check = time.monotonic() + RETENTION_SECONDS
 
-    def _is_known(self, request_id: str, item: int) -> bool:
+    def _find(self, request_id: str, item: int) -> FoundAnswer | None:
         with self._lock:
             queued = list(self._queue)
-        if any(e.request_id == request_id and e.item == item for e in queued if isinstance(e, Record)):
-            return True
+        for entry in reversed(queued):
+            if isinstance(entry, Record) and entry.request_id == request_id and entry.item == item:
+                return FoundAnswer(entry.label)
         may_wait = self._lookups.acquire(blocking=False)
         deadline = time.monotonic() + (LOOKUP_SECONDS if may_wait else 0)
         try:
-            while not self._is_written(request_id, item):
+            while (answer := self._find_written(request_id, item)) is None:
                 if time.monotonic() > deadline:
-                    return False
+                    return None
                 time.sleep(LOOKUP_SECONDS / 20)
-            return True
+            return answer
         finally:
             if may_wait:
                 self._lookups.release()
 
-    def _is_written(self, request_id: str, item: int) -> bool:
+    def _find_written(self, request_id: str, item: int) -> FoundAnswer | None:
         if self.failing:
-            return True
+            return FoundAnswer(None)
         try:
-            return self._database.has(request_id, item)
+            return self._database.find(request_id, item)
         except ROW_ERRORS:  # the id is one that the database cannot even store
-            return False
+            return None
         except sa.exc.SQLAlchemyError:
-            return True
+            return FoundAnswer(None)

@@ -45,7 +45,7 @@ export function showPanel(name) {
   for (const panel of ["welcome", "single", "several", "camera"]) byId(panel).hidden = panel !== name;
   const answer = byId("answer");
   const { top } = answer.getBoundingClientRect();
-  if (name === "welcome" || (top >= 0 && top < innerHeight / 2)) return;
+  if (name === "welcome" || (top >= 0 && top < innerHeight / 4)) return;
   const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
   answer.scrollIntoView({ block: "start", behavior: reducedMotion ? "auto" : "smooth" }); // on a phone it is below the fold
 }

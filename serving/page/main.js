@@ -76,7 +76,7 @@ function openRow(row, opener, model) {
   if (row.answer) showAnswer(row.answer, model);
   else showFailure(row.error ?? "");
   showPanel("single");
-  byId("single-title").focus();
+  byId("single-title").focus({ preventScroll: true }); // it would end the scrolling to the panel
   byId("back").hidden = false;
   byId("back").onclick = () => {
     showPanel("several");

@@ -105,6 +105,21 @@ def test_drop_wins_and_an_empty_cell_keeps(photos: Path) -> None:
     assert Path("cleaned/train/green/02-2.png").exists()  # there is another 02.png
 
 
+def test_classes_that_are_numbers_may_have_lost_their_zeros_in_a_spreadsheet(photos: Path) -> None:
+    for split in ("train", "test"):
+        for name, number in (("blue", "001"), ("green", "002"), ("red", "010")):
+            (photos / split / name).rename(photos / split / number)
+    Path("review.csv").write_text(HEAD + "train/001/00.png,1,10\ntrain/010/00.png,10,drop\n")
+    command = ("review", "--dataset", "folder", "--data-dir", str(photos), "--apply", "review.csv")
+    done = CliRunner().invoke(main, [*command, "--output", "fixed"])
+    assert done.exit_code == 0, done.output
+    assert len(list(Path("fixed/train/001").iterdir())) == 23
+    assert len(list(Path("fixed/train/010").iterdir())) == 24
+
+    Path("review.csv").write_text(HEAD + "train/001/00.png,1,3\n")
+    assert "unknown decision '3'" in refuse(photos, "--apply", "review.csv", "--output", "cleaned")
+
+
 def test_images_without_files_become_png_files(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(40) % 10

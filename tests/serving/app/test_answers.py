@@ -136,6 +136,18 @@ def test_feedback_is_accepted_for_an_existing_answer_only(server: Server) -> Non
     assert server.post("/feedback", {**good, "label": "zebra"}).json()["error"]["code"] == "unknown_label"
 
 
+@pytest.mark.parametrize("correct", [True, False])
+def test_feedback_that_contradicts_itself_is_refused(server: Server, correct: bool) -> None:
+    answer = server.predict().json()
+    right = answer["predictions"][0]["label"]
+    other = next(each["label"] for each in answer["predictions"][0]["top_k"] if each["label"] != right)
+    given = {"request_id": answer["request_id"], "correct": correct}
+    refused = server.post("/feedback", {**given, "label": other if correct else right})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_feedback")
+    assert f"correct is {str(correct).lower()}" in refused.json()["error"]["message"]
+    assert server.post("/feedback", {**given, "label": right if correct else other}).status_code == 204
+
+
 def test_the_metrics_count_answers(server: Server) -> None:
     server.predict(BLUE)
     text = requests.get(f"{server.url}/metrics", timeout=60).text

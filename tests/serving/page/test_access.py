@@ -208,6 +208,14 @@ def test_the_javascript_of_the_docs_works(page: Page, server: Server, photos: Ph
     assert logged == photos.sure_label
 
 
+def test_on_a_phone_the_dialog_about_the_model_starts_at_its_top(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 500})
+    page.get_by_role("button", name="About the model").click()
+    dialog = page.get_by_role("dialog", name=re.compile("version"))
+    expect(dialog.get_by_role("heading")).to_be_in_viewport(ratio=1)
+    assert dialog.evaluate("dialog => dialog.scrollHeight > dialog.clientHeight"), "nothing to scroll"
+
+
 def test_the_model_and_its_run_are_one_click_away(
     page: Page, open_page: Callable[..., Page], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

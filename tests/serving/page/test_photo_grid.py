@@ -176,6 +176,13 @@ def test_a_photo_can_be_opened_in_full_and_closed(page: Page, photos: Photos) ->
     expect(page.get_by_role("heading", name=SIX, exact=True)).to_be_visible()
 
 
+def test_on_a_phone_an_opened_photo_shows_its_answer_without_scrolling(page: Page, photos: Photos) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    choose_six(page, photos)
+    page.locator("#grid").get_by_role("button").nth(4).click()
+    expect(page.locator("#reading .bars li").last).to_be_in_viewport(ratio=1)
+
+
 def test_at_most_four_photos_are_in_flight(page: Page, photos: Photos) -> None:
     in_flight, max_in_flight = 0, 0
 
