@@ -5,6 +5,7 @@ Lines are JSON, or readable text if standard error is a terminal.
 A write to a pipe that nobody reads blocks. Here it blocks only the thread.
 """
 
+import asyncio
 import atexit
 import io
 import json
@@ -79,7 +80,16 @@ def set_up_logging() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
         logger.setLevel(level)
+    logging.getLogger("uvicorn.error").addFilter(_shorten_cancellation)
     logging.captureWarnings(True)
+
+
+def _shorten_cancellation(record: logging.LogRecord) -> bool:
+    """Drop the tracebacks of what a second Ctrl-C cancels: a line for each open request is enough."""
+    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        record.msg, record.exc_info = "Open request cut off", None
+    # Starlette passes the traceback of the cancelled lifespan on as text.
+    return not record.getMessage().rstrip().endswith("CancelledError")
 
 
 def write_events(events: Sequence[Mapping[str, Any]]) -> None:

@@ -68,6 +68,23 @@ def test_accepted_requests_are_answered_before_the_process_ends(
     assert "Traceback" not in server.log.read_text()
 
 
+def test_a_second_ctrl_c_cuts_open_requests_off_without_a_traceback(
+    start: Callable[..., Server], shared_store: Store
+) -> None:
+    server = start(shared_store.uri).wait()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+        connection.sendall(head + b"Expect: 100-continue\r\nContent-Length: 9999\r\n\r\n")
+        assert connection.recv(25).startswith(b"HTTP/1.1 100 ")  # the route reads the body
+        server.process.send_signal(signal.SIGINT)
+        until(lambda: socket.socket().connect_ex(("127.0.0.1", server.port)) != 0)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+    log = server.log.read_text()
+    assert "Open request cut off" in log
+    assert "Traceback" not in log
+
+
 def test_workers_share_the_work_and_are_replaced(start: Callable[..., Server], shared_store: Store) -> None:
     server = start(shared_store.uri, "--workers", "2").wait()
     for _ in range(60):
