@@ -165,7 +165,8 @@ def train(
         from cifar_mlflow.tracking.resume import resumable_config
         from cifar_mlflow.training.distributed import this_world
 
-    with this_world():
+    with this_world() as world:
+        world.check_same({"resume": resume})  # before the ranks take different ways
         config = config or resumable_config(str(resume), given)
         if print_config:
             return _print_config(None, registration, config)

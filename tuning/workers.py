@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import torch
 
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
@@ -34,6 +36,7 @@ class WorkerProcess:
         self.error = ""
         # `mlflow run` names its run in this variable; each training would take it for its own.
         env = {name: value for name, value in os.environ.items() if name != "MLFLOW_RUN_ID"}
+        env |= own_gpu(spec.index, torch.cuda.device_count(), env)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tuning.worker_main"],
             stdin=subprocess.PIPE,
@@ -73,6 +76,19 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
         self._reader.join(timeout=KILL_AFTER_SECONDS)
+
+
+def own_gpu(index: int, count: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variable that shows a worker one of several GPUs; the workers take them in turn.
+
+    Args:
+        index: number of the worker.
+        count: number of GPUs that this process sees in its environment.
+    """
+    if count < 2:
+        return {}
+    names = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return {"CUDA_VISIBLE_DEVICES": names.split(",")[index % count]}
 
 
 def run_workers(

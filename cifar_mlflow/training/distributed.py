@@ -10,6 +10,7 @@ exchange that still succeeds therefore distinguishes a stopped training from a b
 
 import functools
 import os
+import signal
 import socket
 import time
 import warnings
@@ -77,6 +78,7 @@ class World:
         self.machines = f"{size} on {socket.gethostname()}"
         self._store: Store | None = None
         self._entered = 0
+        self._torchrun = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
     @classmethod
     def alone(cls) -> Self:
@@ -206,6 +208,18 @@ class World:
             largest = torch.tensor(value)
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
+
+    def stop_signal(self, received: int | None) -> int:
+        """Return the signal at which all ranks stop now, 0 if there is none.
+
+        A rank whose torchrun was killed takes that for SIGTERM: Ctrl-C would no longer reach it.
+
+        Args:
+            received: the signal that this rank has received.
+        """
+        if not received and self.size > 1 and self._torchrun not in (None, os.getppid()):
+            received = signal.SIGTERM
+        return self.max(received or 0)
 
     def broadcast(self, value: T | None) -> T:
         """Return rank 0's value: anything that can be pickled; the others pass None."""

@@ -179,7 +179,7 @@ class Training:
                             f"loss {self.losses[-1]:.3f}  accuracy {percent(accuracy)}  {speed:,.0f} images/s"
                         )
                         bar.update(task, note=note)
-                    if stop and (signum := self.world.max(stop.signum or 0)):
+                    if stop and (signum := self.world.stop_signal(stop.signum)):
                         self._raise_if_diverged()
                         self._raise_if_weights_diverged()
                         if checkpoint:

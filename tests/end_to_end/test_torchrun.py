@@ -13,19 +13,24 @@ from mlflow.entities import Run
 from tests.end_to_end.conftest import Project
 
 LONG = ("--epochs", "60")
+ALONE = ("--standalone", "--nproc-per-node", "2")
 
 
 class Torchrun:
-    """torchrun with two processes of `cifar-mlflow` on this machine; their output goes to a file."""
+    """torchrun with two processes of `cifar-mlflow` on this machine; their output goes to a file.
 
-    def __init__(self, project: Project, *arguments: str) -> None:
+    Args:
+        options: of torchrun.
+    """
+
+    def __init__(self, project: Project, *arguments: str, options: tuple[str, ...] = ALONE) -> None:
         self.project = project
         self.file = project.folder / f"torchrun-{len(project.processes)}"
         with self.file.open("w") as output:
             self.process = subprocess.Popen(
                 [
-                    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                    "-m", "cifar_mlflow", *arguments,
+                    *(sys.executable, "-m", "torch.distributed.run", *options),
+                    *("-m", "cifar_mlflow", *arguments),
                 ],
                 cwd=project.folder, env=project.env | {"OMP_NUM_THREADS": "1"}, text=True,
                 stdout=output, stderr=subprocess.STDOUT,
@@ -119,6 +124,24 @@ def test_a_signal_to_torchrun_ends_the_run_as_killed_and_any_number_of_processes
 
 
 @pytest.mark.thorough
+def test_a_signal_on_one_of_two_machines_ends_their_run_as_killed(project: Project, free_port: int) -> None:
+    machines = []
+    for number in (0, 1):
+        project.env["CIFAR_MLFLOW_CACHE"] = str(project.folder / f"cache-{number}")
+        where = ("--nnodes", "2", "--node-rank", str(number), "--master-addr", "127.0.0.1")
+        options = (*where, "--master-port", str(free_port), "--nproc-per-node", "1")
+        machines.append(Torchrun(project, "train", *project.quick, "--epochs", "5000", options=options))
+    machines[0].wait_for("epoch 2/5000  ")
+    machines[1].process.send_signal(signal.SIGTERM)
+    for machine in machines:
+        assert machine.wait() != 0
+        assert "PeerLostError" not in machine.output()
+    run = only_run(project)
+    assert (run.info.status, run.data.tags["error"]) == ("KILLED", "stopped by SIGTERM")
+    assert f"train --resume {run.info.run_id}" in machines[0].output()
+
+
+@pytest.mark.thorough
 def test_a_second_torchrun_leaves_a_run_that_is_being_trained_alone(project: Project) -> None:
     two = train(project, "--epochs", "5000")
     two.wait_for("epoch 2/5000  ")
@@ -153,6 +176,36 @@ def test_more_processes_than_images_per_step_are_refused_before_a_run_starts(pro
     two = train(project, "--batch-size", "1")
     assert two.wait() != 0
     assert "2 processes and accumulate=1 need at least 2 images per step" in two.output()
+    assert project.runs == []
+
+
+@pytest.mark.thorough
+def test_the_processes_stop_when_torchrun_is_killed(project: Project) -> None:
+    """Nothing else would stop them: they are in a session of their own, which Ctrl-C does not reach."""
+    two = train(project, "--epochs", "5000")
+    two.wait_for("epoch 2/5000  ")
+    two.process.kill()
+    project.wait_for(lambda: only_run(project).info.status != "RUNNING", "the end of the run")
+    assert only_run(project).info.status == "KILLED"
+    assert f"train --resume {only_run(project).info.run_id}" in two.output()
+
+
+@pytest.mark.slow
+def test_a_process_that_resumes_while_the_others_begin_is_refused(project: Project, free_port: int) -> None:
+    """A launcher that starts one process per machine may be given two commands."""
+    (project.folder / "output").touch()
+    project.env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2"}
+    processes = []
+    for rank, arguments in enumerate((["--resume", "0" * 32], project.quick)):
+        project.env["RANK"] = str(rank)
+        processes.append(project.start("train", *arguments))
+        (project.folder / "output").rename(project.folder / f"output-{rank}")
+    for rank, process in enumerate(processes):
+        process.wait(timeout=120)
+        output = (project.folder / f"output-{rank}").read_text()
+        assert process.returncode, output
+        assert "must have the same settings and images, but resume is" in output
+        assert "Traceback" not in output
     assert project.runs == []
 
 

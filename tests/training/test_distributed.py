@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cifar_mlflow.training.distributed import World
-from tests.training.distributed_worker import train
+from tests.training.distributed_worker import muon_flops, train
 
 pytestmark = pytest.mark.slow
 
@@ -78,3 +78,10 @@ def test_muon_divided_among_processes_takes_the_steps_of_one(on_two: dict[str, A
     """Its iteration may be in bf16, which turns differences of the last digit into larger ones."""
     one, two = train(World.alone(), MUON["muon"]), on_two["muon"]
     torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=1.5e-2)
+
+
+def test_each_process_computes_a_part_of_the_steps_of_muon(on_two: dict[str, Any]) -> None:
+    (alone,) = muon_flops(World.alone(), MUON["muon"])
+    shares = on_two["muon flops"]
+    assert sum(shares) == alone
+    assert max(shares) < 0.75 * alone

@@ -1,7 +1,9 @@
 """Engine `ray`: Ray Data runs actors that hold a scorer each; a part is a batch."""
 
 import logging
+import os
 import pickle
+import socket
 from collections.abc import Generator
 from typing import Any
 
@@ -12,6 +14,8 @@ from serving.batch.dataset import Part
 from serving.batch.worker import Job, classify_part, load_answerer
 
 THREADS = 1  # of an actor, which occupies one core
+RETRIES = 3  # of a part whose worker died, as on Spark; by default, Ray never gives up
+CONNECT_SECONDS = 10
 
 
 class PartScorer:
@@ -45,6 +49,8 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
+        if address := cluster or os.environ.get("RAY_ADDRESS"):
+            _check_address(address)
         with keep_handlers():
             ray.init(
                 address=cluster, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False
@@ -54,6 +60,7 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
     try:
         context = data.DataContext.get_current()
         context.enable_progress_bars = False  # `progress` shows it
+        context.raise_original_map_exception = True  # Ray's own says only that a function failed
         cores = int(ray.cluster_resources().get("CPU", 1))
         names = data.from_items(
             [{"part": pickle.dumps(part)} for part in parts], override_num_blocks=len(parts)
@@ -62,6 +69,7 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
             fn_constructor_args=(job,),
             batch_size=1,
             num_cpus=THREADS,
+            max_task_retries=RETRIES,
             compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cores, len(parts)))),
         )
         for row in names.iter_rows():
@@ -71,3 +79,15 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
         raise CifarError(f"Ray stopped: {first_line(cause)}; the same command continues") from error
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Connect once to an address with a port: Ray itself tries for half an hour.
+
+    Raises:
+        OSError: nothing answers there.
+    """
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if port.isdecimal():
+        with socket.create_connection((host, int(port)), CONNECT_SECONDS):
+            pass

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+import shutil
 import sys
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -12,7 +14,7 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PyFuncModel
 
-from cifar_mlflow.errors import CifarError, first_line
+from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.extras import import_extra
 from cifar_mlflow.interrupt import keep_handlers
 from cifar_mlflow.scorer.phone_formats import in_common_format
@@ -32,12 +34,16 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
             machine.
 
     Raises:
-        UsageError: PySpark is not installed.
-        CifarError: there is no Java, the cluster does not answer, or a task failed four times.
+        UsageError: PySpark or Java is not installed.
+        CifarError: the cluster does not answer, or a task failed four times.
     """
     sql = import_extra("pyspark.sql", "cifar-mlflow[spark]", "--engine spark")
     errors = import_extra("pyspark.errors", "cifar-mlflow[spark]", "--engine spark")
     java = import_extra("py4j.protocol", "cifar-mlflow[spark]", "--engine spark")
+    if "JAVA_HOME" not in os.environ and shutil.which("java") is None:
+        raise UsageError(
+            "--engine spark needs Java, which is not installed (Debian: apt install default-jre-headless)"
+        )
     builder = sql.SparkSession.builder.appName("cifar-mlflow classify")
     builder = builder.config("spark.ui.showConsoleProgress", "false").config("spark.log.level", "OFF")
     # Spark's own default is the first `python3` in PATH.
@@ -53,7 +59,10 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
         names = frame.mapInPandas(_Task(job), "name string")
         yield from _watch(names, job, {part.name for part in parts})
     except (errors.PySparkException, java.Py4JError) as error:
-        raise CifarError(f"Spark stopped: {_reason(error)}; the same command continues") from error
+        reason = _reason(error)
+        if spark is None:
+            raise CifarError(f"Spark at {cluster or 'this machine'} did not start: {reason}") from error
+        raise CifarError(f"Spark stopped: {reason}; the same command continues") from error
     finally:
         if spark is not None:
             spark.stop()
@@ -114,8 +123,12 @@ def _watch(names: Any, job: Job, pending: set[str]) -> Generator[str]:
 
 def _reason(error: BaseException) -> str:
     """Return the line of a Java or Python stack trace that says what failed."""
-    lines = [line for line in str(error).splitlines() if line and not line.startswith(("\t", " "))]
+    lines = [
+        line.removeprefix(": ")  # before the class of a Java error
+        for line in str(error).splitlines()
+        if line and not line.startswith(("\t", " "))
+    ]
     named = [
         line for line in lines if line.partition(":")[0].rpartition(".")[2].endswith(("Error", "Exception"))
     ]
-    return named[-1] if named else first_line(error)
+    return re.sub(rf"^{UsageError.__module__}\.\w+: ", "", named[-1]) if named else first_line(error)

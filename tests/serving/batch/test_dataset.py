@@ -333,6 +333,25 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
         run("photos", model=model, engine=engine)
 
 
+@pytest.mark.usefixtures("_photos")
+def test_missing_java_is_named_with_the_package_that_has_it(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyspark")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=r"--engine spark needs Java, .*default-jre-headless"):
+        run("photos", model=model, engine="spark")
+
+
+@pytest.mark.usefixtures("_photos")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_ray_cluster_that_does_not_answer_is_named_at_once(address: str, model: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(CifarError, match=rf"Ray at {address} did not start: .*refused"):
+        run("photos", model=model, engine="ray", cluster=address)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.thorough)])
 def test_finished_parts_survive_the_end_of_the_process(signum: signal.Signals, model: str) -> None:

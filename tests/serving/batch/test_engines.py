@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -144,6 +147,58 @@ def test_each_image_has_one_row_although_a_worker_is_killed(
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 0, again.output
     assert f"{count:,} of {count:,} files were already in answers" in again.stdout
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("engine", ["ray", "spark"])
+def test_an_engine_whose_workers_always_die_gives_up(engine: str, model: Path, tmp_path: Path) -> None:
+    """Images that need more memory than a worker has would otherwise be tried for ever."""
+    require(engine)
+    write_photos(tmp_path / "photos", 10_000)
+    arguments = [
+        *("classify", "photos", "--model", str(model)),
+        *("--engine", engine, *CLUSTER[engine], "--output", "answers"),
+    ]
+    log = tmp_path / "log"
+    process = start(arguments, tmp_path, log)
+    try:
+        deadline = time.monotonic() + 240
+        while process.poll() is None:
+            assert time.monotonic() < deadline, log.read_text()
+            for pid in descendants(process.pid):
+                if WORKERS[engine] in command_line(pid):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 1, log.read_text()
+    assert f"Error: {engine.capitalize()} stopped: " in log.read_text()
+    assert "the same command continues" in log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("engine", ["ray", "spark"])
+def test_a_damaged_table_is_named(
+    engine: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers find out: the planning reads the end of a table only."""
+    require(engine)
+    monkeypatch.chdir(tmp_path)
+    image = paint(tmp_path / "red.png", RED).read_bytes()
+    table = pa.table({"image": [image] * 3_000})
+    pq.write_table(table, "photos.parquet", row_group_size=1_000, use_dictionary=False, compression="none")
+    content = Path("photos.parquet").read_bytes()
+    middle = content.find(image, len(content) // 2)
+    Path("photos.parquet").write_bytes(content[: middle - 40] + b"\xff" * 40 + content[middle:])
+    result = CliRunner().invoke(
+        main,
+        ["classify", "photos.parquet", "--model", str(model), "--engine", engine, "--output", "answers/"],
+    )
+    assert result.exit_code == 1, result.output
+    assert "photos.parquet cannot be read as Parquet with images" in result.stderr.splitlines()[-1]
 
 
 @pytest.mark.thorough
