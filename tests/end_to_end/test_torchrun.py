@@ -125,12 +125,16 @@ def test_a_signal_to_torchrun_ends_the_run_as_killed_and_any_number_of_processes
 
 @pytest.mark.thorough
 def test_a_signal_on_one_of_two_machines_ends_their_run_as_killed(project: Project, free_port: int) -> None:
-    machines = []
-    for number in (0, 1):
-        project.env["CIFAR_MLFLOW_CACHE"] = str(project.folder / f"cache-{number}")
-        where = ("--nnodes", "2", "--node-rank", str(number), "--master-addr", "127.0.0.1")
-        options = (*where, "--master-port", str(free_port), "--nproc-per-node", "1")
-        machines.append(Torchrun(project, "train", *project.quick, "--epochs", "5000", options=options))
+    """The second one gets its options by variables, as from Kubeflow."""
+    options = {"nnodes": "2", "node_rank": "0", "master_addr": "127.0.0.1", "master_port": str(free_port)}
+    given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    long = ("train", *project.quick, "--epochs", "5000")
+    project.env["CIFAR_MLFLOW_CACHE"] = str(project.folder / "cache-0")
+    machines = [Torchrun(project, *long, options=tuple(given))]
+    project.env["CIFAR_MLFLOW_CACHE"] = str(project.folder / "cache-1")
+    options["node_rank"] = "1"
+    project.env |= {f"PET_{name.upper()}": value for name, value in options.items()}
+    machines.append(Torchrun(project, *long, options=()))
     machines[0].wait_for("epoch 2/5000  ")
     machines[1].process.send_signal(signal.SIGTERM)
     for machine in machines:
