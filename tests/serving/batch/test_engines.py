@@ -27,6 +27,8 @@ pytestmark = pytest.mark.slow
 BAD = {"empty.jpg": (b"", "empty_image"), "text.png": (b"no image", "not_an_image")}
 # The command lines of worker processes, and the options that start two of them.
 WORKERS = {"ray": "ray::MapWorker", "spark": "CoarseGrainedExecutorBackend"}
+# The same of a process that works on a part.
+BUSY = {"ray": "MapWorker(MapBatches(PartScorer)).submit", "spark": "pyspark.daemon"}
 CLUSTER = {"ray": (), "spark": ("--cluster", "local-cluster[2,1,1024]")}
 
 
@@ -162,11 +164,11 @@ def test_an_engine_whose_workers_always_die_gives_up(engine: str, model: Path, t
     log = tmp_path / "log"
     process = start(arguments, tmp_path, log)
     try:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 150
         while process.poll() is None:
             assert time.monotonic() < deadline, log.read_text()
             for pid in descendants(process.pid):
-                if WORKERS[engine] in command_line(pid):
+                if BUSY[engine] in command_line(pid):
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
