@@ -116,6 +116,7 @@ def test_a_signal_to_torchrun_ends_the_run_as_killed_and_any_number_of_processes
     two.wait_for("epoch 3/60  ")
     two.process.send_signal(signal.SIGTERM)
     two.wait()
+    assert "epoch 60/60 " not in two.output()
     run = only_run(project)
     assert (run.info.status, run.data.tags["error"]) == ("KILLED", "stopped by SIGTERM")
     assert f"train --resume {run.info.run_id}" in two.output()
