@@ -47,7 +47,7 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
     ray = import_extra("ray", "cifar-mlflow[ray]", "--engine ray")
     data = import_extra("ray.data", "cifar-mlflow[ray]", "--engine ray")
     for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is reported once, below
     try:
         if address := cluster or os.environ.get("RAY_ADDRESS"):
             _check_address(address)
