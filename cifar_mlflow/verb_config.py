@@ -207,7 +207,7 @@ def split_minutes(given: dict[str, Any]) -> tuple[dict[str, Any], float | None]:
     if minutes is None:
         return rest, None
     if "epochs" in rest:
-        raise UsageError("minutes and epochs both set the length of the training: give only one of them")
+        raise UsageError("--minutes and --epochs both set the length of a training: give only one of them")
     if not {"model", "recipe"} & rest.keys():
         rest["recipe"] = "demo" if rest.get("dataset") == "sample" else "fast"
     return rest, minutes

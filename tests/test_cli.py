@@ -86,7 +86,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (["--epoch", "3"], ["--epoch", "--epochs"]),
         (["--learning-rate", "0.1"], ["Did you mean --lr?"]),
         (["--bogus", "3"], ["Error: ", "--bogus", "train --help` lists the options"]),
-        (["--crop-padding", "16", "--image-size", "64", *SAMPLE], ["image_size"]),
+        (["--crop-padding", "16", "--image-size", "64", *SAMPLE], ["--image-size"]),
         (["--device", "cuda", *SAMPLE], ["device", "cuda", "cpu"]),
         (["--weights", "nothing.h5", *SAMPLE], ["nothing.h5", "no such file"]),
         (["--weights", "f" * 32, *SAMPLE], ["f" * 32, "no weights"]),

@@ -88,7 +88,7 @@ def drop_conflicting_empty_study(spec: StudySpec, identity: dict[str, Any], data
         optuna.delete_study(study_name=spec.name, storage=database)
     elif not settings:
         raise UsageError(
-            f"study: {spec.name} in this storage was not created by cifar_mlflow; choose another --study"
+            f"--study: {spec.name} in this storage was not created by cifar_mlflow; choose another --study"
         )
     else:
         changes = "; ".join(_difference(name, settings.get(name), identity.get(name)) for name in differing)

@@ -79,9 +79,11 @@ def resolve_auto(search: SearchConfig) -> SearchConfig:
     if search.pruner == "auto":
         search = search.model_copy(update={"pruner": "none" if two else "asha"})
     if two and search.pruner != "none":
-        raise UsageError(f"pruner: {search.pruner} supports one objective only; with two, use --pruner none")
+        raise UsageError(
+            f"--pruner: {search.pruner} supports one objective only; with two, use --pruner none"
+        )
     if two and search.sampler == "cmaes":
-        raise UsageError("sampler: cmaes supports one objective only; with two, use tpe, gp, random or qmc")
+        raise UsageError("--sampler: cmaes supports one objective only; with two, use tpe, gp, random or qmc")
     if search.sampler == "cmaes" and search.pruner == "hyperband":
-        raise UsageError("sampler: cmaes does not support the pruner hyperband; use asha, median or none")
+        raise UsageError("--sampler: cmaes does not support the pruner hyperband; use asha, median or none")
     return search

@@ -215,7 +215,7 @@ class Space:
                 grid[entry.param] = list(entry.values)
         if problems:
             raise UsageError(
-                f"sampler: a grid needs listed values without conditions, but {'; '.join(problems)}. "
+                f"--sampler: a grid needs listed values without conditions, but {'; '.join(problems)}. "
                 "In the file for --space, list values (lr: [0.05, 0.1], or low, high and step), give one "
                 "value to settings that others depend on (optimizer: sgd), and leave out other conditional "
                 "settings (width: null); or choose another --sampler"

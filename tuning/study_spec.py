@@ -154,8 +154,8 @@ def read_study_spec(given: dict[str, Any], promotion: dict[str, Any] | None = No
         search = search.model_copy(update={"trials": DEFAULT_TRIALS})
     if search.epochs_budget and search.epochs_budget < search.epochs:
         raise UsageError(
-            f"epochs_budget: {search.epochs_budget} epochs do not suffice for one trial of {search.epochs}; "
-            "raise --epochs-budget or lower --epochs"
+            f"--epochs-budget: {search.epochs_budget} epochs do not suffice for one trial of "
+            f"{search.epochs}; raise --epochs-budget or lower --epochs"
         )
     texts = {name: value for name, value in given.items() if name not in SearchConfig.model_fields}
     space = Space.read(search.space) if search.space else Space.default()
@@ -164,7 +164,7 @@ def read_study_spec(given: dict[str, Any], promotion: dict[str, Any] | None = No
     configs = [resolve_train_config({**texts, "model": model}) for model in models]
     base = configs[0].model_copy(update={"epochs": search.epochs})
     if not base.val_size:
-        raise UsageError("val_size: a search compares validation accuracy; give a val_size above 0")
+        raise UsageError("--val-size: a search compares validation accuracy; give a val_size above 0")
     values = base.model_dump(mode="json")
     fixed = {name: values[name] for name in texts}
     space = space.fixed(fixed)

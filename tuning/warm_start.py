@@ -49,7 +49,7 @@ def first_trials(
         params = space.params_of(settings)
         misfit = space.misfit(settings) or differing_settings(space, settings, fixed)
         if params is None or misfit:
-            raise UsageError(f"enqueue: run {run_id} lies outside of the space: {misfit}")
+            raise UsageError(f"--enqueue: run {run_id} lies outside of the space: {misfit}")
         first.append({"params": params, "origin": f"run {run_id}"})
     return first + (others if trials is None else others[: max(trials // 2 - len(first), 0)])
 
@@ -164,7 +164,7 @@ def _run(run_id: str) -> Run:
     try:
         return mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
-        raise UsageError(f"enqueue: {first_line(error)}") from error
+        raise UsageError(f"--enqueue: {first_line(error)}") from error
 
 
 def _all_runs(client: mlflow.MlflowClient, experiment_id: str, query: str) -> list[Run]:

@@ -68,7 +68,7 @@ def with_extra_images(
 
 def _find(base: ImageDataset, folder: Path) -> Found:
     if not folder.is_dir():
-        raise UsageError(f"extra_dir: {folder} is not a folder with one subfolder per class")
+        raise UsageError(f"--extra-dir: {folder} is not a folder with one subfolder per class")
     labels = {name: label for label, name in enumerate(base.classes)}
     paths: list[Path] = []
     numbers: list[int] = []
@@ -76,7 +76,7 @@ def _find(base: ImageDataset, folder: Path) -> Found:
     folders = {printable(path.name): path for path in visible_folders(folder)}
     if unknown := sorted(folders.keys() - labels.keys()):
         raise UsageError(
-            f"extra_dir: {folder} has classes that {base.name} does not have: {', '.join(unknown)}; rename "
+            f"--extra-dir: {folder} has classes that {base.name} does not have: {', '.join(unknown)}; rename "
             "or remove their folders"
         )
     for name, path in folders.items():
@@ -85,7 +85,7 @@ def _find(base: ImageDataset, folder: Path) -> Found:
         numbers += [labels[name]] * len(images)
         strays += others
     if not paths:
-        raise UsageError(f"extra_dir: {folder} has no images in folders named after classes of {base.name}")
+        raise UsageError(f"--extra-dir: {folder} has no images in folders named after classes of {base.name}")
     notes = (f"Skipped {len(strays):,} files in {folder} that are not images: {name_strays(strays)}",)
     files = Files(paths, np.array(numbers, dtype=np.int64), [p.relative_to(folder).as_posix() for p in paths])
     nothing = Files([], np.zeros(0, dtype=np.int64), [])

@@ -43,8 +43,8 @@ def find_in_folder(directory: Path) -> Found:
         if classes and tuple(folders) != classes:
             odd = ", ".join(sorted(set(folders) ^ set(classes)))
             raise UsageError(
-                f"data_dir: train and {split} in {directory} have different classes: {odd}. Give each split "
-                "the same class folders"
+                f"--data-dir: train and {split} in {directory} have different classes: {odd}. Give each "
+                "split the same class folders"
             )
         if not classes:
             notes += _notes_on_splits_below(folders)
@@ -80,7 +80,7 @@ def _split_roots(directory: Path) -> tuple[dict[SplitName, Path], list[str]]:
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
             raise UsageError(
-                f"data_dir: {directory} has several folders of {_SPLIT_WORDS[split]} images: {names}; keep "
+                f"--data-dir: {directory} has several folders of {_SPLIT_WORDS[split]} images: {names}; keep "
                 "or merge into one"
             )
     notes = [
@@ -118,7 +118,7 @@ def _check_that_they_are_classes(
                 }
             if len(folders) == 1 or inside & beside:
                 raise UsageError(
-                    f"data_dir: {directory} has a folder {path.name}, but no folder train for the other "
+                    f"--data-dir: {directory} has a folder {path.name}, but no folder train for the other "
                     f"images: move the class folders for the training into {directory / 'train'}"
                 )
 
@@ -130,12 +130,12 @@ def _class_folders(root: Path) -> dict[str, Path]:
     if len(folders) < len(found):
         twice = sorted({name for name, path in found if folders[name] != path})
         raise UsageError(
-            f"data_dir: several folders in {root} stand for class {twice[0]}; rename all but one"
+            f"--data-dir: several folders in {root} stand for class {twice[0]}; rename all but one"
         )
     if len(folders) < 2:
         names = f"only {next(iter(folders))}" if folders else "none"
         raise UsageError(
-            f"data_dir: at least 2 class folders are needed in {root}; found {names}{_hint(root, folders)}"
+            f"--data-dir: at least 2 class folders are needed in {root}; found {names}{_hint(root, folders)}"
         )
     return folders
 
@@ -172,6 +172,6 @@ def _list(directory: Path, folders: dict[str, Path], strays: list[Path]) -> File
         labels += [label] * len(images)
     filled = set(labels)
     if empty := [str(folder) for label, folder in enumerate(folders.values()) if label not in filled]:
-        raise UsageError(f"data_dir: class folder {', '.join(empty)} has no images; fill or remove it")
+        raise UsageError(f"--data-dir: class folder {', '.join(empty)} has no images; fill or remove it")
     names = [path.relative_to(directory).as_posix() for path in paths]
     return Files(paths, np.array(labels, dtype=np.int64), names)

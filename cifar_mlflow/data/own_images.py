@@ -132,7 +132,7 @@ def _set_test_images_aside(found: Found, files: Files) -> tuple[Files, Files]:
         needed = 2 if "val" in found.splits else 3
         without = "" if "val" in found.splits else ", or 2 with --val-size 0"
         raise UsageError(
-            f"data_dir: too few images to set some aside for the test split: {small}. Each class needs at "
+            f"--data-dir: too few images to set some aside for the test split: {small}. Each class needs at "
             f"least {needed} images{without}: add images, remove the class, or provide a test split of your "
             "own beside the training images"
         )
@@ -146,7 +146,7 @@ def _check_classes(found: Found, splits: Mapping[SplitName, Files]) -> None:
         lost = set(found.splits[split].labels.tolist()) - set(files.labels.tolist())
         if empty := [found.classes[label] for label in sorted(lost)]:
             raise UsageError(
-                f"skip_unreadable: no image of class {', '.join(empty)} in the {split} split of "
+                f"--skip-unreadable: no image of class {', '.join(empty)} in the {split} split of "
                 f"{found.place} can be read: add images or remove the class"
             )
 

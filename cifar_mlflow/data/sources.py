@@ -37,7 +37,7 @@ def load_dataset(config: DataConfig, archive: Archive = PUBLISHED) -> ImageDatas
     """
     if config.dataset != "folder" and config.image_size != SIDE:
         raise UsageError(
-            f"image_size: {config.dataset} has images of {SIDE} pixels (got {config.image_size}); "
+            f"--image-size: {config.dataset} has images of {SIDE} pixels (got {config.image_size}); "
             "other sizes are for --dataset folder"
         )
     source = _source(config, archive)
@@ -83,8 +83,8 @@ def _own_images(config: DataConfig) -> Source:
         found = find_in_folder(place)
     else:
         raise UsageError(
-            f"data_dir: {place} is not a folder, nor a .csv, .tsv or .parquet file with the columns path and "
-            "label"
+            f"--data-dir: {place} is not a folder, nor a .csv, .tsv or .parquet file with the columns path "
+            "and label"
         )
     return own_source(found, config.image_size, config.cache_dir, config.skip_unreadable)
 
@@ -101,6 +101,6 @@ def _cifar10_in(directory: Path, archive: Archive, cache_dir: Path) -> Source:
         if parquet_files(folder, "train") and parquet_files(folder, "test"):
             return parquet_source("cifar10", folder)
     raise UsageError(
-        f"data_dir: no CIFAR-10 in {directory} (from --data-dir or CIFAR10_DIR). It should hold {FOLDER}, "
+        f"--data-dir: no CIFAR-10 in {directory} (from --data-dir or CIFAR10_DIR). It should hold {FOLDER}, "
         f"{ARCHIVE_NAME}, or train-*.parquet with test-*.parquet."
     )

@@ -37,7 +37,7 @@ def train_val_indices(dataset: ImageDataset, config: DataConfig) -> tuple[np.nda
         small = [_count_in_words(dataset, label) for label in single]
         needed = 3 if dataset.set_aside else 2
         raise UsageError(
-            f"val_size: too few images to hold out a share of {config.val_size:g} for validation: "
+            f"--val-size: too few images to hold out a share of {config.val_size:g} for validation: "
             f"{', '.join(small)}. Each class needs at least {needed}: add images, or train on all of them "
             "with --val-size 0"
         )

@@ -53,7 +53,7 @@ def find_in_table(table: Path) -> Found:
     classes = _sorted_classes({row.label for row in unique})
     if len(classes) < 2:
         found = f"only {classes[0]}" if classes else "none"
-        raise UsageError(f"data_dir: at least 2 classes are needed in {table}; found {found}")
+        raise UsageError(f"--data-dir: at least 2 classes are needed in {table}; found {found}")
     splits: dict[SplitName, Files] = {}
     numbers = {name: number for number, name in enumerate(classes)}
     for split in SOURCE_SPLITS:
@@ -64,7 +64,7 @@ def find_in_table(table: Path) -> Found:
                 [row.path for row in of_split],
             )
     if untrained := sorted(set(classes) - {row.label for row in unique if row.split == "train"}):
-        raise UsageError(f"data_dir: no training image in {table} has the label {listed(untrained)}")
+        raise UsageError(f"--data-dir: no training image in {table} has the label {listed(untrained)}")
     notes = [f"Skipped {repeated:,} rows of {table} that repeat an image"] if repeated else []
     if "val" in splits:
         notes.append(
@@ -89,9 +89,11 @@ def _read(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
     except OSError as error:
         raise CifarError(f"Cannot read {table}: {error.strerror or error}") from None
     except csv.Error as error:
-        raise UsageError(f"data_dir: {table} is not a CSV file: {error}") from None
+        raise UsageError(f"--data-dir: {table} is not a CSV file: {error}") from None
     if not rows:
-        raise UsageError(f"data_dir: {table} is empty; its first row should name the columns path and label")
+        raise UsageError(
+            f"--data-dir: {table} is empty; its first row should name the columns path and label"
+        )
     return [name.strip() for name in rows[0]], rows[1:]
 
 
@@ -108,10 +110,12 @@ def _read_parquet(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
             for name in used:
                 kind = file.schema_arrow.field(name).type
                 if pyarrow.types.is_nested(kind) or pyarrow.types.is_binary(kind):
-                    raise UsageError(f"data_dir: column {name} of {table} holds {kind}, but should hold text")
+                    raise UsageError(
+                        f"--data-dir: column {name} of {table} holds {kind}, but should hold text"
+                    )
             columns = file.read(columns=used).to_pydict()
     except pyarrow.ArrowException as error:
-        raise UsageError(f"data_dir: {table} is not a Parquet file: {error}") from None
+        raise UsageError(f"--data-dir: {table} is not a Parquet file: {error}") from None
     texts = [["" if value is None else str(value) for value in columns[name]] for name in used]
     return used, list(zip(*texts, strict=True))
 
@@ -123,7 +127,7 @@ def _column(table: Path, header: list[str], names: tuple[str, ...]) -> str:
         if name in by_name:
             return by_name[name]
     raise UsageError(
-        f"data_dir: {table} has no column {names[0]}; its columns are {listed(header)}. Other names that "
+        f"--data-dir: {table} has no column {names[0]}; its columns are {listed(header)}. Other names that "
         f"are understood: {', '.join(names[1:])}"
     )
 
@@ -140,9 +144,9 @@ def _rows(table: Path, cells: Iterable[Sequence[str]]) -> list[_Row]:
         else:
             rows.append(_Row(number, path, label, split))
     if incomplete:
-        raise UsageError(f"data_dir: rows without a path or a label in {table}: {listed(incomplete)}")
+        raise UsageError(f"--data-dir: rows without a path or a label in {table}: {listed(incomplete)}")
     if unknown:
-        raise UsageError(f"data_dir: unknown splits in {table}: {listed(unknown)}; use train, val and test")
+        raise UsageError(f"--data-dir: unknown splits in {table}: {listed(unknown)}; use train, val and test")
     return rows
 
 
@@ -159,7 +163,7 @@ def _without_repetitions(table: Path, rows: list[_Row]) -> tuple[list[_Row], int
         if (known.label, known.split) != (row.label, row.split):
             contradictions.append(f"{row.path} (rows {known.number} and {row.number})")
     if contradictions:
-        raise UsageError(f"data_dir: images with two labels or splits in {table}: {listed(contradictions)}")
+        raise UsageError(f"--data-dir: images with two labels or splits in {table}: {listed(contradictions)}")
     return list(first.values()), len(rows) - len(first)
 
 

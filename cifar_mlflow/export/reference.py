@@ -16,7 +16,7 @@ from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
 from cifar_mlflow.names import PRETRAINED, RUN_ID
-from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
+from cifar_mlflow.tracking.locations import check_artifact_folder, check_training, find_model_version
 from cifar_mlflow.tracking.retry import call_mlflow, is_outage
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def _run_of_version(address: str) -> str | None:
     The version itself holds the network as it is served, possibly in int8; evaluation and training need the
     network as it was trained.
     """
-    missing = f"there is no {address} in {mlflow.get_registry_uri()}"
+    missing = f"there is no {address} in {mlflow.get_registry_uri()}; see: cifar-mlflow models"
     version = call_mlflow(lambda: find_model_version(address), missing)
     if version is None:  # models:/<id of a logged model>
         return None
@@ -87,8 +87,11 @@ def _load_weights(run_id: str) -> tuple[ImageClassifier, ModelCard]:
     run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
     artifacts = call_mlflow(lambda: mlflow.artifacts.list_artifacts(run_id=run_id, artifact_path="weights"))
     if WEIGHTS_FILE not in {file.path for file in artifacts}:
+        check_training(run)
         check_artifact_folder(run.info.artifact_uri, f"run {run_id}")
-        raise UsageError(missing)
+        stopped = run.info.status in ("KILLED", "FAILED")
+        hint = f"; it ended early, go on with: cifar-mlflow train --resume {run_id}" if stopped else ""
+        raise UsageError(f"{missing}{hint}")
     # Not by run id and path: MLflow then reports any failure as a wrong path.
     uri = f"{run.info.artifact_uri}/{WEIGHTS_FILE}"
     with tempfile.TemporaryDirectory() as folder:

@@ -51,7 +51,7 @@ def check_backbone(name: str) -> None:
     if library == "timm" and not _timm().is_model(model):
         close = difflib.get_close_matches(model, _timm().list_models())
         hint = f"did you mean {' or '.join(f'timm/{other}' for other in close)}?" if close else "see its docs"
-        raise UsageError(f"model: timm has no {model}: {hint}")
+        raise UsageError(f"--model: timm has no {model}: {hint}")
 
 
 def _timm() -> ModuleType:
@@ -78,7 +78,7 @@ def check_image_size(network: nn.Module, size: int) -> None:
     config = _timm_config(network)
     side = config["input_size"][-1] if config.get("fixed_input_size") else size
     if side != size:
-        raise UsageError(f"image_size: this model takes images of {side} pixels (got {size})")
+        raise UsageError(f"--image-size: this model takes images of {side} pixels (got {size})")
 
 
 def _timm_config(network: nn.Module) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _timm_weights(name: str) -> Mapping[str, Tensor]:
     model = name.partition("/")[2]
     check_backbone(name)
     if not _timm().is_model_pretrained(model):
-        raise UsageError(f"weights: timm has no ImageNet weights of {model}: give --weights FILE or none")
+        raise UsageError(f"--weights: timm has no ImageNet weights of {model}: give --weights FILE or none")
     repository = _timm().get_pretrained_cfg(model).hf_hub_id
     try:
         source = {"file": file} if (file := _in_cache_of_hub(repository)) else {}

@@ -80,14 +80,14 @@ def _check(
     folder: Path, classes: tuple[str, ...], reviewed: ReviewedImages, kept: list[tuple[int, int]]
 ) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"output: {folder} exists; name a new folder for the cleaned data set")
+        raise UsageError(f"--output: {folder} exists; name a new folder for the cleaned data set")
     if unusable := [name for name in classes if "/" in name or "\\" in name or name.startswith(".")]:
         raise CifarError(f"class {unusable[0]!r} cannot be the name of a folder; rename it")
     left = {label for index, label in kept if reviewed.splits[index] == "train"}
     if missing := [name for label, name in enumerate(classes) if label not in left]:
         raise UsageError(
-            f"apply: no training image of class {', '.join(missing)} is left; keep one, or remove the class "
-            "from the data set"
+            f"--apply: no training image of class {', '.join(missing)} is left; keep one, or remove the "
+            "class from the data set"
         )
 
 

@@ -156,7 +156,7 @@ def read_decisions(path: Path, dataset: ImageDataset, reviewed: ReviewedImages) 
             *complaints[:SHOWN_COMPLAINTS],
             *([f"and {more:,} more rows like these"] if more > 0 else []),
         ]
-        raise UsageError("\n".join(f"apply: {complaint}" for complaint in shown))
+        raise UsageError("\n".join(f"--apply: {complaint}" for complaint in shown))
     return decisions
 
 
@@ -174,11 +174,11 @@ def _rows(path: Path) -> Iterable[tuple[int, Mapping[str, str]]]:
     except OSError as error:
         raise CifarError(f"Cannot read {path}: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"apply: {path} is not a CSV file in UTF-8: {error}") from None
+        raise UsageError(f"--apply: {path} is not a CSV file in UTF-8: {error}") from None
     missing = [name for name in ("image", "label", "decision") if name not in columns]
     if missing:
         raise UsageError(
-            f"apply: {path} has no column {', '.join(missing)}; give a table that `review` has written"
+            f"--apply: {path} has no column {', '.join(missing)}; give a table that `review` has written"
         )
     return rows
 

@@ -205,7 +205,7 @@ def _check_output(output: Path, reviewing: ReviewConfig) -> None:
     """
     if output.is_dir() or (output.exists() and not reviewing.overwrite):
         raise UsageError(
-            f"output: {output} exists and may hold decisions; name another file, or replace it with "
+            f"--output: {output} exists and may hold decisions; name another file, or replace it with "
             "--overwrite"
         )
     with write_errors(output):
@@ -223,7 +223,7 @@ def apply_decisions(config: TrainConfig, decisions: Path, folder: Path) -> str:
     """
     place = config.data_dir
     if place and folder.resolve().is_relative_to(place.resolve()):
-        raise UsageError(f"output: {folder} lies in {place}, which stays as it is; name a folder elsewhere")
+        raise UsageError(f"--output: {folder} lies in {place}, which stays as it is; name a folder elsewhere")
     dataset, reviewed = _load(config)
     return write_cleaned(folder, dataset, reviewed, read_decisions(decisions, dataset, reviewed))
 
@@ -231,7 +231,9 @@ def apply_decisions(config: TrainConfig, decisions: Path, folder: Path) -> str:
 def _load(config: TrainConfig) -> tuple[ImageDataset, ReviewedImages]:
     """Return the data set without its unreadable files, which it lists."""
     if config.extra_dir:
-        raise UsageError("extra_dir: review takes one data set; review the folder of extra images on its own")
+        raise UsageError(
+            "--extra-dir: review takes one data set; review the folder of extra images on its own"
+        )
     dataset = load_dataset(config.model_copy(update={"skip_unreadable": True}))
     log_notes(dataset)
     return dataset, ReviewedImages(dataset)

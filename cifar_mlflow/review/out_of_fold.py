@@ -127,8 +127,8 @@ def unseen_images(dataset: ImageDataset, reviewed: ReviewedImages, card: ModelCa
     """
     if card.data_digest != dataset.digest:
         raise UsageError(
-            f"trained_model: it was trained on {card.data or 'unknown images'}, not on {dataset.name} as it "
-            "is now, so it is not known which of the images it has seen: name a model that was trained on "
+            f"--trained-model: it was trained on {card.data or 'unknown images'}, not on {dataset.name} as "
+            "it is now, so it is not known which of the images it has seen: name a model that was trained on "
             "this data set, or leave it out, so that networks are trained for the review"
         )
     others = np.arange(len(reviewed.parts["train"]), len(reviewed))

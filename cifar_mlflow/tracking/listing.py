@@ -13,13 +13,12 @@ from cifar_mlflow.errors import UsageError
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.locations import versions_of
 from cifar_mlflow.tracking.retry import call_mlflow
-from cifar_mlflow.tracking.store import store_uri
+from cifar_mlflow.tracking.store import TRIAL_TAG, store_uri
 from cifar_mlflow.verb_config import ModelsConfig, RunsConfig
 
 Rows = list[list[str]]
 RUN_COLUMNS = ("run", "name", "data", "val", "test", "status")
 VERSION_COLUMNS = ("model", "alias", "network", "data", "val", "test", "run")
-TRIAL_TAG = "optuna.trial"
 PAGE = 200  # runs per request
 
 

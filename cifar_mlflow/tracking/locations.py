@@ -1,4 +1,4 @@
-"""Locations of registered models in MLflow, and a check that their files still exist."""
+"""Registered models and runs in MLflow: where they are, and checks that they are what a command needs."""
 
 import re
 from contextlib import suppress
@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import mlflow
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -95,3 +96,17 @@ def check_artifact_folder(location: str, owner: str) -> None:
         f"the files of {owner} should be in {folder}, but {missing} does not exist; if it was moved, move "
         f"it back or link it (ln -s NEW_PLACE {missing})"
     )
+
+
+def check_training(run: Run) -> None:
+    """Check that a run is of kind `train`, as trials are; a run of another project has no kind.
+
+    Raises:
+        UsageError: it is of another kind; for a search, the message names the run of the best trial.
+    """
+    kind = run.data.tags.get("kind", "train")
+    if kind == "train":
+        return
+    best = run.data.tags.get("best.run_id")
+    hint = f"; take its best trial, {best}" if best else ""
+    raise UsageError(f"run {run.info.run_id} is not a training, but of kind {kind}{hint}")

@@ -5,6 +5,7 @@ import mlflow
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.tracking.locations import check_training
 from cifar_mlflow.tracking.retry import call_mlflow
 
 
@@ -17,6 +18,7 @@ def settings_of_run(run_id: str) -> dict[str, str]:
     """
     missing = f"--settings-of {run_id}: there is no such run in {mlflow.get_tracking_uri()}"
     run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
+    check_training(run)
     if "model" not in run.data.params:
         raise UsageError(f"--settings-of {run_id}: the run is not a training")
     names = TrainConfig.model_fields.keys() - {*NEUTRAL}

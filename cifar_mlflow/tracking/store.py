@@ -23,11 +23,16 @@ logger = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
 DEFAULT_EXPERIMENT = "0"
+TRIAL_TAG = "optuna.trial"  # of the trainings of a search
 # MLflow 3 opens an experiment in its mode for GenAI (traces, judges) unless the address asks for the other.
 TRAINING_MODE = "workflowType=machine_learning"
 # The filter and the order of MLflow's table of runs, as its addresses have them.
 TRAININGS = urlencode(
-    {"searchFilter": "tags.kind = 'train'", "orderByKey": "metrics.`val/accuracy`", "orderByAsc": "false"},
+    {
+        "searchFilter": f"tags.kind = 'train' and tags.`{TRIAL_TAG}` IS NULL",
+        "orderByKey": "metrics.`val/accuracy`",
+        "orderByAsc": "false",
+    },
     quote_via=quote,
 )
 DESCRIPTION = """\
@@ -35,10 +40,12 @@ Image classification with cifar-mlflow: [trainings, best first](#/experiments/{i
 [their charts](#/experiments/{id}/runs?{mode}&{trainings}&compareRunsMode=CHART), \
 [models](#/experiments/{id}/models?{mode})
 
+- Columns adds `val/accuracy` to the list. Type `val/` into the search field of the charts for those to \
+choose by.
 - The name of a run says what was changed from the recipe of its model. \
 To compare the settings of some trainings, select them and choose Compare.
-- The tag `kind` tells the runs apart: `train`, `search` (its trials are nested in it), \
-`evaluate`, `export`, `register`, `review`, `monitor`. The links above filter by it.
+- The tag `kind` tells the runs apart: `train`, `search` (its trials, of kind `train`, are nested in it), \
+`evaluate`, `export`, `register`, `review`, `monitor`. The links above show the trainings without the trials.
 - Among the models, `model` is the network as trained, `scorer` the form that is registered and served.
 - The test split is read once, at the end of a training: choose by `val/...`, report `test/...`.
 """

@@ -76,13 +76,15 @@ def set_up_hardware(
 def _own_device(device: torch.device, world: World) -> torch.device:
     """Return the device of this process among those that share the machine."""
     if device.type == "mps":
-        raise UsageError("device: an Apple GPU serves one process; choose --device cpu or leave torchrun out")
+        raise UsageError(
+            "--device: an Apple GPU serves one process; choose --device cpu or leave torchrun out"
+        )
     if device.type != "cuda":
         return device
     if world.local_size > torch.cuda.device_count():
         raise UsageError(
-            f"device: this machine has {torch.cuda.device_count()} GPUs for the {world.local_size} processes "
-            "that torchrun started on it: lower --nproc-per-node, or choose --device cpu"
+            f"--device: this machine has {torch.cuda.device_count()} GPUs for the {world.local_size} "
+            "processes that torchrun started on it: lower --nproc-per-node, or choose --device cpu"
         )
     own = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(own)
@@ -103,7 +105,7 @@ def _choose_device(wanted: str) -> str:
         return next(name for name in ("cuda", "mps", "cpu") if available[name])
     if not available[wanted]:
         present = ", ".join(name for name, is_available in available.items() if is_available)
-        raise UsageError(f"device: this machine has no {wanted} that torch can use; it has {present}")
+        raise UsageError(f"--device: this machine has no {wanted} that torch can use; it has {present}")
     return wanted
 
 

@@ -156,7 +156,7 @@ def checkpoint_activations(network: nn.Module) -> nn.Module:
 
     network = replace_layers(network, replacement)
     if not found:
-        raise UsageError("activation_checkpointing: this network has no sequence of convolutions to divide")
+        raise UsageError("--activation-checkpointing: this network has no sequence of convolutions to divide")
     return network
 
 

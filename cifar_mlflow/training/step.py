@@ -113,6 +113,8 @@ def _compiled(module: nn.Module, device: torch.device) -> nn.Module:
     """
     compiler = os.environ.get("CXX", "g++")
     if device.type == "cpu" and not shutil.which(compiler):
-        raise UsageError(f"compile: torch.compile needs the C++ compiler {compiler}, which is not installed")
+        raise UsageError(
+            f"--compile: torch.compile needs the C++ compiler {compiler}, which is not installed"
+        )
     compiled: nn.Module = torch.compile(module)  # type: ignore[assignment]
     return compiled

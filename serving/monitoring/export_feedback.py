@@ -31,7 +31,7 @@ def export_feedback(feedback: pd.DataFrame, images_dir: Path, folder: Path) -> s
         CifarError: an image cannot be copied, or a class has a name that no folder can have.
     """
     if not images_dir.is_dir():
-        raise UsageError(f"images_dir: {images_dir} is not a folder; name that of `serve --images-dir`")
+        raise UsageError(f"--images-dir: {images_dir} is not a folder; name that of `serve --images-dir`")
     is_right = feedback["feedback_correct"].fillna(False).astype(bool)
     told = feedback["feedback_label"].astype(object)
     known = feedback.assign(
@@ -71,7 +71,7 @@ def _stored(images_dir: Path, sha256: str) -> Path | None:
 def _copy(source: Path, folder: Path, label: str) -> str:
     """Copy the image to the folder of its class only, and return its name in `folder`."""
     if "/" in label or "\\" in label or label.startswith("."):
-        raise CifarError(f"export_feedback: class {label!r} cannot be the name of a folder")
+        raise CifarError(f"--export-feedback: class {label!r} cannot be the name of a folder")
     target = folder / label / source.name
     for former in folder.glob(f"*/{source.name}"):
         if former != target:

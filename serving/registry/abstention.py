@@ -85,7 +85,7 @@ def fit_thresholds(
     """
     scores = energy(logits, temperature) + distance
     ood_above = float(np.quantile(scores, IN_DISTRIBUTION_SHARE)) + OOD_MARGIN
-    target = f"that {target_accuracy:.4g} of the certain answers are right"
+    target = f"that {100 * target_accuracy:.4g} % of the certain answers are right"
     if labels is None:
         reason = f"no images were held out, so nothing verifies {target}"
         return Thresholds(target_accuracy, ood_above, None, None, reason)
@@ -107,8 +107,8 @@ def fit_thresholds(
         )
         if len(cuts):
             reason = (
-                f"at no confidence are {target_accuracy:.4g} of the answers to the {len(labels):,} "
-                f"validation images right (at best {accuracy[cuts].max():.4g})"
+                f"on the {len(labels):,} validation images, no confidence threshold leaves "
+                f"{100 * target_accuracy:.4g} % right answers (at best {accuracy[cuts].max():.1%})"
             )
         return Thresholds(NEVER_CERTAIN, ood_above, 0.0, None, reason)
     cut = int(on_target[-1])

@@ -97,9 +97,13 @@ def _calibration(card: ServedCard, evaluation: Evaluation, images: str) -> str:
     uncertain = card.uncertain
     text = (
         f"Logits are divided by a temperature of {card.temperature:.3g}; the calibration error (ECE, 15 "
-        f"bins) on {images} images is then {evaluation.ece:.3f}. An answer is `uncertain` below a confidence "
-        f"of {uncertain.confidence_below:.2f}, or if the image is unlike the training images."
+        f"bins) on {images} images is then {evaluation.ece:.3f}."
     )
+    if uncertain.confidence_below <= 1:
+        text += (
+            f" An answer is `uncertain` below a confidence of {uncertain.confidence_below:.2f}, or if the "
+            "image is unlike the training images."
+        )
     if uncertain.coverage:
         text += f" Of the validation images, {uncertain.coverage:.1%} get a certain answer."
     return f"{text} {promise(uncertain)}"

@@ -34,7 +34,7 @@ from cifar_mlflow.models.card import ModelCard, ServedCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.names import RUN_ID, registered_name
 from cifar_mlflow.tracking.datasets import LONGEST_DIGEST
-from cifar_mlflow.tracking.locations import versions_of
+from cifar_mlflow.tracking.locations import check_training, versions_of
 from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.run import now_ms
 from cifar_mlflow.verb_config import RegisterConfig, ServedPrecision
@@ -187,7 +187,9 @@ def _check_run(run_id: str) -> None:
     if not RUN_ID.fullmatch(run_id):
         raise UsageError(f"not the id of a run, which has 32 digits 0-9a-f: {run_id}")
     missing = f"there is no run {run_id} in {mlflow.get_tracking_uri()}"
-    run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing).info
+    found = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
+    check_training(found)
+    run = found.info
     if run.lifecycle_stage == "deleted":
         raise UsageError(f"run {run_id} is deleted: restore it with mlflow runs restore, or register another")
     if run.status == "RUNNING":

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from cifar_mlflow.evaluation.calibration import expected_calibration_error, softmax
@@ -54,6 +55,8 @@ def describe(
     if uncertain.reason:
         logger.warning("%s", promise(uncertain))
     auroc = _ood_auroc(chosen, card)
+    if uncertain.confidence_below <= 1:
+        _warn_of_missed(auroc)
     metrics = {
         "serve/agreement": chosen.agreement,
         f"serve/{eval_set.split}_ece": expected_calibration_error(probabilities, labels),
@@ -109,6 +112,11 @@ def _ood_auroc(chosen: Candidate, card: ModelCard) -> dict[str, float]:
         logits, distance = split_outputs(engine.run(images))
         auroc[kind] = ood_auroc(in_distribution, energy(logits, card.temperature) + distance)
     engine.close()
+    return auroc
+
+
+def _warn_of_missed(auroc: Mapping[str, float]) -> None:
+    """Name the kinds of foreign images that may get certain answers."""
     missed = [f"{kind} (AUROC {value:.2f})" for kind, value in auroc.items() if value < USEFUL_AUROC]
     if missed:
         logger.warning(
@@ -116,7 +124,6 @@ def _ood_auroc(chosen: Candidate, card: ModelCard) -> dict[str, float]:
             "AUROC of 0.5 is chance",
             ", ".join(missed),
         )
-    return auroc
 
 
 def _threshold_metrics(thresholds: Thresholds) -> dict[str, float]:

@@ -135,7 +135,7 @@ class RegisteredModel:
         model = call_mlflow(
             lambda: self._client.get_registered_model(self.name),
             missing=f"there is no registered model {self.name} in {mlflow.get_registry_uri()}; "
-            "create a version of it with: cifar-mlflow register RUN_ID, or register pretrained",
+            "see: cifar-mlflow models, or create a version of it with: cifar-mlflow register RUN_ID",
         )
         number = model.aliases.get(alias)
         return None if number is None else str(number)

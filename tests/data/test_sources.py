@@ -191,7 +191,7 @@ def test_the_digest_follows_the_content(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dataset", ["cifar10", "sample"])
 def test_image_size_is_only_for_folders(dataset: str, tmp_path: Path) -> None:
     config = DataConfig.model_validate({"dataset": dataset, "image_size": 64, "data_dir": tmp_path})
-    with pytest.raises(UsageError, match=f"image_size: {dataset} has images of 32 pixels"):
+    with pytest.raises(UsageError, match=f"--image-size: {dataset} has images of 32 pixels"):
         load_dataset(config)
 
 

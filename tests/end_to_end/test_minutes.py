@@ -80,7 +80,7 @@ def test_a_budget_that_is_too_short_starts_no_run(project: Project) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--epochs", "3"), "minutes and epochs both set the length of the training"),
+        (("--epochs", "3"), "--minutes and --epochs both set the length of a training"),
         (("--resume", "f" * 32), "--resume takes the settings of the run: leave out --minutes"),
     ],
 )

@@ -3,6 +3,7 @@
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import mlflow
 import pytest
@@ -180,3 +181,17 @@ def test_an_address_leads_to_the_mode_for_trained_models(monkeypatch: pytest.Mon
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert page_address("experiments/1") is None
+
+
+def test_the_link_to_the_trainings_leaves_out_the_trials_of_a_search(mlflow_store: Path) -> None:
+    connect("photos")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("photos")
+    training = client.create_run(experiment.experiment_id, tags={"kind": "train"})
+    client.create_run(experiment.experiment_id, tags={"kind": "train", "optuna.trial": "0"})
+    client.create_run(experiment.experiment_id, tags={"kind": "search"})
+    link = re.search(r"\(#/[^?]*/runs\?(.*?)\)", experiment.tags["mlflow.note.content"])
+    assert link
+    query = parse_qs(link[1])["searchFilter"][0]
+    found = client.search_runs([experiment.experiment_id], query)
+    assert [run.info.run_id for run in found] == [training.info.run_id]

@@ -91,7 +91,7 @@ def test_the_run_has_no_password(folder: Path) -> None:
 
 
 def test_a_budget_below_one_trial_is_refused() -> None:
-    with pytest.raises(UsageError, match="epochs_budget: 8 epochs do not suffice for one trial of 9"):
+    with pytest.raises(UsageError, match="--epochs-budget: 8 epochs do not suffice for one trial of 9"):
         read_study_spec({"epochs_budget": "8"})
     assert read_study_spec({"epochs_budget": "9"}).search.epochs_budget == 9
 

@@ -78,7 +78,7 @@ def test_an_unreachable_target_makes_every_answer_uncertain() -> None:
     assert thresholds.confidence_below > 1
     assert (thresholds.coverage, thresholds.accuracy) == (0.0, None)
     assert thresholds.reason
-    assert "at no confidence are 0.95 of the answers to the 200 validation images right (at best 0.7" in (
+    assert "on the 200 validation images, no confidence threshold leaves 95 % right answers (at best 7" in (
         thresholds.reason
     )
     reachable = fit_thresholds(logits, labels, 1.0, target_accuracy=0.7)
@@ -91,7 +91,7 @@ def test_too_few_images_make_every_answer_uncertain() -> None:
     thresholds = fit_thresholds(logits, np.arange(14) % 2, 1.0, target_accuracy=0.95)
     assert (thresholds.coverage, thresholds.accuracy) == (0.0, None)
     assert thresholds.reason == (
-        "14 validation images are too few to verify that 0.95 of the certain answers are right: "
+        "14 validation images are too few to verify that 95 % of the certain answers are right: "
         "it takes 20 of them"
     )
     certain = is_certain(logits, thresholds.confidence_below, thresholds.ood_above, 1.0)

@@ -26,6 +26,7 @@ from cifar_mlflow.evaluation.job import evaluate
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.export.reference import load_classifier
+from cifar_mlflow.tracking.settings import settings_of_run
 from cifar_mlflow.verb_config import EvaluateConfig
 from serving.registry.abstention import ood_images
 from serving.registry.loader import load_scorer
@@ -217,7 +218,7 @@ def test_a_run_without_validation_images_has_no_coverage_and_no_accuracy(
         "target_accuracy": 0.95,
         "coverage": None,
         "accuracy": None,
-        "reason": "no images were held out, so nothing verifies that 0.95 of the certain answers are right",
+        "reason": "no images were held out, so nothing verifies that 95 % of the certain answers are right",
     }
     metrics = [metric.key for metric in registry.model("2").metrics]
     assert {"serve/fp32/train_accuracy", "train/accuracy"} <= {*metrics}
@@ -233,7 +234,7 @@ def test_a_target_out_of_reach_makes_every_answer_uncertain(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("cifar_mlflow"), "propagate", True)
     register(trained.run_id, serve_precision="fp32", target_accuracy=0.999)
-    reason = r"108 validation images are too few to verify that 0\.999 of the certain answers are right"
+    reason = r"108 validation images are too few to verify that 99\.9 % of the certain answers are right"
     scorer = load_scorer("models:/cifar10/1")
     uncertain = scorer.card["uncertain"]
     assert (uncertain["coverage"], uncertain["accuracy"]) == (0, None)
@@ -242,6 +243,8 @@ def test_a_target_out_of_reach_makes_every_answer_uncertain(
     description = client.get_model_version("cifar10", "1").description
     for text in (caplog.text, description):
         assert re.search(f"Every answer is marked as uncertain: {reason}.*--target-accuracy", text)
+    assert "below a confidence" not in description
+    assert "may get confident answers" not in caplog.text
     model_id = client.get_model_version("cifar10", "1").source.removeprefix("models:/")
     metrics = {metric.key: metric.value for metric in client.get_logged_model(model_id).metrics or ()}
     assert metrics["serve/val_coverage"] == 0
@@ -346,7 +349,7 @@ def test_arguments_are_checked_first(
 
 
 def test_an_unknown_run_and_a_run_without_weights_are_refused(
-    client: mlflow.MlflowClient, trained: Trained, shared_cache: Path
+    client: mlflow.MlflowClient, trained: Trained, shared_cache: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=f"there is no run {'f' * 32} in sqlite"):
         register("f" * 32)
@@ -355,8 +358,22 @@ def test_an_unknown_run_and_a_run_without_weights_are_refused(
             model_uri=trained.run_id, dataset="folder", data_dir=trained.images, cache_dir=shared_cache
         )
     )
-    with pytest.raises(UsageError, match="has no weights to load"):
+    with pytest.raises(UsageError, match="is not a training, but of kind evaluate"):
         register(evaluated.run_id)
+    stopped = client.create_run(client.create_experiment("stopped", str(tmp_path))).info.run_id
+    client.log_text(stopped, "", "notes.txt")
+    client.set_terminated(stopped, "KILLED")
+    with pytest.raises(UsageError, match=f"no weights to load; .*: cifar-mlflow train --resume {stopped}"):
+        register(stopped)
+
+
+def test_instead_of_a_search_its_best_trial_is_named(client: mlflow.MlflowClient, trained: Trained) -> None:
+    experiment = client.get_run(trained.run_id).info.experiment_id
+    search = client.create_run(experiment, tags={"kind": "search", "best.run_id": trained.run_id}).info.run_id
+    message = f"run {search} is not a training, but of kind search; take its best trial, {trained.run_id}"
+    for refused in (lambda: register(search), lambda: settings_of_run(search)):
+        with pytest.raises(UsageError, match=message):
+            refused()
 
 
 def test_an_unfinished_or_deleted_run_is_refused(client: mlflow.MlflowClient, trained: Trained) -> None:
