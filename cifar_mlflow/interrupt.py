@@ -1,10 +1,13 @@
 """Signals that stop a job: the first one requests a stop, a second Ctrl-C stops at once."""
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -29,7 +32,11 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise Interrupted on SIGTERM within the block, so that files are closed and temporary ones removed."""
+    """Raise Interrupted on SIGTERM within the block, so that files are closed and temporary ones removed.
+
+    Within it, an interruption that Python drops because a destructor or the callback of a weak reference
+    happened to run is sent again.
+    """
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Interrupted(signum)
@@ -37,11 +44,25 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = partial(_send_again, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, previous)
+
+
+def _send_again(hook: Callable[[Any], Any], dropped: Any) -> None:
+    """Send the signal of a dropped interruption again; pass other dropped exceptions to `hook`."""
+    if not isinstance(dropped.exc_value, KeyboardInterrupt):
+        hook(dropped)
+        return
+    signum = getattr(dropped.exc_value, "signum", signal.SIGINT)
+    # Later, since a `StopRequest` ignores signals soon after the one for which it raised the exception.
+    timer = threading.Timer(SECONDS_TO_CLEAN_UP + 0.5, os.kill, (os.getpid(), signum))
+    timer.daemon = True
+    timer.start()
 
 
 class StopRequest:

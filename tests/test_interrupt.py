@@ -3,12 +3,15 @@
 import faulthandler
 import signal
 import threading
-from contextlib import suppress
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import pytest
 
 from cifar_mlflow import interrupt
-from cifar_mlflow.interrupt import Interrupted, StopRequest, stoppable
+from cifar_mlflow.interrupt import Interrupted, StopRequest, stoppable, terminable
 
 
 def test_a_signal_only_sets_the_request() -> None:
@@ -115,3 +118,24 @@ def test_only_the_first_signal_and_a_later_ctrl_c_raise(monkeypatch: pytest.Monk
         monkeypatch.setattr(interrupt, "SECONDS_TO_CLEAN_UP", 0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stop", [nullcontext, stoppable])
+def test_a_signal_in_the_callback_of_a_weak_reference_stops_work_that_goes_on(
+    stop: Callable[[], AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registration went on for more than a minute after SIGTERM."""
+    monkeypatch.setattr(interrupt, "SECONDS_TO_CLEAN_UP", 0)
+
+    class Watched:
+        pass
+
+    def work() -> None:
+        watched = Watched()
+        callback = weakref.ref(watched, lambda _: signal.raise_signal(signal.SIGTERM))
+        del watched
+        time.sleep(20)
+        pytest.fail(f"the signal was lost in {callback}")
+
+    with pytest.raises(Interrupted, match="SIGTERM"), terminable(), stop():
+        work()
