@@ -305,7 +305,8 @@ class TrainConfig(
     )
     test: bool = setting(True, "Evaluate on the test split, once, at the end.")
     tta: TtaName = setting(
-        "none", "Test-time augmentation of that evaluation: none, mirror images, or mirrored crops."
+        "none",
+        "Test-time augmentation of the evaluation on the test split: none, mirror images, or mirrored crops.",
     )
 
     @model_validator(mode="after")

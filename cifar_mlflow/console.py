@@ -6,11 +6,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -28,13 +27,21 @@ class _Formatter(logging.Formatter):
         return printable(redact(rank_prefix() + super().format(record)))
 
 
+class _TerminalHandler(logging.Handler):
+    """Prints log lines above the progress bar; the terminal wraps them, so that commands can be copied."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            console.print(self.format(record), markup=False, emoji=False, soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
 def set_up_logging() -> None:
-    """Send the package's log lines to standard error, above the progress bar, without passwords."""
+    """Send the package's log lines to standard error, without passwords."""
     handler: logging.Handler
     if console.is_terminal:
-        handler = RichHandler(
-            console=console, show_time=False, show_path=False, show_level=False, markup=False
-        )
+        handler = _TerminalHandler()
         handler.setFormatter(_Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()
@@ -69,13 +76,18 @@ def training_bar() -> Progress:
 
 
 @contextmanager
-def loading() -> Iterator[None]:
-    """Show in a terminal that libraries are being imported, which takes seconds."""
+def spinner(text: str) -> Iterator[None]:
+    """Show in a terminal, and only there, what the block does, which takes seconds."""
     if console.is_terminal and rank() == 0:
-        with console.status("Loading the libraries"):
+        with console.status(text):
             yield
     else:
         yield
+
+
+def loading() -> AbstractContextManager[None]:
+    """Show in a terminal that libraries are being imported."""
+    return spinner("Loading the libraries")
 
 
 class Steps:

@@ -61,7 +61,8 @@ class Group(click.Group):
             message = error.format_message()
             if isinstance(error, click.NoSuchOption) and not error.possibilities and error.ctx:
                 message += _option_about(error.option_name, error.ctx.command)
-            command = (error.ctx or ctx).command_path
+            # The parser of a verb does not tell in which context it failed.
+            command = error.ctx.command_path if error.ctx else f"{ctx.command_path} {ctx.invoked_subcommand}"
             _report(f"{message}\n`{command} --help` lists the options.")
             ctx.exit(error.exit_code)
         except OSError as error:

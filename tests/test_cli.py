@@ -57,6 +57,13 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("verb", "option"), [("tune", "--study"), ("train", "--epochs"), ("serve", "--port")]
+)
+def test_an_option_without_its_value_names_the_help_of_its_verb(verb: str, option: str) -> None:
+    assert_refused(invoke(verb, option), 2, option, f" {verb} --help` lists the options")
+
+
 @pytest.mark.usefixtures("mlflow_store")
 @pytest.mark.parametrize(
     ("options", "words"),

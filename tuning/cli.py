@@ -39,7 +39,7 @@ def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
     given, registration = split_settings(given, TuneConfig, RegisterConfig)
     with loading():
         from tuning.report import leaderboard
-        from tuning.results import best_trials
+        from tuning.results import best_trials, trial_name
         from tuning.study import tune as search
 
     with stoppable() if promote else nullcontext():
@@ -52,7 +52,7 @@ def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
         else:
             click.echo(
                 f"""
-What next, for the best one:
+What next, for trial {trial_name(best)}:
   train it longer  cifar-mlflow train --settings-of {run_id} --epochs {LONGER * settings["epochs"]}
   or serve it      cifar-mlflow register {run_id} --promote"""
             )

@@ -15,6 +15,7 @@ import optuna
 import plotly.graph_objects as go
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.ticker import MaxNLocator, NullLocator
@@ -33,6 +34,9 @@ from tuning.results import (
 
 MAX_LEGEND_ENTRIES = 12
 SLICE_COLUMNS = 4
+LIGHTEST = 0.35  # of the blues from 0 to 1: lighter ones are hardly visible on white
+PRUNED = "pruned, last value"
+BEST = "best so far"
 
 
 @dataclass(frozen=True)
@@ -157,8 +161,36 @@ def _short_legend(ax: Axes) -> None:
         legend.remove()
 
 
+def _visible(blues: Colormap) -> Colormap:
+    """Return a color map without its lightest colors, which come last in a reversed one."""
+    light = np.linspace(LIGHTEST, 1, blues.N)
+    return ListedColormap(blues(1 - light[::-1] if blues.name.endswith("_r") else light))
+
+
+def _pruned_points(study: optuna.Study) -> tuple[list[int], list[float]]:
+    """Return the numbers of pruned trials, and the last value that each has reported."""
+    last = {
+        trial.number: trial.intermediate_values[trial.last_step]
+        for trial in in_state(study, TrialState.PRUNED)
+        if trial.last_step is not None
+    }
+    return [*last], [*last.values()]
+
+
 def _history_png(figure: Figure, study: optuna.Study) -> None:
-    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax = figure.axes[0]
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    points, *_ = ax.collections
+    points.set_label("complete")
+    for line in ax.lines:
+        line.set_label(BEST)
+    numbers, values = _pruned_points(study)
+    if numbers:
+        ax.scatter(numbers, values, marker="x", color="dimgrey", label=PRUNED)
+    if legend := ax.get_legend():  # beside the chart, where it takes a fifth of the width
+        legend.remove()
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
 def _intermediate_values_png(figure: Figure, study: optuna.Study) -> None:
@@ -180,6 +212,7 @@ def _slices_png(figure: Figure, study: optuna.Study) -> None:
     """Arrange Optuna's single row of charts as a grid."""
     *axes, _ = figure.axes
     points = axes[-1].collections[0]
+    cmap = _visible(points.get_cmap())
     if points.colorbar:
         points.colorbar.remove()
     columns = min(SLICE_COLUMNS, len(axes))
@@ -188,6 +221,7 @@ def _slices_png(figure: Figure, study: optuna.Study) -> None:
     grid = GridSpec(rows, columns, figure=figure)
     for i, ax in enumerate(axes):
         ax.set_subplotspec(grid[i // columns, i % columns])
+        ax.collections[0].set_cmap(cmap)
         ax.collections[0].set_clim(0, len(study.trials) - 1)  # Optuna's colors differ from chart to chart
         ax.set_xlabel(_wrap(ax.get_xlabel()), fontsize=9)
         ax.set_ylabel(_objective(study) if i % columns == 0 else "", fontsize=9)
@@ -198,17 +232,32 @@ def _slices_png(figure: Figure, study: optuna.Study) -> None:
             ax.xaxis.set_minor_locator(NullLocator())
         elif sum(len(label.get_text()) for label in ax.get_xticklabels()) > 24:
             ax.tick_params(axis="x", rotation=30)
-    figure.colorbar(points, ax=axes, label="trial", fraction=0.03)
+    numbers = MaxNLocator(integer=True, min_n_ticks=1)
+    figure.colorbar(points, ax=axes, label="trial", fraction=0.03, ticks=numbers)
 
 
 def _parallel_coordinates_png(figure: Figure, study: optuna.Study) -> None:
     width = max(WIDTH, 0.95 * (len(parameters(study)) + 2))
     figure.set_size_inches(width, 5.6)
-    figure.subplots_adjust(left=1.2 / width, right=1 - 0.7 / width, bottom=0.3, top=0.88)
+    first = figure.axes[0]
+    lines, *_ = first.collections
+    lines.set_cmap(_visible(lines.get_cmap()))
+    assert lines.colorbar
+    bar = lines.colorbar.ax
+    left, right, bottom, height = 1.2, width - 1.6, 0.3, 0.58  # the first two in inches
+    bar.set_position((1 - 0.9 / width, bottom, 0.2 / width, height))
+    for ax in figure.axes:
+        if ax is not bar:
+            ax.set_position((left / width, bottom, (right - left) / width, height))
+            ax.tick_params(labelsize=8)
+            if ax.get_yscale() == "log":  # else ticks between powers of ten overlap
+                ticks = np.geomspace(*ax.get_ylim(), 3)
+                ax.set_yticks(ticks, [f"{tick:.2g}" for tick in ticks])
+                ax.yaxis.set_minor_locator(NullLocator())
+            for label in ax.get_yticklabels():  # which lie on the lines
+                label.set_bbox({"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5})
     labels = [_wrap(label) for label in _dimensions(study)]
-    figure.axes[0].set_xticks(
-        range(len(labels)), labels, rotation=25, ha="right", rotation_mode="anchor", fontsize=9
-    )
+    first.set_xticks(range(len(labels)), labels, rotation=40, ha="right", rotation_mode="anchor", fontsize=9)
 
 
 def _nothing_png(figure: Figure, study: optuna.Study) -> None: ...
@@ -225,7 +274,18 @@ def _importances_html(figure: go.Figure, study: optuna.Study) -> None:
     figure.update_yaxes(automargin=True)
 
 
+def _history_html(figure: go.Figure, study: optuna.Study) -> None:
+    figure.update_traces(name="complete", selector={"mode": "markers"})
+    figure.update_traces(name=BEST, selector={"mode": "lines"})
+    numbers, values = _pruned_points(study)
+    if numbers:
+        marker = {"symbol": "x", "color": "dimgrey"}
+        figure.add_scatter(x=numbers, y=values, mode="markers", marker=marker, name=PRUNED)
+
+
 def _slices_html(figure: go.Figure, study: optuna.Study) -> None:
+    light = f"rgb{tuple(int(255 * part) for part in mpl.colormaps['Blues'](LIGHTEST)[:3])}"
+    figure.update_traces(marker_colorscale=[(0, light), (1, "rgb(8, 48, 107)")])
     figure.update_layout(width=max(1000, 190 * len(parameters(study))))
 
 
@@ -249,11 +309,11 @@ CHARTS = {
     ),
     "history": Chart(
         "History",
-        "Complete trials, and the best value so far.",
+        "Complete trials, the last value of pruned ones, and the best value so far.",
         "plot_optimization_history",
         _target,
         _history_png,
-        _nothing_html,
+        _history_html,
     ),
     "intermediate_values": Chart(
         "Accuracy by epoch",

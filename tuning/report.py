@@ -17,7 +17,7 @@ from tuning.command import command_line, wrapped
 from tuning.html_report import html_report
 from tuning.optuna_output import ignore_optuna_warnings
 from tuning.plots import CHARTS, missing_charts, png_figure
-from tuning.results import best_trials, compact, own_trials
+from tuning.results import best_metrics, best_trials, compact, own_trials, trial_name, values
 from tuning.warm_start import PRIOR_RUN
 
 STATES = {
@@ -68,10 +68,9 @@ def log_study(sink: StudySink, study: optuna.Study) -> None:
         "trials": len(trials),
         "epochs": sum(trial.user_attrs.get("epochs", trial.last_step or 0) for trial in trials),
     }
-    for trial in best[:1]:
-        metrics |= {f"best/{name}": value for name, value in _values(study, trial).items()}
-    finished = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
-    sink.log_metrics(metrics, step=finished)
+    # The workers have logged the best value at each of these steps, perhaps not in their order.
+    finished = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    sink.log_metrics(metrics | best_metrics(study), step=max(finished, default=0))
 
 
 def trials_table(study: optuna.Study) -> pd.DataFrame:
@@ -82,7 +81,7 @@ def trials_table(study: optuna.Study) -> pd.DataFrame:
         {
             "number": trial.number,
             "state": STATES[trial.state],
-            **_values(study, trial),
+            **values(study, trial),
             **{name: trial.user_attrs.get(name) for name in ATTRIBUTES},
             **trial.params,
         }
@@ -138,17 +137,10 @@ def snapshot(study: optuna.Study) -> optuna.Study:
     return copy
 
 
-def _values(study: optuna.Study, trial: FrozenTrial) -> dict[str, float]:
-    """Return the values by objective; for a pruned trial none, although Optuna has its last report."""
-    if trial.state != TrialState.COMPLETE:
-        return {}
-    return dict(zip(study.user_attrs["objectives"], trial.values, strict=True))
-
-
 def _facts(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
     return {
         "trial": trial.number,
-        "values": _values(study, trial),
+        "values": values(study, trial),
         "run_id": trial.user_attrs.get("run_id"),
         "params": trial.params,
         "settings": trial.user_attrs.get("settings"),
@@ -181,8 +173,8 @@ def _best_table(study: optuna.Study, trials: list[FrozenTrial]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "rank": str(rank),
-            "trial": str(trial.number),
-            **{name: _text(value) for name, value in _values(study, trial).items()},
+            "trial": trial_name(trial),
+            **{name: _text(value) for name, value in values(study, trial).items()},
             "epochs": str(trial.user_attrs.get("epochs", "")),
             "run": trial.user_attrs.get("run_id") or "",
             "hyperparameters": " ".join(f"{name}={text}" for name, text in compact(trial.params).items()),
@@ -227,10 +219,10 @@ def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
     # The first line is plain text: MLflow shows it as it is in lists.
     parts = [_summary(study), "All values are those of the validation split."]
     if best:
-        values = ", ".join(f"{name} **{_text(value)}**" for name, value in _values(study, best[0]).items())
+        shown = ", ".join(f"{name} **{_text(value)}**" for name, value in values(study, best[0]).items())
         table = _best_table(study, best)
         parts += [
-            f"Best: {values}, trial {best[0].number}, run `{best[0].user_attrs.get('run_id')}`",
+            f"Best: {shown}, trial {trial_name(best[0])}, run `{best[0].user_attrs.get('run_id')}`",
             *(f"```\n{wrapped(command, COMMAND_WIDTH)}\n```" for command in _commands(best[:1]).values()),
             markdown_table([*table.columns], table.to_numpy().tolist()),
         ]

@@ -40,8 +40,30 @@ def best_trials(study: optuna.Study, count: int) -> list[FrozenTrial]:
     return sorted(trials, key=lambda trial: (-trial.values[0], trial.number))[:count]
 
 
+def values(study: optuna.Study, trial: FrozenTrial) -> dict[str, float]:
+    """Return the values by objective; for a pruned trial none, although Optuna has its last report."""
+    if trial.state != TrialState.COMPLETE:
+        return {}
+    return dict(zip(study.user_attrs["objectives"], trial.values, strict=True))
+
+
+def best_metrics(study: optuna.Study) -> dict[str, float]:
+    """Return the values of the best trial by the names of metrics; empty if no trial is complete."""
+    return {
+        f"best/{name}": value
+        for trial in best_trials(study, 1)
+        for name, value in values(study, trial).items()
+    }
+
+
+def trial_name(trial: FrozenTrial) -> str:
+    """Return the number of a trial and, unless the sampler chose its settings, where they are from."""
+    origin = trial.user_attrs.get("origin", "sampler")
+    return f"{trial.number}" if origin == "sampler" else f"{trial.number} ({origin})"
+
+
 def headline(study: optuna.Study, trials: int | None, workers: int) -> str:
-    """Return the progress of a search: `7 of 20 trials done, best 80.8 % (trial 3), about 12 min left`.
+    """Return the progress of a search: `7 of 20 trials done, best 80.8 % by trial 3, about 12 min left`.
 
     Args:
         trials: planned number of trials; None if another budget ends the search.
@@ -51,7 +73,7 @@ def headline(study: optuna.Study, trials: int | None, workers: int) -> str:
     finished = [trial for trial in own if trial.state.is_finished()]
     parts = [f"{len(finished)} of {trials} trials done" if trials else f"{len(finished)} trials done"]
     if best := best_trials(study, 1):
-        parts.append(f"best {percent(best[0].values[0]).strip()} (trial {best[0].number})")
+        parts.append(f"best {percent(best[0].values[0]).strip()} by trial {trial_name(best[0])}")
     seconds = [trial.user_attrs["seconds"] for trial in finished if "seconds" in trial.user_attrs]
     if trials and seconds and (left := trials - len(finished)) > 0:
         parts.append(f"about {duration(left * sum(seconds) / len(seconds) / workers)} left")

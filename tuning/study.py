@@ -15,6 +15,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.trial import TrialState
 
+from cifar_mlflow.console import spinner
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.split import divide_lazily
 from cifar_mlflow.data.summary import log_notes
@@ -42,6 +43,7 @@ from tuning.workers import run_workers
 logger = logging.getLogger("cifar_mlflow.tuning")
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optuna.Study:
@@ -63,13 +65,15 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
     dataset = load_dataset(base)
     log_notes(dataset)
     dataset.split("train")  # decoded once here, not by each worker
-    base = base.model_copy(update={"experiment": connect(base.experiment)})
-    spec = replace(spec, base=base)
-    close_stale_runs(base.cache_dir)
-    storage = Storage(search.storage, spec.name, base.cache_dir, base.experiment)
-    study = create_study(spec, storage, dataset)
+    with spinner("Opening the study"):
+        base = base.model_copy(update={"experiment": connect(base.experiment)})
+        spec = replace(spec, base=base)
+        close_stale_runs(base.cache_dir)
+        storage = Storage(search.storage, spec.name, base.cache_dir, base.experiment)
+        study = create_study(spec, storage, dataset)
     finished = len(own_trials(study.get_trials(deepcopy=False, states=FINISHED)))
-    if search.trials and finished >= search.trials:
+    complete = search.trials is not None and finished >= search.trials
+    if complete:
         logger.info(
             "Study %s already has %d trials; raise --trials for more, or choose another --study",
             spec.name,
@@ -82,12 +86,14 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
         _, val_split = divide_lazily(dataset, base)
         try:
             with TrialPlotter(storage.plots, val_split, dataset.classes):
-                run_workers(
-                    spec.worker_specs(storage, run.run_id),
-                    stop,
-                    lambda: _count_finished(study, storage),
-                    _heartbeat(study, storage),
-                )
+                if not complete or study.get_trials(deepcopy=False, states=UNFINISHED):
+                    with spinner("Training the trials"):
+                        run_workers(
+                            spec.worker_specs(storage, run.run_id),
+                            stop,
+                            lambda: _count_finished(study, storage),
+                            _heartbeat(study, storage),
+                        )
                 if not stop.signum:
                     if reason := storage.retry_on_outage(lambda: failure_reason(study)):
                         raise CifarError(reason)
@@ -97,7 +103,8 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
             with suppress(CifarError):  # the first error matters more
                 log_study(run, storage.retry_on_outage(lambda: snapshot(study)))
             raise
-        log_study(run, storage.retry_on_outage(lambda: snapshot(study)))
+        with spinner("Drawing the plots of the search"):
+            log_study(run, storage.retry_on_outage(lambda: snapshot(study)))
         stop.raise_if_asked()
     return study
 
@@ -130,7 +137,7 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
         return
     yield joined
     joined.flush()
-    if not study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING)):
+    if not study.get_trials(deepcopy=False, states=UNFINISHED):
         client.set_terminated(joined.run_id, "FINISHED")
 
 
@@ -178,7 +185,8 @@ def retrain_best(
     common |= {"cache_dir": str(base.cache_dir), "experiment": base.experiment}
     trainings = retrainings(best, spec.search, common)
     worker = replace(spec.worker_specs(storage, run.run_id)[0], retrain=trainings, threads=base.threads)
-    run_workers([worker], stop, lambda: len(retrained_runs(study, list(trainings))), lambda: None)
+    with spinner("Retraining the best trial"):
+        run_workers([worker], stop, lambda: len(retrained_runs(study, list(trainings))), lambda: None)
     if stop.signum:
         return
     client = mlflow.MlflowClient()

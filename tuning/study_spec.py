@@ -64,6 +64,7 @@ class StudySpec:
         fixed: training settings that were given, as JSON values: they are the same in all trials.
         base: settings that all trainings share, such as data, split and device.
         models: architectures in the space.
+        given: settings of the search that were given, as JSON values.
         promotion: options for the registration after the search, if it was asked for.
     """
 
@@ -73,6 +74,7 @@ class StudySpec:
     base: TrainConfig
     space: Space
     models: list[str]
+    given: dict[str, Any]
     promotion: dict[str, Any]
 
     @property
@@ -89,14 +91,14 @@ class StudySpec:
     def command(self) -> str:
         """The command that continues the search from any folder; without passwords.
 
-        SQLite's path is absolute only if the file exists.
+        It has the settings that were given, and the storage, whose default depends on the folder. SQLite's
+        path is absolute only if the file exists.
         """
-        search = self.search.model_dump(mode="json", exclude_unset=True)
-        absolute = {"study": self.name, "storage": absolute_url(self.search.storage)}
+        first = {"study": self.search.study, "storage": absolute_url(self.search.storage)}
         if self.search.space:
-            absolute["space"] = str(self.search.space.absolute())
+            first["space"] = str(self.search.space.absolute())
         # Named first so that they lead the command, and again so that their values win.
-        return command_line("tune", absolute | search | absolute | self.promotion | self.fixed)
+        return command_line("tune", first | self.given | first | self.promotion | self.fixed)
 
     def identity(self, digest: str) -> dict[str, Any]:
         """Return the settings that a study must keep, or its trials could not be compared.
@@ -147,9 +149,8 @@ def read_study_spec(given: dict[str, Any], promotion: dict[str, Any] | None = No
     """
     if unknown := {name: value for name, value in given.items() if name not in TuneConfig.model_fields}:
         validate(TuneConfig, unknown)
-    search = resolve_auto(
-        validate(SearchConfig, {k: v for k, v in given.items() if k in SearchConfig.model_fields})
-    )
+    request = validate(SearchConfig, {k: v for k, v in given.items() if k in SearchConfig.model_fields})
+    search = resolve_auto(request)
     if not (search.trials or search.timeout or search.epochs_budget):
         search = search.model_copy(update={"trials": DEFAULT_TRIALS})
     if search.epochs_budget and search.epochs_budget < search.epochs:
@@ -176,5 +177,6 @@ def read_study_spec(given: dict[str, Any], promotion: dict[str, Any] | None = No
         base=base,
         space=space,
         models=models,
+        given=request.model_dump(mode="json", exclude_unset=True),
         promotion=promotion or {},
     )

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
+from cifar_mlflow.console import spinner
 from cifar_mlflow.data import Split
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.evaluation.calibration import Labels
@@ -88,9 +89,10 @@ class TrialPlotter:
         self._ended.set()
         if error is not None and not isinstance(error, Exception):
             return
-        self._thread.join()
-        if not self._mlflow_is_away:  # or each attempt would wait for it again
-            self._draw_all()
+        with spinner("Drawing the plots of the last trials"):
+            self._thread.join()
+            if not self._mlflow_is_away:  # or each attempt would wait for it again
+                self._draw_all()
         if left := [file.stem for file in self._folder.glob("*.npz")]:
             logger.warning(
                 "Plots are missing in %s; run the same command to draw them", ", ".join(sorted(left))

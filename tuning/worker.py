@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from tuning.command import without_passwords
 from tuning.config import SearchConfig
 from tuning.objective import TrialCallbacks, TrialLostError, may_be_pruned, run_trial
 from tuning.optuna_output import ignore_optuna_warnings, silence_optuna
-from tuning.results import headline, own_trials
+from tuning.results import best_metrics, headline, own_trials
 from tuning.retrain import retrain
 from tuning.samplers import build_pruner, build_sampler
 from tuning.space import Space
@@ -94,14 +95,18 @@ class Worker:
                         callbacks.fail(reason, 0.0, Path(self.spec.cache_dir))
                     else:
                         run_trial(callbacks, self._train_config(callbacks.trial), is_restart)
-                    logger.info("%s", self.storage.retry_on_outage(self._headline))
+                    self.storage.retry_on_outage(partial(self._report_progress, callbacks.trial.number))
                 except TrialLostError as error:
                     logger.warning("%s", error)
                 finally:
                     lock.release()
 
-    def _headline(self) -> str:
-        return headline(self.study, self.search.trials, self.search.workers)
+    def _report_progress(self, finished: int) -> None:
+        """Print how far the search is, and log the best value so far to its run, at the step of the trial."""
+        logger.info("%s", headline(self.study, self.search.trials, self.search.workers))
+        client = mlflow.MlflowClient()
+        for name, value in best_metrics(self.study).items():
+            call_mlflow(partial(client.log_metric, self.spec.parent_run_id, name, value, step=finished))
 
     def _waits_for_others(self) -> bool:
         if self.spec.index or (self.spec.deadline and time.time() > self.spec.deadline):

@@ -82,7 +82,9 @@ def tracked_run(
     except KeyboardInterrupt as interruption:  # includes Interrupted
         status = "KILLED"
         reason = str(interruption) or "Ctrl-C"
-        logger.warning("Stopped by %s%s", reason, directory.resume_hint)
+        # The command that continues a study is printed once, by the search, and not for each trial.
+        hint = "" if study and kind != "search" else directory.resume_hint
+        logger.warning("Stopped by %s%s", reason, hint)
         _log_reason(run, f"stopped by {reason}")
         raise
     except TrackingLostError as error:

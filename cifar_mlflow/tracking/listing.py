@@ -31,13 +31,15 @@ def list_runs(config: RunsConfig) -> tuple[Rows, list[str]]:
     """
     runs = _find_runs(config)
     registered = _versions_by_run()
-    rows = []
+    rows, is_search = [], config.kind == "search"
     for run in runs:
         status = registered.get(run.info.run_id, "")
         if run.info.status != "FINISHED":
             status = run.info.status.lower()
         row = [run.info.run_id, run.info.run_name, run.data.tags.get("dataset", "")]
-        rows.append([*row, _accuracy(run, "val"), _accuracy(run, "test"), status])
+        rows.append(
+            [*row, _accuracy(run, "best/val" if is_search else "val"), _accuracy(run, "test"), status]
+        )
     ids = [run.info.run_id for run in runs]
     commands = [
         f"cifar-mlflow train --resume {run_id}"
@@ -52,6 +54,14 @@ def list_runs(config: RunsConfig) -> tuple[Rows, list[str]]:
         best = max(candidates, key=lambda run: run.data.metrics["val/accuracy"]).info.run_id
         if best not in registered:
             commands.append(f"cifar-mlflow register {best} --promote")
+    # The best trial of the newest search that has one.
+    trials = [trial for run in runs if (trial := run.data.tags.get("best.run_id"))] if is_search else []
+    for trial in trials[:1]:
+        commands.append(f"cifar-mlflow train --settings-of {trial}")
+        if trial not in registered:
+            commands.append(f"cifar-mlflow register {trial} --promote")
+    if not runs and is_search:
+        commands.append("cifar-mlflow tune --dataset sample --trials 20")
     if not runs and config.kind == "train":
         commands.append("cifar-mlflow train --dataset sample --model cnn")
     return rows, commands

@@ -139,7 +139,7 @@ class Training:
 
     @property
     def _bar_label(self) -> str:
-        return f"epoch {self.epoch + 1}/{self.config.epochs}"
+        return f"training, epoch {self.epoch + 1}/{self.config.epochs}"  # the bar is that of all epochs
 
     def fit(
         self,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cifar_mlflow.config import PlacesConfig
-from cifar_mlflow.console import percent
+from cifar_mlflow.console import percent, spinner
 from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.evaluation.calibration import softmax
@@ -108,7 +108,7 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
     training, eval_set = load_images(card, params, places)
     logger.info("Exporting %s of run %s, evaluated on %s", card.model, run_id, eval_set)
-    with tempfile.TemporaryDirectory() as scratch:
+    with spinner("Preparing the version"), tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(classifier, card, training.images, eval_set, config, Path(scratch))
         return publish(prepared, run_id, name)
 

@@ -101,6 +101,8 @@ def test_the_run_of_the_study_has_its_results(searched: tuple[Project, str]) -> 
     assert parent.data.tags["best.run_id"] == best.user_attrs["run_id"]
     assert float(parent.data.tags["best.value"]) == best.value
     assert parent.data.params["sampler"] == "tpe"
+    points = project.client.get_metric_history(parent.info.run_id, "best/val/accuracy")
+    assert {point.step for point in points} == {*range(5)}  # a curve, with a point for each trial
     table = pd.read_csv(project.client.download_artifacts(parent.info.run_id, "search/trials.csv"))
     assert len(table) == 5
     assert project.artifacts(parent.info.run_id) >= {

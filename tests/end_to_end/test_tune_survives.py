@@ -130,8 +130,10 @@ def test_the_printed_command_continues_the_search(project: Project, signum: int)
     project.wait_for(lambda: all(map(ended, workers)), "the worker to stop")
     output = project.train() if signum == signal.SIGKILL else project.output()
     hint = "continue its study with: "
-    printed = {line.partition(hint)[2] for line in output.splitlines() if hint in line}
-    (again,) = printed  # the same for the run of the search and for that of its trial
+    printed = [line.partition(hint)[2] for line in output.splitlines() if hint in line]
+    again = printed[0]
+    # After `kill -9` once for each run that is closed, that of the search and that of its trial.
+    assert printed == [again] * (2 if signum == signal.SIGKILL else 1)
     project.run(*shlex.split(again)[1:])
     assert "trial 0: continues from its checkpoint" in project.output()
     assert_nothing_is_lost(project, 1)
@@ -144,7 +146,7 @@ def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
     wait_for_epoch(project, 1, 2)
     assert project.stop(process, signal.SIGINT) == 130
     output = project.output()
-    assert "continue its study with: cifar-mlflow tune --study folder" in output
+    assert "continue its study with: cifar-mlflow tune --storage sqlite:" in output
     assert "Traceback" not in output
     assert [run.info.status for run in trials_of(project)] == ["KILLED", "KILLED"]
     assert parent_of(project).info.status == "KILLED"

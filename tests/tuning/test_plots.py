@@ -3,12 +3,13 @@
 import warnings
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from optuna.trial import TrialState, create_trial
 
-from tests.tuning.studies import SPACE, TWO, make_study, search, trial
+from tests.tuning.studies import ONE, SPACE, TWO, make_study, search, trial
 from tuning.plots import CHARTS, html_figure, missing_charts, png_figure
 from tuning.report import snapshot
 
@@ -58,6 +59,30 @@ def test_the_labels_of_parallel_coordinates_are_those_of_the_values() -> None:
     (line,) = [line for line in figure.data if line.customdata is not None and line.customdata[0][1] == "0.5"]
     values = dict(zip(labels, [value for _, value in line.customdata], strict=True))
     assert (values["latency_ms"], values["cutout"], values[LONG_NAME]) == ("3", "8", "1.25")
+
+
+def test_the_history_shows_pruned_trials_and_names_them() -> None:
+    study = snapshot(make_study([trial(values=(0.5,)), trial(TrialState.PRUNED, curve=(0.1, 0.2))]))
+    names = ["complete", "best so far", "pruned, last value"]
+    figure = png_figure(study, "history")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+    assert figure.axes[0].collections[-1].get_offsets() == pytest.approx(np.array([[1, 0.2]]))
+    traces = {trace.name: trace for trace in html_figure(study, "history").data}
+    assert [*traces] == names
+    assert (*traces[names[2]].x, *traces[names[2]].y) == (1, 0.2)
+
+
+@pytest.mark.parametrize("objectives", [ONE, TWO])
+@pytest.mark.parametrize("name", ["slices", "parallel_coordinates"])
+def test_no_trial_is_nearly_white(name: str, objectives: tuple[str, ...]) -> None:
+    values = [(0.1 * (i + 1), 3.0 + i % 2)[: len(objectives)] for i in range(3)]
+    study = snapshot(
+        make_study([trial(values=each, params={"mixup": each[0]}) for each in values], objectives)
+    )
+    shown = png_figure(study, name).axes[0].collections[0]
+    colors = shown.to_rgba(np.asarray(shown.get_array()))[:, :3]
+    assert colors.min(axis=1).max() < 0.7
+    assert len({*map(tuple, colors)}) > 1
 
 
 def test_the_charts_of_many_parameters_form_a_grid() -> None:

@@ -123,7 +123,7 @@ def test_the_run_of_a_search_has_its_tables_and_plots(tmp_path: Path) -> None:
     assert (metrics["best/val/accuracy"], metrics["trials"]) == (best.value, 42)
     assert metrics["epochs"] == table["epochs"].sum()
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "best/val/accuracy")
-    assert [metric.step for metric in history] == [40]
+    assert [metric.step for metric in history] == [39]  # the last finished trial
 
 
 @pytest.mark.slow
@@ -286,6 +286,15 @@ def test_the_leaderboard_ranks_trials_and_has_a_command_for_each_that_fits() -> 
     commands = [line.partition(": ")[2] for line in lines if "cifar-mlflow train" in line]
     assert commands == [f"cifar-mlflow train --settings-of {t.user_attrs['run_id']}" for t in best]
     assert max(len(line) for line in lines if "cifar-mlflow" in line) <= 100
+
+
+def test_the_recipe_is_named_if_it_is_the_best(tmp_path: Path) -> None:
+    study = make_study([trial(values=(0.6,), origin="recipe of cnn", run_id="a"), trial(values=(0.5,))])
+    run, folder = logged(study, tmp_path)
+    text = "0 (recipe of cnn)"
+    assert text in leaderboard(study)
+    assert f"trial {text}, run `a`" in run.data.tags["mlflow.note.content"]
+    assert text in Page(folder / "study.html").text
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from tests.tuning.studies import RUNNING, TWO, make_study, search, trial
-from tuning.results import IMPORTANCE_EVALUATOR, best_trials, failure_reason, headline, ranked_study
+from tuning.results import (
+    IMPORTANCE_EVALUATOR,
+    best_trials,
+    failure_reason,
+    headline,
+    ranked_study,
+    trial_name,
+)
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
@@ -98,8 +105,14 @@ def test_the_headline_tells_how_far_the_search_is() -> None:
         trial(values=(0.7,), origin="earlier run", seconds=1000.0),
     ]
     study = make_study(trials)
-    assert headline(study, 20, 1) == "3 of 20 trials done, best 80.8 % (trial 1), about 17 min left"
-    assert headline(study, 20, 17) == "3 of 20 trials done, best 80.8 % (trial 1), about 60 s left"
-    assert headline(study, 3, 1) == "3 of 3 trials done, best 80.8 % (trial 1)"
-    assert headline(study, None, 1) == "3 trials done, best 80.8 % (trial 1)"
+    assert headline(study, 20, 1) == "3 of 20 trials done, best 80.8 % by trial 1, about 17 min left"
+    assert headline(study, 20, 17) == "3 of 20 trials done, best 80.8 % by trial 1, about 60 s left"
+    assert headline(study, 3, 1) == "3 of 3 trials done, best 80.8 % by trial 1"
+    assert headline(study, None, 1) == "3 trials done, best 80.8 % by trial 1"
     assert headline(make_study([]), 20, 1) == "0 of 20 trials done"
+
+
+def test_a_trial_says_where_its_settings_are_from_unless_the_sampler_chose_them() -> None:
+    study = make_study([trial(values=(0.6,), origin="recipe of cnn"), trial(values=(0.5,))])
+    assert [trial_name(t) for t in study.get_trials()] == ["0 (recipe of cnn)", "1"]
+    assert headline(study, 2, 1) == "2 of 2 trials done, best 60.0 % by trial 0 (recipe of cnn)"

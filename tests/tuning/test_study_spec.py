@@ -52,6 +52,11 @@ def test_the_command_requests_the_same_search_from_every_folder(
     assert again.command == command
 
 
+def test_the_command_has_no_settings_that_were_not_given() -> None:
+    command = read_study_spec({"dataset": "sample", "storage": "sqlite:////a/b.db", "epochs": "3"}).command
+    assert command == "cifar-mlflow tune --storage sqlite:////a/b.db --epochs 3 --dataset sample"
+
+
 def test_the_command_promotes_if_the_search_did() -> None:
     spec = read_study_spec({"dataset": "sample"}, {"promote": True, "serve_precision": "fp32"})
     assert read_command(spec.command).promotion == {"promote": "true", "serve_precision": "fp32"}
@@ -106,3 +111,14 @@ def test_a_stopped_run_whose_command_is_unknown_names_its_study(tmp_path: Path) 
     directory.acquire()
     directory.write_owner("sqlite://", "mine")
     assert "its study, mine," in directory.resume_hint
+
+
+@pytest.mark.parametrize(("kind", "lines"), [("search", 1), ("train", 0)])
+def test_the_command_is_printed_for_the_search_and_not_for_each_trial(
+    folder: Path, caplog: pytest.LogCaptureFixture, kind: str, lines: int
+) -> None:
+    connect("a")
+    with pytest.raises(KeyboardInterrupt), tracked_run(kind=kind, name="a", cache_dir=folder, study="mine"):
+        raise KeyboardInterrupt
+    assert caplog.text.count("Stopped by") == 1
+    assert caplog.text.count("continue its study") == lines

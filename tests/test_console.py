@@ -1,0 +1,37 @@
+"""The output of a job in a terminal and in a pipe."""
+
+import os
+import subprocess
+import sys
+
+import click
+import pytest
+
+COMMAND = "cifar-mlflow tune --storage sqlite:////a/long/path/optuna.db --dataset sample --trials 20"
+PROGRAM = f"""
+import logging
+from cifar_mlflow.console import set_up_logging, spinner
+set_up_logging()
+with spinner("Drawing the plots"):
+    logging.getLogger("cifar_mlflow").info("Stopped; [b]continue[/b] with: {COMMAND}")
+"""
+
+
+def output_of_program(**environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, **environment}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return click.unstyle(done.stderr)
+
+
+@pytest.mark.parametrize("width", ["60", "300"])
+def test_a_terminal_shows_a_command_in_one_line_and_a_spinner(width: str) -> None:
+    output = output_of_program(TTY_COMPATIBLE="1", TERM="xterm", COLUMNS=width)
+    assert f"Stopped; [b]continue[/b] with: {COMMAND}\n" in output
+    assert "Drawing the plots" in output
+
+
+def test_a_pipe_gets_nothing_but_the_log_line() -> None:
+    (line,) = output_of_program(COLUMNS="60").splitlines()
+    assert line.endswith(COMMAND)
