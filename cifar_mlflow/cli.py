@@ -9,8 +9,7 @@ import gc
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,8 @@ def train(
         check_tta(config)
         if print_config:
             return _print_config(minutes, registration, config)
-    with loading(), _paused_garbage_collection():
+    gc.set_threshold(FEWER_COLLECTIONS)
+    with loading():
         from cifar_mlflow import pipeline
         from cifar_mlflow.tracking.resume import resumable_config
         from cifar_mlflow.training.distributed import this_world
@@ -311,22 +311,6 @@ def _export_weights(model: str, config: ExportConfig) -> None:
     write_weights(output, file_format, classifier, card)
     size = f"{output.stat().st_size / 1e6:.1f} MB"
     click.echo(f"{printable(str(output))}  {size}, {card.model}, {len(card.classes)} classes")
-
-
-@contextmanager
-def _paused_garbage_collection() -> Iterator[None]:
-    """Pause the collector during large imports; then exempt their objects, and let it run less often.
-
-    The imports create about a million objects that live as long as the process. Scanning them repeatedly
-    takes one of the four seconds before the first step.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.set_threshold(FEWER_COLLECTIONS)
-        gc.enable()
 
 
 def _print_config(minutes: float | None, registration: dict[str, Any], config: TrainConfig) -> None:

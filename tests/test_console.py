@@ -35,3 +35,17 @@ def test_a_terminal_shows_a_command_in_one_line_and_a_spinner(width: str) -> Non
 def test_a_pipe_gets_nothing_but_the_log_line() -> None:
     (line,) = output_of_program(COLUMNS="60").splitlines()
     assert line.endswith(COMMAND)
+
+
+def test_the_garbage_collector_never_scans_the_libraries() -> None:
+    """Scanning them when the process ends took a second."""
+    program = """
+import gc
+from cifar_mlflow.console import loading
+with loading():
+    assert not gc.isenabled()
+    import fractions
+assert gc.isenabled()
+assert gc.get_freeze_count() > len(gc.get_objects())
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
