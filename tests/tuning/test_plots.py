@@ -66,7 +66,7 @@ def test_the_history_shows_pruned_trials_and_names_them() -> None:
     names = ["complete", "best so far", "pruned, last value"]
     figure = png_figure(study, "history")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == names
-    assert figure.axes[0].collections[-1].get_offsets() == pytest.approx(np.array([[1, 0.2]]))
+    assert np.asarray(figure.axes[0].collections[-1].get_offsets()).tolist() == [[1, 0.2]]
     traces = {trace.name: trace for trace in html_figure(study, "history").data}
     assert [*traces] == names
     assert (*traces[names[2]].x, *traces[names[2]].y) == (1, 0.2)
