@@ -33,7 +33,8 @@ class TrainingDivergedError(CifarError):
 
 def first_line(error: BaseException, limit: int = 200) -> str:
     """Return the message of a library's error, shortened to one line for a message, a log or a tag."""
-    cause = getattr(error, "orig", None) or error  # SQLAlchemy adds the statement to the driver's message
+    # SQLAlchemy adds the statement to the driver's message, and MLflow quotes SQLAlchemy.
+    cause = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
     lines = (redact(str(cause)).strip() or type(cause).__name__).splitlines()
     line = lines[-1] if lines[0].startswith(DOWNLOAD_FAILED) else lines[0]
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -1,5 +1,6 @@
 """Functions that the file formats share: state, version check, errors, and rebuilding a model."""
 
+import os
 from pathlib import Path
 from typing import get_args
 
@@ -35,8 +36,10 @@ def not_ours(path: Path) -> UsageError:
     return UsageError(f"{path}: not a model of cifar_mlflow; create one with: cifar-mlflow export")
 
 
-def damaged(path: Path, error: object) -> CifarError:
-    """Return a one-line error for a damaged file."""
+def damaged(path: Path, error: Exception) -> CifarError:
+    """Return a one-line error for a damaged file, or one that the operating system does not let us read."""
+    if isinstance(error, OSError) and error.errno:
+        return CifarError(f"{path}: cannot be read ({os.strerror(error.errno)})")
     reason = " ".join(str(error).split())
     return CifarError(f"{path}: the file is damaged; copy or export it again ({reason[:200]})")
 

@@ -95,9 +95,11 @@ def _load_weights(run_id: str) -> tuple[ImageClassifier, ModelCard]:
     # Not by run id and path: MLflow then reports any failure as a wrong path.
     uri = f"{run.info.artifact_uri}/{WEIGHTS_FILE}"
     with tempfile.TemporaryDirectory() as folder:
-        return load_model_file(
-            Path(call_mlflow(lambda: mlflow.artifacts.download_artifacts(uri, dst_path=folder)))
-        )
+        path = call_mlflow(lambda: mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        try:
+            return load_model_file(Path(path))
+        except CifarError as error:  # names the copy, which is gone when the user reads it
+            raise type(error)(str(error).replace(path, uri)) from error
 
 
 def _load_error(error: Exception, problem: str) -> CifarError:

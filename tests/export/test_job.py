@@ -349,6 +349,33 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     assert content() == {"file"}
 
 
+def test_a_store_that_is_read_only_is_named_in_one_line(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"sqlite:///file:{tmp_path / 'mlflow.db'}?mode=ro&uri=true"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0")
+    result = invoke(model, "--format", "onnx", "--output", "out", "--experiment", "Default")
+    assert result.exit_code == 1, result.output
+    assert result.stderr.endswith(
+        "\nError: MLflow cannot start the run: attempt to write a readonly database\n"
+    )
+    assert not Path("out").exists()
+
+
+def test_truncated_weights_of_a_run_are_named_by_their_address(model: str, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient()
+    run = client.create_run(client.create_experiment("half", str(tmp_path / "artifacts"))).info
+    whole = Path(model).read_bytes()
+    Path("model.safetensors").write_bytes(whole[: len(whole) // 2])
+    client.log_artifact(run.run_id, "model.safetensors", "weights")
+    result = invoke(run.run_id, "--format", "onnx", "--output", "out")
+    assert result.exit_code == 1, result.output
+    address = f"{run.artifact_uri}/weights/model.safetensors"
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {address}: the file is damaged")
+    assert not Path("out").exists()
+
+
 def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
     with pytest.raises(UsageError, match=r"litert: needs .* pip install 'cifar-mlflow\[needy\]'$"):
         choose_formats(TABLE, config(format="onnx,litert"))

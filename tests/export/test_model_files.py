@@ -252,6 +252,17 @@ def test_a_truncated_file_is_reported_in_one_line(saved: Path, keep: int) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_cannot_be_read_is_not_called_damaged(saved: Path) -> None:
+    memory = Path("/proc/self/mem")  # not even root may read its first byte
+    if not memory.exists():
+        pytest.skip("needs a file that nobody can read")
+    saved.unlink()
+    saved.symlink_to(memory)
+    with pytest.raises(CifarError) as caught:
+        load_model_file(saved)
+    assert str(caught.value) == f"{saved}: cannot be read (Input/output error)"
+
+
 def test_weights_that_do_not_fit_the_card_are_reported(saved: Path, classifier: ImageClassifier) -> None:
     SAVERS[saved.suffix](saved, classifier, CARD.model_copy(update={"width": 1.0}))
     with pytest.raises(CifarError, match=r"damaged.*size mismatch") as caught:
