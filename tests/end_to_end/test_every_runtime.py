@@ -1,6 +1,7 @@
 """Every runtime gives the label of the Python scorer for the same 200 images.
 
 The photos below PHOTOS_DIR come first, if it is set; then the page's examples and test images of the sample.
+CHAMPION_DIR, if it is set, has an mlflow.db with the champion to compare, such as that of `make demo`.
 """
 
 import io
@@ -46,6 +47,7 @@ FILES = {
     "executorch": "fast.pte",
 }
 PHOTOS = os.environ.get("PHOTOS_DIR")
+TRAINED = os.environ.get("CHAMPION_DIR")
 MIN_JPEG_AGREEMENT = 0.99
 
 
@@ -54,14 +56,16 @@ class Champion:
 
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder = folder
+        store = Path(TRAINED).resolve() if TRAINED else folder
         self.environment = {
             **os.environ,
-            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{store / 'mlflow.db'}",
             "CIFAR_MLFLOW_CACHE": str(cache),
         }
-        train = ("train", "--recipe=demo", *SETTINGS, "--test=false")
-        self.run(*train, "--register", "--serve-precision=fp32")
-        self.run("promote")
+        if not TRAINED:
+            train = ("train", "--recipe=demo", *SETTINGS, "--test=false")
+            self.run(*train, "--register", "--serve-precision=fp32")
+            self.run("promote")
         formats = [name for name in FILES if not resolve_name(EXPORT_FORMATS[name]).missing(ExportConfig())]
         self.run("export", CHAMPION, f"--format={','.join(formats)}", "--output=exported")
         self.files = self._files(cache)
