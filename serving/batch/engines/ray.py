@@ -4,6 +4,7 @@ import logging
 import os
 import pickle
 import socket
+import warnings
 from collections.abc import Generator
 from typing import Any
 
@@ -62,16 +63,19 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
         context.enable_progress_bars = False  # `progress` shows it
         context.raise_original_map_exception = True  # Ray's own says only that a function failed
         cores = int(ray.cluster_resources().get("CPU", 1))
-        names = data.from_items(
-            [{"part": pickle.dumps(part)} for part in parts], override_num_blocks=len(parts)
-        ).map_batches(
-            PartScorer,
-            fn_constructor_args=(job,),
-            batch_size=1,
-            num_cpus=THREADS,
-            max_task_retries=RETRIES,
-            compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cores, len(parts)))),
-        )
+        with warnings.catch_warnings():
+            # `max_task_retries` has no parameter of its own; Ray 2.64 is to remove the way that it is given.
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            names = data.from_items(
+                [{"part": pickle.dumps(part)} for part in parts], override_num_blocks=len(parts)
+            ).map_batches(
+                PartScorer,
+                fn_constructor_args=(job,),
+                batch_size=1,
+                num_cpus=THREADS,
+                max_task_retries=RETRIES,
+                compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, min(cores, len(parts)))),
+            )
         for row in names.iter_rows():
             yield row["name"]
     except ray.exceptions.RayError as error:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import fsspec
@@ -21,7 +23,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cifar_mlflow.cli import main
 from cifar_mlflow.errors import CifarError, UsageError
 from serving.batch import Summary, classify, classify_on_engine, load_scorer
-from serving.batch.dataset import write_part
+from serving.batch.answer import ScorerAnswerer
+from serving.batch.dataset import Dataset, write_part
+from serving.batch.find import find_images
+from serving.batch.pipeline import model_digest
+from serving.batch.worker import Job, classify_part
 from tests.scorer_folders import write_scorer_folder
 from tests.serving.batch.test_classify import BLUE, GREEN, RED, errors, needs_avif, paint
 
@@ -350,6 +356,34 @@ def test_a_ray_cluster_that_does_not_answer_is_named_at_once(address: str, model
     pytest.importorskip("ray")
     with pytest.raises(CifarError, match=rf"Ray at {address} did not start: .*refused"):
         run("photos", model=model, engine="ray", cluster=address)
+
+
+@pytest.mark.usefixtures("_photos")
+def test_two_jobs_cannot_write_one_folder_at_the_same_time(model: str) -> None:
+    digest = model_digest(load_scorer(model))
+    with Dataset("out", digest, 1), pytest.raises(CifarError, match="is being written by another process"):
+        run("photos", model=model)
+    run("photos", model=model)
+    assert labels("out") == GOOD
+
+
+@pytest.mark.usefixtures("_photos")
+def test_a_part_that_two_workers_compute_at_the_same_time_exists_once(model: str) -> None:
+    """An engine gives the part of a worker that seems to be lost to another one."""
+    scorer = load_scorer(model)
+    job = Job(str(Path("out").absolute()), model, "", model_digest(scorer), 1)
+    both = Barrier(2, timeout=60)
+
+    class OneOfTwo(ScorerAnswerer):
+        def answers(self, images: list[Any]) -> list[dict[str, Any]]:
+            both.wait()
+            return super().answers(images)
+
+    with Dataset(job.output, job.digest, job.top_k) as dataset, ThreadPoolExecutor(2) as workers:
+        _, (part, _) = dataset.plan(find_images(["photos"]))
+        names = list(workers.map(lambda _: classify_part(part, job, OneOfTwo(scorer, 1)), range(2)))
+    assert names == [part.name, part.name]
+    assert labels("out") == {path: GOOD[path] for path in ("photos/a.png", "photos/b.png")}
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -140,7 +141,8 @@ def test_each_image_has_one_row_although_a_worker_is_killed(
     finally:
         process.kill()
         process.wait()
-    assert "Traceback" not in log.read_text(), log.read_text()
+    for word in ("Traceback", "DeprecationWarning"):
+        assert word not in log.read_text(), log.read_text()
     table = pd.read_parquet(answers)
     assert len(table) == count
     assert dict(zip(table["path"], table["label"].fillna(table["error_code"]), strict=True)) == expected
@@ -200,7 +202,23 @@ def test_a_damaged_table_is_named(
         ["classify", "photos.parquet", "--model", str(model), "--engine", engine, "--output", "answers/"],
     )
     assert result.exit_code == 1, result.output
-    assert "photos.parquet cannot be read as Parquet with images" in result.stderr.splitlines()[-1]
+    problem = rf"{re.escape(str(tmp_path))}/photos\.parquet cannot be read as Parquet with images: "
+    assert re.match(rf"Error: {engine.capitalize()} stopped: {problem}", result.stderr.splitlines()[-1])
+
+
+@pytest.mark.thorough
+def test_a_spark_master_that_cannot_be_used_is_named(model: Path, tmp_path: Path) -> None:
+    require("spark")
+    image = paint(tmp_path / "red.png", RED)
+    result = CliRunner().invoke(
+        main,
+        [
+            *("classify", str(image), "--model", str(model), "--engine", "spark", "--cluster", "nonsense"),
+            *("--output", str(tmp_path / "answers")),
+        ],
+    )
+    assert result.exit_code == 1, result.output
+    assert result.stderr.splitlines()[-1].startswith("Error: Spark at nonsense did not start: ")
 
 
 @pytest.mark.thorough
