@@ -293,11 +293,13 @@ def sample_grid(
     if len(classes) > SHOWN_CLASSES:
         title += f"\nThe first {SHOWN_CLASSES} of {len(classes):,} classes"
         classes = classes[:SHOWN_CLASSES]
-    side = len(range(0, images.shape[1], step)) + 2
+    pixels = images.shape[1] // step
+    side = pixels + 2
     mosaic = np.full((len(classes) * side, per_class * side, 3), 255, np.uint8)
     for row in range(len(classes)):
         for column, index in enumerate(np.flatnonzero(labels == row)[:per_class]):
-            small = images[index, ::step, ::step]
+            blocks = images[index, : pixels * step, : pixels * step].reshape(pixels, step, pixels, step, 3)
+            small = blocks.mean((1, 3)).round()
             top, left = row * side + 1, column * side + 1
             mosaic[top : top + side - 2, left : left + side - 2] = small
     height = len(classes) * (0.78 if len(classes) <= 20 else 0.36)

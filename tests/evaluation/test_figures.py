@@ -1,3 +1,4 @@
+import itertools
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -212,13 +213,18 @@ def test_the_maps_of_the_mistakes_stand_beside_their_images(case: Case, tmp_path
         np.testing.assert_array_equal(pair[:, -32:], 255 - case.images[index])
 
 
-def test_the_caption_of_a_pair_has_its_confidence_on_the_same_line() -> None:
-    image = np.zeros((1, 32, 32, 3), np.uint8)
-    classes, labels, probabilities = ("truck", "automobile"), np.array([0]), np.array([[0.1, 0.9]])
+@pytest.mark.parametrize("paired", [True, False])
+def test_captions_of_long_names_do_not_overlap(paired: bool) -> None:
+    images, labels = np.zeros((24, 32, 32, 3), np.uint8), np.zeros(24, np.int64)
+    classes, probabilities = ("truck", "automobile"), np.tile([0.1, 0.9], (24, 1))
+    overlays = [*images] if paired else []
     figure = figures.most_confident_mistakes(
-        image, labels, probabilities, classes, "test split", overlays=[*image]
+        images, labels, probabilities, classes, "test split", overlays=overlays
     )
-    assert "true: truck\npredicted: automobile, 90.0%" in texts(figure)
+    FigureCanvasAgg(figure).draw()
+    captions = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert len(captions) == 24
+    assert not any(first.overlaps(second) for first, second in itertools.combinations(captions, 2))
 
 
 @pytest.mark.parametrize("mistakes", [0, 1, 7])
@@ -250,11 +256,14 @@ def test_sample_grid_has_one_row_per_class_in_order() -> None:
     assert seen == [[1, 4, 255], [0, 2, 3], [255, 255, 255]]
 
 
-def test_large_images_are_thinned_out_for_the_grid() -> None:
-    case = Case(ODD, n=20, size=250)
-    mosaic = figures.sample_grid(case.images, case.labels, ODD, "train split").axes[0].images[0].get_array()
+def test_large_images_are_reduced_for_the_grid_without_aliasing() -> None:
+    images = np.zeros((20, 250, 250, 3), np.uint8)
+    images[:, :, ::2] = 200  # stripes of one pixel
+    grid = figures.sample_grid(images, np.zeros(20, np.int64), ["striped"], "train split")
+    mosaic = grid.axes[0].images[0].get_array()
     assert mosaic is not None
     assert mosaic.shape[1] <= 10 * 66
+    assert set(np.unique(mosaic)) == {100, 255}
 
 
 @pytest.mark.slow
