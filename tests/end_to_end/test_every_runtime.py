@@ -1,7 +1,7 @@
 """Every runtime gives the label of the Python scorer for the same 200 images.
 
 The photos below PHOTOS_DIR come first, if it is set; then the page's examples and test images of the sample.
-CHAMPION_DIR, if it is set, has an mlflow.db with the champion to compare, such as that of `make demo`.
+CHAMPION_DIR, if it is set, has an mlflow.db with a champion served as fp32, to compare instead of a new one.
 """
 
 import io
