@@ -173,7 +173,7 @@ def test_a_trial_that_kills_its_process_repeatedly_is_given_up(project: Project)
     process = project.start(*command(project, "--trials", "2", "--batch-size", "1"))
 
     def started(times: int) -> bool:
-        return project.output().count("trial 0: Run trial-") == times
+        return project.output().count("trial 0: Training trial-") == times
 
     for attempt in (1, 2, 3):
         project.wait_for(partial(started, attempt), f"attempt {attempt}")
