@@ -19,13 +19,13 @@ demo: .venv/.ready
 	@echo "Training on the embedded sample, registering, serving and classifying a photo: three to ten minutes"
 	@MLFLOW_LOGGING_LEVEL=WARNING PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mlflow run . -e demo --env-manager local --experiment-name cifar10-sample
 
-# The champion, until Ctrl-C: http://127.0.0.1:8000
+# The champion, until Ctrl-C: http://127.0.0.1:8000; on another port: make serve PORT=8001
 serve: .venv/.ready
-	$(BIN)/cifar-mlflow serve
+	$(BIN)/cifar-mlflow serve $(if $(PORT),--port $(PORT))
 
-# The champion as a page of static files, until Ctrl-C: http://127.0.0.1:8080
+# The champion as a page of static files, until Ctrl-C: http://127.0.0.1:8080, or PORT
 web: .venv/.ready
-	$(BIN)/python -m serving.web
+	$(BIN)/python -m serving.web $(if $(PORT),--port $(PORT))
 
 # Lint, types and the quick tests: two minutes on two cores.
 check: .venv/.ready

@@ -150,9 +150,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], flexible:
         table.add_column(column, no_wrap=column != flexible, overflow="fold")
     for row in rows:
         table.add_row(*map(printable, row))
+    # A narrow terminal breaks the lines itself, since the flexible column would have one letter per line.
     # Outside of a terminal, a table takes the width that it needs.
-    output = Console(width=None if sys.stdout.isatty() else 10_000, highlight=False, markup=False)
-    output.print(table)
+    terminal = Console()
+    width = max(terminal.width, 100) if terminal.is_terminal else 10_000
+    Console(width=width, highlight=False, markup=False).print(table)
 
 
 def percent(share: float) -> str:

@@ -37,6 +37,19 @@ def test_a_pipe_gets_nothing_but_the_log_line() -> None:
     assert line.endswith(COMMAND)
 
 
+def test_a_table_in_a_narrow_terminal_keeps_its_columns_readable() -> None:
+    program = """
+from cifar_mlflow.console import print_table
+print_table(("run", "name", "status"), [("0" * 80, "cnn epochs=3", "finished")], "name")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "95"},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "epochs=3" in done.stdout
+
+
 def test_the_garbage_collector_never_scans_the_libraries() -> None:
     """Scanning them when the process ends took a second."""
     program = """

@@ -21,7 +21,7 @@ ARCHIVE_NAME = "cifar-10-python.tar.gz"
 WITHOUT_DOWNLOAD = (
     "Name a local copy of CIFAR-10 with --data-dir or CIFAR10_DIR: "
     f"the folder {FOLDER}, the archive {ARCHIVE_NAME}, or the Hub's parquet files. "
-    "To train without it: train --dataset sample (included, needs no network)."
+    "The embedded sample needs no download: train --dataset sample."
 )
 
 

@@ -102,5 +102,5 @@ def _cifar10_in(directory: Path, archive: Archive, cache_dir: Path) -> Source:
             return parquet_source("cifar10", folder)
     raise UsageError(
         f"--data-dir: no CIFAR-10 in {directory} (from --data-dir or CIFAR10_DIR). It should hold {FOLDER}, "
-        f"{ARCHIVE_NAME}, or train-*.parquet with test-*.parquet."
+        f"{ARCHIVE_NAME}, or train-*.parquet with test-*.parquet. For your own images, add --dataset folder."
     )

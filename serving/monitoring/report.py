@@ -278,7 +278,7 @@ def _summary(served: ServedVersion) -> list[str]:
         live = served.feedback
         low, high = live.interval
         f1 = (
-            f" F1 is {live.f1_macro:.3f} on the {live.known:,} whose true class is known."
+            f" Macro F1 is {live.f1_macro:.3f} on the {live.known:,} whose true class is known."
             if live.known
             else ""
         )

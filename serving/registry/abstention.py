@@ -102,8 +102,10 @@ def fit_thresholds(
     cuts = np.flatnonzero(last_of_equals & (answers >= needed))
     on_target = cuts[accuracy[cuts] >= target_accuracy]
     if not len(on_target):
+        known = "" if len(order) == len(labels) else f" of {len(labels):,}, those like the training images,"
         reason = (
-            f"{len(labels):,} validation images are too few to verify {target}: it takes {needed} of them"
+            f"{len(order):,} validation images{known} are too few to verify {target}: it takes {needed} of "
+            "them"
         )
         if len(cuts):
             reason = (

@@ -10,6 +10,7 @@ import logging
 import tempfile
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 import mlflow
@@ -32,7 +33,7 @@ from cifar_mlflow.export.images import EvalSet, load_images
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.card import ModelCard, ServedCard
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.names import RUN_ID, registered_name
+from cifar_mlflow.names import PRETRAINED, RUN_ID, registered_name
 from cifar_mlflow.tracking.datasets import LONGEST_DIGEST
 from cifar_mlflow.tracking.locations import check_training, versions_of
 from cifar_mlflow.tracking.retry import call_mlflow
@@ -185,7 +186,8 @@ def _check_run(run_id: str) -> None:
         UsageError: there is no such run, or it is not finished or deleted.
     """
     if not RUN_ID.fullmatch(run_id):
-        raise UsageError(f"not the id of a run, which has 32 digits 0-9a-f: {run_id}")
+        hint = f"; did you mean {PRETRAINED}?" if get_close_matches(run_id, [PRETRAINED]) else ""
+        raise UsageError(f"not the id of a run, which has 32 digits 0-9a-f: {run_id}{hint}")
     missing = f"there is no run {run_id} in {mlflow.get_tracking_uri()}"
     found = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
     check_training(found)

@@ -77,7 +77,7 @@ def test_all_images_of_the_folder_are_used_without_a_validation_split(
 
 
 def test_a_wrong_folder_is_refused_with_the_reason(tmp_path: Path, shared_cache: Path) -> None:
-    with pytest.raises(UsageError, match=r"extra_dir: .*more is not a folder"):
+    with pytest.raises(UsageError, match=r"--extra-dir: .*more is not a folder"):
         load_dataset(config(shared_cache, extra_dir=tmp_path / "more"))
     (tmp_path / "more/cat").mkdir(parents=True)
     with pytest.raises(UsageError, match="has no images in folders named after classes of cifar10-sample"):

@@ -99,6 +99,15 @@ def test_too_few_images_make_every_answer_uncertain() -> None:
     assert fit_thresholds(logits, np.arange(14) % 2, 1.0, target_accuracy=0.9).coverage == 1
 
 
+def test_images_unlike_the_training_images_do_not_count() -> None:
+    logits = 20 * np.eye(2, dtype=np.float32)[np.arange(23) % 2]
+    distance = np.where(np.arange(23) < 1, 1000.0, 0.0)  # 95 % of the images are the most that counts
+    reason = fit_thresholds(logits, np.arange(23) % 2, 1.0, 0.97, distance).reason
+    assert reason is not None
+    assert reason.startswith("22 validation images of 23, those like the training images, are too few to ")
+    assert reason.endswith("it takes 34 of them")
+
+
 def test_a_threshold_is_not_based_on_a_few_answers() -> None:
     # The 10 most confident of 100 answers are right, which is likely even at an accuracy of 95 %.
     logits = np.zeros((100, 2), np.float32)

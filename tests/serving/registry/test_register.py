@@ -234,7 +234,10 @@ def test_a_target_out_of_reach_makes_every_answer_uncertain(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("cifar_mlflow"), "propagate", True)
     register(trained.run_id, serve_precision="fp32", target_accuracy=0.999)
-    reason = r"108 validation images are too few to verify that 99\.9 % of the certain answers are right"
+    reason = (
+        r"\d+ validation images of 108, those like the training images, are too few to verify that 99\.9 % "
+        "of the certain answers are right"
+    )
     scorer = load_scorer("models:/cifar10/1")
     uncertain = scorer.card["uncertain"]
     assert (uncertain["coverage"], uncertain["accuracy"]) == (0, None)
@@ -336,6 +339,7 @@ def test_a_model_of_own_images_is_named_after_the_folder_and_keeps_its_edited_de
     ("arguments", "message"),
     [
         ({"run_id": "abc"}, "not the id of a run"),
+        ({"run_id": "pretraind"}, r"pretraind; did you mean pretrained\?"),
         ({"serve_precision": "int4"}, r"--serve-precision must be .*'fp32'.*, not int4"),
         ({"registered_model": "a/b"}, r"has up to 100 letters, digits"),
         ({"target_accuracy": 1.0}, r"--target-accuracy must be less than 1, not 1\.0"),
