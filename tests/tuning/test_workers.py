@@ -1,4 +1,4 @@
-"""What a worker process of a search gets from its parent."""
+"""The environment that a search gives its worker processes."""
 
 import pytest
 

@@ -153,18 +153,23 @@ def test_each_image_has_one_row_although_a_worker_is_killed(
     assert f"{count:,} of {count:,} files were already in answers" in again.stdout
 
 
+def start_long_job(engine: str, model: Path, folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start to classify 10,000 photos."""
+    write_photos(folder / "photos", 10_000)
+    arguments = [
+        *("classify", "photos", "--model", str(model)),
+        *("--engine", engine, *CLUSTER[engine], "--output", "answers"),
+    ]
+    return start(arguments, folder, log)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("engine", ["ray", "spark"])
 def test_an_engine_whose_workers_always_die_gives_up(engine: str, model: Path, tmp_path: Path) -> None:
     """Images that need more memory than a worker has would otherwise be tried for ever."""
     require(engine)
-    write_photos(tmp_path / "photos", 10_000)
-    arguments = [
-        *("classify", "photos", "--model", str(model)),
-        *("--engine", engine, *CLUSTER[engine], "--output", "answers"),
-    ]
     log = tmp_path / "log"
-    process = start(arguments, tmp_path, log)
+    process = start_long_job(engine, model, tmp_path, log)
     try:
         deadline = time.monotonic() + 150
         while process.poll() is None:
@@ -228,13 +233,8 @@ def test_a_signal_stops_the_engine_with_the_hint_to_continue(
     signum: signal.Signals, engine: str, model: Path, tmp_path: Path
 ) -> None:
     require(engine)
-    write_photos(tmp_path / "photos", 10_000)
-    arguments = [
-        *("classify", "photos", "--model", str(model)),
-        *("--engine", engine, *CLUSTER[engine], "--output", "answers"),
-    ]
     log = tmp_path / "log"
-    process = start(arguments, tmp_path, log)
+    process = start_long_job(engine, model, tmp_path, log)
     try:
         below = descendants(process.pid)
         # A terminal sends Ctrl-C to all processes of the command.
