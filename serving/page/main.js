@@ -57,9 +57,10 @@ async function classifySeveral(files, signal) {
   try {
     const model = await currentModel();
     if (signal.aborted) return;
-    showPanel("several");
+    const shown = showPhotoGrid(files, model, signal, (row, opener) => openRow(row, opener, model));
+    showPanel("several"); // now that its cards give it a height to scroll to
     announce(`Classifying ${files.length} photos.`);
-    await showPhotoGrid(files, model, signal, (row, opener) => openRow(row, opener, model));
+    await shown;
   } catch (error) {
     showNotice(/** @type {Error} */ (error).message);
   }

@@ -4,6 +4,7 @@ import base64
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import requests
@@ -83,6 +84,21 @@ def test_a_phone_shows_the_answer_without_scrolling_sideways(
     if not several:
         expect(page.locator("#reading .verdict")).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("files", [[CAT], [CAT, CAT], [ROOT / "README.md"]], ids=["one", "two", "no photo"])
+def test_on_a_phone_the_page_ends_below_the_answer(page: Page, files: list[Path]) -> None:
+    page.set_viewport_size({"width": 390, "height": 1200})
+    page.set_input_files("#files", files)
+    done = page.locator("#timing, #several-title, #reading .verdict")
+    expect(done.filter(has_text=re.compile("Answered in|^2 photos: |No answer"))).to_be_visible()
+
+    panel = page.locator(".panel").locator("visible=true")
+    expect(panel.get_by_role("heading").first).to_be_in_viewport()
+    end, footer = panel.bounding_box(), page.locator("footer").bounding_box()
+    assert end
+    assert footer
+    assert footer["y"] - (end["y"] + end["height"]) < 50
 
 
 def test_a_phone_shows_the_live_view_and_its_prediction(
@@ -214,6 +230,18 @@ def test_on_a_phone_the_dialog_about_the_model_starts_at_its_top(page: Page) -> 
     dialog = page.get_by_role("dialog", name=re.compile("version"))
     expect(dialog.get_by_role("heading")).to_be_in_viewport(ratio=1)
     assert dialog.evaluate("dialog => dialog.scrollHeight > dialog.clientHeight"), "nothing to scroll"
+
+
+def test_on_a_phone_the_dialog_about_the_model_can_be_read_to_its_end(page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 500})
+    page.get_by_role("button", name="About the model").click()
+    close = page.get_by_role("button", name="Close")
+    expect(close).to_be_in_viewport(ratio=1)
+    page.get_by_role("dialog").evaluate("dialog => dialog.scrollTo(0, dialog.scrollHeight)")
+    last, button = page.locator("#card-links").bounding_box(), close.bounding_box()
+    assert last
+    assert button
+    assert 0 < last["y"] < last["y"] + last["height"] < button["y"]
 
 
 def test_the_model_and_its_run_are_one_click_away(
