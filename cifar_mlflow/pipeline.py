@@ -37,6 +37,7 @@ from cifar_mlflow.tracking.lifecycle import (
 from cifar_mlflow.tracking.result import Result
 from cifar_mlflow.tracking.run import TrackedRun, now_ms
 from cifar_mlflow.tracking.store import connect
+from cifar_mlflow.training.checkpoint import CheckpointError
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.distributed import PeerLostError, this_world
 from cifar_mlflow.training.initial import build_classifier
@@ -187,8 +188,10 @@ def train(
                 best = training.fit(
                     run, directory.checkpoint, stop, callbacks.prune if callbacks else no_pruning
                 )
-            except PeerLostError as error:
-                raise PeerLostError(f"{error}{directory.resume_hint}") from error
+            except (CheckpointError, PeerLostError) as error:
+                # The command that continues a study is printed once, by the search, and not for each trial.
+                hint = "" if callbacks else directory.resume_hint
+                raise type(error)(f"{error}{hint}") from error
             taken = (time.monotonic() - start) / 60
             if minutes and taken > minutes:
                 logger.warning(

@@ -12,6 +12,10 @@ from cifar_mlflow.files import atomic_write
 FORMAT = 1
 
 
+class CheckpointError(CifarError):
+    """A checkpoint could not be written."""
+
+
 class CheckpointFile:
     """A file that always holds a complete checkpoint: the last one that was written completely."""
 
@@ -22,18 +26,18 @@ class CheckpointFile:
         """Replace the checkpoint; only the user may read it, since its settings may hold a password.
 
         Raises:
-            CifarError: the disk is full or cannot be written; the previous checkpoint is still there.
+            CheckpointError: the disk is full or cannot be written; the previous checkpoint is still there.
         """
         try:
             with atomic_write(self.path, private=True) as temporary, temporary.open("wb") as file:
                 torch.save({**state, "format": FORMAT}, file)
                 file.flush()
                 os.fsync(file.fileno())  # or a power failure after the rename could leave an empty file
-        except (CifarError, RuntimeError) as error:  # torch wraps a failed write into a RuntimeError
-            cause = error.__cause__ or error
-            raise CifarError(
-                f"the checkpoint {self.path} could not be written ({cause}): "
-                "free some space there, or choose another place with --cache-dir"
+        except (CifarError, RuntimeError) as error:  # torch turns an OSError into its own
+            cause = error.__cause__ or error.__context__ or error  # the OSError
+            elsewhere = "" if self.path.exists() else ", or choose another place with --cache-dir"
+            raise CheckpointError(
+                f"the checkpoint {self.path} could not be written ({cause}): free some space there{elsewhere}"
             ) from error
 
     def load(self) -> dict[str, Any]:

@@ -43,11 +43,17 @@ def test_a_failed_write_is_one_clear_error_and_keeps_the_previous_checkpoint(
     checkpoint.save({"epoch": 1})
     with (
         file_size_limit(50_000),
-        pytest.raises(CifarError, match=r"checkpoint\.pt could not be written.*--cache-dir"),
+        pytest.raises(CifarError, match=r"checkpoint\.pt could not be written.*: free some space there$"),
     ):
         checkpoint.save({"epoch": 2, "weights": torch.zeros(100_000)})
     assert checkpoint.load()["epoch"] == 1
     assert [file.name for file in checkpoint.path.parent.iterdir()] == ["checkpoint.pt"]
+
+
+def test_without_a_checkpoint_another_place_is_possible(checkpoint: CheckpointFile) -> None:
+    with file_size_limit(50_000), pytest.raises(CifarError, match="choose another place with --cache-dir"):
+        checkpoint.save({"weights": torch.zeros(100_000)})
+    assert not checkpoint.path.exists()
 
 
 def test_only_the_user_can_read_a_checkpoint(checkpoint: CheckpointFile) -> None:
