@@ -16,7 +16,14 @@ from typing import Any
 import click
 import yaml
 
-from cifar_mlflow.config import IMAGENET, DataConfig, TrainConfig, check_tta, resolve_train_config
+from cifar_mlflow.config import (
+    IMAGENET,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    check_tta,
+    resolve_train_config,
+)
 from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
@@ -221,8 +228,8 @@ def _like_run(run_id: str, given: dict[str, Any], resume: str | None) -> dict[st
 def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
     """Return the settings, with the architecture of `weights` unless a model or a recipe is given."""
     # Only the first process of torchrun reads the weights, and all must have the same settings.
-    weights = str(given.get("weights") or IMAGENET)
-    if weights in (IMAGENET, "none") or {"model", "recipe"} & given.keys() or world_size() > 1:
+    weights = validate(ModelConfig, {"weights": given.get("weights")}).weights
+    if not weights or weights == IMAGENET or {"model", "recipe"} & given.keys() or world_size() > 1:
         return given
     from cifar_mlflow.export.reference import load_classifier
     from cifar_mlflow.export.weights import is_model_file

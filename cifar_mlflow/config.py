@@ -4,6 +4,7 @@ The command line, the parameters of MLproject, the logged params and the search 
 models. A setting that is not given takes its value from the recipe, then from the default here.
 """
 
+import difflib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -12,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.names import data_name
+from cifar_mlflow.names import PRETRAINED, data_name
 from cifar_mlflow.recipes import RECIPES, recipe_for_model
 from cifar_mlflow.settings import Settings, setting, validate
 
@@ -127,7 +128,9 @@ class ModelConfig(Settings):
     """Model: the architecture and its initial weights."""
 
     model: Literal[ModelName, BackboneName] | TimmName = setting(
-        "resnet18", "Network architecture; timm/NAME is any model of timm, which needs the extra timm."
+        "resnet18",
+        "Network architecture; timm/NAME is any model of timm, which needs the extra timm.",
+        examples=["timm/NAME (with the extra timm)"],
     )
     width: float = setting(1.0, "Multiplier of the number of channels (cnn and fast only).", ge=0.25, le=4)
     dropout: float = setting(0.0, "Dropout rate before the last layer (cnn and vgg only).", ge=0, lt=1)
@@ -143,6 +146,23 @@ class ModelConfig(Settings):
     @classmethod
     def _none_is_no_weights(cls, value: Any) -> Any:
         return None if value == "none" else value
+
+    @field_validator("weights")
+    @classmethod
+    def _no_misspelt_word(cls, value: str | None) -> str | None:
+        # Not for files: that of a run to resume may be gone.
+        if value is None or not value.isidentifier() or Path(value).exists():
+            return value
+        networks = get_args(ModelName) + get_args(BackboneName)
+        close = difflib.get_close_matches(value, [PRETRAINED, IMAGENET, *networks], n=1)
+        if value in (PRETRAINED, IMAGENET) or not close:
+            return value
+        if close[0] in networks:
+            raise ValueError(
+                f"networks are named by --model, as in --model {get_args(BackboneName)[0]} --weights "
+                f"{IMAGENET} or --model timm/NAME --weights {IMAGENET} (with the extra timm)"
+            )
+        raise ValueError(f"there is no such file: did you mean {close[0]}?")
 
 
 class FinetuneConfig(Settings):

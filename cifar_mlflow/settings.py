@@ -43,7 +43,8 @@ def validate(config_class: type[S], values: dict[str, Any]) -> S:
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        # A wrong `model` is reported twice, as an unknown name and for not matching `timm/NAME`: keep one.
+        # A wrong `model` is reported twice, as an unknown name and for not matching `timm/NAME`: keep one,
+        # which names the examples of the setting, too.
         issues = [issue for issue in error.errors() if issue["loc"][1:] != ("constrained-str",)]
         raise UsageError("\n".join(_message(config_class, issue) for issue in issues)) from None
 
@@ -68,6 +69,8 @@ def _message(config_class: type[Settings], issue: Any) -> str:
     if not where:
         return message
     option = option_name(where)
+    if values and (examples := config_class.model_fields[where].examples):
+        message = f"{message.replace(' or ', ', ')} or {', '.join(examples)}"
     if message.startswith("must be "):
         return f"{option} {message}, not {issue['input'] or repr(issue['input'])}{hint}"
     return f"{option}: {message} (got {issue['input']!r}){hint}"

@@ -74,6 +74,7 @@ def test_an_option_without_its_value_names_the_help_of_its_verb(verb: str, optio
         (["--batch-size", "many"], ["--batch-size must be a whole number, not many"]),
         (["--model", "lenet"], ["model", "resnet18", "vgg16", "lenet"]),
         (["--model", "resnet9"], ["not resnet9: did you mean resnet18 or resnet34 or resnet50?"]),
+        (["--model", "vit_small"], ["tiny' or timm/NAME (with the extra timm), not vit_small"]),
         (["--recipe", "best"], ["recipe", "'demo'", "best"]),
         (["--model", "torchvision/resnet81"], ["did you mean", "or torchvision/resnet18 or"]),
         (
@@ -81,6 +82,15 @@ def test_an_option_without_its_value_names_the_help_of_its_verb(verb: str, optio
             ["timm has no resnet_18: did you mean timm/"],
         ),
         (["--weights", "imagenet"], ["torchvision/resnet18", "--recipe finetune", "resnet18 has none"]),
+        (
+            ["--weights", "imagnet"],
+            ["--weights: there is no such file: did you mean imagenet? (got 'imagnet')"],
+        ),
+        (["--weights", "pretraind", "--recipe", "cnn"], ["did you mean pretrained?"]),
+        (
+            ["--weights", "resnet18"],
+            ["--model torchvision/resnet18 --weights imagenet", "--model timm/NAME", "the extra timm"],
+        ),
         (["--freeze"], ["freeze", "needs weights"]),
         (["--recipe", "finetune", "--optimizer", "muon", "--freeze"], ["muon", "optimizer=sgd"]),
         (["--width", "2"], ["width", "resnet18 has none"]),
