@@ -248,6 +248,7 @@ def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
     EvaluateConfig,
     defaults={"dataset": None},
     common=("model_uri", "dataset", "data_dir", "split", "tta"),
+    hidden=("image_size",),  # the model has one
 )
 def evaluate(given: dict[str, Any]) -> None:
     """Evaluate a saved model on a split, in an MLflow run of its own.
@@ -265,7 +266,12 @@ def evaluate(given: dict[str, Any]) -> None:
     click.echo(job.evaluate(config, on_training_data=on_training_data).summary())
 
 
-@verb("export", ExportConfig, common=("format", "output", "precision", "overwrite"))
+@verb(
+    "export",
+    ExportConfig,
+    common=("format", "output", "precision", "overwrite"),
+    hidden=("system_metrics",),
+)
 @click.argument("model", metavar="RUN_ID|runs:/...|models:/...|FILE")
 def export(given: dict[str, Any], model: str) -> None:
     """Write a trained model to files for other programs, each verified on the validation images.

@@ -326,7 +326,8 @@ class TrainConfig(
     test: bool = setting(True, "Evaluate on the test split, once, at the end.")
     tta: TtaName = setting(
         "none",
-        "Test-time augmentation of the evaluation on the test split: none, mirror images, or mirrored crops.",
+        "Test-time augmentation of the evaluation on the test split, in a review of all predictions: none, "
+        "mirror images, or mirrored crops.",
     )
 
     @model_validator(mode="after")

@@ -161,7 +161,7 @@ def serve(given: dict[str, Any]) -> None:
     run(config)
 
 
-@verb("monitor", MonitorConfig, common=("since", "request_log"))
+@verb("monitor", MonitorConfig, common=("since", "request_log"), hidden=("system_metrics",))
 def monitor(given: dict[str, Any]) -> None:
     """Report on served requests (traffic, latency, drift, accuracy by feedback) as an MLflow run.
 

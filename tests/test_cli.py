@@ -494,7 +494,9 @@ def test_help_lists_the_verbs_in_groups_and_whole_sentences() -> None:
 def test_help_begins_with_the_options_most_used_and_leaves_out_those_without_effect() -> None:
     shown = invoke("tune", "--help").output
     assert shown.index("Most used:") < shown.index("\n  --trials ") < shown.index("\n  --sampler ")
-    assert "--test " not in shown
+    idle = {"tune": "test", "evaluate": "image-size", "export": "system-metrics", "monitor": "system-metrics"}
+    for verb, option in idle.items():
+        assert f"--{option} " not in invoke(verb, "--help").output
     assert "--model " not in invoke("serve", "--help").output
 
 

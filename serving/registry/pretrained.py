@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cifar_mlflow.config import DataConfig, TrackingConfig
 from cifar_mlflow.data import load_dataset
-from cifar_mlflow.environment import default_cache_dir
+from cifar_mlflow.errors import UsageError
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models.card import ModelCard, ServedCard
@@ -21,6 +21,7 @@ from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
 from cifar_mlflow.names import CIFAR10, PRETRAINED
 from cifar_mlflow.scorer.engine import Engine
 from cifar_mlflow.scorer.predictor import CARD_FILE, MODEL_FILE
+from cifar_mlflow.settings import option_name
 from cifar_mlflow.tracking.artifacts import log_weights
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.run import now_ms
@@ -59,15 +60,21 @@ def register_pretrained(config: RegisterConfig) -> RegisteredVersion:
     Its weights are logged to a run of their own, as if it had been trained here.
 
     Raises:
+        UsageError: settings were given that only apply to a network that was trained here.
         CifarError: a check failed, or MLflow does not answer. No version is created.
     """
+    if idle := sorted(config.model_fields_set - {"registered_model", "cache_dir"}):
+        raise UsageError(
+            f"{PRETRAINED} is registered in the form in which it was released: leave out "
+            f"{', '.join(map(option_name, idle))}"
+        )
     classifier, card = load_classifier(PRETRAINED)
     served = ServedCard.model_validate_json((FOLDER / SCORER / CARD_FILE).read_bytes())
     connect(TrackingConfig().experiment)
     with tracked_run(
         kind="train",
         name=f"{card.model}-pretrained",
-        cache_dir=default_cache_dir(),
+        cache_dir=config.cache_dir,
         tags={"released": "true"},
     ) as (run, _):
         card = card.model_copy(update={"run_id": run.run_id})
@@ -82,7 +89,11 @@ def register_pretrained(config: RegisterConfig) -> RegisteredVersion:
         )
         run.log_metrics(card.metrics, step=0, timestamp=now_ms())
         log_weights(run, classifier, card)
-    images = load_dataset(DataConfig(dataset="sample")).split("test").images[:CHECKED_IMAGES]
+    images = (
+        load_dataset(DataConfig(dataset="sample", cache_dir=config.cache_dir))
+        .split("test")
+        .images[:CHECKED_IMAGES]
+    )
     with tempfile.TemporaryDirectory() as scratch:
         scorer = Path(scratch, SCORER)
         served = served.model_copy(update={"run_id": run.run_id})

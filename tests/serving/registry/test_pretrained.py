@@ -47,6 +47,12 @@ def test_the_released_network_becomes_the_champion_without_images_of_its_trainin
     assert f"{card.metrics['test/accuracy']:.1%}".replace("%", " %") in shown
 
 
+def test_settings_without_effect_on_the_released_network_are_refused() -> None:
+    result = CliRunner().invoke(main, ["register", "pretrained", "--serve-precision", "fp32"])
+    assert result.exit_code == 2
+    assert "leave out --serve-precision" in result.stderr
+
+
 def test_the_released_files_are_small() -> None:
     assert RELEASED_WEIGHTS.stat().st_size <= LARGEST_BYTES
 
