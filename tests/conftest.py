@@ -4,12 +4,13 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from tests.shared import made_once
+from tests.shared import made_once, use_store
 
 # A slow machine must not fail a test, and a failure must be reproducible.
 settings.register_profile("steady", deadline=None, derandomize=True)
@@ -34,7 +35,9 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import mlflow  # slow; the process that only starts the workers of pytest-xdist does not need it
 
     def create(folder: Path) -> None:
-        mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)  # where the files of its experiment Default belong
+            mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
 
     folder, _ = made_once(tmp_path_factory, "empty-store", create)
     return folder / "mlflow.db"
@@ -54,19 +57,15 @@ def mlflow_store(empty_store: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _isolated(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shared_cache: Path
-) -> None:
-    monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(shared_cache))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)  # by an earlier test
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # MLflow sets it for the processes it starts
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
-    if request.node.get_closest_marker("real_data") is None:
-        monkeypatch.delenv("CIFAR10_DIR", raising=False)
-    elif REAL_DATA is None:
-        pytest.skip("CIFAR10_DIR is not set")
+def _isolated(request: pytest.FixtureRequest, tmp_path: Path, shared_cache: Path) -> Iterator[None]:
+    with use_store(f"sqlite:///{tmp_path / 'mlflow.db'}") as patch:
+        patch.setenv("CIFAR_MLFLOW_CACHE", str(shared_cache))
+        patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+        if request.node.get_closest_marker("real_data") is None:
+            patch.delenv("CIFAR10_DIR", raising=False)
+        elif REAL_DATA is None:
+            pytest.skip("CIFAR10_DIR is not set")
+        yield
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""Folders that take long to fill, made once for all processes of pytest-xdist."""
+"""What several tests share: folders that are made once, and the choice of an MLflow store."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,25 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             with atomic_write(returned) as unfinished:  # a process that is killed leaves nothing to trust
                 unfinished.write_text(json.dumps(make(folder)))
     return folder, json.loads(returned.read_text())
+
+
+@contextmanager
+def use_store(uri: str) -> Iterator[pytest.MonkeyPatch]:
+    """Make this MLflow store the current one within the block, whatever was selected before.
+
+    Yields:
+        For further changes, which end with the block, too.
+    """
+    import mlflow  # slow; the process that only starts the workers of pytest-xdist does not need it
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)  # remembers the former value, which the next line unsets
+        mlflow.set_tracking_uri(None)  # an earlier call has precedence over the variable
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # MLflow sets it for the processes it starts
+        # MLflow has no public way to deselect an experiment.
+        patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+        try:
+            yield patch
+        finally:
+            mlflow.set_tracking_uri(None)

@@ -21,6 +21,7 @@ from mlflow.entities import Run
 from PIL import Image
 
 from cifar_mlflow.cli import main
+from tests.shared import use_store
 
 # A training of about a second: three classes of plain colours and a narrow network.
 QUICK = ("--model", "cnn", "--width", "0.25", "--epochs", "2", "--batch-size", "16", "--threads", "1")
@@ -94,12 +95,10 @@ class Project:
 
         This is faster: a new process needs seconds to import torch and MLflow.
         """
-        with pytest.MonkeyPatch.context() as patch:
+        with use_store(self.env["MLFLOW_TRACKING_URI"]) as patch:
             patch.chdir(self.folder)
-            for name in ("MLFLOW_TRACKING_URI", "CIFAR_MLFLOW_CACHE", "CIFAR_MLFLOW_PATIENCE"):
+            for name in ("CIFAR_MLFLOW_CACHE", "CIFAR_MLFLOW_PATIENCE"):
                 patch.setenv(name, self.env[name])
-            patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
-            patch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
             result = CliRunner().invoke(main, arguments)
         assert result.exit_code == code, result.output
         assert isinstance(result.exception, SystemExit | None), result.exception

@@ -22,6 +22,7 @@ from PIL import Image
 
 from serving.registry.mlflow_model import log_model
 from tests.scorer_folders import write_scorer_folder
+from tests.shared import use_store
 
 ROOT = Path(__file__).parents[3]
 NAME = "cifar10"
@@ -57,10 +58,8 @@ class Store:
     def add_folder(self, folder: Path) -> str:
         """Add the model of a scorer folder as a version, return its number."""
         self.number += 1
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLFLOW_TRACKING_URI", self.uri)
+        with use_store(self.uri) as patch:
             patch.setenv("MLFLOW_EXPERIMENT_ID", self.experiment)
-            patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
             tags = {
                 f"sha256.{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
                 for path in folder.iterdir()

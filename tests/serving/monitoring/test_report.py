@@ -47,7 +47,6 @@ def log(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callab
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
 
     def write(*records: Record, feedback: dict[str, dict[str, Any]] | None = None) -> None:
         requests = RequestLog(LOG, **UNLIMITED)

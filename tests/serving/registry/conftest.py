@@ -23,7 +23,7 @@ from serving.registry import mlflow_server, promotion
 from serving.registry.register import RegisteredVersion
 from serving.registry.register import register as register_run
 from serving.registry.versions import RECORD_TAG
-from tests.shared import made_once
+from tests.shared import made_once, use_store
 
 CLASSES = ("blue", "green", "red")
 NAME = "cifar10"
@@ -65,11 +65,9 @@ class Trained:
 @contextmanager
 def working_in(folder: Path, cache: Path) -> Iterator[None]:
     """Use an MLflow store in this folder, with the artifacts beside it."""
-    with pytest.MonkeyPatch.context() as patch:
+    with use_store(f"sqlite:///{folder / 'mlflow.db'}") as patch:
         patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         patch.setenv("CIFAR_MLFLOW_CACHE", str(cache))
-        patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
         yield
 
 

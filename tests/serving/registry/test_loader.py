@@ -15,12 +15,14 @@ from serving.registry.mlflow_model import log_model, save_model
 from serving.registry.versions import FILE_TAG
 from tests.scorer_folders import write_scorer_folder
 from tests.serving.batch.test_classify import paint
+from tests.shared import use_store
 
 
 class Registered(NamedTuple):
     """A store with the registered model `colours`; its version 1 is the champion."""
 
     store: Path
+    experiment: str
     run_id: str
     model_id: str
 
@@ -31,9 +33,7 @@ def registered(
 ) -> Registered:
     folder = tmp_path_factory.mktemp("store")
     shutil.copy(empty_store, folder)
-    with pytest.MonkeyPatch.context() as patch:  # of this module's own
-        patch.setattr("mlflow.tracking._tracking_service.utils._tracking_uri", None)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    with use_store(f"sqlite:///{folder / 'mlflow.db'}") as patch:
         client = mlflow.MlflowClient()
         experiment = client.create_experiment("colours", str(folder / "artifacts"))
         # MLflow logs a model to the active experiment, not to that of its run.
@@ -42,7 +42,7 @@ def registered(
         model = log_model(scorer_folder, run_id)
         version = mlflow.register_model(model.model_uri, "colours")
         client.set_registered_model_alias("colours", "champion", version.version)
-        return Registered(folder / "mlflow.db", run_id, model.model_id)
+        return Registered(folder / "mlflow.db", experiment, run_id, model.model_id)
 
 
 @pytest.fixture
@@ -50,6 +50,7 @@ def store(registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Use the store, with an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registered.store}")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", registered.experiment)
     monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "cache"))
     return registered
 
