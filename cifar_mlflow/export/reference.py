@@ -3,6 +3,8 @@
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -17,7 +19,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
 from cifar_mlflow.names import PRETRAINED, RUN_ID
 from cifar_mlflow.tracking.locations import check_artifact_folder, check_training, find_model_version
-from cifar_mlflow.tracking.retry import call_mlflow, is_outage
+from cifar_mlflow.tracking.retry import call_mlflow, is_outage, no_answer
 
 logger = logging.getLogger(__name__)
 
@@ -96,16 +98,17 @@ def _load_weights(run_id: str) -> tuple[ImageClassifier, ModelCard]:
     uri = f"{run.info.artifact_uri}/{WEIGHTS_FILE}"
     with tempfile.TemporaryDirectory() as folder:
         path = call_mlflow(lambda: mlflow.artifacts.download_artifacts(uri, dst_path=folder))
-        try:
+        with _named(uri, path):
             return load_model_file(Path(path))
-        except CifarError as error:  # names the copy, which is gone when the user reads it
-            raise type(error)(str(error).replace(path, uri)) from error
 
 
-def _load_error(error: Exception, problem: str) -> CifarError:
-    if is_outage(error):
-        return CifarError(f"MLflow at {mlflow.get_tracking_uri()} does not answer: {first_line(error)}")
-    return UsageError(f"{problem}: {first_line(error)}")
+@contextmanager
+def _named(address: str, path: str) -> Iterator[None]:
+    """Have errors in the block name the address of a downloaded copy, which is gone when people read them."""
+    try:
+        yield
+    except CifarError as error:
+        raise type(error)(str(error).replace(path, address)) from error
 
 
 def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
@@ -132,6 +135,11 @@ def load_model(reference: str) -> tuple[nn.Module, ModelCard]:
             program = Path(folder, PT2_FILE)
             if CARD_KEY not in metadata or not program.is_file():
                 raise UsageError(f"{reference} is not a model that cifar_mlflow logged")
-            return load_program(program), ModelCard.model_validate(metadata[CARD_KEY])
+            card = ModelCard.model_validate(metadata[CARD_KEY])
+            with _named(reference, folder.rstrip("/")):
+                return load_program(program), card
     except (MlflowException, OSError) as error:
-        raise _load_error(error, f"{reference} cannot be loaded from {mlflow.get_tracking_uri()}") from error
+        store = mlflow.get_tracking_uri()
+        if is_outage(error):
+            raise no_answer(store, error) from error
+        raise UsageError(f"{reference} cannot be loaded from {store}: {first_line(error)}") from error

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from mlflow.entities import Metric
 
 from cifar_mlflow.errors import CifarError, first_line
-from cifar_mlflow.tracking.retry import is_outage, outage_policy
+from cifar_mlflow.tracking.retry import is_outage, outage_cause, outage_policy
 
 logger = logging.getLogger(__name__)
 
@@ -86,5 +86,5 @@ class MetricQueue:
             self._away_since = time.monotonic()
             logger.warning(
                 "MLflow does not answer (%s); the training goes on and its metrics are kept.",
-                first_line(error),
+                outage_cause(error),
             )

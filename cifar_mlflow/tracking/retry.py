@@ -37,7 +37,7 @@ _has_answered = threading.Event()
 # Error codes of a database that cannot be written at the moment, or of an overloaded server.
 _OUTAGE_CODES = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED"}
 # The cause at the end of what requests and urllib3 say in 300 characters.
-_CAUSE = re.compile(r"(?:\[Errno -?\d+\] |Caused by \w+\W+)([^'\")]+)")
+_CAUSE = re.compile(r"(?:\[Errno -?\d+\] |Caused by \w+\W+)([^'\")[]+)")
 _OUTAGE_IN_DOWNLOAD = re.compile(
     r"5\d\d Server Error|HTTPS?ConnectionPool|Connection \w+|timed out|API request to"
 )
@@ -107,6 +107,11 @@ def outage_cause(error: BaseException) -> str:
     return found[-1].strip() if found else first_line(error)
 
 
+def no_answer(store: str, error: BaseException) -> CifarError:
+    """Return the error of a command that an outage of MLflow, at the address `store`, ends."""
+    return CifarError(f"MLflow at {store} does not answer: {outage_cause(error)}")
+
+
 def call_mlflow(call: Callable[[], T], missing: str | None = None) -> T:
     """Return `call()`, a request to MLflow; repeat it during an outage, and reword its errors.
 
@@ -129,5 +134,5 @@ def call_mlflow(call: Callable[[], T], missing: str | None = None) -> T:
             raise UsageError(missing) from error
         store = mlflow.get_registry_uri()
         if is_outage(error):
-            raise CifarError(f"MLflow at {store} does not answer: {outage_cause(error)}") from error
+            raise no_answer(store, error) from error
         raise CifarError(f"MLflow at {store} refuses: {first_line(error)}") from error

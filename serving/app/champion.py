@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.scorer.predictor import Scorer
+from cifar_mlflow.tracking.retry import no_answer
 from serving.registry.loader import load_scorer
 from serving.registry.mlflow_model import SCORER_PATH
 from serving.registry.versions import FILE_TAG, facts
@@ -153,9 +154,7 @@ class Champion:
                     f"there is no {self._model_uri} in {mlflow.get_registry_uri()}: {first_line(error)}; "
                     "make one with: cifar-mlflow register RUN_ID, and cifar-mlflow promote"
                 ) from error
-            raise CifarError(
-                f"MLflow at {mlflow.get_registry_uri()} does not answer: {first_line(error)}"
-            ) from error
+            raise no_answer(mlflow.get_registry_uri(), error) from error
 
     def _load(self, version: str, tags: dict[str, str]) -> ServedModel:
         assert self._alias is not None

@@ -18,7 +18,7 @@ from cifar_mlflow.files import write_errors
 from cifar_mlflow.names import RUN_ID
 from cifar_mlflow.scorer.predictor import CARD_FILE, Scorer
 from cifar_mlflow.tracking.locations import check_artifact_folder, find_model_version
-from cifar_mlflow.tracking.retry import is_outage
+from cifar_mlflow.tracking.retry import is_outage, no_answer
 from cifar_mlflow.tracking.store import sqlite_file
 from serving.registry.mlflow_model import SCORER_PATH
 from serving.registry.versions import FILE_TAG, facts
@@ -150,7 +150,7 @@ def _mlflow_errors(model_uri: str) -> Iterator[None]:
     except Exception as error:
         store = mlflow.get_tracking_uri()
         if is_outage(error):
-            raise CifarError(f"MLflow at {store} does not answer: {first_line(error)}") from error
+            raise no_answer(store, error) from error
         missing = isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
         hint = "; see: cifar-mlflow models, or: cifar-mlflow register pretrained --promote" if missing else ""
         raise UsageError(f"{model_uri} cannot be loaded from {store}: {first_line(error)}{hint}") from error

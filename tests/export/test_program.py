@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +147,25 @@ def test_a_truncated_program_is_reported_in_one_line(keep: int, model: Path) -> 
     with pytest.raises(CifarError, match="damaged; copy or export it again") as caught:
         load_program(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_program_of_a_model_in_mlflow_is_named_by_its_address(
+    model: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = model / "data/model.pt2"
+    path.write_bytes(path.read_bytes()[:100])
+    address = register(model, Path(shutil.copy(empty_store, tmp_path / "store.db")), monkeypatch)
+    with pytest.raises(CifarError) as caught:
+        load_model(address)
+    assert str(caught.value).startswith(f"{address}/data/model.pt2: the file is damaged")
+
+
+def test_a_server_that_does_not_answer_is_reported_in_few_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        store = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with pytest.raises(CifarError) as caught:
+        load_model(f"runs:/{'a' * 32}/model")
+    assert str(caught.value) == f"MLflow at {store} does not answer: Connection refused"

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from mlflow.entities import Dataset
+from mlflow.entities import Dataset, Metric
 from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.errors import CifarError
@@ -139,6 +139,22 @@ def test_the_lock_of_a_run_that_cannot_be_started_is_released(tmp_path: Path) ->
 def test_closing_the_queue_always_wakes_its_thread() -> None:
     for _ in range(200):
         assert MetricQueue(lambda _: None).close(patience=0.5) == []
+
+
+def test_an_outage_during_a_training_is_reported_in_few_words(caplog: pytest.LogCaptureFixture) -> None:
+    pool = "HTTPConnectionPool(host='h', port=1): Max retries exceeded with url: /a"
+    cause = "NewConnectionError('Failed to establish a new connection: [Errno 111] Connection refused')"
+    outage = MlflowException(f"API request to http://h:1/a failed with exception {pool} (Caused by {cause})")
+    errors = [outage]
+
+    def send(metrics: list[Metric]) -> None:
+        if errors:
+            raise errors.pop()
+
+    queue = MetricQueue(send)
+    queue.put([Metric("loss", 1.0, 0, 1)])
+    assert queue.close(patience=30) == []
+    assert "MLflow does not answer (Connection refused); the training goes on" in caplog.text
 
 
 def test_concurrent_runs_can_log_the_same_new_data_set() -> None:

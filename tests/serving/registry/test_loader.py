@@ -200,5 +200,6 @@ def test_an_unreachable_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> N
         taken.bind(("127.0.0.1", 0))
         address = f"@127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://alice:S3cret{address}")
-        with pytest.raises(CifarError, match=rf"MLflow at http://alice:\*\*\*{address} does not answer"):
+        with pytest.raises(CifarError) as raised:
             load_scorer("models:/cifar10@champion")
+    assert str(raised.value) == f"MLflow at http://alice:***{address} does not answer: Connection refused"
