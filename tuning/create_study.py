@@ -4,15 +4,15 @@ from typing import Any
 
 import mlflow
 import optuna
-from mlflow.exceptions import MlflowException
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.data import ImageDataset
-from cifar_mlflow.errors import CifarError, UsageError, first_line
+from cifar_mlflow.errors import UsageError
 from cifar_mlflow.files import atomic_write
 from cifar_mlflow.tracking.local_state import STUDY_COMMAND, RunDirectory
+from cifar_mlflow.tracking.retry import call_mlflow
 from tuning.samplers import build_pruner, build_sampler
 from tuning.storage import Storage
 from tuning.study_spec import StudySpec
@@ -114,20 +114,13 @@ def is_alive(run_id: str, base: TrainConfig) -> bool:
     """Return whether another process works on the run of a study.
 
     Raises:
-        CifarError: the tracking store does not have the run.
+        UsageError: the tracking store does not have the run.
+        CifarError: MLflow does not answer.
     """
-    try:
-        run = mlflow.MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        raise CifarError(
-            f"the MLflow run of this study, {run_id}, was not found in {mlflow.get_tracking_uri()} "
-            f"({first_line(error)}). Set MLFLOW_TRACKING_URI to the store that has it, or choose another "
-            "--study"
-        ) from error
+    missing = (
+        f"the MLflow run of this study, {run_id}, was not found in {mlflow.get_tracking_uri()}. Set "
+        "MLFLOW_TRACKING_URI to the store that has it, or choose another --study"
+    )
+    run = call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
     directory = RunDirectory.of(base.cache_dir, run_id)
-    if directory.path.exists():
-        if not directory.try_acquire():
-            return True
-        directory.release()
-        return False
-    return run.info.status == "RUNNING"
+    return directory.is_alive() if directory.path.exists() else run.info.status == "RUNNING"

@@ -1,6 +1,7 @@
 """The end of a search: retrain its best settings on all training images and test them once."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -10,6 +11,7 @@ from optuna.trial import FrozenTrial
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.retry import call_mlflow
 from tuning.config import SearchConfig
 from tuning.objective import resumable_config
 from tuning.storage import Storage
@@ -63,7 +65,7 @@ def retrain(
     for name, settings in trainings.items():
         config = resolve_train_config({**settings, "run_name": name})
         run_id = study.user_attrs.get(name)
-        if run_id and client.get_run(run_id).info.status == "FINISHED":
+        if run_id and call_mlflow(partial(client.get_run, run_id)).info.status == "FINISHED":
             continue
         logger.info("%s: %d epochs on all training images", name, config.epochs)
         if run_id and RunDirectory.of(config.cache_dir, run_id).checkpoint.path.exists():

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -25,6 +26,7 @@ from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.tracking.artifacts import log_data
 from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
+from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.device import set_up_hardware
@@ -81,7 +83,7 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
         )
 
     with StopRequest() as stop, study_run(spec, study, storage) as run:
-        if not mlflow.MlflowClient().get_run(run.run_id).data.params.get("space"):
+        if not call_mlflow(lambda: mlflow.MlflowClient().get_run(run.run_id)).data.params.get("space"):
             log_spec(run, spec, dataset)
         _, val_split = divide_lazily(dataset, base)
         try:
@@ -138,11 +140,11 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
     yield joined
     joined.flush()
     if not study.get_trials(deepcopy=False, states=UNFINISHED):
-        client.set_terminated(joined.run_id, "FINISHED")
+        call_mlflow(lambda: client.set_terminated(joined.run_id, "FINISHED"))
 
 
 def _create_run(client: mlflow.MlflowClient, spec: StudySpec) -> str:
-    experiment = client.get_experiment_by_name(spec.base.experiment)
+    experiment = call_mlflow(lambda: client.get_experiment_by_name(spec.base.experiment))
     # `resolve_tags` returns the tags that `mlflow.start_run` adds: the user, and the program as the source.
     run_id: str = client.create_run(experiment.experiment_id, tags=resolve_tags()).info.run_id
     return run_id
@@ -152,7 +154,7 @@ def nest_trials(client: mlflow.MlflowClient, study: optuna.Study, parent_run_id:
     """Nest the trials' runs in another run, since each `mlflow run` creates one."""
     for trial in study.get_trials(deepcopy=False):
         if (run_id := trial.user_attrs.get("run_id")) and trial.user_attrs.get("origin") != PRIOR_RUN:
-            client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, parent_run_id)
+            call_mlflow(partial(client.set_tag, run_id, MLFLOW_PARENT_RUN_ID, parent_run_id))
 
 
 def log_spec(run: TrackedRun, spec: StudySpec, dataset: ImageDataset) -> None:
@@ -190,8 +192,9 @@ def retrain_best(
     if stop.signum:
         return
     client = mlflow.MlflowClient()
-    runs = [client.get_run(run_id).data.metrics for run_id in retrained_runs(study, list(trainings))]
-    results = pd.DataFrame(runs, index=list(trainings)).filter(like="test/")
+    runs = [call_mlflow(partial(client.get_run, id_)) for id_ in retrained_runs(study, list(trainings))]
+    metrics = [finished.data.metrics for finished in runs]
+    results = pd.DataFrame(metrics, index=list(trainings)).filter(like="test/")
     run.log_csv(results, "search/retrained.csv", index=True)
     means = {str(name): float(value) for name, value in results.mean().items()}
     if len(results) > 1:

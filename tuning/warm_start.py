@@ -1,18 +1,19 @@
 """Prior knowledge of a study: the recipes, enqueued runs, and finished runs in MLflow."""
 
 import logging
+from functools import partial
 from typing import Any
 
 import mlflow
 import optuna
 from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.effective import NEUTRAL, changed_settings, without_effect
-from cifar_mlflow.errors import UsageError, first_line
+from cifar_mlflow.errors import UsageError
 from cifar_mlflow.settings import validate
+from cifar_mlflow.tracking.retry import call_mlflow
 from tuning.space import Space
 
 logger = logging.getLogger("cifar_mlflow.tuning")
@@ -32,6 +33,7 @@ def first_trials(
 
     Raises:
         UsageError: an enqueued run does not exist or lies outside of the space.
+        CifarError: MLflow does not answer.
     """
     first, others = [], []
     for model in models:
@@ -59,8 +61,9 @@ def experiment_id(name: str) -> str:
 
     Raises:
         UsageError: there is no such experiment.
+        CifarError: MLflow does not answer.
     """
-    found = mlflow.MlflowClient().get_experiment_by_name(name)
+    found = call_mlflow(lambda: mlflow.MlflowClient().get_experiment_by_name(name))
     if found is None:
         raise UsageError(f"--warm-start: there is no experiment {name!r} in {mlflow.get_tracking_uri()}")
     identifier: str = found.experiment_id
@@ -79,6 +82,9 @@ def prior_trials(
     Args:
         experiment: its id.
         digest: of the data set; runs on other data are ignored.
+
+    Raises:
+        CifarError: MLflow does not answer.
     """
     client = mlflow.MlflowClient()
     known = {trial.user_attrs.get("run_id") for trial in study.get_trials(deepcopy=False)}
@@ -161,17 +167,15 @@ def _as_trial(run: Run, space: Space, fixed: dict[str, Any], objectives: list[st
 
 
 def _run(run_id: str) -> Run:
-    try:
-        return mlflow.MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        raise UsageError(f"--enqueue: {first_line(error)}") from error
+    missing = f"--enqueue: there is no run {run_id} in {mlflow.get_tracking_uri()}"
+    return call_mlflow(lambda: mlflow.MlflowClient().get_run(run_id), missing)
 
 
 def _all_runs(client: mlflow.MlflowClient, experiment_id: str, query: str) -> list[Run]:
     runs: list[Run] = []
     token: str | None = None
     while True:
-        page = client.search_runs([experiment_id], query, page_token=token)
+        page = call_mlflow(partial(client.search_runs, [experiment_id], query, page_token=token))
         runs += page
         token = page.token
         if not token:
