@@ -18,6 +18,7 @@ from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.reference import load_classifier
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.scorer.phone_formats import in_common_format
 from cifar_mlflow.scorer.preprocess import BadImage, decode_image
 from cifar_mlflow.tracking.result import Result
 
@@ -82,7 +83,7 @@ class Classifier:
                 image = _png(image)
             elif not isinstance(image, bytes):
                 image = Path(image).read_bytes()
-            return decode_image(image, self.card.image_size)
+            return decode_image(in_common_format(image), self.card.image_size)
         except (BadImage, OSError, ValueError) as error:
             raise UsageError(f"image {place}: {error}") from error
 

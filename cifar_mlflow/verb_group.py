@@ -68,7 +68,7 @@ class Group(click.Group):
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            click.echo(f"Error: {error.filename or tempfile.gettempdir()}: {error.strerror}", err=True)
+            _report(f"{error.filename or tempfile.gettempdir()}: {error.strerror}")
             ctx.exit(1)
         except Interrupted as interruption:
             ctx.exit(128 + interruption.signum)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 import cifar_mlflow
 from cifar_mlflow.errors import UsageError
@@ -47,6 +47,16 @@ def test_a_file_its_content_and_its_pixels_get_the_same_answer(
     assert answers[0].confidence == max(answers[0].probabilities.values())
     assert answers[0].probabilities[answers[0].label] == answers[0].confidence
     assert classifier.predict([]) == []
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_a_photo_in_a_format_of_phones_is_answered_as_by_the_service(
+    classifier: cifar_mlflow.Classifier, tmp_path: Path
+) -> None:
+    photo = scene(70, 50)
+    photo.save(tmp_path / "photo.avif", quality=100, subsampling="4:4:4")
+    from_phone, reference = classifier.predict([tmp_path / "photo.avif", np.asarray(photo)])
+    assert from_phone.confidence == pytest.approx(reference.confidence, abs=0.02)
 
 
 def test_the_image_that_cannot_be_decoded_is_named(

@@ -58,7 +58,7 @@ def batches_source(folder: Path, archive: Archive, cache_dir: Path) -> Source:
     """Return the images of torchvision's folder, with `data_batch_1` and the other files.
 
     Raises:
-        CifarError: a file is missing, or differs from the published one.
+        CifarError: a file is missing, cannot be read, or differs from the published one.
     """
     for name, md5 in (archive.meta, *archive.train, *archive.test):
         path = folder / name
@@ -77,7 +77,7 @@ def archive_source(path: Path, archive: Archive, cache_dir: Path) -> Source:
     """Return the images of an archive, which is unpacked into the cache only while it is decoded.
 
     Raises:
-        CifarError: the archive differs from the published one.
+        CifarError: the archive cannot be read, or differs from the published one.
     """
     if _md5_of(path, cache_dir) != archive.md5:
         raise CifarError(
@@ -101,17 +101,23 @@ def downloaded_source(mirrors: tuple[str, ...], archive: Archive, cache_dir: Pat
         download(mirrors, path, archive.md5, WITHOUT_DOWNLOAD)
 
     def read(split: SplitName) -> Iterator[Split]:
-        download(
-            mirrors, path, archive.md5, WITHOUT_DOWNLOAD
-        )  # usually only verifies the file; downloads it again if it was damaged since
+        # Usually only verifies the file; downloads it again if it was damaged since.
+        download(mirrors, path, archive.md5, WITHOUT_DOWNLOAD)
         yield _read_archive(path, split, archive, cache_dir)
 
     return _source(archive, read)
 
 
 def _md5_of(path: Path, cache_dir: Path) -> str:
-    """Return the md5 of a file, computed once per version; torchvision verifies again what it decodes."""
-    return remembered(cache_dir, "md5", {b"": path}, lambda: file_md5(path))
+    """Return the md5 of a file, computed once per version; torchvision verifies again what it decodes.
+
+    Raises:
+        CifarError: the file cannot be read.
+    """
+    try:
+        return remembered(cache_dir, "md5", {b"": path}, lambda: file_md5(path))
+    except OSError as error:
+        raise CifarError(f"Cannot read {path}: {error.strerror}") from None
 
 
 def _source(archive: Archive, read: Callable[[SplitName], Iterator[Split]]) -> Source:

@@ -20,7 +20,13 @@ POLL_SECONDS = 0.2
 
 
 @click.command
-@click.option("--port", default=5000, show_default=True, help="Port of the UI on this machine.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    default=5000,
+    show_default=True,
+    help="Port of the UI on this machine.",
+)
 def main(port: int) -> None:
     """Serve the runs of MLFLOW_TRACKING_URI, by default those of this folder, until Ctrl-C.
 

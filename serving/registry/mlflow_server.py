@@ -70,9 +70,8 @@ def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> bool:
     """Return True when the server answers; False if it exits first or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        try:
+        with suppress(requests.RequestException):
             if requests.get(f"{address}/ping", timeout=5).ok:
                 return True
-        except requests.ConnectionError:
-            time.sleep(0.1)
+        time.sleep(0.1)
     return False

@@ -16,6 +16,7 @@ from cifar_mlflow.export.format import ExportFormat, Images, ModelToExport, Pred
 from cifar_mlflow.export.onnx import ONNX, complete_onnx
 from cifar_mlflow.models.card import ServedCard
 from cifar_mlflow.tracking.locations import find_model_version
+from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.verb_config import ExportConfig
 from serving.registry.loader import load_scorer
 from serving.web.bundle import CARD_FILE, MODEL_FILE, sizes, write_bundle
@@ -102,7 +103,7 @@ def _card(model: ModelToExport, runtime: Runtime) -> dict[str, Any]:
     }
     if not model.reference.startswith("models:/"):
         return card
-    version = find_model_version(model.reference)
+    version = call_mlflow(lambda: find_model_version(model.reference))
     scorer = load_scorer(model.reference)
     scorer.close()
     served = ServedCard.model_validate(scorer.card)

@@ -94,6 +94,22 @@ def test_a_damaged_archive_is_not_used(tmp_path: Path, published: Published) -> 
         load_dataset(DataConfig(data_dir=tmp_path, cache_dir=tmp_path / "cache"), published.archive)
 
 
+@pytest.mark.parametrize("form", ["archive", "folder"])
+def test_a_file_that_cannot_be_read_is_named(form: str, tmp_path: Path, published: Published) -> None:
+    memory = Path("/proc/self/mem")  # not even root may read its first byte
+    if not memory.exists():
+        pytest.skip("needs a file that nobody can read")
+    if form == "archive":
+        file = tmp_path / ARCHIVE_NAME
+    else:
+        file = shutil.copytree(published.folder, tmp_path / FOLDER) / "data_batch_2"
+        file.unlink()
+    file.symlink_to(memory)
+    with pytest.raises(CifarError) as caught:
+        load_dataset(DataConfig(data_dir=tmp_path), published.archive)
+    assert str(caught.value) == f"Cannot read {file}: Input/output error"
+
+
 def test_a_file_damaged_after_its_check_is_noticed(tmp_path: Path, published: Published) -> None:
     folder = shutil.copytree(published.folder, tmp_path / FOLDER)
     config = DataConfig(data_dir=tmp_path, cache_dir=tmp_path / "cache")

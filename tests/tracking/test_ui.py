@@ -12,6 +12,9 @@ from pathlib import Path
 import mlflow
 import pytest
 import requests
+from click.testing import CliRunner
+
+from cifar_mlflow.tracking.ui import main
 
 ADDRESS = "Runs and models: "
 
@@ -56,7 +59,7 @@ def test_no_second_ui_is_started_where_a_server_has_the_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000")
-    with ui(tmp_path, port=0) as address:
+    with ui(tmp_path, port=5000) as address:
         assert address == "http://mlflow.example:5000/#/experiments?workflowType=machine_learning"
 
 
@@ -72,3 +75,10 @@ def test_the_page_of_another_server_is_not_shown_for_ours(tmp_path: Path) -> Non
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "make ui PORT=" in done.stderr
     assert ADDRESS not in done.stderr
+
+
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_a_number_that_is_no_port_is_refused(port: str) -> None:
+    result = CliRunner().invoke(main, ["--port", port])
+    assert result.exit_code == 2
+    assert f"{port} is not in the range 1<=x<=65535" in result.output
