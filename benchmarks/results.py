@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from benchmarks.csv_file import FloatOrEmpty, read_rows, write_rows
 from cifar_mlflow.config import PlacesConfig, TrackingConfig, TrainConfig, resolve_train_config
 from cifar_mlflow.data.original import PUBLISHED
+from cifar_mlflow.settings import option_name
 
 RESULTS = Path(__file__).with_name("results.csv")
 SECONDS_METRIC = "benchmark/seconds"  # logged by `record` and `gpu`
@@ -190,7 +191,7 @@ def plain(value: str) -> str:
 
 def command(recipe: str, seed: str, other: dict[str, str]) -> str:
     options = {"recipe": recipe, **other, "seed": seed}
-    text = (f"--{name.replace('_', '-')} {plain(value)}" for name, value in options.items())
+    text = (f"{option_name(name)} {plain(value)}" for name, value in options.items())
     return f"cifar-mlflow train {' '.join(text)}"
 
 

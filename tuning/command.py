@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from cifar_mlflow.redact import redact
+from cifar_mlflow.settings import option_name
 
 
 def command_line(verb: str, settings: dict[str, Any]) -> str:
@@ -20,7 +21,7 @@ def command_line(verb: str, settings: dict[str, Any]) -> str:
             value = ",".join(map(str, value))
         elif isinstance(value, bool):
             value = str(value).lower()
-        words += [f"--{name.replace('_', '-')}", str(value)]
+        words += [option_name(name), str(value)]
     return shlex.join(words)
 
 

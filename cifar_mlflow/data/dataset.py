@@ -121,7 +121,8 @@ class ImageDataset:
 
     Attributes:
         digest: hex sha256 that identifies the content of all splits.
-        load: loads a split; raises CifarError if the images cannot be read.
+        split: returns the images and labels of a split, cheap once the cache holds it; raises CifarError if
+            they cannot be read.
         set_aside, own_val, names, notes, paths, unreadable: see `Source`.
         extra_images: number of training images, the last ones, that are never held out for validation; the
             digest does not cover them, and they have no names.
@@ -131,7 +132,7 @@ class ImageDataset:
     classes: tuple[str, ...]
     image_size: int
     digest: str
-    load: Callable[[SplitName], Split]
+    split: Callable[[SplitName], Split]
     set_aside: tuple[int, ...] = ()
     own_val: bool = False
     names: Callable[[SplitName], list[str]] | None = None
@@ -139,7 +140,3 @@ class ImageDataset:
     extra_images: int = 0
     paths: Callable[[SplitName], list[Path]] | None = None
     unreadable: tuple[UnreadableFile, ...] = ()
-
-    def split(self, name: SplitName) -> Split:
-        """Return the images and labels of a split; cheap once the cache holds it."""
-        return self.load(name)

@@ -63,7 +63,7 @@ def with_extra_images(
     note = f"{added:,} images of {folder} are added to the training images"
     if left_out:
         note += f"; {left_out:,} are left out: unreadable, repeated or in the data set already"
-    return replace(base, load=load, extra_images=added, notes=(*base.notes, *source.notes, note))
+    return replace(base, split=load, extra_images=added, notes=(*base.notes, *source.notes, note))
 
 
 def _find(base: ImageDataset, folder: Path) -> Found:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cifar_mlflow.config import TtaName
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.pretrained import head_of
 
 Model = Callable[[Tensor], Tensor]
 ComputePrecision = Literal["fp32", "bf16", "fp16"]
@@ -69,6 +71,27 @@ def predict_logits(
             logits.append(predict(model, batch).float().cpu())
             advance(len(batch))
     return torch.cat(logits).numpy()
+
+
+def predict_features(
+    classifier: ImageClassifier,
+    images: NDArray[np.uint8],
+    *,
+    device: torch.device,
+    precision: ComputePrecision,
+) -> Tensor:
+    """Return the input of the last linear layer for all images, float32 (N, D), on the CPU.
+
+    Arguments as for `predict_logits`.
+    """
+    features: list[Tensor] = []
+    _, head = head_of(classifier)
+    hook = head.register_forward_pre_hook(lambda module, args: features.append(args[0].float().cpu()))
+    try:
+        predict_logits(classifier, images, device=device, precision=precision)
+    finally:
+        hook.remove()
+    return torch.cat(features)
 
 
 def images_per_batch(side: int) -> int:

@@ -9,7 +9,7 @@ from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.console import loading
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.options import recipe_defaults, split_settings, verb
-from cifar_mlflow.settings import validate
+from cifar_mlflow.settings import option_name, validate
 from cifar_mlflow.verb_config import WITH_TRAINED_MODEL, ReviewConfig, ReviewVerbConfig
 
 WITHOUT_EFFECT = ("val_size", "split_seed", "extra_dir", "skip_unreadable", "patience", "test")
@@ -38,7 +38,7 @@ def review(given: dict[str, Any]) -> None:
     if reviewing.trained_model and (
         idle := sorted((given.keys() & {"folds", *training}) - WITH_TRAINED_MODEL)
     ):
-        raise UsageError(f"trained_model trains nothing: leave out {', '.join(idle)}")
+        raise UsageError(f"--trained-model trains nothing: leave out {', '.join(map(option_name, idle))}")
     if not {"model", "recipe"} & training.keys():
         training["recipe"] = "fast" if training.get("dataset", "cifar10") == "cifar10" else "demo"
     config = resolve_train_config(training)
@@ -52,9 +52,7 @@ def review(given: dict[str, Any]) -> None:
     done = job.review(config, reviewing, adapt_batch_size="batch_size" not in training)
     click.echo(done.summary())
     data = {name: training[name] for name in ("dataset", "data_dir", "image_size") if name in training}
-    options = "".join(
-        f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in data.items()
-    )
+    options = "".join(f" {option_name(name)} {shlex.quote(str(value))}" for name, value in data.items())
     click.echo(
         f"\nWhat next: fill in the column decision, then\n"
         f"  cifar-mlflow review{options} --apply {shlex.quote(str(done.output))} --output cleaned"

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from cifar_mlflow.config import DataConfig, TrainConfig
 from cifar_mlflow.data import ImageDataset, SelectedImages, Selection, Split
 from cifar_mlflow.data.split import train_val_indices
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.calibration import softmax
-from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.evaluation.predict import predict_features, predict_logits
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.models.pretrained import head_of
 from cifar_mlflow.review.images import ReviewedImages
 from cifar_mlflow.training.device import Hardware
 from cifar_mlflow.training.initial import build_classifier
@@ -169,11 +168,5 @@ def _logits(
 
 def _embed(classifier: ImageClassifier, images: NDArray[np.uint8], hardware: Hardware) -> NDArray[np.float32]:
     """Return the input of the last linear layer, scaled to unit length, float32 (N, D)."""
-    _, head = head_of(classifier)
-    features: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, args: features.append(args[0].float().cpu()))
-    try:
-        predict_logits(classifier, images, device=hardware.device, precision=hardware.precision)
-    finally:
-        hook.remove()
-    return nn.functional.normalize(torch.cat(features)).numpy()
+    features = predict_features(classifier, images, device=hardware.device, precision=hardware.precision)
+    return nn.functional.normalize(features).numpy()

@@ -53,10 +53,13 @@ To compare the settings of some trainings, select them and choose Compare.
 
 def store_uri() -> str:
     """Return the address of MLflow's store, valid in every working directory and without its password."""
-    uri = mlflow.get_tracking_uri()
-    if file := sqlite_file(uri):
-        uri = f"{SQLITE}{file.absolute()}"
-    return redact(uri)
+    return redact(absolute_uri(mlflow.get_tracking_uri()))
+
+
+def absolute_uri(uri: str) -> str:
+    """Return the address of a store, valid in every working directory."""
+    file = sqlite_file(uri)
+    return f"{SQLITE}{file.absolute()}" if file else uri
 
 
 def page_address(page: str) -> str | None:

@@ -13,7 +13,7 @@ from cifar_mlflow.config import IMAGENET, TrainConfig, is_backbone
 from cifar_mlflow.data import ImageDataset, Selection, Split
 from cifar_mlflow.data.summary import mean_std
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.evaluation.predict import predict_features
 from cifar_mlflow.models.backbones import check_image_size, imagenet_weights, normalization
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.fast import Fast
@@ -104,12 +104,9 @@ def fit_head(
     logger.info("Fitting the last layer to the features of %s images", f"{len(drawn):,}")
     if config.flip != "none":
         images, labels = np.concatenate([images, images[:, :, ::-1]]), np.tile(labels, 2)
-    _, head = head_of(classifier)
-    inputs: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, args: inputs.append(args[0].float().cpu()))
-    predict_logits(classifier, images, device=hardware.device, precision=hardware.precision)
-    hook.remove()
-    features = torch.cat(inputs).numpy()
+    features = predict_features(
+        classifier, images, device=hardware.device, precision=hardware.precision
+    ).numpy()
 
     scaler = StandardScaler().fit(features)
     balanced = "balanced" in (config.class_weights, config.sampling)
@@ -118,6 +115,7 @@ def fit_head(
     rows, intercepts = model.coef_ / scaler.scale_, model.intercept_
     if len(rows) == 1:  # of two classes, only the second one has a row
         rows, intercepts = np.concatenate([-rows, rows]) / 2, np.concatenate([-intercepts, intercepts]) / 2
+    _, head = head_of(classifier)
     with torch.no_grad():
         head.weight[model.classes_] = torch.from_numpy(rows).to(head.weight)
         if head.bias is not None:

@@ -42,7 +42,7 @@ def create_app(state: AppState) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    app.state.service = state
+    app.state.app_state = state
     for routes in ROUTES:
         app.include_router(routes.router)
     app.add_exception_handler(Refusal, refused)  # type: ignore[arg-type]

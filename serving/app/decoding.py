@@ -38,7 +38,7 @@ def decode(scorer: Scorer, content: Any) -> DecodedImage:
 
     Any other value results in an error.
     """
-    begun = time.perf_counter()
+    started = time.perf_counter()
     record: dict[str, Any] = {}
     try:
         data = bmp_file(content) if isinstance(content, np.ndarray) else image_bytes(content)
@@ -46,9 +46,9 @@ def decode(scorer: Scorer, content: Any) -> DecodedImage:
         pixels = scorer.decode(in_common_format(data))
         record["image_format"] = phone_format(data) or picture_format(data)
     except BadImage as error:
-        record |= {"error_code": error.code, "decode_ms": 1000 * (time.perf_counter() - begun)}
+        record |= {"error_code": error.code, "decode_ms": 1000 * (time.perf_counter() - started)}
         return DecodedImage(None, error, record)
-    record["decode_ms"] = 1000 * (time.perf_counter() - begun)
+    record["decode_ms"] = 1000 * (time.perf_counter() - started)
     record["brightness"], record["contrast"] = image_statistics(pixels)
     return DecodedImage(pixels, None, record, data)
 

@@ -10,7 +10,7 @@ from serving.app.state import AppState
 
 
 def app_state(request: Request) -> AppState:
-    state: AppState = request.app.state.service
+    state: AppState = request.app.state.app_state
     return state
 
 

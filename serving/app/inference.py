@@ -80,7 +80,7 @@ class Inference:
         jobs: list[Job] = []
         try:
             async with self._deadline(request, too_slow):
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 images = await self._decode(scorer, contents, chunks)
                 decoded = time.perf_counter()
                 pixels = [image.pixels for image in images if image.pixels is not None]
@@ -89,7 +89,7 @@ class Inference:
         finally:
             batches = [logits for job in jobs if (logits := job.drop()) is not None]
             self._when_ended(_drop(chunks) + batches, lambda: self._release(len(contents)))
-        return Scored(images, scores, 1000 * (decoded - begun), 1000 * (scored - decoded))
+        return Scored(images, scores, 1000 * (decoded - started), 1000 * (scored - decoded))
 
     @asynccontextmanager
     async def read_table(

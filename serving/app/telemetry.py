@@ -127,18 +127,18 @@ class Telemetry:
         self._metrics.turned_away(_route(context))
         self._turned_away += 1
 
-    def measure(self, inside: int, waiting: int, champion: Champion) -> None:
+    def measure(self, in_flight: int, waiting: int, champion: Champion) -> None:
         """Update the gauges; call this about once per second.
 
         Args:
-            inside: requests in flight.
+            in_flight: requests being answered.
             waiting: images in the queue of the network.
         """
         metrics = self._metrics
         if self._turned_away:
             log.warning("overloaded", turned_away=self._turned_away)
             self._turned_away = 0
-        metrics.requests_in_flight.set(inside)
+        metrics.requests_in_flight.set(in_flight)
         metrics.queue_length.set(waiting)
         metrics.registry_up.set(champion.registry_problem is None)
         metrics.refused(champion.refused)

@@ -29,7 +29,7 @@ class WorkerThreads:
     def __init__(self, count: int, name: str) -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         # For each thread, when it began its current call; None while it is idle.
-        self._begun: list[float | None] = [None] * count
+        self._started: list[float | None] = [None] * count
         for number in range(count):
             threading.Thread(target=self._work, args=(number,), name=name, daemon=True).start()
 
@@ -44,8 +44,8 @@ class WorkerThreads:
 
     def stuck_seconds(self) -> float:
         """Return for how long all threads have been in their current calls; 0 if one is idle."""
-        begun = [each for each in self._begun if each is not None]
-        return time.monotonic() - max(begun) if len(begun) == len(self._begun) else 0.0
+        started = [each for each in self._started if each is not None]
+        return time.monotonic() - max(started) if len(started) == len(self._started) else 0.0
 
     def close(self) -> None:
         """Drop the calls that have not started, and return; each thread ends after its current call."""
@@ -53,7 +53,7 @@ class WorkerThreads:
             call = self._calls.get()
             if call is not None:
                 call.future.cancel()
-        for _ in self._begun:
+        for _ in self._started:
             self._calls.put(None)
 
     def _work(self, number: int) -> None:
@@ -65,10 +65,10 @@ class WorkerThreads:
         if call is None:
             return False
         if call.future.set_running_or_notify_cancel():
-            self._begun[number] = time.monotonic()
+            self._started[number] = time.monotonic()
             try:
                 call.future.set_result(call.function(*call.arguments))
             except BaseException as error:
                 call.future.set_exception(error)
-            self._begun[number] = None
+            self._started[number] = None
         return True

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 
 from cifar_mlflow.interrupt import Interrupted, StopRequest
-from cifar_mlflow.tracking.store import sqlite_file
+from cifar_mlflow.tracking.store import absolute_uri
 from serving.batch.dataset import Dataset
 from serving.batch.find import find_images
 from serving.batch.pipeline import check_top_k, model_digest, start_summary
@@ -53,7 +53,7 @@ def classify_on_engine(
     run = importlib.import_module(f"serving.batch.engines.{engine}").run
     found = find_images(paths)
     summary = start_summary(found, output)
-    job = Job(place, pin_model(model_uri), _absolute(mlflow.get_tracking_uri()), digest, top_k)
+    job = Job(place, pin_model(model_uri), absolute_uri(mlflow.get_tracking_uri()), digest, top_k)
     with ExitStack() as stack:
         dataset = stack.enter_context(Dataset(place, digest, top_k))
         kept, parts = dataset.plan(found)
@@ -81,9 +81,3 @@ def _count(summary: Summary, dataset: Dataset, names: list[str], *, earlier: boo
     for name in names:
         for path, outcome in dataset.outcomes(name):
             summary.add(path, outcome, earlier=earlier)
-
-
-def _absolute(tracking_uri: str) -> str:
-    """Return the address of the store so that it is valid in every folder."""
-    file = sqlite_file(tracking_uri)
-    return f"sqlite:///{file.absolute()}" if file else tracking_uri

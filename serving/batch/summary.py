@@ -90,7 +90,7 @@ def print_summary(summary: Summary) -> None:
     if summary.failed:
         console.print(f"{summary.failed:,} could not be classified:", soft_wrap=True)
     for error in summary.errors:
-        console.print(f"  {printable(error.path)}: {error.message}", soft_wrap=True)
+        console.print(f"  {in_one_line(error.path)}: {error.message}", soft_wrap=True)
     if more := summary.failed - len(summary.errors):
         console.print(
             f"  and {more:,} more" + (f": see {summary.output}" if summary.output else ""), soft_wrap=True
@@ -103,7 +103,7 @@ def print_summary(summary: Summary) -> None:
         console.print(f"explanations: {summary.explained_in}", soft_wrap=True)
 
 
-def printable(text: str) -> str:
+def in_one_line(text: str) -> str:
     """Escape line breaks and control characters, which a file name may contain to mislead the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
@@ -115,8 +115,8 @@ def _file_table(summary: Summary) -> Table:
     table.add_column("confidence", justify="right")
     table.add_column("")
     for path, outcome in summary.outcomes.items():
-        label, confidence = printable(outcome.label or ""), f"{outcome.confidence or 0:.1%}"
-        table.add_row(printable(path), label, confidence, "not sure" if outcome.uncertain else "")
+        label, confidence = in_one_line(outcome.label or ""), f"{outcome.confidence or 0:.1%}"
+        table.add_row(in_one_line(path), label, confidence, "not sure" if outcome.uncertain else "")
     return table
 
 
@@ -127,5 +127,5 @@ def _class_table(summary: Summary) -> Table:
         table.add_column(title, justify="right")
     rows = [(label, count, summary.uncertain[label]) for label, count in summary.labels.most_common()]
     for label, count, uncertain in [*rows, ("all", summary.labels.total(), summary.uncertain.total())]:
-        table.add_row(printable(label), f"{count:,}", f"{uncertain:,}", f"{uncertain / count:.0%}")
+        table.add_row(in_one_line(label), f"{count:,}", f"{uncertain:,}", f"{uncertain / count:.0%}")
     return table

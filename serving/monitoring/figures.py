@@ -11,12 +11,11 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
+from cifar_mlflow.evaluation.figures import ROUND, WIDTH
 from serving.monitoring.analysis import STEPS
 from serving.monitoring.drift import LARGE, SMALL
 
-WIDTH = 9.0  # inches
 MAX_BINS = 25
-ROUND = (1, 2, 5, 10)  # steps of an axis with whole numbers, times a power of ten
 REFERENCE = "silver"
 LIVE = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
 OUTCOME_COLORS = {"answered": "tab:blue", "refused": "tab:orange", "failed": "tab:red", "cut off": "gray"}

@@ -143,7 +143,7 @@ def test_a_trained_model_judges_the_images_that_it_has_not_seen(
 
     for options, complaint in (
         (("other.safetensors",), "it is not known which of the images it has seen"),
-        (("known.safetensors", "--folds", "3", "--epochs", "2"), "leave out epochs, folds"),
+        (("known.safetensors", "--folds", "3", "--epochs", "2"), "leave out --epochs, --folds"),
         (("known.safetensors", "--output", "file/review.csv"), "file/review.csv: cannot be written"),
     ):
         done = review(photos, "--trained-model", *options)

@@ -112,7 +112,7 @@ def _add_pictures(
 
 def _refuse_if_all_failed(images: Sequence[DecodedImage]) -> None:
     """Raise Refusal with the first error if no image has an answer."""
-    errors = [image.error for image in images if image.error is not None]
-    if len(errors) == len(images):
-        statuses = {image_status(error.code) for error in errors}
-        raise Refusal(statuses.pop() if len(statuses) == 1 else 400, errors[0].code, errors[0].message)
+    failures = [image.error for image in images if image.error is not None]
+    if len(failures) == len(images):
+        statuses = {image_status(error.code) for error in failures}
+        raise Refusal(statuses.pop() if len(statuses) == 1 else 400, failures[0].code, failures[0].message)
