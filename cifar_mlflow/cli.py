@@ -167,7 +167,7 @@ def train(
         if print_config:
             return _print_config(minutes, registration, config)
     gc.set_threshold(FEWER_COLLECTIONS)
-    with loading():
+    with loading(for_a_job=True):
         from cifar_mlflow import pipeline
         from cifar_mlflow.tracking.resume import resumable_config
         from cifar_mlflow.training.distributed import this_world
@@ -259,7 +259,7 @@ def evaluate(given: dict[str, Any]) -> None:
       cifar-mlflow evaluate --model-uri models:/cifar10@champion --split val
     """
     config = validate(EvaluateConfig, given)
-    with loading():
+    with loading(for_a_job=True):
         from cifar_mlflow.evaluation import job
 
     on_training_data = not {"dataset", "data_dir"} & given.keys()
@@ -284,7 +284,7 @@ def export(given: dict[str, Any], model: str) -> None:
     config = validate(ExportConfig, given)
     if _is_one_file_of_weights(config):
         return _export_weights(model, config)
-    with loading():
+    with loading(for_a_job=True):
         from cifar_mlflow.export import job
 
     formats, left_out = job.choose_formats(EXPORT_FORMATS, config)

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
 from rich.console import Console
@@ -78,24 +78,30 @@ def training_bar() -> Progress:
 
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
-    """Show in a terminal, and only there, what the block does, which takes seconds."""
-    if console.is_terminal and rank() == 0:
+    """Show what the block does, which takes seconds: in a terminal while it lasts, else by a log line."""
+    if rank() > 0:
+        yield
+    elif console.is_terminal:
         with console.status(text):
             yield
     else:
+        logger.info("%s", text)
         yield
 
 
 @contextmanager
-def loading() -> Iterator[None]:
-    """Show in a terminal that libraries are being imported; pause the garbage collector, then exempt them.
+def loading(*, for_a_job: bool = False) -> Iterator[None]:
+    """Show that libraries are being imported; pause the garbage collector, then exempt them.
 
     The imports create about a million objects that live as long as the process. Scanning them takes one of
     the four seconds before the first step of a training, and a second when the process ends.
+
+    Args:
+        for_a_job: the command takes long, so that a log line is due outside of a terminal, too.
     """
     gc.disable()
     try:
-        with spinner("Loading the libraries"):
+        with spinner("Loading the libraries") if for_a_job or console.is_terminal else nullcontext():
             yield
     finally:
         gc.freeze()

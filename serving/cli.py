@@ -41,7 +41,9 @@ def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bo
       cifar-mlflow register pretrained --promote
     """
     config = validate(RegisterConfig, given)
-    with loading():
+    # Another command that called this one has loaded libraries already, and has its own next steps.
+    alone = ctx.parent is None or isinstance(ctx.parent.command, click.Group)
+    with loading(for_a_job=alone):
         from serving.registry.pretrained import register_pretrained
         from serving.registry.promotion import NotPromotedError
         from serving.registry.promotion import promote as promote_version
@@ -56,8 +58,8 @@ def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bo
             promoted = True
         except NotPromotedError as reason:  # not a failure: the version is registered
             click.echo(str(reason))
-    if ctx.parent is not None and not isinstance(ctx.parent.command, click.Group):
-        return  # another command called this one, and has its own next steps
+    if not alone:
+        return
     name = shlex.quote(version.name)
     if promoted:
         uri = "" if version.name == CIFAR10 else f" --model-uri models:/{name}@champion"
@@ -188,7 +190,7 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     config = resolve_train_config({"recipe": "demo", **given})
     check_tta(config)
-    with loading():
+    with loading(for_a_job=True):
         from cifar_mlflow import pipeline
         from serving.demo import PHOTO, classify_over_http
 

@@ -32,8 +32,9 @@ def test_a_terminal_shows_a_command_in_one_line_and_a_spinner(width: str) -> Non
     assert "Drawing the plots" in output
 
 
-def test_a_pipe_gets_nothing_but_the_log_line() -> None:
-    (line,) = output_of_program(COLUMNS="60").splitlines()
+def test_a_pipe_gets_a_line_per_phase_instead_of_the_spinner() -> None:
+    phase, line = output_of_program(COLUMNS="60").splitlines()
+    assert phase.endswith(" Drawing the plots")
     assert line.endswith(COMMAND)
 
 

@@ -37,7 +37,7 @@ def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
       cifar-mlflow tune --model resnet18 --trials 40 --epochs 15 --promote
     """
     given, registration = split_settings(given, TuneConfig, RegisterConfig)
-    with loading():
+    with loading(for_a_job=True):
         from tuning.report import leaderboard
         from tuning.results import best_trials, trial_name
         from tuning.study import tune as search

@@ -42,7 +42,7 @@ def review(given: dict[str, Any]) -> None:
     if not {"model", "recipe"} & training.keys():
         training["recipe"] = "fast" if training.get("dataset", "cifar10") == "cifar10" else "demo"
     config = resolve_train_config(training)
-    with loading():
+    with loading(for_a_job=True):
         from cifar_mlflow.review import job
 
     if reviewing.apply:

@@ -108,9 +108,9 @@ def register(run_id: str, config: RegisterConfig) -> RegisteredVersion:
             )
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
     training, eval_set = load_images(card, params, places)
-    logger.info("Exporting %s of run %s, evaluated on %s", card.model, run_id, eval_set)
-    with spinner("Preparing the version"), tempfile.TemporaryDirectory() as scratch:
-        prepared = prepare(classifier, card, training.images, eval_set, config, Path(scratch))
+    with tempfile.TemporaryDirectory() as scratch:
+        with spinner(f"Exporting {card.model} of run {run_id}, evaluated on {eval_set}"):
+            prepared = prepare(classifier, card, training.images, eval_set, config, Path(scratch))
         return publish(prepared, run_id, name)
 
 
@@ -161,7 +161,10 @@ def publish(prepared: Prepared, run_id: str, name: str) -> RegisteredVersion:
         CifarError: the logged model does not work, or MLflow does not answer. No version is created.
     """
     card, text = prepared.card, prepared.text
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        spinner(f"Logging and checking the new version of {name}"),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         model_id = call_mlflow(lambda: log_model(prepared.folder, run_id, MODEL_NAME, text)).model_id
         model_uri = f"models:/{model_id}"
         logged = download(model_uri, Path(scratch, "logged"))

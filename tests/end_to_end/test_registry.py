@@ -25,6 +25,15 @@ def registered(
         assert "The validation split has only 12 images" in output
         assert "The test split has only 12 images" in output
         assert "Registered version 1 of cifar10: cnn as fp32" in output
+        phases = (
+            "Loading the libraries",
+            "Training ",
+            "Evaluating on ",
+            "Exporting cnn of run ",
+            "Logging and ",
+        )
+        places = [output.find(f" {phase}") for phase in phases]
+        assert -1 < places[0] < places[1] < places[2] < places[3] < places[4], output
         project.train("--epochs", "1", "--lr", "1e-4")
         output = project.invoke("register", newest_training(project), "--target_accuracy", "0.8", *named)
         assert "Registered version 2 of cifar10: cnn as" in output

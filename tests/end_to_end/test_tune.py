@@ -112,6 +112,13 @@ def test_the_run_of_the_study_has_its_results(searched: tuple[Project, str]) -> 
         "data/samples.png",
     }
     assert "5 of 5 trials done, best " in output
+    phases = (
+        "Loading the libraries",
+        "Opening the study",
+        "Training the trials",
+        "Drawing the plots of the ",
+    )
+    assert all(f" {phase}" in output for phase in phases)
     again = f"cifar-mlflow train --settings-of {best.user_attrs['run_id']}"
     assert f"{again}\n" in output
     assert f"{again} --epochs 9\n" in output
