@@ -137,7 +137,12 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
             logger.info("Search %s: run %s (%s)", spec.name, run.name, run.run_id)
             yield run
         return
-    yield joined
+    try:
+        yield joined
+    except KeyboardInterrupt as interruption:  # includes Interrupted; `tracked_run` prints it for its own run
+        reason = str(interruption) or "Ctrl-C"
+        logger.warning("Stopped by %s; continue its study with: %s", reason, spec.command)
+        raise
     joined.flush()
     if not study.get_trials(deepcopy=False, states=UNFINISHED):
         call_mlflow(lambda: client.set_terminated(joined.run_id, "FINISHED"))

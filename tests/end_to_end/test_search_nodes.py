@@ -120,10 +120,9 @@ def test_each_trial_is_run_once_although_nodes_and_the_database_come_and_go(
         "CIFAR_MLFLOW_GRACE": str(GRACE_SECONDS),
     }
     del project.env["CIFAR_MLFLOW_CACHE"]  # the script chooses one per node
-    stays, vanishes, stops = (
-        Node(name, clock, project)
-        for name, clock in (("stays", "+0"), ("vanishes", "+120"), ("stops", "-120"))
-    )
+    stays = Node("stays", "+0", project)
+    project.wait_for(lambda: "Search nodes: run" in stays.log, "the search that the others join")
+    vanishes, stops = Node("vanishes", "+120", project), Node("stops", "-120", project)
     project.wait_for(lambda: stays.trains() and vanishes.trains() and stops.trains(), "trials", 300)
     vanishes.vanish()
     late = Node("late", "+120", project)

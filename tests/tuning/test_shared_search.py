@@ -1,4 +1,4 @@
-"""Workers of one search that take trials at the same time."""
+"""Commands and workers that share a search."""
 
 import threading
 from collections.abc import Iterator
@@ -9,11 +9,13 @@ import optuna
 import pytest
 
 from cifar_mlflow.data import load_dataset
+from cifar_mlflow.tracking.store import connect
 from serving.registry.mlflow_server import free_port
 from tests.end_to_end.postgres import Postgres, missing
 from tuning.create_study import create_study
 from tuning.storage import Storage
-from tuning.study_spec import read_study_spec
+from tuning.study import study_run
+from tuning.study_spec import StudySpec, read_study_spec
 from tuning.worker import Worker
 
 WORKERS = 6
@@ -32,13 +34,27 @@ def url(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
         server.remove()
 
 
+def new_study(url: str, folder: Path, cache: Path) -> tuple[StudySpec, Storage, optuna.Study]:
+    given = {"dataset": "sample", "cache_dir": folder, "sampler": "random", "study": "mine", "storage": url}
+    spec = read_study_spec(given | {"trials": TRIALS, "workers": WORKERS, "threads": 1})
+    storage = Storage(url, "mine", folder, connect(spec.base.experiment))
+    dataset = load_dataset(spec.base.model_copy(update={"cache_dir": cache}))
+    return spec, storage, create_study(spec, storage, dataset)
+
+
+def test_a_command_that_joined_a_search_prints_how_to_continue_it(
+    folder: Path, shared_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec, storage, study = new_study(f"sqlite:///{folder / 'optuna.db'}", folder, shared_cache)
+    with study_run(spec, study, storage), pytest.raises(KeyboardInterrupt), study_run(spec, study, storage):
+        raise KeyboardInterrupt
+    assert f"Stopped by Ctrl-C; continue its study with: {spec.command}" in caplog.text
+
+
 def test_workers_that_ask_at_the_same_time_get_each_trial_once(
     url: str, folder: Path, shared_cache: Path
 ) -> None:
-    given = {"dataset": "sample", "cache_dir": folder, "sampler": "random", "study": "mine", "storage": url}
-    spec = read_study_spec(given | {"trials": TRIALS, "workers": WORKERS, "threads": 1})
-    storage = Storage(url, "mine", folder, spec.base.experiment)
-    create_study(spec, storage, load_dataset(spec.base.model_copy(update={"cache_dir": shared_cache})))
+    spec, storage, _ = new_study(url, folder, shared_cache)
     workers = [Worker(each) for each in spec.worker_specs(storage, parent_run_id="")]
     start = threading.Barrier(WORKERS)
     locks = []
