@@ -103,6 +103,7 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
     config = validate(DataConfig, given)
     with loading():
         from cifar_mlflow.data import load_dataset
+        from cifar_mlflow.data.split import divide_lazily
         from cifar_mlflow.data.summary import channel_stats, log_notes, summarize
 
     dataset = load_dataset(config)
@@ -111,14 +112,16 @@ def data(given: dict[str, Any], picture: Path | None) -> None:
     counts = summarize(dataset, config)
     counts.loc["total"] = counts.sum()
     click.echo(f"{dataset.name}, {dataset.image_size}x{dataset.image_size}, sha256 {dataset.digest}\n")
-    click.echo(f"{counts.to_string()}\n\nPixels of the training images, in 0..1:")
+    whose = "training" if dataset.own_val else "training and validation"
+    click.echo(f"{counts.to_string()}\n\nPixels of the {whose} images, in 0..1:")
     click.echo(channel_stats(images.images).round(4).to_string())
     if picture:
         from cifar_mlflow.evaluation.figures import sample_grid
 
-        title = f"{dataset.name}: training images"
+        train_split, _ = divide_lazily(dataset, config)
+        title = f"{dataset.name}: training images, without those for validation"
         try:
-            sample_grid(images.images, images.labels, dataset.classes, title).savefig(picture)
+            sample_grid(train_split.images, train_split.labels, dataset.classes, title).savefig(picture)
         except (OSError, ValueError) as error:  # matplotlib raises ValueError for an unknown suffix
             raise UsageError(f"--picture {picture}: {error}") from error
         click.echo(f"\nSamples: {printable(str(picture))}")

@@ -439,6 +439,16 @@ def test_data_prints_a_summary_and_draws_samples(tmp_path: Path) -> None:
     assert_refused(invoke("data", *SAMPLE, "--picture", "samples.xyz"), 2, "samples.xyz")
 
 
+def test_the_picture_of_the_data_counts_the_training_images_as_its_summary_does(tmp_path: Path) -> None:
+    summary = invoke("data", *SAMPLE, "--picture", "samples.svg").output
+    train = int(re.findall(r"airplane +(\d+)", summary)[0])
+    texts = re.findall("<!-- (.*) -->", (tmp_path / "samples.svg").read_text())
+    assert f"airplane ({train:,})" in texts
+    assert "training images, without those for validation" in texts[-2]
+    assert "10 of each class (number of images), 32x32 pixels" in texts[-1]
+    assert "Pixels of the training and validation images" in summary
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_lists_every_option_of_a_verb(verb: str) -> None:
     result = invoke(verb, "--help")

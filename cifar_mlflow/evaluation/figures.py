@@ -293,7 +293,10 @@ def sample_grid(
     if len(classes) > SHOWN_CLASSES:
         title += f"\nThe first {SHOWN_CLASSES} of {len(classes):,} classes"
         classes = classes[:SHOWN_CLASSES]
-    pixels = images.shape[1] // step
+    size = images.shape[1]
+    pixels = size // step
+    title += f"\nThe first {per_class} of each class (number of images), {size}x{size} pixels"
+    title += f", drawn in {pixels}x{pixels}" if step > 1 else ""
     side = pixels + 2
     mosaic = np.full((len(classes) * side, per_class * side, 3), 255, np.uint8)
     for row in range(len(classes)):
@@ -303,7 +306,7 @@ def sample_grid(
             top, left = row * side + 1, column * side + 1
             mosaic[top : top + side - 2, left : left + side - 2] = small
     height = len(classes) * (0.78 if len(classes) <= 20 else 0.36)
-    figure = _figure(0.6 + height, title)
+    figure = _figure(0.85 + height, title)
     ax = figure.add_subplot()
     ax.imshow(mosaic, interpolation="nearest")
     names = _with_totals(map(label, classes), totals[: len(classes)])

@@ -71,7 +71,7 @@ def log_data(
     from cifar_mlflow.evaluation import figures
 
     run.log_csv(summarize(dataset, config, with_test=config.test), "data/summary.csv", index=True)
-    title = f"{dataset.name}: training images"
+    title = f"{dataset.name}: training images, without those for validation"
     run.log_figure(
         figures.sample_grid(train_split.images, train_split.labels, dataset.classes, title),
         "data/samples.png",

@@ -59,7 +59,7 @@ def _profile(dataset: ImageDataset, context: str) -> dict[str, Any]:
     by_class = dict(zip(dataset.classes, counts, strict=True))
     smallest, largest = min(by_class, key=by_class.__getitem__), max(by_class, key=by_class.__getitem__)
     divided = part == "train" and not dataset.own_val
-    held_out = {"note": "validation images are held out of these"} if divided else {}
+    held_out = {"note": "training and validation images together"} if divided else {}
     size = f"{dataset.image_size}x{dataset.image_size}"
     return {
         "images": sum(counts),

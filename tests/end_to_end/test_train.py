@@ -124,6 +124,7 @@ def test_the_data_sets_of_a_run_have_source_schema_and_profile(trained: Project)
     profile = json.loads(inputs["validation"].profile)
     assert (profile["images"], profile["classes"], profile["size"]) == (108, 3, "32x32")
     assert profile["images_per_class"] == {"blue": 36, "green": 36, "red": 36}
+    assert profile["note"] == "training and validation images together"
     assert json.loads(inputs["test"].profile)["images_per_class"] == {"blue": 4, "green": 4, "red": 4}
 
 

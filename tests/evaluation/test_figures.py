@@ -264,6 +264,7 @@ def test_large_images_are_reduced_for_the_grid_without_aliasing() -> None:
     assert mosaic is not None
     assert mosaic.shape[1] <= 10 * 66
     assert set(np.unique(mosaic)) == {100, 255}
+    assert any("250x250 pixels, drawn in 62x62" in text for text in texts(grid))
 
 
 @pytest.mark.slow
