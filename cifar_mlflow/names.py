@@ -12,16 +12,18 @@ SAMPLE_NAME = "cifar10-sample"
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")  # of a file that names the path and label of each image
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")  # of MLflow
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+# Lone surrogates, and control characters other than tab and newline.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def printable(name: str) -> str:
     r"""Escape what is not Unicode text, so that the result can be printed, stored and sent as UTF-8.
 
     Python represents a byte of a file name that is not UTF-8 as a lone surrogate, which no terminal, database
-    or JSON parser accepts: byte 0xE4 becomes the four characters `\xe4`.
+    or JSON parser accepts: byte 0xE4 becomes the four characters `\xe4`. Control characters other than tab and
+    newline are escaped as well: with them, the name of a file could clear or recolor the terminal.
     """
-    return _SURROGATE.sub(_escape, name)
+    return _UNPRINTABLE.sub(_escape, name)
 
 
 def listed(texts: Iterable[str], limit: int = 10, separator: str = ", ") -> str:
@@ -63,4 +65,6 @@ def registered_name(dataset: str | None, data: str) -> str:
 
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00  # the byte that this surrogate stands for
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}"

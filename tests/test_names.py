@@ -29,9 +29,11 @@ ODD = "🐶 $x$\nй 猫 שלום"
         (LATIN1, "K\\xe4tzchen"),
         ("\udc80\udcff", "\\x80\\xff"),
         ("half \ud83d", "half \\ud83d"),
+        ("\x1b[2J cat\r\x9b", "\\x1b[2J cat\\x0d\\x9b"),
+        ("two\nlines\tof text", "two\nlines\tof text"),
     ],
 )
-def test_only_invalid_unicode_is_escaped(name: str, expected: str) -> None:
+def test_invalid_unicode_and_what_controls_a_terminal_are_escaped(name: str, expected: str) -> None:
     assert printable(name) == expected
 
 
