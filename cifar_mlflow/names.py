@@ -20,8 +20,8 @@ def printable(name: str) -> str:
     r"""Escape what is not Unicode text, so that the result can be printed, stored and sent as UTF-8.
 
     Python represents a byte of a file name that is not UTF-8 as a lone surrogate, which no terminal, database
-    or JSON parser accepts: byte 0xE4 becomes the four characters `\xe4`. Control characters other than tab and
-    newline are escaped as well: with them, the name of a file could clear or recolor the terminal.
+    or JSON parser accepts: byte 0xE4 becomes the four characters `\xe4`. Control characters other than tab
+    and newline are escaped as well: with them, the name of a file could clear or recolor the terminal.
     """
     return _UNPRINTABLE.sub(_escape, name)
 

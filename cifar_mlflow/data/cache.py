@@ -27,7 +27,7 @@ from cifar_mlflow.files import atomic_write, write_errors
 from cifar_mlflow.names import printable
 
 FORMAT = 1
-CACHE_HINT = ": free some space there or choose another place with cache_dir (or CIFAR_MLFLOW_CACHE)"
+CACHE_HINT = ": free some space there or choose another place with --cache-dir (or CIFAR_MLFLOW_CACHE)"
 # The coarsest resolution of file times (FAT): a younger file may change again and keep its times.
 TIME_RESOLUTION_NS = 2_000_000_000
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def cached_split(
         _store(entry, read(name))
     if (split := _load(entry)) is None:
         raise CifarError(
-            f"{entry} was written but cannot be read back: check the disk, or choose another cache_dir"
+            f"{entry} was written but cannot be read back: check the disk, or choose another --cache-dir"
         )
     return split
 
@@ -103,7 +103,7 @@ def exclusive(target: Path) -> Iterator[None]:
 
 
 def cache_errors(path: Path) -> AbstractContextManager[None]:
-    """Return `write_errors` with the hint to choose another cache_dir."""
+    """Return `write_errors` with the hint to choose another cache folder."""
     return write_errors(path, CACHE_HINT)
 
 

@@ -5,7 +5,7 @@ import logging
 import torch
 
 from cifar_mlflow.console import Steps
-from cifar_mlflow.data import load_dataset
+from cifar_mlflow.data import ImageDataset, Split, load_dataset
 from cifar_mlflow.data.split import divide, divide_lazily, image_ids
 from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.errors import UsageError
@@ -62,16 +62,7 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
             "The images of %s have changed since the training: some of this split may have been trained on",
             dataset.name,
         )
-    if config.split == "test":
-        data = dataset.split("test")
-    elif config.split == "val":
-        data = divide_lazily(dataset, config)[1]
-    else:
-        data = divide(dataset, config)[0]
-    if not len(data):
-        raise UsageError(
-            f"the {config.split} split of {dataset.name} is empty: val_size is {config.val_size:g}"
-        )
+    data = _images_of(dataset, config)
     if isinstance(model, ImageClassifier):
         model = model.to(device)
     else:
@@ -113,6 +104,20 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
         if model_id:
             run.log_model_metrics(model_id, report.scalars(), inputs, step=0, timestamp=logged_at)
         return Result(run.run_id, run.name, report.scalars(), steps.seconds)
+
+
+def _images_of(dataset: ImageDataset, config: EvaluateConfig) -> Split:
+    if config.split == "test":
+        data = dataset.split("test")
+    elif config.split == "val":
+        data = divide_lazily(dataset, config)[1]
+    else:
+        data = divide(dataset, config)[0]
+    if not len(data):
+        raise UsageError(
+            f"the {config.split} split of {dataset.name} is empty: --val-size is {config.val_size:g}"
+        )
+    return data
 
 
 def _with_training_data(config: EvaluateConfig, card: ModelCard) -> EvaluateConfig:

@@ -1,6 +1,7 @@
 """Tables of runs and of registered versions for the terminal, with the likely next commands."""
 
 import shlex
+from collections.abc import Container
 from functools import partial
 
 import mlflow
@@ -31,40 +32,15 @@ def list_runs(config: RunsConfig) -> tuple[Rows, list[str]]:
     """
     runs = _find_runs(config)
     registered = _versions_by_run()
-    rows, is_search = [], config.kind == "search"
+    validation = "best/val" if config.kind == "search" else "val"
+    rows = []
     for run in runs:
         status = registered.get(run.info.run_id, "")
         if run.info.status != "FINISHED":
             status = run.info.status.lower()
         row = [run.info.run_id, run.info.run_name, run.data.tags.get("dataset", "")]
-        rows.append(
-            [*row, _accuracy(run, "best/val" if is_search else "val"), _accuracy(run, "test"), status]
-        )
-    ids = [run.info.run_id for run in runs]
-    commands = [
-        f"cifar-mlflow train --resume {run_id}"
-        for run_id in RunDirectory.resumable(default_cache_dir(), store_uri(), None)
-        if run_id in ids
-    ]
-    candidates = [run for run in runs if run.info.status == "FINISHED" and "val/accuracy" in run.data.metrics]
-    if config.kind in ("train", "trial") and candidates:
-        # Accuracies on other images cannot be compared.
-        newest = candidates[0].data.tags.get("dataset.digest")
-        candidates = [run for run in candidates if run.data.tags.get("dataset.digest") == newest]
-        best = max(candidates, key=lambda run: run.data.metrics["val/accuracy"]).info.run_id
-        if best not in registered:
-            commands.append(f"cifar-mlflow register {best} --promote")
-    # The best trial of the newest search that has one.
-    trials = [trial for run in runs if (trial := run.data.tags.get("best.run_id"))] if is_search else []
-    for trial in trials[:1]:
-        commands.append(f"cifar-mlflow train --settings-of {trial}")
-        if trial not in registered:
-            commands.append(f"cifar-mlflow register {trial} --promote")
-    if not runs and is_search:
-        commands.append("cifar-mlflow tune --dataset sample --trials 20")
-    if not runs and config.kind == "train":
-        commands.append("cifar-mlflow train --dataset sample --model cnn")
-    return rows, commands
+        rows.append([*row, _accuracy(run, validation), _accuracy(run, "test"), status])
+    return rows, _after_runs(config.kind, runs, registered)
 
 
 def list_versions(config: ModelsConfig) -> tuple[Rows, list[str]]:
@@ -133,6 +109,37 @@ def _find_runs(config: RunsConfig) -> list[Run]:
         if not token:
             break
     return runs[: config.limit]
+
+
+def _after_runs(kind: str, runs: list[Run], registered: Container[str]) -> list[str]:
+    """Return the next commands for runs of this kind, given the ids of the registered ones."""
+    ids = {run.info.run_id for run in runs}
+    resumable = RunDirectory.resumable(default_cache_dir(), store_uri(), None)
+    commands = [f"cifar-mlflow train --resume {run_id}" for run_id in resumable if run_id in ids]
+    if kind == "search":
+        # The best trial of the newest search that has one.
+        best = next((trial for run in runs if (trial := run.data.tags.get("best.run_id"))), None)
+        if best:
+            commands.append(f"cifar-mlflow train --settings-of {best}")
+    else:
+        best = _best_of_newest_data(runs) if kind in ("train", "trial") else None
+    if best and best not in registered:
+        commands.append(f"cifar-mlflow register {best} --promote")
+    if not runs and kind == "search":
+        commands.append("cifar-mlflow tune --dataset sample --trials 20")
+    if not runs and kind == "train":
+        commands.append("cifar-mlflow train --dataset sample --model cnn")
+    return commands
+
+
+def _best_of_newest_data(runs: list[Run]) -> str | None:
+    """Return the id of the best finished run; accuracies on other images than the newest's do not compare."""
+    finished = [run for run in runs if run.info.status == "FINISHED" and "val/accuracy" in run.data.metrics]
+    if not finished:
+        return None
+    newest = finished[0].data.tags.get("dataset.digest")
+    comparable = [run for run in finished if run.data.tags.get("dataset.digest") == newest]
+    return max(comparable, key=lambda run: run.data.metrics["val/accuracy"]).info.run_id
 
 
 def _registered_models() -> list[RegisteredModel]:

@@ -116,7 +116,7 @@ def plan_epochs(rehearsal: Training, minutes: float) -> int:
     if not epochs:
         needed = (spent + speed.seconds(1, *length)) / (1 - MARGIN) / 60 * TOLERANCE
         raise UsageError(
-            f"minutes={minutes:g} is too short for one epoch of {config.model} on this machine: give "
+            f"--minutes {minutes:g} is too short for one epoch of {config.model} on this machine: give "
             f"--minutes {math.ceil(needed * 10) / 10:g} or more, or a faster --model or --recipe"
         )
     if world.is_main:

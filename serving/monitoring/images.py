@@ -52,7 +52,7 @@ class ImageFolder:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._probe()
         except OSError as error:
-            raise CifarError(f"images_dir {folder} cannot be written: {error.strerror}") from error
+            raise CifarError(f"--images-dir {folder}: cannot be written: {error.strerror}") from error
         self.dropped = 0
         self.failing: str | None = None
         self._queue: deque[tuple[str, bytes]] = deque()

@@ -117,7 +117,8 @@ def test_processes_that_start_together_decode_once(tmp_path: Path) -> None:
 def test_an_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        CifarError, match=r"cannot be written .*choose another place with cache_dir \(or CIFAR_MLFLOW_CACHE\)"
+        CifarError,
+        match=r"cannot be written .*choose another place with --cache-dir \(or CIFAR_MLFLOW_CACHE\)",
     ):
         get(tmp_path / "file")
 

@@ -73,7 +73,7 @@ def test_a_budget_that_is_too_short_starts_no_run(project: Project) -> None:
     output = project.invoke(
         "train", *BRIEF, "--dataset", "folder", "--data-dir", str(project.images), "--minutes", "1e-4", code=2
     )
-    assert "minutes=0.0001 is too short for one epoch of cnn on this machine: give --minutes 0." in output
+    assert "--minutes 0.0001 is too short for one epoch of cnn on this machine: give --minutes 0." in output
     assert project.runs == []
 
 

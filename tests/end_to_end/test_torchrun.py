@@ -226,7 +226,7 @@ def test_two_processes_follow_one_plan_of_a_time_budget(project: Project) -> Non
     images = ("--dataset", "folder", "--data-dir", str(project.images))
     short = Torchrun(project, "train", *quick, *images, "--minutes", "1e-4")
     assert short.wait() != 0
-    assert "minutes=0.0001 is too short for one epoch of cnn" in short.output()
+    assert "--minutes 0.0001 is too short for one epoch of cnn" in short.output()
     assert project.runs == []
 
     two = Torchrun(project, "train", *quick, *images, "--minutes", "0.5")

@@ -86,7 +86,7 @@ def test_each_part_of_an_epoch_is_measured(settings: dict[str, Any]) -> None:
 
 
 def test_a_budget_too_short_for_one_epoch_is_refused_with_one_that_suffices() -> None:
-    with pytest.raises(UsageError, match=r"minutes=1e-05 is too short for one epoch of cnn") as error:
+    with pytest.raises(UsageError, match=r"--minutes 1e-05 is too short for one epoch of cnn") as error:
         plan_epochs(make_training(epochs=MOST_EPOCHS), 1e-5)
-    smallest = float(str(error.value).partition("--minutes ")[2].split()[0])
+    smallest = float(str(error.value).partition("give --minutes ")[2].split()[0])
     assert plan_epochs(make_training(epochs=MOST_EPOCHS), smallest) >= 1

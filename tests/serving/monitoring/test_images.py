@@ -29,7 +29,7 @@ def test_images_are_named_by_their_digest(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_reported_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CifarError, match="file/images cannot be written"):
+    with pytest.raises(CifarError, match="file/images: cannot be written"):
         open_folder(tmp_path / "file" / "images")
 
 
