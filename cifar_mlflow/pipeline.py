@@ -12,7 +12,7 @@ import torch
 
 from cifar_mlflow.config import MOST_EPOCHS, PlacesConfig, TrackingConfig, TrainConfig, is_backbone
 from cifar_mlflow.console import Steps
-from cifar_mlflow.data import ImageDataset, Split, load_dataset
+from cifar_mlflow.data import ImageDataset, Selection, Split, load_dataset
 from cifar_mlflow.data.split import divide_lazily, image_ids, warn_of_small_splits
 from cifar_mlflow.data.summary import describe_training, log_notes
 from cifar_mlflow.effective import default_run_name
@@ -39,7 +39,7 @@ from cifar_mlflow.tracking.run import TrackedRun, now_ms
 from cifar_mlflow.tracking.store import connect
 from cifar_mlflow.training.checkpoint import CheckpointError
 from cifar_mlflow.training.device import set_up_hardware
-from cifar_mlflow.training.distributed import PeerLostError, this_world
+from cifar_mlflow.training.distributed import PeerLostError, World, this_world
 from cifar_mlflow.training.initial import build_classifier
 from cifar_mlflow.training.loop import History, Training, no_pruning
 from cifar_mlflow.training.plan import lower_batch_size, plan_epochs
@@ -110,23 +110,11 @@ def train(
         if is_backbone(config.model):
             check_backbone(config.model)  # before the images are decoded
         hardware = set_up_hardware(config, config.precision, world)
-        dataset = load_dataset(config)
-        if callbacks is None and world.is_main:
-            log_notes(dataset)
-        train_split, val_split = divide_lazily(dataset, config)
-        if config.test and world.is_main:
-            dataset.split("test")  # decode it now: a damaged file should not show up only after the training
-        if callbacks is None and world.is_main:
-            test_size = len(dataset.split("test")) if config.test else 0
-            warn_of_small_splits({"validation": len(val_split), "test": test_size})
-        if world.is_main and not len(val_split):
-            logger.warning(
-                "The confidences will not be calibrated, because no images are held out for that: give a "
-                "--val-size above 0, for example 0.1, if you need them"
-            )
+        announced = callbacks is None and world.is_main
+        dataset, train_split, val_split = _load_splits(config, world, announced=announced)
         if adapt_batch_size and config.dataset == "folder":
             config = lower_batch_size(config, len(train_split), world.size)
-        if config.dataset == "folder" and callbacks is None and world.is_main:
+        if config.dataset == "folder" and announced:
             for line in describe_training(dataset, config, train_split.labels, val_split.labels):
                 logger.info("%s", line)
         # Only the first process uses MLflow; places and threads may differ between machines.
@@ -207,6 +195,31 @@ def train(
                         log_data(run, config, dataset, train_split)
                 metrics = finish(run, config, dataset, val_split, training, best, callbacks, steps)
             return Result(run.run_id, run.name, metrics, steps.seconds)
+
+
+def _load_splits(
+    config: TrainConfig, world: World, *, announced: bool
+) -> tuple[ImageDataset, Selection, Split]:
+    """Return the data set with its training and validation images.
+
+    Args:
+        announced: log the notes and warnings about the data, which a search logs once for all its trials.
+    """
+    dataset = load_dataset(config)
+    if announced:
+        log_notes(dataset)
+    train_split, val_split = divide_lazily(dataset, config)
+    if config.test and world.is_main:
+        dataset.split("test")  # decode it now: a damaged file should not show up only after the training
+    if announced:
+        test_size = len(dataset.split("test")) if config.test else 0
+        warn_of_small_splits({"validation": len(val_split), "test": test_size})
+    if world.is_main and not len(val_split):
+        logger.warning(
+            "The confidences will not be calibrated, because no images are held out for that: give a "
+            "--val-size above 0, for example 0.1, if you need them"
+        )
+    return dataset, train_split, val_split
 
 
 class _Unrecorded:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.console import Steps
@@ -34,7 +35,7 @@ from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.tracking.store import connect
-from cifar_mlflow.training.device import set_up_hardware
+from cifar_mlflow.training.device import Hardware, set_up_hardware
 from cifar_mlflow.training.plan import lower_batch_size
 from cifar_mlflow.verb_config import WITH_TRAINED_MODEL, ReviewConfig
 
@@ -106,6 +107,22 @@ class Review:
         )
 
 
+@dataclass(frozen=True)
+class _Judgement:
+    """The images under review, and how networks judge their labels.
+
+    Attributes:
+        settings: what the run records.
+        predict: judges the labels; the trainings that this takes are logged to the run.
+    """
+
+    config: TrainConfig
+    settings: dict[str, Any]
+    dataset: ImageDataset
+    reviewed: ReviewedImages
+    predict: Callable[[TrackedRun, StopRequest], Predictions]
+
+
 def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bool) -> Review:
     """Look for errors in the data: one run, with the metrics of each training and all findings.
 
@@ -123,34 +140,11 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
     _check_output(output, reviewing)
     import_extra("cleanlab.filter", "cifar-mlflow[review]", "review")  # before minutes of training
     hardware = set_up_hardware(config, config.precision)
-    predict: Callable[[TrackedRun, StopRequest], Predictions]
     if reviewing.trained_model:
-        trained, card = load_classifier(reviewing.trained_model)
-        config = config.model_copy(
-            update={"image_size": card.image_size, "val_size": card.val_size, "split_seed": card.split_seed}
-        )
-        dataset, reviewed = _load(config)
-        judged = unseen_images(dataset, reviewed, card)
-        trained = trained.to(hardware.device)
-        settings = {name: v for name, v in effective_settings(config).items() if name in WITH_TRAINED_MODEL}
-        settings["trained_model"] = reviewing.trained_model
-
-        def predict(run: TrackedRun, stop: StopRequest) -> Predictions:
-            with stop.at_once():
-                return predict_unseen(trained, card.temperature, reviewed, judged, config, hardware)
+        judgement = _by_trained_model(config, reviewing.trained_model, hardware)
     else:
-        dataset, reviewed = _load(config)
-        train = reviewed.parts["train"].labels
-        fold_of = assign_folds(train, dataset.classes, reviewing.folds, config.seed)
-        if adapt_batch_size and config.dataset == "folder":
-            config = lower_batch_size(config, int((fold_of != 0).sum()), processes=1)
-        # No network is kept, so none needs validation images: it judges all images that it has not seen.
-        config = config.model_copy(update={"val_size": 0.0, "patience": 0, "test": False})
-        settings = {**effective_settings(config), "folds": reviewing.folds}
-
-        def predict(run: TrackedRun, stop: StopRequest) -> Predictions:
-            return predict_out_of_fold(dataset, reviewed, fold_of, config, hardware, run, stop)
-
+        judgement = _by_trainings(config, reviewing.folds, hardware, adapt_batch_size=adapt_batch_size)
+    config, dataset, reviewed = judgement.config, judgement.dataset, judgement.reviewed
     connect(config.experiment)
     with (
         StopRequest() as stop,
@@ -162,12 +156,12 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
         ) as (run, _),
     ):
         logger.info("Run %s (%s) on %s, %s", run.name, run.run_id, hardware.name, hardware.precision)
-        run.log_params(settings)
+        run.log_params(judgement.settings)
         run.log_environment(f"{hardware.name}, {hardware.precision}")
         run.set_tags({"dataset": dataset.name, "dataset.digest": dataset.digest})
         contexts = ["validation" if split == "val" else split for split in reviewed.parts]
         run.log_datasets(dataset_entities(dataset, config, contexts))
-        predictions = predict(run, stop)
+        predictions = judgement.predict(run, stop)
         steps = Steps()
         with stop.at_once():
             with steps.step("search", "Looking for wrong labels and near-duplicates"):
@@ -194,6 +188,40 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
             "review/findings.csv"
         ) from error
     return done
+
+
+def _by_trained_model(config: TrainConfig, model: str, hardware: Hardware) -> _Judgement:
+    trained, card = load_classifier(model)
+    config = config.model_copy(
+        update={"image_size": card.image_size, "val_size": card.val_size, "split_seed": card.split_seed}
+    )
+    dataset, reviewed = _load(config)
+    judged = unseen_images(dataset, reviewed, card)
+    trained = trained.to(hardware.device)
+    settings = {name: v for name, v in effective_settings(config).items() if name in WITH_TRAINED_MODEL}
+
+    def predict(run: TrackedRun, stop: StopRequest) -> Predictions:
+        with stop.at_once():
+            return predict_unseen(trained, card.temperature, reviewed, judged, config, hardware)
+
+    return _Judgement(config, {**settings, "trained_model": model}, dataset, reviewed, predict)
+
+
+def _by_trainings(
+    config: TrainConfig, folds: int, hardware: Hardware, *, adapt_batch_size: bool
+) -> _Judgement:
+    dataset, reviewed = _load(config)
+    train = reviewed.parts["train"].labels
+    fold_of = assign_folds(train, dataset.classes, folds, config.seed)
+    if adapt_batch_size and config.dataset == "folder":
+        config = lower_batch_size(config, int((fold_of != 0).sum()), processes=1)
+    # No network is kept, so none needs validation images: it judges all images that it has not seen.
+    config = config.model_copy(update={"val_size": 0.0, "patience": 0, "test": False})
+
+    def predict(run: TrackedRun, stop: StopRequest) -> Predictions:
+        return predict_out_of_fold(dataset, reviewed, fold_of, config, hardware, run, stop)
+
+    return _Judgement(config, {**effective_settings(config), "folds": folds}, dataset, reviewed, predict)
 
 
 def _check_output(output: Path, reviewing: ReviewConfig) -> None:
