@@ -123,6 +123,10 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["export", *arguments])
 
 
+def error_of(result: Result) -> str:
+    return result.stderr.partition("Error: ")[2]
+
+
 def config(**options: object) -> ExportConfig:
     return ExportConfig.model_validate({"output": "out", **options})
 
@@ -275,9 +279,7 @@ def test_only_overwrite_replaces(model: str) -> None:
     Path("out/cnn.onnx").write_text("old")
     result = invoke(model, "--format", "onnx", "--output", "out")
     assert result.exit_code == 2
-    assert result.stderr.startswith(
-        "Error: --output out is not empty: choose another folder, or add --overwrite"
-    )
+    assert error_of(result).startswith("--output out is not empty: choose another folder, or add --overwrite")
     assert Path("out/cnn.onnx").read_text() == "old"
     assert invoke(model, "--format", "onnx", "--output", "out", "--overwrite").exit_code == 0
     assert content("out") == {"cnn.onnx", "mine.txt"}
@@ -323,7 +325,7 @@ def test_bad_options_are_refused_before_anything_is_written(model: str, options:
     Path("file").write_text("")
     result = invoke(model, *options.split())
     assert result.exit_code == 2, result.output
-    assert result.stderr.startswith(f"Error: {words}")
+    assert error_of(result).startswith(words)
     assert content() == {"file"}
 
 
@@ -345,7 +347,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(
     Path("file").write_text("")
     result = invoke("no-such-model", "--format", "onnx", "--output", output)
     assert result.exit_code == 1, result.output
-    assert result.stderr == f"Error: {output}: cannot be written ({reason})\n"
+    assert error_of(result) == f"{output}: cannot be written ({reason})\n"
     assert content() == {"file"}
 
 
