@@ -129,7 +129,7 @@ def run_workers(
         for worker in workers:
             worker.send(signal.SIGINT)
         raise
-    except CifarError:
+    except Exception:
         for worker in workers:
             worker.send(signal.SIGTERM)
         raise
