@@ -21,7 +21,7 @@ def printable(name: str) -> str:
 
     Python represents a byte of a file name that is not UTF-8 as a lone surrogate, which no terminal, database
     or JSON parser accepts: byte 0xE4 becomes the four characters `\xe4`. Control characters other than tab
-    and newline are escaped as well: with them, the name of a file could clear or recolor the terminal.
+    and newline are escaped as well: with them, the name of a file could clear or recolour the terminal.
     """
     return _UNPRINTABLE.sub(_escape, name)
 

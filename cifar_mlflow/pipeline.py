@@ -1,6 +1,6 @@
 """The job of `train`: from images to a finished MLflow run.
 
-What is needed only after the training (metrics, figures, export) is imported late: it takes seconds.
+The modules for what follows the training (metrics, figures, export) are imported late: it takes seconds.
 """
 
 import logging

@@ -162,7 +162,7 @@ def _short_legend(ax: Axes) -> None:
 
 
 def _visible(blues: Colormap) -> Colormap:
-    """Return a color map without its lightest colors, which come last in a reversed one."""
+    """Return a colour map without its lightest colours, which come last in a reversed one."""
     light = np.linspace(LIGHTEST, 1, blues.N)
     return ListedColormap(blues(1 - light[::-1] if blues.name.endswith("_r") else light))
 
@@ -222,7 +222,7 @@ def _slices_png(figure: Figure, study: optuna.Study) -> None:
     for i, ax in enumerate(axes):
         ax.set_subplotspec(grid[i // columns, i % columns])
         ax.collections[0].set_cmap(cmap)
-        ax.collections[0].set_clim(0, len(study.trials) - 1)  # Optuna's colors differ from chart to chart
+        ax.collections[0].set_clim(0, len(study.trials) - 1)  # Optuna's colours differ from chart to chart
         ax.set_xlabel(_wrap(ax.get_xlabel()), fontsize=9)
         ax.set_ylabel(_objective(study) if i % columns == 0 else "", fontsize=9)
         ax.tick_params(labelsize=8, labelleft=i % columns == 0)

@@ -85,6 +85,7 @@ class Entry:
         return any(not set(self.when[setting]) & set(other.when[setting]) for setting in common)
 
     def contains(self, value: Any) -> bool:
+        """Return whether the entry has this value of its setting."""
         domain = self.domain
         if isinstance(domain, CategoricalDistribution):
             return value in domain.choices
@@ -105,6 +106,7 @@ class Entry:
         return min(max(float(f"{value:.3g}"), domain.low), domain.high)
 
     def choose(self, trial: optuna.trial.BaseTrial) -> Any:
+        """Return the value of a trial, which Optuna suggests."""
         domain = self.domain
         if isinstance(domain, CategoricalDistribution):
             if not self.is_searched:

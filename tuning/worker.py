@@ -242,6 +242,7 @@ def give_up_reason(trial: optuna.Trial) -> str | None:
 
 
 def main() -> int:
+    """Run the trials, or retrain the best one, of the spec on standard input; return the exit code."""
     spec = WorkerSpec.from_json(sys.stdin.readline())
     handler = logging.StreamHandler(sys.stdout)
     package = logging.getLogger("cifar_mlflow")

@@ -37,6 +37,7 @@ class Files:
     names: list[str]
 
     def pick(self, indices: np.ndarray) -> "Files":
+        """Return the files at these indices, int64 (M,), in this order."""
         positions = indices.tolist()
         return Files(
             [self.paths[i] for i in positions], self.labels[indices], [self.names[i] for i in positions]

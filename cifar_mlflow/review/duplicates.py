@@ -19,7 +19,7 @@ SMALLEST_SIMILARITY = 0.88
 SMALLEST_COARSE = 0.6  # correlation at 4x4; most pairs need no closer look
 COARSE_SIDE, SIDE = 4, 32  # pixels to which images are shrunk
 LARGEST_SHIFT = 3  # pixels of 32
-FLATTEST = 1.5  # gray levels, the contrast below which details are noise
+FLATTEST = 1.5  # grey levels, the contrast below which details are noise
 ROWS_AT_A_TIME = 1_000
 PAIRS_AT_A_TIME = 2_000
 

@@ -153,6 +153,7 @@ class TrackedRun:
         self._call(lambda: self._client.log_inputs(self.run_id, models=models))
 
     def log_figure(self, figure: "Figure", path: str) -> None:
+        """Log the figure as a PNG file."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         canvas = FigureCanvasAgg(figure)

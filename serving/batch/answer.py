@@ -67,6 +67,7 @@ class ScorerAnswerer:
         return pixels
 
     def answers(self, images: list[np.ndarray]) -> list[dict[str, Any]]:
+        """Return one answer per image, uint8 (S, S, 3); `explain` adds the `class_map`."""
         scores = self._scorer.scores(self._scorer.engine.compute(np.stack(images), self._explain))
         answers = self._scorer.answers(scores, self._top_k)
         if self._explain:

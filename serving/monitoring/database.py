@@ -262,6 +262,7 @@ class Database:
         return line
 
     def unusable(self, error: sa.exc.SQLAlchemyError) -> CifarError:
+        """Return the error of a command that cannot go on without the database."""
         reason = self.reason(error)
         is_damaged = "malformed" in reason or "not a database" in reason
         advice = "; move the file away, and the server creates a new one" if is_damaged else ""

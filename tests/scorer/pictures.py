@@ -50,7 +50,7 @@ def png(width: int, height: int, depth: int, colour_type: int, rows: bytes, *ext
 
 
 def bmp_8_bits(width: int, height: int, compression: int, pixels: bytes) -> bytes:
-    """Return a BMP with a gray palette; compression 0 is none, 1 is run lengths."""
+    """Return a BMP with a grey palette; compression 0 is none, 1 is run lengths."""
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, compression, len(pixels), 0, 0, 256, 0)
     palette = b"".join(bytes((i, i, i, 0)) for i in range(256))
     start = 14 + len(header) + len(palette)

@@ -67,12 +67,12 @@ def test_batches_of_several_threads_are_computed_side_by_side(explaining: Engine
 
 
 def gray(*values: int) -> np.ndarray:
-    """Return gray images of these values."""
+    """Return grey images of these values."""
     return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), SIZE, SIZE, 3))
 
 
 def logits(*values: int) -> np.ndarray:
-    """Return the network's logits for gray images of these values."""
+    """Return the network's logits for grey images of these values."""
     return np.repeat(np.array(values, np.float32)[:, None] * 10 / 255, 3, axis=1)
 
 
