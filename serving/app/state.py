@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from contextlib import ExitStack
 
 from cifar_mlflow.environment import available_cores
 from serving.app.admission import AdmissionControl
@@ -31,9 +32,13 @@ class AppState:
         self.access = AccessControl(config)
         self.admission = AdmissionControl(config.queue_limit)
         self.body_limits = BodyLimits(max_bytes, config.request_timeout, LARGEST_BODIES * max_bytes)
-        self.champion = Champion(config.model_uri, config.threads or cores_per_worker)
-        self.inference = Inference(cores_per_worker, config.queue_limit, config.request_timeout)
-        self.telemetry = Telemetry(config, self.champion.current)
+        with ExitStack() as opened:  # a worker that fails to start tries again and again
+            self.champion = Champion(config.model_uri, config.threads or cores_per_worker)
+            opened.callback(self.champion.close)
+            self.inference = Inference(cores_per_worker, config.queue_limit, config.request_timeout)
+            opened.callback(self.inference.close)
+            self.telemetry = Telemetry(config, self.champion.current)
+            opened.pop_all()
         self.champion.on_change = self.telemetry.serving
 
     def start(self) -> None:

@@ -6,6 +6,7 @@ the same code would take three times as long, because the caches of the CPU hold
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from cifar_mlflow.errors import UsageError
@@ -56,16 +57,20 @@ class Telemetry:
         self._images: ImageFolder | None = None
         self._log: RequestLog | None = None
         days, mb = config.retention_days, config.retention_mb
-        if config.images_dir is not None:
-            self._images = ImageFolder(config.images_dir, days=days, mb=mb)
-        if config.request_log != "none":
-            rows = config.retention_rows or max(1, int(mb * ROWS_PER_MB))
-            self._log = RequestLog(config.request_log, retention_days=days, retention_rows=rows)
-        self._metrics = Metrics(served.scorer.classes)
         self._turned_away = 0
         self._next_frame = 0.0
         self._finished: list[_Finished] = []
-        self.serving(served)
+        self._metrics = Metrics(served.scorer.classes)
+        with ExitStack() as opened:  # close what is open if the rest cannot be opened
+            if config.images_dir is not None:
+                self._images = ImageFolder(config.images_dir, days=days, mb=mb)
+                opened.callback(self._images.close)
+            if config.request_log != "none":
+                rows = config.retention_rows or max(1, int(mb * ROWS_PER_MB))
+                self._log = RequestLog(config.request_log, retention_days=days, retention_rows=rows)
+                opened.callback(self._log.close)
+            self.serving(served)
+            opened.pop_all()
 
     def serving(self, served: ServedModel) -> None:
         """Attribute answers to this model from now on."""

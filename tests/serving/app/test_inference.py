@@ -16,6 +16,7 @@ import requests
 from starlette.requests import Request
 from starlette.types import Message
 
+from cifar_mlflow.errors import CifarError
 from serving.app.errors import Refusal
 from serving.app.inference import Inference
 from serving.app.state import AppState
@@ -132,6 +133,16 @@ def test_an_engine_that_is_closed_is_a_failure(model: str, tmp_path: Path) -> No
         state.close()
 
 
+def test_a_state_that_cannot_be_opened_leaves_no_threads(model: str, tmp_path: Path) -> None:
+    """A worker tries again every few seconds, perhaps for hours: the models would fill the memory."""
+    (tmp_path / "file").touch()
+    log = f"sqlite:///{tmp_path}/file/requests.db"
+    before = set(threading.enumerate())
+    with pytest.raises(CifarError, match="cannot be used"):
+        AppState(ServeConfig(model_uri=model, images_dir=tmp_path / "images", request_log=log))
+    until(lambda: set(threading.enumerate()) <= before, seconds=15)
+
+
 def test_a_new_champion_replaces_one_whose_network_is_stuck(
     start: Callable[..., Server], store: Store
 ) -> None:
@@ -173,6 +184,7 @@ async def _hang() -> None:
 def test_a_decoding_thread_that_hangs_does_not_keep_the_process_from_ending() -> None:
     program = """
 import asyncio, threading
+from cifar_mlflow.errors import CifarError
 from serving.app.errors import Refusal
 from serving.app.inference import Inference
 from tests.serving.app.test_inference import _request
