@@ -180,8 +180,8 @@ class Champion:
         while not self._stop.wait(seconds):
             try:
                 self._poll()
-            except Exception:  # an unexpected error of a store must not end the thread
-                logger.exception("The registry could not be queried")
+            except Exception:  # an unexpected error must not end the thread
+                logger.exception("The champion could not be followed")
 
     def _poll(self) -> None:
         """Query the registry once; serve the version that has the alias if it can be served."""
@@ -215,7 +215,11 @@ class Champion:
             self.refused, self.reason, self._refused_files = number, first_line(error), files
             logger.error("Version %s is refused, %s goes on serving: %s", number, self._current, error)
             return
-        self.on_change(new)
+        try:
+            self.on_change(new)
+        except BaseException:
+            new.scorer.close()  # the next poll loads it again
+            raise
         with self._lock:
             old, self._current = self._current, new
             old.is_retired = True

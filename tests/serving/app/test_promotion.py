@@ -15,8 +15,10 @@ from contextlib import contextmanager
 import pytest
 import requests
 
+from serving.app.champion import Champion, ServedModel
 from serving.registry.mlflow_server import free_port
 from tests.serving.app.conftest import BLUE, NAME, RED, Server, Store, children, until
+from tests.shared import use_store
 
 pytestmark = pytest.mark.slow
 
@@ -179,6 +181,30 @@ def test_the_server_stops_while_a_worker_waits_for_the_registry(
     os.kill(children(server.process.pid)[0], signal.SIGKILL)
     until(lambda: any(line.get("event") == "not started" for line in server.lines()))
     assert server.stop() == 0
+
+
+def test_a_version_whose_metrics_cannot_be_set_up_is_closed_before_the_next_attempt(store: Store) -> None:
+    """A full disk can cause this; the registry is queried again every few seconds."""
+    served = store.add()
+    store.promote(served)
+    attempts: list[ServedModel] = []
+
+    def fail(model: ServedModel) -> None:
+        attempts.append(model)
+        raise OSError("No space left on device")
+
+    with use_store(store.uri):
+        champion = Champion(f"models:/{NAME}@champion")
+        try:
+            champion.on_change = fail
+            store.promote(store.add())
+            champion.follow(0.05)
+            until(lambda: len(attempts) > 1)
+            assert champion.current.version == served
+            assert champion.current.scorer.engine.is_alive
+            assert not attempts[0].scorer.engine.is_alive
+        finally:
+            champion.close()
 
 
 def test_a_missing_model_is_reported_with_what_to_do(start: Callable[..., Server], store: Store) -> None:
