@@ -352,7 +352,7 @@ def test_an_unusable_store_is_named_and_no_run_is_left(monkeypatch: pytest.Monke
 
 def test_a_read_only_cache_is_named() -> None:
     result = invoke("train", *SAMPLE, "--model", "cnn", "--cache-dir", "/proc/nowhere")
-    assert_refused(result, 1, "/proc/nowhere", "cache_dir")
+    assert_refused(result, 1, "/proc/nowhere", "--cache-dir")
 
 
 @pytest.mark.usefixtures("mlflow_store")

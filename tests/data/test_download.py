@@ -186,7 +186,7 @@ def test_a_failed_write_is_not_reported_as_a_fault_of_the_mirror(
     text = errors.get(timeout=30)
     process.join(30)
     assert "cannot be written" in text
-    assert "cache_dir" in text
+    assert "--cache-dir" in text
     assert mirrors.count("good") == 1
 
 
