@@ -200,9 +200,9 @@ def _next_steps(run_id: str, model: str | None, *, registered: bool) -> str:
     Args:
         model: name of the registered model, unless it is that of CIFAR-10, the default of the commands.
     """
-    from cifar_mlflow.tracking.store import run_address
+    from cifar_mlflow.tracking.store import run_address, ui_command
 
-    compare = run_address(run_id) or "python -m cifar_mlflow.tracking.ui    (the runs in MLflow's UI)"
+    compare = run_address(run_id) or f"{ui_command()}    (the runs in MLflow's UI)"
     promote = "promote" if registered else f"register {run_id} --promote"
     name = f" --registered-model {shlex.quote(model)}" if model else ""
     uri = f" --model-uri {shlex.quote(f'models:/{model}@champion')}" if model else ""

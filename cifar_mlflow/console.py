@@ -11,12 +11,15 @@ from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cifar_mlflow.environment import rank, rank_prefix
 from cifar_mlflow.names import printable
 from cifar_mlflow.redact import redact
+
+NARROWEST, UNLIMITED = 80, 10_000  # columns of a table
 
 # Standard output is for results; everything else goes to standard error.
 console = Console(stderr=True)
@@ -145,22 +148,36 @@ class Steps:
             self.seconds[kind] = self.seconds.get(kind, 0.0) + time.monotonic() - start
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], flexible: str) -> None:
-    """Print a table to standard output.
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table to standard output; its column `run` has ids of runs.
 
-    Args:
-        flexible: the column whose texts are broken into lines if the terminal is too narrow.
+    If the terminal is too narrow, the id is below the text of the first other column, and the other texts are
+    broken into lines, so that the id stays in one piece and can be copied.
     """
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=column != flexible, overflow="fold")
-    for row in rows:
-        table.add_row(*map(printable, row))
-    # A narrow terminal breaks the lines itself, since the flexible column would have one letter per line.
-    # Outside of a terminal, a table takes the width that it needs.
+    texts = [[printable(text) for text in row] for row in rows]
+    # Outside of a terminal, a table takes the width that it needs. A very narrow terminal breaks the lines.
     terminal = Console()
-    width = max(terminal.width, 100) if terminal.is_terminal else 10_000
+    width = max(terminal.width, NARROWEST) if terminal.is_terminal else UNLIMITED
+    table = _table(columns, texts)
+    if Measurement.get(terminal, terminal.options.update(max_width=UNLIMITED), table).maximum > width:
+        at = columns.index("run")
+        ids = [row.pop(at) for row in texts]
+        names = [name for name in columns if name != "run"]
+        table = _table(
+            [f"{names[0]} / run", *names[1:]],
+            [[f"{first}\n{id_}", *rest] for (first, *rest), id_ in zip(texts, ids, strict=True)],
+        )
+        table.columns[0].width = max(map(len, ids))
     Console(width=width, highlight=False, markup=False).print(table)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def percent(share: float) -> str:
@@ -169,8 +186,8 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration, rounded: `85 s`, `46 min`, `3 h 05 min`."""
-    if seconds < 120:
+    """Format a duration, rounded: `85 s`, `46 min`, `3 h 05 min`; the longer it is, the coarser the unit."""
+    if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -150,7 +150,11 @@ def train(
                 cache_dir=config.cache_dir,
                 resume=resume,
                 study=callbacks.study if callbacks else None,
-                tags=callbacks.tags if callbacks else None,
+                tags={
+                    "dataset": dataset.name,
+                    "dataset.digest": dataset.digest,
+                    **(callbacks.tags if callbacks else {}),
+                },
                 system_metrics=config.system_metrics,
             ) as (run, directory),
         ):

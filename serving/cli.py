@@ -56,8 +56,10 @@ def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bo
         try:
             click.echo(promote_version(version.number, version.name).message)
             promoted = True
-        except NotPromotedError as reason:  # not a failure: the version is registered
-            click.echo(str(reason))
+        except NotPromotedError as reason:
+            if alone:
+                raise
+            click.echo(str(reason))  # the training or search that registered it did not fail
     if not alone:
         return
     name = shlex.quote(version.name)

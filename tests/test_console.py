@@ -38,17 +38,21 @@ def test_a_pipe_gets_a_line_per_phase_instead_of_the_spinner() -> None:
     assert line.endswith(COMMAND)
 
 
-def test_a_table_in_a_narrow_terminal_keeps_its_columns_readable() -> None:
+def test_a_table_in_a_narrow_terminal_fits_and_keeps_the_id_of_a_run_in_one_piece() -> None:
     program = """
 from cifar_mlflow.console import print_table
-print_table(("run", "name", "status"), [("0" * 80, "cnn epochs=3", "finished")], "name")
+row = ("0" * 32, "cnn epochs=3 on photos of many things", "cifar10-sample", "88.0 %", "cifar10/12 champion")
+print_table(("run", "name", "data", "val", "status"), [row])
 """
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "95"},
+        env={**os.environ, "TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "80"},
         check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert "epochs=3" in done.stdout
+    output = click.unstyle(done.stdout)
+    assert max(map(len, output.splitlines())) <= 80
+    for text in ("0" * 32, "cnn epochs=3", "cifar10/12", "champion", "cifar10-sample"):
+        assert text in output
 
 
 def test_the_garbage_collector_never_scans_the_libraries() -> None:

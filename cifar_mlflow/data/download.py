@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from cifar_mlflow.console import console
+from cifar_mlflow.console import console, duration
 from cifar_mlflow.data.cache import cache_errors, exclusive
 from cifar_mlflow.errors import CifarError
 
@@ -203,8 +203,7 @@ def log_line(have: int, total: int | None, speed: float) -> str:
     """
     if total is None:
         return f"{have / 1e6:.0f} MB, {speed / 1e6:.2f} MB/s"
-    seconds = (total - have) / max(speed, 1)
-    left = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    left = duration((total - have) / max(speed, 1))
     return f"{have / 1e6:.0f} of {total / 1e6:.0f} MB, {speed / 1e6:.2f} MB/s, {left} left"
 
 

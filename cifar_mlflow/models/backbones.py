@@ -147,7 +147,8 @@ def _in_cache_of_hub(repository: str | None) -> str | None:
 def _no_download(name: str, place: str) -> CifarError:
     return CifarError(
         f"the ImageNet weights of {name} cannot be downloaded from {place}: download them on a machine with "
-        "network, and give the file with --weights FILE"
+        "network, and give the file with --weights FILE; or train without them, for example with "
+        "--dataset folder --data-dir DIR --image-size 64 and no --recipe"
     )
 
 

@@ -44,8 +44,6 @@ def log_start(
     run.log_environment(f"{hardware.name}, {hardware.precision}")
     run.set_tags(
         {
-            "dataset": dataset.name,
-            "dataset.digest": dataset.digest,
             "validation": f"{len(val_split):,} images held out"
             if len(val_split)
             else "none: trained on all images",

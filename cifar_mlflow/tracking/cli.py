@@ -24,7 +24,7 @@ def runs(given: dict[str, Any]) -> None:
         from cifar_mlflow.tracking.listing import RUN_COLUMNS, list_runs
 
     none = "No trainings yet." if config.kind == "train" else f"No runs of kind {config.kind} yet."
-    _print(RUN_COLUMNS, *list_runs(config), flexible="name", none=none)
+    _print(RUN_COLUMNS, *list_runs(config), none=none)
 
 
 @verb("models", ModelsConfig)
@@ -39,14 +39,12 @@ def models(given: dict[str, Any]) -> None:
     with loading():
         from cifar_mlflow.tracking.listing import VERSION_COLUMNS, list_versions
 
-    _print(VERSION_COLUMNS, *list_versions(config), flexible="data", none="No registered models yet.")
+    _print(VERSION_COLUMNS, *list_versions(config), none="No registered models yet.")
 
 
-def _print(
-    columns: tuple[str, ...], rows: list[list[str]], commands: list[str], flexible: str, none: str
-) -> None:
+def _print(columns: tuple[str, ...], rows: list[list[str]], commands: list[str], none: str) -> None:
     if rows:
-        print_table(columns, rows, flexible)
+        print_table(columns, rows)
     else:
         click.echo(none)
     if commands:

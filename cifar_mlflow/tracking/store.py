@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from cifar_mlflow.environment import default_cache_dir, patience_seconds
 from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.redact import redact
+from cifar_mlflow.tracking.retry import call_mlflow
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,32 @@ def page_address(page: str) -> str | None:
     """Return the address of a page of MLflow's UI, such as `experiments/1`; None without a server."""
     uri = store_uri()
     return f"{uri.rstrip('/')}/#/{page}?{TRAINING_MODE}" if uri.startswith("http") else None
+
+
+def trainings_page() -> str:
+    """Return the page with the runs of the newest training's experiment.
+
+    It is the list of experiments if there is no training, or if MLflow does not answer.
+    """
+    client = mlflow.MlflowClient()
+    with suppress(CifarError):
+        experiments = [each.experiment_id for each in call_mlflow(client.search_experiments)]
+        newest = call_mlflow(
+            lambda: client.search_runs(
+                experiments, "tags.kind = 'train'", max_results=1, order_by=["attributes.start_time DESC"]
+            )
+        )
+        if newest:
+            return f"experiments/{newest[0].info.experiment_id}/runs"
+    return "experiments"
+
+
+def ui_command() -> str:
+    """Return the command that opens MLflow's UI: short where this project's Makefile is, else the module."""
+    with suppress(OSError, UnicodeDecodeError):
+        if "-m cifar_mlflow.tracking.ui" in Path("Makefile").read_text(encoding="utf-8"):
+            return "make ui"
+    return "python -m cifar_mlflow.tracking.ui"
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""`make ui`: start MLflow's UI, and open it at the experiments in the mode for trained models."""
+"""`make ui`: start MLflow's UI, and open it at the newest trainings in the mode for trained models."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ import click
 import mlflow
 import requests
 
-from cifar_mlflow.tracking.store import TRAINING_MODE, page_address
+from cifar_mlflow.tracking.store import TRAINING_MODE, store_uri, trainings_page
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.2
@@ -32,8 +32,8 @@ def main(port: int) -> None:
 
     If a tracking server has the runs, only open its page.
     """
-    if address := page_address("experiments"):
-        _show(address)
+    if (server_of_runs := store_uri()).startswith("http"):
+        _show(server_of_runs.rstrip("/"))
         return
     _check_free(port)
     uri = mlflow.get_tracking_uri()
@@ -62,7 +62,7 @@ def main(port: int) -> None:
                     break
             time.sleep(POLL_SECONDS)
         if server.poll() is None:
-            _show(f"http://{HOST}:{port}/#/experiments?{TRAINING_MODE}")
+            _show(f"http://{HOST}:{port}")
         sys.exit(server.wait())
     except KeyboardInterrupt:
         pass
@@ -84,7 +84,8 @@ def _check_free(port: int) -> None:
             ) from error
 
 
-def _show(address: str) -> None:
+def _show(server: str) -> None:
+    address = f"{server}/#/{trainings_page()}?{TRAINING_MODE}"
     click.echo(f"\nRuns and models: {address}\n", err=True)
     if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         webbrowser.open(address)

@@ -11,6 +11,7 @@ write at the same instant may both believe that they succeeded.
 import hashlib
 import logging
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.names import RUN_ID, listed
+from cifar_mlflow.names import CIFAR10, RUN_ID, listed
 from cifar_mlflow.tracking.locations import check_artifact_folder
 from serving.registry.mlflow_model import SCORER_PATH, code_digest, download
 from serving.registry.versions import RegisteredModel, Version
@@ -78,7 +79,11 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
             raise NotPromotedError(f"{version} is the champion of {name} already{better}")
         objection = _objection(version, opponent) if to_beat not in (None, version.number) else None
         if objection and not force:
-            raise NotPromotedError(f"{version} does not become the champion of {name}: {objection}")
+            raise NotPromotedError(
+                f"{version} does not become the champion of {name}: {objection}; to serve it all the same: "
+                f"cifar-mlflow promote {version.number} --force"
+                + ("" if name == CIFAR10 else f" --registered-model {shlex.quote(name)}")
+            )
         _make_champion(model, version, champion, previous)
         message = f"{version} is now the champion of {name}"
         if champion:
@@ -199,10 +204,7 @@ def _difference(one: Version, other: Version) -> str | None:
         )
     splits = [f"val_size {version.val_size:g}, split_seed {version.split_seed}" for version in (one, other)]
     if splits[0] != splits[1]:
-        return (
-            f"they have different validation images ({'; '.join(splits)}): train it with the champion's "
-            "split, or promote it with --force"
-        )
+        return f"they have different validation images ({'; '.join(splits)})"
     if one.val_accuracy is None or other.val_accuracy is None:
         return "no images were held out for validation"
     return None

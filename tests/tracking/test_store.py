@@ -13,7 +13,14 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.store import connect, page_address, select_store, store_uri
+from cifar_mlflow.tracking.store import (
+    connect,
+    page_address,
+    select_store,
+    store_uri,
+    trainings_page,
+    ui_command,
+)
 from cifar_mlflow.verb_config import EvaluateConfig
 
 
@@ -195,3 +202,30 @@ def test_the_link_to_the_trainings_leaves_out_the_trials_of_a_search(mlflow_stor
     query = parse_qs(link[1])["searchFilter"][0]
     found = client.search_runs([experiment.experiment_id], query)
     assert [run.info.run_id for run in found] == [training.info.run_id]
+
+
+def test_the_ui_opens_at_the_experiment_of_the_newest_training(mlflow_store: Path) -> None:
+    assert trainings_page() == "experiments"
+    client = mlflow.MlflowClient()
+    photos, other = client.create_experiment("photos"), client.create_experiment("other")
+    client.create_run(other, start_time=1, tags={"kind": "train"})
+    client.create_run(photos, start_time=2, tags={"kind": "train"})
+    client.create_run(other, start_time=3, tags={"kind": "monitor"})
+    assert trainings_page() == f"experiments/{photos}/runs"
+
+
+@pytest.mark.parametrize(
+    ("makefile", "command"),
+    [
+        (Path(__file__).parents[2].joinpath("Makefile").read_text(), "make ui"),
+        ("ui:\n\techo another project\n", "python -m cifar_mlflow.tracking.ui"),
+        (None, "python -m cifar_mlflow.tracking.ui"),
+    ],
+)
+def test_the_command_of_the_ui_is_the_target_only_beside_this_makefile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, makefile: str | None, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if makefile:
+        Path("Makefile").write_text(makefile)
+    assert ui_command() == command

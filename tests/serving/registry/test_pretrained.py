@@ -45,6 +45,12 @@ def test_the_released_network_becomes_the_champion_without_images_of_its_trainin
     np.testing.assert_array_equal(predict_logits(again, few), predict_logits(classifier, few))
     shown = CliRunner().invoke(main, ["runs"]).output
     assert f"{card.metrics['test/accuracy']:.1%}".replace("%", " %") in shown
+    # A refused promotion fails as that of `promote` does.
+    mlflow.MlflowClient().set_model_version_tag("cifar10", "1", "val_accuracy", "1.0")
+    refused = CliRunner().invoke(main, ["register", "pretrained", "--promote"])
+    assert refused.exit_code == 1, refused.output
+    assert "Registered" in refused.output
+    assert "is worse than the champion" in refused.output
 
 
 def test_settings_without_effect_on_the_released_network_are_refused() -> None:

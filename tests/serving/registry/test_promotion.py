@@ -79,12 +79,14 @@ def test_a_version_that_is_not_comparable_is_refused_unless_forced(
     registry: Registry, ladder: dict[str, str], tags: dict[str, Any], reason: str
 ) -> None:
     number = registry.add(**({} if "without" in tags else {"val_accuracy": 0.99}) | tags)
-    with pytest.raises(NotPromotedError, match=f"cannot be compared with the champion.*{reason}"):
+    with pytest.raises(NotPromotedError, match=f"cannot be compared .*{reason}.* promote {number} --force"):
         promote(number)
     assert registry.aliases == {"champion": ladder["70"]}
     done = promote(number, force=True)
     assert registry.aliases == {"champion": number, "previous": ladder["70"]}
     assert "It was forced: it cannot be compared" in done.message
+    assert "--force" not in done.message
+    assert registry.version(number).tags["promoted"] == done.message
 
 
 def test_a_worse_version_can_be_forced(registry: Registry, ladder: dict[str, str]) -> None:
