@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cifar_mlflow.extras import install_command
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +48,24 @@ def files(folder: Path) -> set[str]:
 def test_the_wheel_has_every_file_of_the_packages_and_nothing_else(installed: Path) -> None:
     assert files(installed) == files(ROOT)
     assert {path.name for path in installed.iterdir() if path.suffix != ".dist-info"} == {*PACKAGES}
+
+
+def test_an_extra_is_installed_by_its_packages_as_the_folder_of_the_source_may_be_gone(
+    installed: Path, tmp_path: Path
+) -> None:
+    code = "from cifar_mlflow.extras import install_command; print(install_command('tensorflow'))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "pip install 'tensorflow<2.22,>=2.21' 'keras<4,>=3.12'\n", done.stderr
+
+
+def test_in_a_checkout_an_extra_is_installed_from_there() -> None:
+    assert install_command("tensorflow") == f"pip install -e '{ROOT}[tensorflow]'"
 
 
 def test_the_command_runs_from_any_folder(installed: Path, tmp_path: Path) -> None:

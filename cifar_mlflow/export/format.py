@@ -16,6 +16,7 @@ from cifar_mlflow.data import SelectedImages
 from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.export.files import FORMAT_VERSION
 from cifar_mlflow.export.images import EvalSet
+from cifar_mlflow.extras import install_command
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.verb_config import ExportConfig, ServedPrecision
@@ -95,7 +96,7 @@ class ExportFormat(ABC):
         """
         if all(importlib.util.find_spec(module) for module in self.modules):
             return None
-        return f"pip install 'cifar-mlflow[{self.extra}]'"
+        return install_command(self.extra) if self.extra else None
 
     @abstractmethod
     def write(self, model: ModelToExport, folder: Path) -> Path:

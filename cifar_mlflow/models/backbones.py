@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_mlflow.errors import CifarError, UsageError, first_line
+from cifar_mlflow.extras import install_command
 
 # Per channel (R, G, B), for pixels in 0..1: normalization of the ImageNet weights of torchvision.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -58,7 +59,7 @@ def _timm() -> ModuleType:
     try:
         import timm
     except ImportError:
-        raise UsageError("models of timm need the extra: pip install 'cifar-mlflow[timm]'") from None
+        raise UsageError(f"models of timm need the extra: {install_command('timm')}") from None
     module: ModuleType = timm
     return module
 

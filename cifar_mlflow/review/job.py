@@ -13,7 +13,7 @@ from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.effective import effective_settings
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.export.reference import load_classifier
-from cifar_mlflow.extras import import_extra
+from cifar_mlflow.extras import import_extra, install_command
 from cifar_mlflow.files import temporary_sibling, write_errors
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.markdown import markdown_table
@@ -138,7 +138,7 @@ def review(config: TrainConfig, reviewing: ReviewConfig, *, adapt_batch_size: bo
     """
     output = reviewing.output or DEFAULT_OUTPUT
     _check_output(output, reviewing)
-    import_extra("cleanlab.filter", "cifar-mlflow[review]", "review")  # before minutes of training
+    import_extra("cleanlab.filter", install_command("review"), "review")  # before minutes of training
     hardware = set_up_hardware(config, config.precision)
     if reviewing.trained_model:
         judgement = _by_trained_model(config, reviewing.trained_model, hardware)

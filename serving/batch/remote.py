@@ -37,7 +37,7 @@ def file_system(url: str) -> tuple[Any, str]:
         UsageError: the protocol is unknown, or its package is not installed.
         CifarError: the storage does not answer; some file systems connect at once.
     """
-    core = import_extra("fsspec.core", "fsspec", f"reading or writing {url}")
+    core = import_extra("fsspec.core", "pip install fsspec", f"reading or writing {url}")
     with storage_errors(url):
         try:
             system, path = core.url_to_fs(url)

@@ -24,6 +24,7 @@ from cifar_mlflow.export.format import ModelToExport
 from cifar_mlflow.export.job import OLD_NAMES, choose_formats, export
 from cifar_mlflow.export.onnx import ONNX
 from cifar_mlflow.export.weights import save_weights
+from cifar_mlflow.extras import install_command
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.verb_config import ExportConfig, ExportFormatName, ServedPrecision
 from tests.export.models import untrained
@@ -379,7 +380,7 @@ def test_truncated_weights_of_a_run_are_named_by_their_address(model: str, tmp_p
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
-    with pytest.raises(UsageError, match=r"litert: needs .* pip install 'cifar-mlflow\[needy\]'$"):
+    with pytest.raises(UsageError, match=f"litert: needs .* {re.escape(install_command('needy'))}$"):
         choose_formats(TABLE, config(format="onnx,litert"))
 
 
@@ -387,7 +388,7 @@ def test_all_leaves_out_formats_that_cannot_be_written_and_says_why() -> None:
     formats, left_out = choose_formats(TABLE, config(format="all", precision="int8"))
     assert formats == [ONNX]
     assert [line.partition(":")[0] for line in left_out] == ["litert", "executorch"]
-    assert "pip install 'cifar-mlflow[needy]'" in left_out[0]
+    assert left_out[0].endswith(install_command("needy"))
     assert left_out[1] == "executorch: has no int8, only fp32"
 
 

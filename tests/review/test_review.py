@@ -20,6 +20,7 @@ from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.data.split import train_val_indices
 from cifar_mlflow.export.weights import save_weights
+from cifar_mlflow.extras import install_command
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
@@ -177,7 +178,7 @@ def test_without_cleanlab_one_line_says_how_to_get_it(photos: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "cleanlab", None)  # importing it fails, as if it were not installed
     done = review(photos, *QUICK)
     assert done.exit_code == 2, done.output
-    assert "not installed: pip install 'cifar-mlflow[review]'" in done.stderr
+    assert f"not installed: {install_command('review')}" in done.stderr
     assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
 
 

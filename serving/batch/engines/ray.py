@@ -9,7 +9,7 @@ from collections.abc import Generator
 from typing import Any
 
 from cifar_mlflow.errors import CifarError, first_line
-from cifar_mlflow.extras import import_extra
+from cifar_mlflow.extras import import_extra, install_command
 from cifar_mlflow.interrupt import keep_handlers
 from serving.batch.dataset import Part
 from serving.batch.worker import Job, classify_part, load_answerer
@@ -45,8 +45,8 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
         UsageError: Ray is not installed.
         CifarError: the cluster does not answer, or a worker failed.
     """
-    ray = import_extra("ray", "cifar-mlflow[ray]", "--engine ray")
-    data = import_extra("ray.data", "cifar-mlflow[ray]", "--engine ray")
+    ray = import_extra("ray", install_command("ray"), "--engine ray")
+    data = import_extra("ray.data", install_command("ray"), "--engine ray")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # an error is reported once, below
     try:

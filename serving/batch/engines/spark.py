@@ -15,7 +15,7 @@ import pandas as pd
 from mlflow.pyfunc import PyFuncModel
 
 from cifar_mlflow.errors import CifarError, UsageError, first_line
-from cifar_mlflow.extras import import_extra
+from cifar_mlflow.extras import import_extra, install_command
 from cifar_mlflow.interrupt import keep_handlers
 from cifar_mlflow.scorer.phone_formats import in_common_format
 from serving.batch.dataset import Part, finished_parts
@@ -37,9 +37,9 @@ def run(job: Job, parts: list[Part], cluster: str | None) -> Generator[str]:
         UsageError: PySpark or Java is not installed.
         CifarError: the cluster does not answer, or a task failed four times.
     """
-    sql = import_extra("pyspark.sql", "cifar-mlflow[spark]", "--engine spark")
-    errors = import_extra("pyspark.errors", "cifar-mlflow[spark]", "--engine spark")
-    java = import_extra("py4j.protocol", "cifar-mlflow[spark]", "--engine spark")
+    sql = import_extra("pyspark.sql", install_command("spark"), "--engine spark")
+    errors = import_extra("pyspark.errors", install_command("spark"), "--engine spark")
+    java = import_extra("py4j.protocol", install_command("spark"), "--engine spark")
     if "JAVA_HOME" not in os.environ and shutil.which("java") is None:
         raise UsageError(
             "--engine spark needs Java, which is not installed (Debian: apt install default-jre-headless)"

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from cifar_mlflow.cli import main
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.extras import install_command
 from serving.batch import Summary, classify, classify_on_engine, load_scorer
 from serving.batch.answer import ScorerAnswerer
 from serving.batch.dataset import Dataset, write_part
@@ -334,7 +336,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        UsageError, match=rf"needs the package {package}, .* pip install 'cifar-mlflow\[{engine}\]'"
+        UsageError, match=f"needs the package {package}, .*: {re.escape(install_command(engine))}$"
     ):
         run("photos", model=model, engine=engine)
 
