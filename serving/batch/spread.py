@@ -46,6 +46,7 @@ def classify_on_engine(
         CifarError: there are no images, or the storage or the engine failed; finished parts are kept.
         Interrupted: a signal came; finished parts are in `output`.
     """
+    model_uri = pin_model(model_uri)  # an alias may move while the images are listed
     scorer = load_scorer(model_uri)
     top_k = check_top_k(top_k, scorer)
     digest = model_digest(scorer)
@@ -53,7 +54,7 @@ def classify_on_engine(
     run = importlib.import_module(f"serving.batch.engines.{engine}").run
     found = find_images(paths)
     summary = start_summary(found, output)
-    job = Job(place, pin_model(model_uri), absolute_uri(mlflow.get_tracking_uri()), digest, top_k)
+    job = Job(place, model_uri, absolute_uri(mlflow.get_tracking_uri()), digest, top_k)
     with ExitStack() as stack:
         dataset = stack.enter_context(Dataset(place, digest, top_k))
         kept, parts = dataset.plan(found)

@@ -28,7 +28,7 @@ class Summary:
         earlier: number of those that `output` had rows for; the counts below include them.
         labels: number of files with an answer, by class.
         uncertain: number of those with an uncertain answer, by class.
-        failed: number of files without an answer, and of folders that cannot be read.
+        failures: number of files without an answer, and of folders that cannot be read, by error code.
         errors: the first MAX_LISTED_ERRORS of them.
         outcomes: every file with an answer, by path, if there are at most MAX_LISTED_FILES.
     """
@@ -41,9 +41,13 @@ class Summary:
     earlier: int = 0
     labels: Counter[str] = field(default_factory=Counter)
     uncertain: Counter[str] = field(default_factory=Counter)
-    failed: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
     errors: list[FileError] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> int:
+        return self.failures.total()
 
     @property
     def exit_code(self) -> int:
@@ -70,7 +74,7 @@ class Summary:
             self.outcomes[path] = outcome
 
     def add_error(self, error: FileError) -> None:
-        self.failed += 1
+        self.failures[error.code] += 1
         if len(self.errors) < MAX_LISTED_ERRORS:
             self.errors.append(error)
 
@@ -88,7 +92,8 @@ def print_summary(summary: Summary) -> None:
             f"{summary.earlier:,} of {summary.files:,} files were already in {summary.output}", soft_wrap=True
         )
     if summary.failed:
-        console.print(f"{summary.failed:,} could not be classified:", soft_wrap=True)
+        reasons = ", ".join(f"{code} {count:,}" for code, count in summary.failures.most_common())
+        console.print(f"{summary.failed:,} could not be classified ({reasons}):", soft_wrap=True)
     for error in summary.errors:
         console.print(f"  {in_one_line(error.path)}: {error.message}", soft_wrap=True)
     if more := summary.failed - len(summary.errors):

@@ -72,7 +72,8 @@ def pin_model(model_uri: str) -> str:
     if RUN_ID.fullmatch(model_uri):
         return f"runs:/{model_uri}/scorer"
     if model_uri.startswith(("models:/", "runs:/")):
-        return _locate(model_uri)[0]
+        location = _locate(model_uri)[0]
+        return location if location.startswith("models:/") else model_uri
     return os.path.abspath(os.path.expanduser(model_uri))  # noqa: PTH100, PTH111 - see load_scorer
 
 

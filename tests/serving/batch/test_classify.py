@@ -315,7 +315,10 @@ def test_bad_files_are_reported_with_the_reason_and_the_rest_classified(
     }
     assert (summary.files, summary.failed, summary.exit_code) == (6, 5, 0)
     output = printed(summary, capsys)
-    assert "5 could not be classified" in output
+    assert (
+        "5 could not be classified (truncated_image 1, unreadable 1, empty_image 1, not_a_file 1, "
+        "not_an_image 1):" in output
+    )
     assert "photos/dangling.png: It cannot be read: No such file or directory." in output
 
 
@@ -336,7 +339,7 @@ def test_only_the_first_hundred_bad_files_are_listed(
         Path(f"bad/{i:03}.png").touch()
     output = printed(classify(["bad"], scorer, output=Path("out.csv")), capsys)
     assert output.count("The picture is empty") == 100
-    assert "130 could not be classified" in output
+    assert "130 could not be classified (empty_image 130):" in output
     assert "and 30 more: see out.csv" in output
 
 

@@ -4,13 +4,17 @@ import hashlib
 import shutil
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import fsspec
 import mlflow
+import pandas as pd
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cifar_mlflow.errors import CifarError, UsageError
-from serving.batch import classify, load_scorer
+from serving.batch import classify, classify_on_engine, load_scorer
+from serving.batch.pipeline import model_digest
 from serving.registry.mlflow_model import log_model, save_model
 from serving.registry.versions import FILE_TAG
 from tests.scorer_folders import write_scorer_folder
@@ -114,6 +118,46 @@ def test_a_moved_alias_loads_the_other_model(store: Registered, tmp_path: Path) 
     assert load_scorer("models:/colours@moving").classes == ["red", "green", "blue"]
     client.set_registered_model_alias("colours", "moving", version.version)
     assert load_scorer("models:/colours@moving").classes == ["x", "y", "z"]
+
+
+class ListingMovesTheAlias(MemoryFileSystem):
+    """Files whose listing takes so long that someone promotes version 2 meanwhile."""
+
+    protocol = "promoting"
+    store: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.removeprefix("promoting:/")))
+
+    def find(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        mlflow.MlflowClient().set_registered_model_alias("colours", "moving", "2")
+        return super().find(path, *args, **kwargs)
+
+
+def test_a_job_keeps_the_model_that_it_began_with(store: Registered, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient()
+    if len(client.search_model_versions("name = 'colours'")) < 2:
+        folder = write_scorer_folder(tmp_path / "other", classes=["x", "y", "z"])
+        mlflow.register_model(log_model(folder, store.run_id, "other").model_uri, "colours")
+    client.set_registered_model_alias("colours", "moving", "1")
+    fsspec.register_implementation("promoting", ListingMovesTheAlias, clobber=True)
+    fsspec.filesystem("promoting").pipe("/in/red.png", paint("red.png").read_bytes())
+    summary = classify_on_engine(["promoting://in"], "models:/colours@moving", "answers")
+    assert int(client.get_model_version_by_alias("colours", "moving").version) == 2
+    assert summary.labels == {"red": 1}
+    assert pd.read_parquet("answers")["model"].tolist() == [model_digest(load_scorer("models:/colours/1"))]
+
+
+def test_a_job_takes_a_model_by_its_id_wherever_its_files_are(
+    store: Registered, scorer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("by address", (tmp_path / "artifacts").as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    model = log_model(scorer_folder, client.create_run(experiment).info.run_id)
+    paint("red.png")
+    assert classify_on_engine(["red.png"], model.model_uri, "answers").labels == {"red": 1}
 
 
 def test_a_model_whose_files_do_not_match_its_card_is_refused(store: Registered, tmp_path: Path) -> None:
