@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the code: commands with their options, routes, and metrics of the service.
+"""Write docs/reference.md from the code: commands with their options, environment variables, routes, metrics.
 
 Write the table of models in docs/training.md, too, from the code and the CSV files in benchmarks/.
 `make docs` runs it; a test fails if a page is out of date.
@@ -22,6 +22,43 @@ from serving.app.app import ROUTES
 from serving.app.openapi import build_openapi
 from serving.monitoring.metrics import Metrics
 
+# What a user may set, and what reads it; a test finds the names in the code.
+VARIABLES = {
+    "MLFLOW_TRACKING_URI": (
+        "all commands",
+        "MLflow's server or database. Default: `mlflow.db` in the current folder",
+    ),
+    "MLFLOW_EXPERIMENT_NAME": (
+        "all commands with `--experiment`",
+        "the experiment, if the option is not given",
+    ),
+    "CIFAR_MLFLOW_CACHE": (
+        "all commands",
+        "default of `--cache-dir`: decoded images, checkpoints, locks, models",
+    ),
+    "XDG_CACHE_HOME": ("all commands", "folder of caches (`~/.cache`), if `CIFAR_MLFLOW_CACHE` is not set"),
+    "CIFAR_MLFLOW_PATIENCE": (
+        "all commands",
+        "seconds to wait for an unavailable MLflow server or database (120)",
+    ),
+    "CIFAR10_DIR": ("commands with `--data-dir`", "default of `--data-dir` for `--dataset cifar10`"),
+    "CUDA_VISIBLE_DEVICES": ("`train`, `tune`", "the GPUs to use; the workers of `tune` get one each"),
+    "CXX": ("`train --compile`", "the C++ compiler (`g++`)"),
+    "CIFAR_MLFLOW_GRACE": ("`tune`", "seconds without a heartbeat until a machine counts as lost (600)"),
+    "STUDY_STORAGE": ("`deploy/search/`", "`--storage` of each node"),
+    "STUDY_NAME": ("`deploy/search/`", "`--study`, the name of the study"),
+    "STUDY_TRIALS": ("`deploy/search/`", "`--trials`, of all nodes together"),
+    "STUDY_WORKERS": ("`deploy/search/`", "`--workers` of each node (1)"),
+    "RAY_ADDRESS": ("`classify --engine ray`", "the Ray cluster, if `--cluster` is not given"),
+    "PYSPARK_PYTHON": (
+        "`classify --engine spark`",
+        "the Python of the workers. Default: the path of the command's Python",
+    ),
+    "JAVA_HOME": ("`classify --engine spark`", "the Java installation, if `java` is not in `PATH`"),
+    "CIFAR_MLFLOW_API_KEY": ("`serve`", "`--api-key`, without showing it in the process list"),
+    "CIFAR_MLFLOW_REQUEST_LOG": ("`serve`, `monitor`", "`--request-log`, for an address with a password"),
+    "FORWARDED_ALLOW_IPS": ("`serve`", "addresses of proxies whose `X-Forwarded-*` headers are trusted"),
+}
 PAGE = Path(__file__).with_name("reference.md")
 TRAINING_PAGE = Path(__file__).with_name("training.md")
 START, END = "<!-- models: start -->", "<!-- models: end -->"
@@ -56,6 +93,16 @@ def commands() -> Iterator[str]:
         yield f"### {name}\n```text\n{command.get_help(inner)}\n```"
 
 
+def variables() -> Iterator[str]:
+    """Yield a table of the environment variables."""
+    yield (
+        "## Environment variables\nAn option takes precedence over its variable. MLflow, PostgreSQL's client "
+        "(`PGPASSWORD`), fsspec's file systems (`AWS_*`) and `torchrun` read further ones of their own."
+    )
+    rows = [f"| `{name}` | {reader} | {meaning} |" for name, (reader, meaning) in VARIABLES.items()]
+    yield "\n".join(["| variable | read by | meaning |", "| --- | --- | --- |", *rows])
+
+
 def routes() -> Iterator[str]:
     """Yield a table of the routes of the service, from its OpenAPI document."""
     app = FastAPI(title="cifar-mlflow")
@@ -88,7 +135,7 @@ def service_metrics() -> Iterator[str]:
 
 def page() -> str:
     """Return the content of the page."""
-    return "\n\n".join([HEAD.strip(), *commands(), *routes(), *service_metrics()]) + "\n"
+    return "\n\n".join([HEAD.strip(), *commands(), *variables(), *routes(), *service_metrics()]) + "\n"
 
 
 def models() -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,42 @@ def test_every_file_that_the_architecture_names_exists() -> None:
             path = ROOT / name if "/" in name and (ROOT / name).exists() else bare / name
             assert path.exists(), f"{name} in: {row}"
             folder = path if path.is_dir() else path.parent
+
+
+# Set by launchers, by the desktop or by this project itself, not by a user.
+INTERNAL = {
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"),
+    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_MAX_RESTARTS", "MLFLOW_RUN_ID", "PYSPARK_GATEWAY_PORT"),
+    *("PATH", "HOME", "DISPLAY", "WAYLAND_DISPLAY", "PROMETHEUS_MULTIPROC_DIR", "KERAS_BACKEND"),
+    *("CIFAR_MLFLOW_WORKER_CONFIG", "CIFAR_MLFLOW_COMPLETE"),
+}
+READ = re.compile(
+    r"""environ(?:ment)?(?:\.get\(|\[)"([A-Z][A-Z0-9_]+)"|"([A-Z][A-Z0-9_]+)" (?:not )?in os\.environ"""
+)
+
+
+def test_every_environment_variable_is_listed() -> None:
+    files = [path for name in ("cifar_mlflow", "tuning", "serving") for path in (ROOT / name).rglob("*.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    read = {name for pair in READ.findall(code) for name in pair if name}
+    launchers = "\n".join(path.read_text() for path in (ROOT / "deploy/search").iterdir())
+    ours = set(re.findall(r"\bCIFAR_MLFLOW_[A-Z_]*[A-Z]\b|\bCIFAR10_DIR\b", code + launchers))
+    ours |= set(re.findall(r"\bSTUDY_[A-Z]+\b", launchers))
+    listed = set(runpy.run_path(str(ROOT / "docs/generate.py"))["VARIABLES"])
+    assert listed >= (read | ours) - INTERNAL
+    assert not [name for name in listed if name not in code + launchers]
+
+
+def test_commands_that_install_an_extra_work_as_no_index_has_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for page in PAGES:
+        for place, names in re.findall(
+            r"pip install [^\n`]*?'([^'\n`]*)\[([a-z,]+)\]'", page.read_text(encoding="utf-8")
+        ):
+            if place != "tritonclient":
+                assert place.endswith((".", "/path/to/cifar_mlflow", ".whl")), (
+                    f"{page.name}: {place}[{names}]"
+                )
+                assert set(names.split(",")) <= project["optional-dependencies"].keys(), (
+                    f"{page.name}: {names}"
+                )

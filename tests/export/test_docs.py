@@ -59,4 +59,4 @@ def test_every_format_is_documented() -> None:
         form: ExportFormat = resolve_name(place)
         (row,) = [line for line in table.splitlines() if line.startswith("|") and f"`{name}`" in line]
         assert f"| {', '.join(form.precisions)} |" in row
-        assert (f"cifar-mlflow[{form.extra}]" in row) == (form.extra is not None)
+        assert (f"pip install -e '.[{form.extra}]'" in row) == (form.extra is not None)

@@ -30,6 +30,7 @@ from serving.batch.dataset import Dataset, write_part
 from serving.batch.find import find_images
 from serving.batch.pipeline import model_digest
 from serving.batch.worker import Job, classify_part
+from tests.deploy.files import DEPLOY
 from tests.scorer_folders import write_scorer_folder
 from tests.serving.batch.test_classify import BLUE, GREEN, RED, errors, needs_avif, paint
 
@@ -85,6 +86,24 @@ def run(*paths: str, model: str, output: str = "out/", **options: Any) -> Summar
 
 def write_table(path: str, images: list[Any], column: str = "image", **options: Any) -> None:
     pq.write_table(pa.table({"id": range(len(images)), column: images}), path, **options)
+
+
+@pytest.mark.usefixtures("_photos")
+def test_the_example_of_the_documentation_counts_labels_and_reasons(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (DEPLOY.parent / "docs/serving.md").read_text(encoding="utf-8").partition("### Millions")[2]
+    Path("photos/empty.jpg").touch()
+    run("photos", model=model, output="answers/")
+    capsys.readouterr()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(example, {})
+    printed = capsys.readouterr().out
+    assert re.search(r"red +2\n", printed)
+    assert re.search(r"empty_image +1\n", printed)
+    table = page.partition("| column |")[2].partition("\n\n")[0]
+    columns = [name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert columns == read("answers").columns.tolist()
 
 
 # Inputs
