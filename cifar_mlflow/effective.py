@@ -62,17 +62,23 @@ def default_run_name(config: TrainConfig, data_name: str) -> str:
     MLflow's tables cut long names at the end. All runs of an experiment have the same data, so their name is
     the first to be cut.
     """
+    data = data_name if len(data_name) <= LONGEST_DATA else f"{data_name[: LONGEST_DATA - 1]}…"
+    data = f" on {data}"
+    return changes_in_words(config, LONGEST_NAME - len(data)) + data
+
+
+def changes_in_words(config: TrainConfig, longest: int = LONGEST_NAME) -> str:
+    """Return model and what was changed from its recipe, as far as it fits: `cnn lr=0.02 and 2 more`."""
     changes = {name: value for name, value in changed_settings(config).items() if name != "dataset"}
     if config.recipe not in (None, recipe_for_model(config.model)):
         changes = {"recipe": config.recipe, **changes}
-    data = data_name if len(data_name) <= LONGEST_DATA else f"{data_name[: LONGEST_DATA - 1]}…"
-    name, left, data = str(config.model), len(changes), f" on {data}"
+    name, left = str(config.model), len(changes)
     for setting, value in changes.items():
         part = f" {setting}={_short(value)}"
-        if len(name + part + data) > LONGEST_NAME:
-            return f"{name} and {left} more{data}"
+        if len(name + part) > longest:
+            return f"{name} and {left} more"
         name, left = name + part, left - 1
-    return name + data
+    return name
 
 
 def _short(value: Any) -> str:

@@ -39,7 +39,7 @@ def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
     given, registration = split_settings(given, TuneConfig, RegisterConfig)
     with loading(for_a_job=True):
         from tuning.report import leaderboard
-        from tuning.results import best_trials, trial_name
+        from tuning.results import best_trials, own_trials, trial_name
         from tuning.study import tune as search
 
     with stoppable() if promote else nullcontext():
@@ -54,5 +54,6 @@ def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
                 f"""
 What next, for trial {trial_name(best)}:
   train it longer  cifar-mlflow train --settings-of {run_id} --epochs {LONGER * settings["epochs"]}
-  or serve it      cifar-mlflow register {run_id} --promote"""
+  or serve it      cifar-mlflow register {run_id} --promote
+  or search on     the same command with --trials {2 * len(own_trials(study.trials))}, the new total"""
             )

@@ -28,10 +28,11 @@ from tuning.results import (
     IMPORTANCE_EVALUATOR,
     MIN_TRIALS_FOR_IMPORTANCE,
     in_state,
-    parameters,
     ranked_study,
+    varying_parameters,
 )
 
+MIN_TRIALS_TO_COMPARE = 5  # with fewer, a chart of values by parameter says nothing
 MAX_LEGEND_ENTRIES = 12
 SLICE_COLUMNS = 4
 LIGHTEST = 0.35  # of the blues from 0 to 1: lighter ones are hardly visible on white
@@ -97,9 +98,17 @@ def missing_charts(study: optuna.Study) -> dict[str, str]:
     """Return, by name, why charts cannot be drawn for this study; charts that can be drawn are left out."""
     reasons: dict[str, str] = {}
     complete = len(in_state(study, TrialState.COMPLETE))
+    of_parameters = ("slices", "parallel_coordinates")
+    if complete < MIN_TRIALS_TO_COMPARE:
+        found = {0: "is none", 1: "is one"}.get(complete, f"are {complete}")
+        reason = f"needs {MIN_TRIALS_TO_COMPARE} complete trials; there {found}"
+        reasons |= dict.fromkeys(of_parameters, reason)
+    elif not _parameters(study):
+        reasons |= dict.fromkeys(
+            of_parameters, "needs a parameter that differs between trials; there is none"
+        )
     if complete < 2:
-        reason = f"needs two complete trials; there is {'one' if complete else 'none'}"
-        reasons |= {"slices": reason, "parallel_coordinates": reason, "pareto_front": reason}
+        reasons["pareto_front"] = f"needs two complete trials; there is {'one' if complete else 'none'}"
     if not complete:
         reasons["history"] = "needs a complete trial; there is none"
     if not any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
@@ -123,6 +132,10 @@ def _objective(study: optuna.Study) -> str:
     return name
 
 
+def _parameters(study: optuna.Study) -> list[str]:
+    return varying_parameters(in_state(study, TrialState.COMPLETE))
+
+
 def _target(study: optuna.Study) -> dict[str, Any]:
     """Return the arguments that select the first objective."""
     one = len(study.directions) == 1
@@ -133,8 +146,12 @@ def _target(study: optuna.Study) -> dict[str, Any]:
     }
 
 
-def _all_objectives(study: optuna.Study) -> dict[str, Any]:
-    return {"study": study, "target_name": _objective(study)}
+def _slice_arguments(study: optuna.Study) -> dict[str, Any]:
+    return {**_target(study), "params": _parameters(study)}
+
+
+def _parallel_arguments(study: optuna.Study) -> dict[str, Any]:
+    return {"study": study, "params": _parameters(study), "target_name": _objective(study)}
 
 
 def _importance_arguments(study: optuna.Study) -> dict[str, Any]:
@@ -152,7 +169,7 @@ def _wrap(name: str) -> str:
 
 def _dimensions(study: optuna.Study) -> list[str]:
     """Return the labels of the parallel coordinates, which Optuna truncates."""
-    return [*study.user_attrs["objectives"], *parameters(study)]
+    return [*study.user_attrs["objectives"], *_parameters(study)]
 
 
 def _short_legend(ax: Axes) -> None:
@@ -237,7 +254,7 @@ def _slices_png(figure: Figure, study: optuna.Study) -> None:
 
 
 def _parallel_coordinates_png(figure: Figure, study: optuna.Study) -> None:
-    width = max(WIDTH, 0.95 * (len(parameters(study)) + 2))
+    width = max(WIDTH, 0.95 * (len(_parameters(study)) + 2))
     figure.set_size_inches(width, 5.6)
     first = figure.axes[0]
     lines, *_ = first.collections
@@ -286,7 +303,7 @@ def _history_html(figure: go.Figure, study: optuna.Study) -> None:
 def _slices_html(figure: go.Figure, study: optuna.Study) -> None:
     light = f"rgb{tuple(int(255 * part) for part in mpl.colormaps['Blues'](LIGHTEST)[:3])}"
     figure.update_traces(marker_colorscale=[(0, light), (1, "rgb(8, 48, 107)")])
-    figure.update_layout(width=max(1000, 190 * len(parameters(study))))
+    figure.update_layout(width=max(1000, 190 * len(_parameters(study))))
 
 
 def _parallel_coordinates_html(figure: go.Figure, study: optuna.Study) -> None:
@@ -334,9 +351,9 @@ CHARTS = {
     ),
     "slices": Chart(
         "Value by parameter",
-        "Complete trials; the darker, the later.",
+        "Complete trials, and the parameters that differ between them; the darker, the later.",
         "plot_slice",
-        _target,
+        _slice_arguments,
         _slices_png,
         _slices_html,
     ),
@@ -344,7 +361,7 @@ CHARTS = {
         "Parallel coordinates",
         "One line per complete trial, the darker the better; None where it does not have the parameter.",
         "plot_parallel_coordinate",
-        _all_objectives,
+        _parallel_arguments,
         _parallel_coordinates_png,
         _parallel_coordinates_html,
         png_layout="none",  # `constrained` does not support Optuna's axes of zero height

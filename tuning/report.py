@@ -4,6 +4,7 @@ leaderboard for the terminal."""
 import re
 import textwrap
 from collections import Counter
+from collections.abc import Container
 from typing import Any, Protocol
 
 import optuna
@@ -17,7 +18,15 @@ from tuning.command import command_line, wrapped
 from tuning.html_report import html_report
 from tuning.optuna_output import ignore_optuna_warnings
 from tuning.plots import CHARTS, missing_charts, png_figure
-from tuning.results import best_metrics, best_trials, compact, own_trials, trial_name, values
+from tuning.results import (
+    best_metrics,
+    best_trials,
+    compact,
+    own_trials,
+    trial_name,
+    values,
+    varying_parameters,
+)
 from tuning.warm_start import PRIOR_RUN
 
 STATES = {
@@ -29,6 +38,7 @@ STATES = {
 }
 ATTRIBUTES = ("epochs", "seconds", "run_id", "origin", "error")  # of a trial, besides its parameters
 LEADERBOARD_SIZE = 5
+TERMINAL_WIDTH = 80
 COMMAND_WIDTH = 90  # a longer line moves other parts of MLflow's page out of sight
 
 
@@ -98,14 +108,17 @@ def leaderboard(study: optuna.Study, count: int = LEADERBOARD_SIZE) -> str:
     best = best_trials(study, count)
     if not best:
         return _summary(study)
-    table = _best_table(study, best)
+    table = _best_table(study, best).drop(columns="run")  # the commands below have it
     params = table.pop("hyperparameters")
     head, *rows = table.to_string(index=False).split("\n")
     first = study.user_attrs["objectives"][0]
     kind = "Best trials" if len(study.directions) == 1 else "Pareto front"
     lines = [_summary(study), f"{kind} by {first} (all values are those of the validation split):", "", head]
     for row, text in zip(rows, params, strict=True):
-        lines += [row, textwrap.indent(textwrap.fill(text, 100, break_on_hyphens=False), 6 * " ")]
+        lines += [
+            row,
+            textwrap.indent(textwrap.fill(text, TERMINAL_WIDTH - 6, break_on_hyphens=False), 6 * " "),
+        ]
     lines += ["", "Commands to train them again and test them:"]
     for trial in best:
         if run_id := trial.user_attrs.get("run_id"):
@@ -177,10 +190,28 @@ def _best_table(study: optuna.Study, trials: list[FrozenTrial]) -> pd.DataFrame:
             **{name: _text(value) for name, value in values(study, trial).items()},
             "epochs": str(trial.user_attrs.get("epochs", "")),
             "run": trial.user_attrs.get("run_id") or "",
-            "hyperparameters": " ".join(f"{name}={text}" for name, text in compact(trial.params).items()),
+            "hyperparameters": _assignments(trial, only=trial.params),
         }
         for rank, trial in enumerate(trials, 1)
     )
+
+
+def _narrow_table(study: optuna.Study, trials: list[FrozenTrial]) -> tuple[str, pd.DataFrame]:
+    """Return the parameters that these trials share, and the leaderboard with the others only."""
+    varying = varying_parameters(trials)
+    texts = [_assignments(trial, only=varying) for trial in trials]
+    table = _best_table(study, trials)[["trial", *values(study, trials[0]), "epochs"]]
+    table["trial"] = [str(trial.number) for trial in trials]
+    if table["epochs"].nunique() == 1:
+        del table["epochs"]
+    if varying:
+        table["hyperparameters"] = texts
+    common = trials[0].params.keys() - varying
+    return _assignments(trials[0], only=common), table
+
+
+def _assignments(trial: FrozenTrial, only: Container[str]) -> str:
+    return " ".join(f"{name}={text}" for name, text in compact(trial.params).items() if name in only)
 
 
 def _text(value: float) -> str:
@@ -220,11 +251,12 @@ def _description(study: optuna.Study, best: list[FrozenTrial]) -> str:
     parts = [_summary(study), "All values are those of the validation split."]
     if best:
         shown = ", ".join(f"{name} **{_text(value)}**" for name, value in values(study, best[0]).items())
-        table = _best_table(study, best)
+        common, table = _narrow_table(study, best)
         parts += [
             f"Best: {shown}, trial {trial_name(best[0])}, run `{best[0].user_attrs.get('run_id')}`",
             *(f"```\n{wrapped(command, COMMAND_WIDTH)}\n```" for command in _commands(best[:1]).values()),
             markdown_table([*table.columns], table.to_numpy().tolist()),
+            *([f"The same in these trials: {common}."] if common else []),
         ]
     if space := _search_space(study):
         parts.append("Search space:\n" + "\n".join(f"- `{name}`: {values}" for name, values in space.items()))

@@ -103,9 +103,10 @@ def failure_reason(study: optuna.Study) -> str | None:
     return f"no trial was completed: {len(errors)} failed, {counts[TrialState.PRUNED]} were pruned{reason}"
 
 
-def parameters(study: optuna.Study) -> list[str]:
-    """Return the names of all parameters of complete trials."""
-    return sorted({name for trial in in_state(study, TrialState.COMPLETE) for name in trial.params})
+def varying_parameters(trials: list[FrozenTrial]) -> list[str]:
+    """Return the names of the parameters that differ between trials, or that only some of them have."""
+    names = sorted({name for trial in trials for name in trial.params})
+    return [name for name in names if len({trial.params.get(name) for trial in trials}) > 1]
 
 
 def compact(params: dict[str, Any]) -> dict[str, str]:

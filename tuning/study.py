@@ -44,6 +44,8 @@ from tuning.workers import run_workers
 
 logger = logging.getLogger("cifar_mlflow.tuning")
 
+# Settings that may change when a search is continued; the params of a run cannot.
+BUDGET = ("trials", "timeout", "epochs_budget", "workers", "retrain_best", "retrain_seeds", "retrain_epochs")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
@@ -85,6 +87,8 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
     with StopRequest() as stop, study_run(spec, study, storage) as run:
         if not call_mlflow(lambda: mlflow.MlflowClient().get_run(run.run_id)).data.params.get("space"):
             log_spec(run, spec, dataset)
+        budget = spec.search.model_dump(mode="json", include=set(BUDGET))
+        run.set_tags({name: value for name, value in budget.items() if value is not None})
         _, val_split = divide_lazily(dataset, base)
         try:
             with TrialPlotter(storage.plots, val_split, dataset.classes):
@@ -164,7 +168,7 @@ def nest_trials(client: mlflow.MlflowClient, study: optuna.Study, parent_run_id:
 
 def log_spec(run: TrackedRun, spec: StudySpec, dataset: ImageDataset) -> None:
     """Log what is searched, on which data and by which code, without passwords."""
-    search = spec.search.model_dump(mode="json")
+    search = spec.search.model_dump(mode="json", exclude=set(BUDGET))
     search |= {"space": str(spec.search.space or "default"), "storage": redact_password(spec.search.storage)}
     given = {name: value for name, value in (search | spec.fixed).items() if value not in (None, [])}
     run.log_params(without_passwords(given))

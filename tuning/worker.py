@@ -23,7 +23,7 @@ from optuna.samplers import GridSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.config import TrainConfig, resolve_train_config
-from cifar_mlflow.effective import NEUTRAL
+from cifar_mlflow.effective import NEUTRAL, changes_in_words
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import Interrupted, StopRequest, stoppable
 from cifar_mlflow.settings import validate
@@ -90,6 +90,7 @@ class Worker:
                     continue
                 callbacks, lock, is_restart = claimed
                 prefix_log_lines(f"trial {callbacks.trial.number}")
+                logger.info("%s", self._settings_in_words(callbacks.trial))
                 try:
                     if is_restart and (reason := give_up_reason(callbacks.trial)):
                         callbacks.fail(reason, 0.0, Path(self.spec.cache_dir))
@@ -216,6 +217,10 @@ class Worker:
             call_mlflow(lambda: client.set_terminated(run_id, "KILLED"))
             trial.set_user_attr("run_id", None)
             trial.set_user_attr("attempts", [])
+
+    def _settings_in_words(self, trial: optuna.Trial) -> str:
+        origin = trial.user_attrs["origin"]
+        return changes_in_words(self._train_config(trial)) + ("" if origin == "sampler" else f" ({origin})")
 
     def _train_config(self, trial: optuna.Trial) -> TrainConfig:
         settings: dict[str, Any] = trial.user_attrs["settings"]

@@ -37,8 +37,8 @@ def test_every_chart_names_the_split() -> None:
 
 @pytest.mark.parametrize("name", ["slices", "parallel_coordinates"])
 def test_long_names_of_parameters_fit_into_the_figure(name: str) -> None:
-    params = {**dict.fromkeys(("mixup", LONG_NAME), 0.5), "cutout": 4, "lr.sgd": 0.1, "model": "cnn"}
-    values = [trial(values=(0.5 + i / 10,), params={**params, "mixup": i / 5}) for i in range(3)]
+    params = {"mixup": 0.5, "cutout": 4, "lr.sgd": 0.1, "model": "cnn"}
+    values = [trial(values=(0.5 + i / 10,), params={**params, LONG_NAME: 0.5 + i / 5}) for i in range(3)]
     figure = png_figure(snapshot(make_study(values)), name)
     FigureCanvasAgg(figure).draw()
     texts = [text for ax in figure.axes for text in (ax.xaxis.label, *ax.get_xticklabels())]
@@ -86,8 +86,9 @@ def test_no_trial_is_nearly_white(name: str, objectives: tuple[str, ...]) -> Non
 
 
 def test_the_charts_of_many_parameters_form_a_grid() -> None:
-    params = {"mixup": 0.5, "cutout": 4, "lr.sgd": 0.1, "width": 1.0, "model": "cnn", LONG_NAME: 1.0}
-    study = make_study([trial(values=(0.5 + i / 10,), params=params) for i in range(2)])
+    first = {"mixup": 0.5, "cutout": 4, "lr.sgd": 0.1, "width": 1.0, "model": "cnn", LONG_NAME: 1.0}
+    second = {"mixup": 0.6, "cutout": 8, "lr.sgd": 0.2, "width": 0.5, "model": "resnet18", LONG_NAME: 1.5}
+    study = make_study([trial(values=(0.5,), params=first), trial(values=(0.6,), params=second)])
     figure = png_figure(snapshot(study), "slices")
     FigureCanvasAgg(figure).draw()
     charts = [ax for ax in figure.axes if ax.get_xlabel()]
@@ -97,9 +98,21 @@ def test_the_charts_of_many_parameters_form_a_grid() -> None:
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
 
 
-def test_charts_of_parameters_need_two_complete_trials_and_say_so() -> None:
+def test_only_parameters_that_differ_between_trials_are_drawn() -> None:
+    trials = [trial(values=(i / 10,), params={"model": "cnn", "mixup": i / 5}) for i in range(5)]
+    study = snapshot(make_study(trials))
+    slices = png_figure(study, "slices")
+    assert [ax.get_xlabel() for ax in slices.axes if ax.get_xlabel()] == ["mixup"]
+    parallel = png_figure(study, "parallel_coordinates")
+    assert [text.get_text() for text in parallel.axes[0].get_xticklabels()] == ["val/accuracy", "mixup"]
+
+
+def test_charts_of_parameters_need_some_complete_trials_that_differ_and_say_so() -> None:
     reasons = missing_charts(make_study([trial(values=(0.5,)), create_trial(state=TrialState.FAIL)]))
-    assert reasons["slices"] == "needs two complete trials; there is one"
+    assert reasons["slices"] == "needs 5 complete trials; there is one"
+    assert missing_charts(make_study([trial(values=(0.5,))] * 5))["slices"] == (
+        "needs a parameter that differs between trials; there is none"
+    )
     assert reasons["pareto_front"] == "needs two objectives"
     assert reasons["intermediate_values"] == "needs a trial that has reported an epoch; there is none"
     assert "history" not in reasons

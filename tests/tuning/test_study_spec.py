@@ -93,6 +93,7 @@ def test_the_run_has_no_password(folder: Path) -> None:
     params = mlflow.MlflowClient().get_run(run.run_id).data.params
     assert params["storage"] == "postgresql+psycopg://u:***@host/db?sslpassword=***"
     assert not [name for name, value in params.items() if "secret" in value]
+    assert "trials" not in params  # a continued search has more, and params cannot change
 
 
 def test_a_budget_below_one_trial_is_refused() -> None:
