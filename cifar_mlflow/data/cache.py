@@ -48,7 +48,7 @@ def cached_split(
         # Another process may have written it while this one waited for the lock.
         if (split := _load(entry)) is not None:
             return split
-        logger.info("decoding the %s images once; the arrays are kept in %s", name, printable(str(cache_dir)))
+        logger.info("Decoding the %s images once; the arrays are kept in %s", name, printable(str(cache_dir)))
         _store(entry, read(name))
     if (split := _load(entry)) is None:
         raise CifarError(

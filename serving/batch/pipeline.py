@@ -60,7 +60,7 @@ def classify(
     found = find_images(paths, exclude=written)
     if sort_into and (found.tables or any(map(is_url, found.files))):
         raise UsageError("--sort-into copies local files only, no URLs and no rows of a table")
-    summary = start_summary(found, str(output) if output else None, sort_into, explain)
+    summary = start_summary(found, scorer, str(output) if output else None, sort_into, explain)
     with ExitStack() as stack:
         if results:
             stack.enter_context(results)
@@ -106,10 +106,15 @@ def model_digest(scorer: Scorer) -> str:
 
 
 def start_summary(
-    found: Found, output: str | None, sort_into: Path | None = None, explain: Path | None = None
+    found: Found,
+    scorer: Scorer,
+    output: str | None,
+    sort_into: Path | None = None,
+    explain: Path | None = None,
 ) -> Summary:
     """Return a summary without images, but with the folders that cannot be read."""
     summary = Summary(found.count, output, sort_into, explain)
+    summary.confidence_below = scorer.card["uncertain"]["confidence_below"]
     for folder, reason in found.unreadable.items():
         summary.add_error(FileError(path_text(folder), UNREADABLE, reason))
     return summary

@@ -53,7 +53,7 @@ def classify_on_engine(
     place = output if is_url(local_path(output)) else str(Path(local_path(output)).absolute())
     run = importlib.import_module(f"serving.batch.engines.{engine}").run
     found = find_images(paths)
-    summary = start_summary(found, output)
+    summary = start_summary(found, scorer, output)
     job = Job(place, model_uri, absolute_uri(mlflow.get_tracking_uri()), digest, top_k)
     with ExitStack() as stack:
         dataset = stack.enter_context(Dataset(place, digest, top_k))

@@ -31,6 +31,8 @@ class Summary:
         failures: number of files without an answer, and of folders that cannot be read, by error code.
         errors: the first MAX_LISTED_ERRORS of them.
         outcomes: every file with an answer, by path, if there are at most MAX_LISTED_FILES.
+        confidence_below: answers with less confidence are uncertain; the other uncertain ones are of images
+            unlike those of the training.
     """
 
     files: int
@@ -44,6 +46,7 @@ class Summary:
     failures: Counter[str] = field(default_factory=Counter)
     errors: list[FileError] = field(default_factory=list)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    confidence_below: float = 0.0
 
     @property
     def failed(self) -> int:
@@ -120,9 +123,19 @@ def _file_table(summary: Summary) -> Table:
     table.add_column("confidence", justify="right")
     table.add_column("")
     for path, outcome in summary.outcomes.items():
-        label, confidence = in_one_line(outcome.label or ""), f"{outcome.confidence or 0:.1%}"
-        table.add_row(in_one_line(path), label, confidence, "not sure" if outcome.uncertain else "")
+        label, confidence = in_one_line(outcome.label or ""), outcome.confidence or 0
+        doubt = _reason(confidence, summary.confidence_below) if outcome.uncertain else ""
+        table.add_row(in_one_line(path), label, f"{confidence:.1%}", doubt)
     return table
+
+
+def _reason(confidence: float, confidence_below: float) -> str:
+    """Return why an answer is uncertain, as the web page does."""
+    if confidence_below > 1:
+        return "not sure: the model never is"
+    if confidence < confidence_below:
+        return f"not sure: below {confidence_below:.1%}"
+    return "not sure: unlike the training images"
 
 
 def _class_table(summary: Summary) -> Table:

@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from serving.monitoring.drift import FEATURES, LARGE, MINIMUM, SMALL, Reference, count, psi, shares_of
 
-STEPS = {"5 minutes": "5min", "hour": "1h", "day": "1D"}
+STEPS = {"10 seconds": "10s", "minute": "1min", "5 minutes": "5min", "hour": "1h", "day": "1D"}
 MAX_STEPS = 200
 # "cut off": the connection was closed before the answer (status 0 or 499).
 OUTCOMES = ("answered", "refused", "failed", "cut off")

@@ -15,6 +15,8 @@ from cifar_mlflow.evaluation.figures import ROUND, WIDTH
 from serving.monitoring.analysis import STEPS
 from serving.monitoring.drift import LARGE, SMALL
 
+Window = tuple[pd.Timestamp, pd.Timestamp]  # from when to when
+
 MAX_BINS = 25
 REFERENCE = "silver"
 LIVE = ("tab:blue", "tab:orange", "tab:green", "tab:purple")
@@ -33,11 +35,12 @@ def _figure(height: float, title: str) -> Figure:
     return figure
 
 
-def traffic(table: pd.DataFrame, step: str, title: str) -> Figure:
+def traffic(table: pd.DataFrame, step: str, title: str, window: Window) -> Figure:
     """Plot requests per time step, stacked by outcome, and the share of failed ones if there are any.
 
     Args:
         table: as `by_time` returns it.
+        window: the time that the report is on; the axis shows the part of it that has requests.
     """
     has_failures = bool(table["failed"].any())
     figure = _figure(4.8 if has_failures else 3.9, title)
@@ -59,21 +62,26 @@ def traffic(table: pd.DataFrame, step: str, title: str) -> Figure:
     top.set_ylabel(f"requests per {step}")
     top.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=ROUND))
     top.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    _time_axis(figure, table, step)
+    _time_axis(figure, table, step, window)
     figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
-def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
+def latency(table: pd.DataFrame, step: str, title: str, window: Window) -> Figure:
     """Plot percentiles of the latency per time step on a logarithmic axis.
 
     Args:
         table: as `by_time` returns it.
+        window: the time that the report is on; the axis shows the part of it that has requests.
     """
     figure = _figure(4.2, title)
     ax = figure.add_subplot()
-    # Points are in the middle of their step; markers, because a single point makes no line.
-    middle = pd.DatetimeIndex(table.index) + pd.Timedelta(STEPS[step]) / 2
+    # Points are in the middle of their step, as far as it is in the window; markers, because a single point
+    # makes no line.
+    starts = pd.DatetimeIndex(table.index)
+    ends = starts + pd.Timedelta(STEPS[step])
+    starts, ends = starts.where(starts > window[0], window[0]), ends.where(ends < window[1], window[1])
+    middle = starts + (ends - starts) / 2
     styles = (("p50", "50 %"), ("p95", "95 %"), ("p99", "99 %"))
     for (name, share), color in zip(styles, ("tab:blue", "tab:orange", "tab:red"), strict=True):
         ax.plot(middle, table[name], ".-", color=color, label=f"{name}: {share} are faster", linewidth=1.8)
@@ -85,7 +93,7 @@ def latency(table: pd.DataFrame, step: str, title: str) -> Figure:
     ax.yaxis.set_major_locator(FixedLocator(ticks.tolist()))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
-    _time_axis(figure, table, step)
+    _time_axis(figure, table, step, window)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     return figure
 
@@ -162,11 +170,13 @@ def _days(step: str) -> float:
     return float(pd.Timedelta(STEPS[step]) / pd.Timedelta(days=1))
 
 
-def _time_axis(figure: Figure, table: pd.DataFrame, step: str) -> None:
+def _time_axis(figure: Figure, table: pd.DataFrame, step: str, window: Window) -> None:
     times = pd.DatetimeIndex(table.index)
+    # The first and the last step may reach beyond the window.
+    limits = max(times[0], window[0]), min(times[-1] + pd.Timedelta(STEPS[step]), window[1])
     for ax in figure.axes:
         # Matplotlib would show some years around a single point.
-        ax.set(xlim=(times[0], times[-1] + pd.Timedelta(STEPS[step])))
+        ax.set(xlim=limits)
         locator = AutoDateLocator()
         ax.xaxis.set_major_locator(locator)
         ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))

@@ -17,7 +17,7 @@ from cifar_mlflow.evaluation.figures import confusion_matrix
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.run import TrackedRun
-from cifar_mlflow.tracking.store import connect
+from cifar_mlflow.tracking.store import connect, run_address, ui_command
 from serving.config import MonitorConfig, begin_of_window
 from serving.monitoring import analysis, figures
 from serving.monitoring.database import Database
@@ -43,6 +43,7 @@ class ServedVersion:
 
     Attributes:
         answers: its records with a label.
+        data: the data set that it was trained on; None if it is unknown.
         reference: None if there is none; `problem` says why.
         uncertain_on_validation: the share of uncertain answers to validation images; None if it is unknown.
         drift: as `analysis.drift` returns it; None without a reference.
@@ -51,6 +52,7 @@ class ServedVersion:
 
     version: str
     answers: pd.DataFrame
+    data: str | None
     reference: Reference | None
     problem: str | None
     uncertain_on_validation: float | None
@@ -87,16 +89,20 @@ def monitor(config: MonitorConfig) -> str:
     exported = []
     if config.export_feedback and config.images_dir:
         exported = [export_feedback(feedback, config.images_dir, config.export_feedback)]
-    connect(config.experiment)
     versions = _find_versions(records, feedback, config.model_uri)
+    experiment = connect(
+        config.experiment
+        if "experiment" in config.model_fields_set or not versions
+        else versions[-1].data or config.experiment
+    )
     name = config.run_name or f"monitor-{datetime.fromtimestamp(until, UTC):%Y-%m-%d-%H%M}"
     with (
         StopRequest() as stop,
         tracked_run(kind="monitor", name=name, cache_dir=default_cache_dir()) as (run, _),
         stop.at_once(),
     ):
-        run.log_params({**config.model_dump(mode="json"), "request_log": log})
-        lines, metrics = _log_traffic(run, records, window)
+        run.log_params({**config.model_dump(mode="json"), "request_log": log, "experiment": experiment})
+        lines, metrics = _log_traffic(run, records, since, until)
         lines += exported
         if left_out:
             lines.append(f"Left out: {left_out:,} frames of live views (--live-frames includes them)")
@@ -122,7 +128,12 @@ def monitor(config: MonitorConfig) -> str:
             [f"Requests from {window}, from the request log {log}\n", *(f"- {line}" for line in lines)]
         )
         run.set_tags({"mlflow.note.content": note})
-        lines = [f"{window}, from {log}", *lines, f"Figures and tables: run {run.name} ({run.run_id})"]
+        lines = [
+            f"{window}, from {log}",
+            *lines,
+            f"Figures and tables: run {run.name} ({run.run_id}) in experiment {experiment}: "
+            + (run_address(run.run_id) or ui_command()),
+        ]
     return "\n".join(lines)
 
 
@@ -147,6 +158,7 @@ def _find_versions(
             ServedVersion(
                 version=version,
                 answers=own,
+                data=card.get("data"),
                 reference=reference,
                 problem=problem,
                 uncertain_on_validation=_uncertain_on_validation(card),
@@ -190,13 +202,18 @@ def _uncertain_on_validation(card: dict[str, Any]) -> float | None:
     return None if coverage is None else 1 - coverage
 
 
-def _log_traffic(run: TrackedRun, records: pd.DataFrame, window: str) -> tuple[list[str], dict[str, float]]:
+def _log_traffic(
+    run: TrackedRun, records: pd.DataFrame, since: float, until: float
+) -> tuple[list[str], dict[str, float]]:
     requests = analysis.requests_of(records)
     if requests.empty:
         return ["No requests in this window; the feedback is on earlier answers."], {"requests": 0}
     table, step = analysis.by_time(requests)
     run.log_csv(table, "traffic.csv", index=True)
-    run.log_figure(figures.traffic(table, step, f"Requests: {window}"), "traffic.png")
+    window = (pd.Timestamp(since, unit="s", tz="UTC"), pd.Timestamp(until, unit="s", tz="UTC"))
+    first, last = _utc(records["time"].min()), _utc(records["time"].max())
+    times_of = f"{first} to {last} UTC, all since {_utc(since)}"
+    run.log_figure(figures.traffic(table, step, f"Requests: {times_of}", window), "traffic.png")
     share = requests["outcome"].value_counts(normalize=True).to_dict()
     times = requests.loc[requests["outcome"] == "answered", "total_ms"]
     answered = records[records["label"].notna()]
@@ -218,7 +235,7 @@ def _log_traffic(run: TrackedRun, records: pd.DataFrame, window: str) -> tuple[l
     if len(times):
         metrics |= {"p50_ms": float(times.quantile(0.5)), "p99_ms": float(times.quantile(0.99))}
         lines.append(f"Latency: p50 {metrics['p50_ms']:.1f} ms, p99 {metrics['p99_ms']:.1f} ms")
-        run.log_figure(figures.latency(table, step, f"Latency: {window}"), "latency.png")
+        run.log_figure(figures.latency(table, step, f"Latency: {times_of}", window), "latency.png")
     if len(answered):
         metrics["uncertain_share"] = float(answered["uncertain"].mean())
         lines.append(f"Images classified: {len(answered):,}")

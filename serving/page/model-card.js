@@ -36,7 +36,7 @@ function show(card) {
       .flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]),
   );
   byId("card-links").replaceChildren(
-    ...(card.run_url ? [link(card.run_url, "Training run in MLflow")] : [`Training run in MLflow: ${card.run_id}`]),
+    ...(card.run_url ? [link(card.run_url, "Training run in MLflow")] : [element("span", {}, "Training run in MLflow: ", element("code", {}, card.run_id))]),
     ...(card.versions_url ? [link(card.versions_url, "All versions in MLflow")] : []),
   );
   dialog.showModal();

@@ -19,6 +19,7 @@ from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.scorer.predictor import Scorer
 from cifar_mlflow.scorer.preprocess import MAX_BYTES
 from serving.batch import Summary, classify, load_scorer, print_summary
+from serving.batch.rows import Outcome
 from tests.scorer_folders import write_scorer_folder
 
 RED, GREEN, BLUE, BLACK = (200, 0, 0), (0, 200, 0), (0, 0, 200), (0, 0, 0)
@@ -82,6 +83,19 @@ def test_many_files_are_counted_by_class_with_a_hint_at_the_single_answers(
     assert "--output answers.csv" in said
     counted.output = "answers.csv"
     assert "add --output" not in printed(counted, capsys)
+
+
+def test_an_uncertain_answer_has_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes = {
+        "a.png": Outcome("cat", 0.5, True, None),
+        "b.png": Outcome("cat", 0.98, True, None),
+        "c.png": Outcome("cat", 0.98, False, None),
+    }
+    summary = Summary(files=3, labels=Counter(cat=3), outcomes=outcomes, confidence_below=0.6)
+    lines = {line.split()[0]: line for line in printed(summary, capsys).splitlines() if ".png" in line}
+    assert "not sure: below 60.0%" in lines["a.png"]
+    assert "not sure: unlike the training images" in lines["b.png"]
+    assert "not sure" not in lines["c.png"]
 
 
 # Finding files
@@ -258,7 +272,7 @@ def test_each_file_is_listed_with_its_label(scorer: Scorer, capsys: pytest.Captu
     lines = printed(summary, capsys).splitlines()
     assert [line.split() for line in lines if "photos/" in line] == [
         ["photos/b.png", "blue", "99.9%"],
-        ["photos/dark.png", "red", "33.3%", "not", "sure"],
+        ["photos/dark.png", "red", "33.3%", "not", "sure:", "below", "60.0%"],
         ["photos/g.png", "green", "99.9%"],
         ["photos/r.png", "red", "99.9%"],
     ]

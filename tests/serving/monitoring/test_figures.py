@@ -6,6 +6,7 @@ from io import BytesIO
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.dates import num2date
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -14,6 +15,7 @@ from serving.monitoring import analysis, figures
 from serving.monitoring.drift import FEATURES
 
 TITLE = "Requests: 2026-11-22 15:52 to 2026-11-29 15:52 UTC"
+WEEK = (pd.Timestamp("2026-11-22T15:52Z"), pd.Timestamp("2026-12-29T15:52Z"))
 
 
 def drift(*indices: float) -> pd.DataFrame:
@@ -59,23 +61,35 @@ def test_the_numbers_of_drift_stand_beside_the_bars(versions: dict[str, pd.DataF
 @pytest.mark.parametrize(("outcome", "panels"), [("answered", 1), ("refused", 1), ("failed", 2)])
 def test_the_share_of_failures_has_a_panel_if_there_are_failures(outcome: str, panels: int) -> None:
     table, step = analysis.by_time(requests(90, outcome))
-    assert len(figures.traffic(table, step, TITLE).axes) == panels
+    assert len(figures.traffic(table, step, TITLE, WEEK).axes) == panels
 
 
 @pytest.mark.parametrize("count", [1, 5, 3000])
 def test_the_time_axis_covers_the_steps(count: int) -> None:
     table, step = analysis.by_time(requests(count))
-    for figure in (figures.traffic(table, step, TITLE), figures.latency(table, step, TITLE)):
+    for figure in (figures.traffic(table, step, TITLE, WEEK), figures.latency(table, step, TITLE, WEEK)):
         left, right = figure.axes[0].get_xlim()
         assert right - left == pytest.approx(
             len(table) * pd.Timedelta(analysis.STEPS[step]).total_seconds() / 86400
         )
 
 
+def test_the_time_axis_ends_with_the_window_and_bursts_stay_apart() -> None:
+    end = pd.Timestamp("2026-11-29T06:09:03Z")
+    bursts = requests(40).assign(time=[end - pd.Timedelta(seconds=2 + 120 * (i // 10)) for i in range(40)])
+    table, step = analysis.by_time(bursts)
+    assert (table["answered"] > 0).sum() == 4
+    assert len(table) > 30
+    for draw in (figures.traffic, figures.latency):
+        (ax,) = draw(table, step, TITLE, (WEEK[0], end)).axes
+        assert num2date(ax.get_xlim()) == [table.index[0], end]
+        assert all(np.asarray(line.get_xdata(orig=False))[-1] < ax.get_xlim()[1] for line in ax.lines)
+
+
 @pytest.mark.parametrize("count", [24, 32, 54, 74])
 def test_the_numbers_of_requests_have_round_steps(count: int) -> None:
     table, step = analysis.by_time(requests(count).assign(time=pd.Timestamp("2026-11-29T06:00Z")))
-    ticks = figures.traffic(table, step, TITLE).axes[0].get_yticks()
+    ticks = figures.traffic(table, step, TITLE, WEEK).axes[0].get_yticks()
     assert str(int(ticks[1] - ticks[0]))[0] in "125"
 
 
@@ -83,7 +97,7 @@ def test_the_numbers_of_requests_have_round_steps(count: int) -> None:
 def test_all_latencies_lie_between_two_numbers_of_the_axis(milliseconds: list[float]) -> None:
     count = len(milliseconds)
     table, step = analysis.by_time(requests(count).assign(total_ms=milliseconds))
-    figure = figures.latency(table, step, TITLE)
+    figure = figures.latency(table, step, TITLE, WEEK)
     figure.savefig(BytesIO())
     (ax,) = figure.axes
     numbers = [float(tick.label1.get_text()) for tick in ax.yaxis.get_major_ticks() if tick.label1.get_text()]

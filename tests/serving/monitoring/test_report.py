@@ -110,7 +110,8 @@ def test_the_report_has_traffic_latency_drift_and_accuracy(log: Callable[..., No
     result = monitor("--since", "1d")
     assert result.exit_code == 0, result.output
     run = the_run()
-    assert run.info.run_id in result.output
+    assert f"({run.info.run_id}) in experiment colours: python -m cifar_mlflow" in result.output
+    assert mlflow.get_experiment(run.info.experiment_id).name == "colours"  # the data of the model
 
     metrics = run.data.metrics
     assert metrics["requests"] == 302

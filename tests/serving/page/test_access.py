@@ -242,6 +242,10 @@ def test_on_a_phone_the_dialog_about_the_model_can_be_read_to_its_end(page: Page
     assert last
     assert button
     assert 0 < last["y"] < last["y"] + last["height"] < button["y"]
+    run_id = page.locator("#card-links code")
+    expect(run_id).to_have_text(re.compile(r"^[0-9a-f]{32}$"))
+    lines = run_id.evaluate("code => code.getClientRects().length")
+    assert lines == 1
 
 
 def test_the_model_and_its_run_are_one_click_away(
