@@ -11,7 +11,6 @@ from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, swit
 from cifar_mlflow.verb_config import RegisterConfig
 from tuning.config import SEARCHED, SearchConfig, TuneAndPromoteConfig, TuneConfig
 
-LONGER = 3  # times the epochs of a trial
 DEFAULTS = {
     **recipe_defaults(),
     **dict.fromkeys(SEARCHED, "chosen by the search"),
@@ -38,6 +37,7 @@ def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
     """
     given, registration = split_settings(given, TuneConfig, RegisterConfig)
     with loading(for_a_job=True):
+        from cifar_mlflow.tracking.listing import LONGER
         from tuning.report import leaderboard
         from tuning.results import best_trials, own_trials, trial_name
         from tuning.study import tune as search

@@ -21,6 +21,7 @@ Rows = list[list[str]]
 RUN_COLUMNS = ("run", "name", "data", "val", "test", "status")
 VERSION_COLUMNS = ("model", "alias", "network", "data", "val", "test", "run")
 PAGE = 200  # runs per request
+LONGER = 3  # times the epochs of a trial, for a training with its settings
 
 
 def list_runs(config: RunsConfig) -> tuple[Rows, list[str]]:
@@ -118,9 +119,12 @@ def _after_runs(kind: str, runs: list[Run], registered: Container[str]) -> list[
     commands = [f"cifar-mlflow train --resume {run_id}" for run_id in resumable if run_id in ids]
     if kind == "search":
         # The best trial of the newest search that has one.
-        best = next((trial for run in runs if (trial := run.data.tags.get("best.run_id"))), None)
-        if best:
-            commands.append(f"cifar-mlflow train --settings-of {best}")
+        search = next((run for run in runs if run.data.tags.get("best.run_id")), None)
+        best = search and search.data.tags["best.run_id"]
+        if search:
+            epochs = search.data.params.get("epochs", "")
+            longer = f" --epochs {LONGER * int(epochs)}" if epochs.isdigit() else ""
+            commands.append(f"cifar-mlflow train --settings-of {best}{longer}")
     else:
         best = _best_of_newest_data(runs) if kind in ("train", "trial") else None
     if best and best not in registered:

@@ -5,6 +5,7 @@ import logging
 import shutil
 import subprocess
 import weakref
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,14 @@ def _card(model: ModelToExport, runtime: Runtime) -> dict[str, Any]:
 
 
 def _listing(path: Path) -> str:
+    """Return the bytes in each folder, and in all."""
     found = sizes(path)
-    lines = [f"{size:>12,}  {name}" for name, size in found.items()]
-    return "\n".join([*lines, f"{sum(found.values()):>12,}  bytes in all"])
+    folders: Counter[str] = Counter()
+    for name, size in found.items():
+        folder, slash, _ = name.partition("/")
+        folders[folder + slash if slash else "other files"] += size
+    lines = [f"{size:>12,}  {name}" for name, size in folders.most_common()]
+    return "\n".join([*lines, f"{folders.total():>12,}  bytes in {len(found)} files"])
 
 
 class _NodeNetwork:

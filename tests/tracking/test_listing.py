@@ -77,12 +77,13 @@ def test_searches_are_listed_with_the_value_of_their_best_trial(client: mlflow.M
     trial = add_run(client, 0.75, optuna_trial="3")
     search = add_run(client, None, kind="search", name="search-photos")
     client.set_tag(search, "best.run_id", trial)
+    client.log_param(search, "epochs", 4)
     client.log_metric(search, "best/val/accuracy", 0.75)
     add_run(client, None, kind="search", status="KILLED")
     output = invoke("runs", "--kind", "search")
     (line,) = [line for line in output.splitlines() if line.startswith(search)]
     assert line.split() == [search, "search-photos", "photos", "75.0", "%"]
-    assert f"cifar-mlflow train --settings-of {trial}" in output
+    assert f"cifar-mlflow train --settings-of {trial} --epochs 12" in output
     assert f"cifar-mlflow register {trial} --promote" in output
 
 

@@ -40,7 +40,8 @@ def ui(folder: Path, port: int) -> Iterator[str]:
 def test_the_ui_shows_the_store_of_the_runs_in_the_mode_for_trained_models(
     mlflow_store: Path, tmp_path: Path
 ) -> None:
-    mlflow.create_experiment("photos")
+    photos = mlflow.create_experiment("photos")
+    mlflow.MlflowClient().create_run(photos, tags={"kind": "train"})
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -49,7 +50,7 @@ def test_the_ui_shows_the_store_of_the_runs_in_the_mode_for_trained_models(
     with ui(elsewhere, port) as address:
         url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name"
         response = requests.get(url, params={"experiment_name": "photos"}, timeout=60)
-    assert address == f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning"
+    assert address == f"http://127.0.0.1:{port}/#/experiments/{photos}/runs?workflowType=machine_learning"
     assert response.ok, response.text
     assert not list(elsewhere.iterdir())
 
