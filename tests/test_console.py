@@ -7,6 +7,8 @@ import sys
 import click
 import pytest
 
+from cifar_mlflow.console import duration
+
 COMMAND = "cifar-mlflow tune --storage sqlite:////a/long/path/optuna.db --dataset sample --trials 20"
 PROGRAM = f"""
 import logging
@@ -41,7 +43,8 @@ def test_a_pipe_gets_a_line_per_phase_instead_of_the_spinner() -> None:
 def test_a_table_in_a_narrow_terminal_fits_and_keeps_the_id_of_a_run_in_one_piece() -> None:
     program = """
 from cifar_mlflow.console import print_table
-row = ("0" * 32, "cnn epochs=3 on photos of many things", "cifar10-sample", "88.0 %", "cifar10/12 champion")
+name, status = "cnn epochs=3 on photos of many things", "cifar10/12 champion, previous"
+row = ("0" * 32, name, "cifar10-sample", "88.0 %", status)
 print_table(("run", "name", "data", "val", "status"), [row])
 """
     done = subprocess.run(
@@ -53,6 +56,12 @@ print_table(("run", "name", "data", "val", "status"), [row])
     assert max(map(len, output.splitlines())) <= 80
     for text in ("0" * 32, "cnn epochs=3", "cifar10/12", "champion", "cifar10-sample"):
         assert text in output
+
+
+def test_times_left_change_their_unit_once() -> None:
+    texts = [duration(seconds) for seconds in (7300, 7100, 150, 121, 119, 91, 89, 7)]
+    assert texts == ["2 h 02 min", "118 min", "2 min", "2 min", "2 min", "2 min", "89 s", "7 s"]
+    assert [duration(seconds) for seconds in (90, 90.4)] == ["2 min", "2 min"]
 
 
 def test_the_garbage_collector_never_scans_the_libraries() -> None:

@@ -3,6 +3,7 @@
 import signal
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
 
@@ -29,6 +30,7 @@ class StopAfterAnEpoch(pipeline.TrainingCallbacks):
 
     def on_start(self, run_id: str) -> None:
         self.run_id = run_id
+        self.data = mlflow.get_run(run_id).data.tags.get("dataset")  # shown by `runs` from the start on
 
     def prune(self, history: History) -> bool:
         if history:
@@ -46,6 +48,7 @@ def test_a_planned_training_that_was_stopped_and_resumed_equals_one_of_as_many_e
     with pytest.raises(Interrupted):
         pipeline.train(config, callbacks=stopped, minutes=0.05)
 
+    assert stopped.data == images.name
     planned = resumable_config(stopped.run_id, {}, "stopped")
     assert planned.epochs > 1
     assert planned == config.model_copy(update={"epochs": planned.epochs})

@@ -277,10 +277,14 @@ def test_a_tag_replaces_characters_of_a_parameter_that_mlflow_does_not_allow(tmp
 
 
 def test_the_leaderboard_ranks_trials_and_has_a_command_for_each_that_fits() -> None:
-    study = make_study(search(40))
+    long = "weight_decay.model=cnn+fast,optimizer=sgd"
+    wide = trial(
+        values=(0.99,), params={"model": "cnn", "lr.sgd": 0.0123, "mixup": 0.123, long: 1.25}, run_id="a"
+    )
+    study = make_study([*search(40), wide])
     lines = leaderboard(study, 3).splitlines()
     best = best_trials(study, 3)
-    assert lines[0].startswith("Search made up: 40 trials (")
+    assert lines[0].startswith("Search made up: 41 trials (")
     rows = [line.split() for line in lines if line.split()[-1:] and line.split()[0].isdigit()]
     assert [row[:2] for row in rows] == [[str(rank), str(t.number)] for rank, t in enumerate(best, 1)]
     assert [row[2] for row in rows] == [f"{t.value:.4f}" for t in best]
