@@ -51,7 +51,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 # 8 pixels, crop padding of 4 pixels) lost more than a point.
 RECIPES["demo"] = RECIPES["fast"] | {
     "dataset": "sample",
-    "val_size": 0.05,
     "epochs": 18,
     "batch_size": 250,
     "lr": 0.24,

@@ -210,13 +210,16 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     with Steps().step("server", f"Starting `mlflow models serve -m {champion}`"):
         answer = classify_over_http(champion)
     click.echo(f"\n`mlflow models serve -m {champion}` classifies {PHOTO.name} as: {answer}")
+    another = "cifar-mlflow train --dataset sample --model cnn"
+    if config.val_size != TrainConfig.model_fields["val_size"].default:
+        another += f" --val-size {config.val_size:g}"  # versions are compared on the same validation images
     photo = PHOTO.relative_to(Path.cwd()) if PHOTO.is_relative_to(Path.cwd()) else PHOTO
     click.echo(
         f"""
 What next:
   make ui                                            # compare the runs: http://localhost:5000
   source .venv/bin/activate                          # for the commands below
-  cifar-mlflow train --dataset sample --model cnn --val-size {config.val_size:g}  # another architecture
+  {another.ljust(50)} # another architecture, on the same split
   cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
   cifar-mlflow classify {photo}      # or your own photos and folders of them
   make serve                                         # the same model over HTTP, until Ctrl-C

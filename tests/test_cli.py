@@ -473,7 +473,7 @@ def test_help_shows_the_defaults_of_the_verb() -> None:
             ],
         ),
         ("tune", ["chosen by the search, > 0, <= 10", "9, >= 1"]),
-        ("demo", ["sample", "fast", "18, >= 1", "0.05, >= 0, <= 0.5", "demo"]),
+        ("demo", ["sample", "fast", "18, >= 1", "0.1, >= 0, <= 0.5", "demo"]),
     ):
         shown = " ".join(invoke(verb, "--help").output.split())
         for default in defaults:
