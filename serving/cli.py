@@ -221,7 +221,7 @@ What next:
   source .venv/bin/activate                          # for the commands below
   {another.ljust(50)} # another architecture, on the same split
   cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
-  cifar-mlflow classify {photo}      # or your own photos and folders of them
+  {f"cifar-mlflow classify {photo}".ljust(50)} # or your own photos and folders of them
   make serve                                         # the same model over HTTP, until Ctrl-C
   cifar-mlflow evaluate --model-uri {result.run_id}
   cifar-mlflow export {result.run_id} --format hdf5-weights --output model.h5"""
