@@ -97,6 +97,16 @@ def test_a_recipe_holds_valid_settings_that_can_be_overridden(recipe: str) -> No
     assert resolve_train_config({"recipe": recipe, "epochs": 3}).epochs == 3
 
 
+def test_models_of_the_same_data_are_validated_on_the_same_images() -> None:
+    """Or no version of another recipe could replace the champion: only such versions are compared."""
+    splits = {
+        (config.val_size, config.split_seed)
+        for name in get_args(RecipeName)
+        if (config := resolve_train_config({"recipe": name})).dataset != "folder"
+    }
+    assert len(splits) == 1
+
+
 def test_the_makefile_has_the_targets_of_the_readme() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     readme = (ROOT / "README.md").read_text()
