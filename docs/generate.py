@@ -22,7 +22,7 @@ from serving.app.app import ROUTES
 from serving.app.openapi import build_openapi
 from serving.monitoring.metrics import Metrics
 
-# What a user may set, and what reads it; a test finds the names in the code.
+# Variable: the commands that read it, and its meaning. A test compares the names with those in the code.
 VARIABLES = {
     "MLFLOW_TRACKING_URI": (
         "all commands",

@@ -1,4 +1,4 @@
-"""What several tests share: folders that are made once, and the choice of an MLflow store."""
+"""Helpers for tests: folders that all processes share, and the selection of an MLflow store."""
 
 import json
 import os

@@ -98,7 +98,7 @@ def test_a_damaged_archive_is_not_used(tmp_path: Path, published: Published) -> 
 def test_a_file_that_cannot_be_read_is_named(form: str, tmp_path: Path, published: Published) -> None:
     memory = Path("/proc/self/mem")  # not even root may read its first byte
     if not memory.exists():
-        pytest.skip("needs a file that nobody can read")
+        pytest.skip("needs /proc/self/mem, which only Linux has")
     if form == "archive":
         file = tmp_path / ARCHIVE_NAME
     else:

@@ -121,7 +121,7 @@ def test_the_run_of_the_study_has_its_results(searched: tuple[Project, str]) -> 
     assert all(f" {phase}" in output for phase in phases)
     again = f"cifar-mlflow train --settings-of {best.user_attrs['run_id']}"
     assert f"{again}\n" in output
-    assert "trial 0: cnn " in output  # what it tries
+    assert "trial 0: cnn " in output  # the settings of the trial
     assert "the same command with --trials 10, the new total" in output
     assert parent.data.tags["trials"] == "5"
     assert f"{again} --epochs 9\n" in output

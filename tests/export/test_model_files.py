@@ -255,7 +255,7 @@ def test_a_truncated_file_is_reported_in_one_line(saved: Path, keep: int) -> Non
 def test_a_file_that_cannot_be_read_is_not_called_damaged(saved: Path) -> None:
     memory = Path("/proc/self/mem")  # not even root may read its first byte
     if not memory.exists():
-        pytest.skip("needs a file that nobody can read")
+        pytest.skip("needs /proc/self/mem, which only Linux has")
     saved.unlink()
     saved.symlink_to(memory)
     with pytest.raises(CifarError) as caught:
