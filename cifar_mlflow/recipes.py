@@ -28,13 +28,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "resnet": _MUON
     | {
         "model": "resnet18",
-        "epochs": 15,
+        "epochs": 16,
         "batch_size": 512,
         "lr": 0.14,
         "bias_lr": 2e-3,
         "crop_padding": 4,
         "cutout": 8,
-        "small_images": 0.65,
+        "small_images": 0.6,
     },
     "vgg": _MUON
     | {

@@ -29,7 +29,7 @@ from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.training.checkpoint import CheckpointFile
-from cifar_mlflow.training.device import Hardware
+from cifar_mlflow.training.device import Hardware, keep_freed_memory
 from cifar_mlflow.training.distributed import World
 from cifar_mlflow.training.progress import epoch_line
 from cifar_mlflow.training.schedules import lr_factor
@@ -82,6 +82,7 @@ class Training:
         hardware: Hardware,
         world: World | None = None,
     ) -> None:
+        keep_freed_memory()
         self.world = world or World.alone()
         self.classes = classes
         self.val = val
