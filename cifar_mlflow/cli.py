@@ -190,20 +190,34 @@ def train(
         run_verb(ctx, "register", run_id=result.run_id, **registration)
     name = registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     name = registration.get("registered_model") or name
-    click.echo(_next_steps(result.run_id, None if name == CIFAR10 else name, registered=register))
+    promote = f"register {result.run_id}{_registration_options(registration)} --promote"
+    next_steps = _next_steps(
+        result.run_id, None if name == CIFAR10 else name, "promote" if register else promote
+    )
+    click.echo(next_steps)
     return None
 
 
-def _next_steps(run_id: str, model: str | None, *, registered: bool) -> str:
+def _registration_options(given: dict[str, Any]) -> str:
+    """Return the options of the registration that a training got, for a `register` command later."""
+    fields = RegisterConfig.model_fields
+    return "".join(
+        f" {option_name(name)} {given[name]}"
+        for name in ("serve_precision", "target_accuracy")
+        if name in given and given[name] != fields[name].default
+    )
+
+
+def _next_steps(run_id: str, model: str | None, promote: str) -> str:
     """Return the commands that probably follow a training.
 
     Args:
         model: name of the registered model, unless it is that of CIFAR-10, the default of the commands.
+        promote: the command that makes the trained network the champion, without the name of the model.
     """
     from cifar_mlflow.tracking.store import run_address, ui_command
 
     compare = run_address(run_id) or f"{ui_command()}    (the runs in MLflow's UI)"
-    promote = "promote" if registered else f"register {run_id} --promote"
     name = f" --registered-model {shlex.quote(model)}" if model else ""
     uri = f" --model-uri {shlex.quote(f'models:/{model}@champion')}" if model else ""
     return f"""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from cifar_mlflow.console import spinner
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.names import CIFAR10, RUN_ID, listed
@@ -67,7 +68,7 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
         CifarError: MLflow does not answer, files of the version are damaged, or another machine promoted
             a version at the same time.
     """
-    with _promotion_lock(name):
+    with spinner(f"Promoting a version of {name}"), _promotion_lock(name):
         model = RegisteredModel(name)
         champion, previous = model.version_with_alias(CHAMPION), model.version_with_alias(PREVIOUS)
         # A deleted champion took its alias with it; the version to beat is then the previous champion.
@@ -202,7 +203,9 @@ def _difference(one: Version, other: Version) -> str | None:
             f"they were trained on different data ({one.data}, {one.data_digest[:12]}; "
             f"{other.data}, {other.data_digest[:12]})"
         )
-    splits = [f"val_size {version.val_size:g}, split_seed {version.split_seed}" for version in (one, other)]
+    splits = [
+        f"--val-size {version.val_size:g} --split-seed {version.split_seed}" for version in (one, other)
+    ]
     if splits[0] != splits[1]:
         return f"they have different validation images ({'; '.join(splits)})"
     if one.val_accuracy is None or other.val_accuracy is None:

@@ -1,6 +1,10 @@
 """The training loop: seeds, interruptions, divergence and early stopping."""
 
+import platform
+import resource
 import signal
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +197,18 @@ def test_gradient_clipping_bounds_a_step() -> None:
     moved = [(weights(t.fit(Recorded()))[head] - start).abs().max().item() for t in (free, clipped)]
     # weight decay still moves the clipped ones, by lr * decay * weight
     assert moved[1] < 0.1 * moved[0]
+
+
+def page_faults_of_a_large_tensor_after_another() -> int:
+    make_training()
+    torch.empty(2**26, dtype=torch.uint8).fill_(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.empty(2**26, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_large_tensors_use_the_memory_of_freed_ones() -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as new_process:
+        faults = new_process.submit(page_faults_of_a_large_tensor_after_another).result()
+    assert faults < 100  # of 16,384 pages

@@ -70,7 +70,7 @@ def test_a_worse_version_is_refused_and_nothing_changes(registry: Registry, ladd
         ({"classes": json.dumps(["blue", "green", "rot"])}, r"different classes \(blue, green, rot; blue, g"),
         ({"classes": json.dumps(["green", "blue", "red"])}, "different classes"),
         ({"data_digest": "f" * 64, "data": "else"}, "trained on different data .else, ffffffffffff; images"),
-        ({"val_size": "0.25"}, r"different validation images \(val_size 0\.25, split_seed 7; val_size 0\.5"),
+        ({"val_size": "0.25"}, r"validation images \(--val-size 0\.25 --split-seed 7; --val-size 0\.5"),
         ({"split_seed": "8"}, "different validation images"),
         ({"without": "val_accuracy"}, "no images were held out for validation"),
     ],
