@@ -1,6 +1,6 @@
 -- Divide the request log in PostgreSQL into a partition per day; see docs/operate.md. Run it once a day as the owner
 -- of the table, which the service has created:
---   psql -v ON_ERROR_STOP=1 -d requests -f request-log-partitions.sql
+--   psql -h postgresql -U requests -d requests -v ON_ERROR_STOP=1 -f request-log-partitions.sql
 -- The first run renames the table to request_log_old and creates a partitioned one in its place. Each run creates the
 -- partitions of the next week and drops those that ended more than 30 days ago.
 DO $$
