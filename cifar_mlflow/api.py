@@ -92,7 +92,7 @@ def train(**settings: Any) -> Result:
     """Train a model and track it as an MLflow run, as `cifar-mlflow train` does.
 
     Args:
-        settings: the options of `cifar-mlflow train`, with underscores.
+        settings: the settings of `cifar-mlflow train` (`TrainConfig`), with underscores.
 
     Returns:
         The id and name of the run, and its metrics by name.
@@ -101,7 +101,7 @@ def train(**settings: Any) -> Result:
         UsageError: a setting is unknown or out of bounds.
         CifarError: something failed; the run is FAILED and has the error as a tag.
     """
-    return pipeline.train(resolve_train_config(settings))
+    return pipeline.train(resolve_train_config(settings), adapt_batch_size="batch_size" not in settings)
 
 
 def load(reference: str) -> Classifier:

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+import cifar_mlflow
 from cifar_mlflow.cli import main
 from tests.serving.registry.conftest import paint
 
@@ -60,3 +61,14 @@ def test_a_batch_size_that_was_given_is_kept(tmp_path: Path, monkeypatch: pytest
     assert done.exit_code == 0, done.output
     (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
     assert run.data.params["batch_size"] == "128"
+
+
+@pytest.mark.usefixtures("mlflow_store")
+def test_python_lowers_the_batch_size_of_a_recipe_as_the_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = paint(tmp_path / "photos", (100, 150))
+    settings = {"model": "cnn", "width": 0.25, "epochs": 1, "threads": 1, "crop_padding": 0}
+    result = cifar_mlflow.train(dataset="folder", data_dir=str(photos), **settings)
+    assert mlflow.get_run(result.run_id).data.params["batch_size"] == "32"
