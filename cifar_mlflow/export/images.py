@@ -15,6 +15,7 @@ from cifar_mlflow.errors import UsageError
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.retry import call_mlflow
+from cifar_mlflow.verb_config import ExportConfig
 
 # The value of the setting `dataset` by the name in a model card; any other name is that of a folder.
 DATASETS = {"cifar10": "cifar10", "cifar10-sample": "sample"}
@@ -24,17 +25,22 @@ TRAINING_IMAGES = 2_000
 
 @dataclass(frozen=True, eq=False)
 class EvalSet:
-    """The images on which networks are compared: validation images, or training images if there are none."""
+    """The images on which networks are compared.
 
-    split: Literal["val", "train"]
+    They are validation images, or training images if there are none; for the released network, test images.
+    """
+
+    split: Literal["val", "train", "test"]
     images: Split
 
     @property
     def held_out(self) -> bool:
-        return self.split == "val"
+        return self.split != "train"
 
     def __str__(self) -> str:
         count = f"{len(self.images):,}"
+        if self.split == "test":
+            return f"{count} test images"
         if self.held_out:
             return f"{count} validation images"
         return f"{count} training images, as no images were held out"
@@ -56,6 +62,19 @@ def data_of_run(params: Mapping[str, str], *names: str) -> dict[str, str]:
     if "dataset" in found:  # cifar10+DIR: the extra images are for training only, and may be gone
         found["dataset"] = found["dataset"].partition("+")[0]
     return found
+
+
+def images_of_the_package(config: ExportConfig) -> tuple[Selection, EvalSet]:
+    """Return the training and test images of the sample that is included in the package.
+
+    The released network can be exported with them where the images of its training, a JPEG copy of CIFAR-10,
+    are missing. It was not trained on test images.
+    """
+    places = config.model_dump(include={"cache_dir"})
+    sample = validate(DataConfig, {"dataset": "sample", **places})
+    dataset = load_dataset(sample)
+    training, _ = divide_lazily(dataset, sample)
+    return training, EvalSet("test", dataset.split("test"))
 
 
 def load_images(

@@ -1,7 +1,7 @@
 """The job of `cifar-mlflow export`: write a model in several formats and hand over only what was verified.
 
 Every file is written into a temporary folder, opened with the format's own runtime, and compared with the
-trained network on the validation images. A file that passes is moved into place; any other is deleted.
+trained network on images that were held out. A file that passes is moved into place; any other is deleted.
 """
 
 import logging
@@ -22,8 +22,8 @@ from cifar_mlflow.config import PlacesConfig
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.format import ExportFormat, ModelToExport
-from cifar_mlflow.export.images import load_images, params_of_training
-from cifar_mlflow.export.reference import load_classifier
+from cifar_mlflow.export.images import images_of_the_package, load_images, params_of_training
+from cifar_mlflow.export.reference import is_released, load_classifier
 from cifar_mlflow.export.verify import Measured, objection, predict_labels, time_one_image
 from cifar_mlflow.files import write_errors
 from cifar_mlflow.interrupt import StopRequest
@@ -103,7 +103,10 @@ def export(reference: str, formats: Sequence[ExportFormat], config: ExportConfig
     folder = _output_folder(config)
     classifier, card = load_classifier(reference)
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
-    training, eval_set = load_images(card, params_of_training(card), places)
+    if is_released(card) and "data_dir" not in places:
+        training, eval_set = images_of_the_package(config)
+    else:
+        training, eval_set = load_images(card, params_of_training(card), places)
     expected = predict_logits(classifier, eval_set.images.images).argmax(axis=1)
     connect(config.experiment if "experiment" in config.model_fields_set else card.data or config.experiment)
     name = config.run_name or f"export-{card.model}-{card.data}"

@@ -67,6 +67,12 @@ def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
     return load_model_file(Path(path))
 
 
+def is_released(card: ModelCard) -> bool:
+    """Return whether a card is that of the released network; each registration gives it another run."""
+    _, released = load_classifier(PRETRAINED)
+    return card.model_copy(update={"run_id": released.run_id}) == released
+
+
 def _run_of_version(address: str) -> str | None:
     """Return the id of the run that a registered version was created from; None if not by `register`.
 

@@ -53,6 +53,24 @@ def test_the_released_network_becomes_the_champion_without_images_of_its_trainin
     assert "is worse than the champion" in refused.output
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("mlflow_store")
+def test_the_released_network_is_exported_without_images_of_its_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    registered = CliRunner().invoke(main, ["register", "pretrained", "--promote"])
+    assert registered.exit_code == 0, registered.output
+    champion = ["export", "models:/cifar10@champion", "--format", "onnx", "--precision", "fp32,int8"]
+    result = CliRunner().invoke(main, [*champion, "--output", "exported"])
+    assert result.exit_code == 0, result.output
+    assert {path.suffix for path in Path("exported").iterdir()} == {".onnx"}
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.kind = 'export'", output_format="list"
+    )
+    assert run.data.tags["verified_on"] == "1,000 test images"
+
+
 def test_settings_without_effect_on_the_released_network_are_refused() -> None:
     result = CliRunner().invoke(main, ["register", "pretrained", "--serve-precision", "fp32"])
     assert result.exit_code == 2
