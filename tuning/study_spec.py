@@ -11,6 +11,7 @@ import yaml
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.names import data_name
 from cifar_mlflow.settings import validate
 from tuning.command import command_line
 from tuning.config import DEFAULT_TRIALS, SearchConfig, TuneConfig
@@ -171,7 +172,7 @@ def read_study_spec(given: dict[str, Any], promotion: dict[str, Any] | None = No
     space = space.fixed(fixed)
     build_sampler(search, space, 0)  # refuses an impossible grid before the data are loaded
     return StudySpec(
-        name=search.study or base.dataset,
+        name=search.study or _default_name(base),
         search=search,
         fixed=fixed,
         base=base,
@@ -180,3 +181,7 @@ def read_study_spec(given: dict[str, Any], promotion: dict[str, Any] | None = No
         given=request.model_dump(mode="json", exclude_unset=True),
         promotion=promotion or {},
     )
+
+
+def _default_name(base: TrainConfig) -> str:
+    return data_name("folder", base.data_dir) if base.dataset == "folder" else base.dataset

@@ -96,6 +96,15 @@ def test_the_run_has_no_password(folder: Path) -> None:
     assert "trials" not in params  # a continued search has more, and params cannot change
 
 
+def test_searches_of_two_folders_are_two_studies() -> None:
+    photos, drawings = (
+        read_study_spec({"dataset": "folder", "data_dir": f"/data/{name}", "model": "cnn"}).name
+        for name in ("photos", "drawings")
+    )
+    assert (photos, drawings) == ("photos", "drawings")
+    assert read_study_spec({"dataset": "sample"}).name == "sample"
+
+
 def test_a_budget_below_one_trial_is_refused() -> None:
     with pytest.raises(UsageError, match="--epochs-budget: 8 epochs do not suffice for one trial of 9"):
         read_study_spec({"epochs_budget": "8"})
