@@ -23,12 +23,14 @@ EXTENSIONS = {
     "JPEG": "jpg", "PNG": "png", "WebP": "webp", "BMP": "bmp", "GIF": "gif", "HEIC": "heic", "AVIF": "avif"
 }  # fmt: skip
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# The files that the folder writes: images, and the unfinished ones of a process that was killed.
+_OWN_FILE = re.compile(rf"[0-9a-f]{{64}}\.({'|'.join(EXTENSIONS.values())})|\.[0-9a-f]{{32}}\.tmp")
 
 
 class ImageFolder:
     """A folder of images named <sha256>.<extension>, written by a thread; several processes may share it.
 
-    An image that is sent again counts as new for the retention.
+    An image that is sent again counts as new for the retention. Files with other names are left alone.
 
     Args:
         folder: created if it does not exist.
@@ -163,6 +165,8 @@ class ImageFolder:
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         with os.scandir(self._folder) as entries:
             for entry in entries:
+                if not _OWN_FILE.fullmatch(entry.name):
+                    continue
                 try:
                     yield Path(entry), entry.stat()
                 except FileNotFoundError:  # another process has deleted it

@@ -85,3 +85,19 @@ def test_outdated_images_are_deleted(tmp_path: Path, days: float, mb: float, kep
     folder.close()
     assert {file.name for file in path.iterdir()} == {f"{digest}.png" for digest in digests[1 : kept + 1]}
     assert (path / f"{digests[1]}.png").stat().st_mtime > time.time() - DAY / 2
+
+
+def test_other_files_in_the_folder_of_images_are_kept(tmp_path: Path) -> None:
+    """The folder may have held the user's own photos before."""
+    path = tmp_path / "photos"
+    (path / "album").mkdir(parents=True)
+    outdated = f"{hashlib.sha256(b'old').hexdigest()}.png"
+    unfinished = f".{'ab' * 16}.tmp"
+    others = {"holiday.jpg", "notes.txt", outdated.replace(".png", ".txt")}
+    for name in (outdated, unfinished, *others):
+        (path / name).write_bytes(b"old")
+        os.utime(path / name, (0, 0))
+    folder = ImageFolder(path, days=1, mb=1000)
+    wait_until(lambda: not (path / outdated).exists(), "the outdated image is gone")
+    folder.close()
+    assert {file.name for file in path.iterdir()} == {"album", *others}
