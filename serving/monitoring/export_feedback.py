@@ -27,11 +27,16 @@ def export_feedback(feedback: pd.DataFrame, images_dir: Path, folder: Path) -> s
         images_dir: where the service keeps images, named by their sha256.
 
     Raises:
-        UsageError: there is no such folder.
+        UsageError: there is no such folder, or it lies in `folder`, where it would be taken for a class.
         CifarError: an image cannot be copied, or a class has a name that no folder can have.
     """
     if not images_dir.is_dir():
         raise UsageError(f"--images-dir: {images_dir} is not a folder; name that of `serve --images-dir`")
+    if folder.resolve() in images_dir.resolve().parents:
+        raise UsageError(
+            f"--export-feedback: {folder} contains {images_dir}, the folder of --images-dir, which would be "
+            "taken for a class: name another folder"
+        )
     is_right = feedback["feedback_correct"].fillna(False).astype(bool)
     told = feedback["feedback_label"].astype(object)
     known = feedback.assign(

@@ -107,6 +107,22 @@ def test_the_folder_of_the_images_must_be_named() -> None:
     assert "--export-feedback needs --images-dir" in done.output
 
 
+@pytest.mark.usefixtures("mlflow_store")
+def test_kept_images_inside_the_exported_folder_are_refused_and_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("feedback").mkdir()
+    kept = Path("feedback/kept")
+    sha256 = keep_image(kept, (0, 0, 0))
+    write_log({"right": sha256}, {"right": {"correct": True}})
+    options = ("--images-dir", "feedback/kept", "--export-feedback", "feedback")
+    done = CliRunner().invoke(main, ["monitor", "--request-log", LOG, *options])
+    assert done.exit_code == 2, done.output
+    assert "--export-feedback: feedback contains feedback/kept" in done.output
+    assert [path.name for path in Path("feedback").rglob("*.png")] == [f"{sha256}.png"]
+
+
 def test_a_model_trained_with_corrected_images_is_promoted_on_the_same_validation_images(
     registered: Path,
     trained: Trained,
