@@ -25,7 +25,7 @@ from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.tracking.artifacts import log_data
 from cifar_mlflow.tracking.datasets import dataset_entities
-from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
+from cifar_mlflow.tracking.lifecycle import close_stale_runs, create_run, tracked_run
 from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.tracking.store import connect
@@ -155,8 +155,7 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
 def _create_run(client: mlflow.MlflowClient, spec: StudySpec) -> str:
     experiment = call_mlflow(lambda: client.get_experiment_by_name(spec.base.experiment))
     # `resolve_tags` returns the tags that `mlflow.start_run` adds: the user, and the program as the source.
-    run_id: str = client.create_run(experiment.experiment_id, tags=resolve_tags()).info.run_id
-    return run_id
+    return create_run(experiment.experiment_id, resolve_tags())
 
 
 def nest_trials(client: mlflow.MlflowClient, study: optuna.Study, parent_run_id: str) -> None:

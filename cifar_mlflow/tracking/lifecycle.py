@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -16,8 +15,8 @@ from mlflow.exceptions import MlflowException
 from cifar_mlflow.environment import patience_seconds
 from cifar_mlflow.errors import CifarError, first_line
 from cifar_mlflow.tracking.local_state import RunDirectory
-from cifar_mlflow.tracking.retry import retry_on_outage
-from cifar_mlflow.tracking.run import TrackedRun, TrackingLostError
+from cifar_mlflow.tracking.retry import call_mlflow, retry_on_outage
+from cifar_mlflow.tracking.run import TrackedRun, TrackingLostError, now_ms
 from cifar_mlflow.tracking.store import page_address, store_uri
 from cifar_mlflow.tracking.system_metrics import system_metrics as monitor_system
 
@@ -103,6 +102,26 @@ def tracked_run(
             directory.release()
 
 
+def create_run(experiment_id: str, tags: dict[str, str], name: str | None = None) -> str:
+    """Create a run, which the caller has to end, and return its id.
+
+    Raises:
+        CifarError: MLflow does not answer or refuses.
+    """
+    client, owner, started_at = mlflow.MlflowClient(), _owner(), now_ms()
+    attempts = 0
+
+    def create() -> str:
+        nonlocal attempts
+        attempts += 1
+        # If only the response to an earlier attempt was lost, the run exists already.
+        if attempts > 1 and (existing := client.search_runs([experiment_id], _created(owner, started_at))):
+            return str(existing[0].info.run_id)
+        return str(client.create_run(experiment_id, tags={**tags, **owner}, run_name=name).info.run_id)
+
+    return call_mlflow(create)
+
+
 def close_stale_runs(cache_dir: Path, resume: str | None = None) -> None:
     """Mark as KILLED the runs whose process on this machine died without notice (`kill -9`, power failure).
 
@@ -158,16 +177,14 @@ def _log_reason(run: TrackedRun, reason: str) -> None:
 
 
 def _start(tags: dict[str, str] | None = None, **arguments: Any) -> mlflow.ActiveRun:
-    owner = {"host": socket.gethostname(), "pid": str(os.getpid())}
-    started_at = int(time.time() * 1000)
+    owner, started_at = _owner(), now_ms()
     attempts = 0
 
     def started() -> list[str]:
         """Return the id of the run, if the store has it: perhaps only the response was lost."""
         if "run_id" in arguments:
             return [arguments["run_id"]]
-        conditions = [f"tags.{key} = '{value}'" for key, value in owner.items()]
-        query = " and ".join([*conditions, f"attributes.start_time >= {started_at}"])
+        query = _created(owner, started_at)
         return [run.info.run_id for run in mlflow.search_runs(filter_string=query, output_format="list")]
 
     def start() -> mlflow.ActiveRun:
@@ -187,6 +204,17 @@ def _start(tags: dict[str, str] | None = None, **arguments: Any) -> mlflow.Activ
         raise
     except MlflowException as error:
         raise CifarError(f"MLflow cannot start the run: {first_line(error)}") from error
+
+
+def _owner() -> dict[str, str]:
+    """Return the tags that name this process."""
+    return {"host": socket.gethostname(), "pid": str(os.getpid())}
+
+
+def _created(owner: dict[str, str], since: int) -> str:
+    """Return the filter for the runs that a process has created since a Unix time in milliseconds."""
+    conditions = [f"tags.{key} = '{value}'" for key, value in owner.items()]
+    return " and ".join([*conditions, f"attributes.start_time >= {since}"])
 
 
 def _end(run_id: str, status: str) -> bool:

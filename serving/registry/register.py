@@ -35,6 +35,7 @@ from cifar_mlflow.models.card import ModelCard, ServedCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.names import PRETRAINED, RUN_ID, registered_name
 from cifar_mlflow.tracking.datasets import LONGEST_DIGEST
+from cifar_mlflow.tracking.lifecycle import create_run
 from cifar_mlflow.tracking.locations import check_training, versions_of
 from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.run import now_ms
@@ -242,7 +243,7 @@ def _log_metrics(run_id: str, model_id: str, prepared: Prepared) -> None:
     training = call_mlflow(lambda: client.get_run(run_id)).info
     tags = {**resolve_tags(), MLFLOW_PARENT_RUN_ID: run_id, "kind": "register", "model_run_id": run_id}
     name = f"register-{training.run_name}"
-    run = call_mlflow(lambda: client.create_run(training.experiment_id, tags=tags, run_name=name)).info.run_id
+    run = create_run(training.experiment_id, tags, name)
     data = {
         "dataset_name": f"{card.data}-{prepared.context}",
         "dataset_digest": card.data_digest[:LONGEST_DIGEST],

@@ -108,3 +108,15 @@ def test_lost_responses_create_nothing_twice_and_short_outages_are_survived(
     proxy.away = {"GET .*mlflow-artifacts/": 3, "POST .*alias": 2}
     assert "version 1 " in project.run("promote")
     assert not any(proxy.away.values())
+
+
+@pytest.mark.thorough
+def test_a_search_survives_a_server_that_fails_when_its_run_is_created(
+    project: Project, proxy: Proxy
+) -> None:
+    proxy.away = {"POST .*runs/create": 1}
+    proxy.lost = {"POST .*runs/create": 1}
+    project.run("tune", *project.quick, "--epochs", "1", "--pruner", "none", "--trials", "1")
+    assert not any((*proxy.away.values(), *proxy.lost.values()))
+    kinds = {run.data.tags["kind"]: run.info.status for run in project.runs}
+    assert (len(project.runs), kinds) == (2, {"search": "FINISHED", "train": "FINISHED"})

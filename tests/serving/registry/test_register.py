@@ -427,6 +427,24 @@ def test_ctrl_c_leaves_no_run_that_seems_to_be_running(
     assert versions(client) == []
 
 
+def test_a_lost_response_leaves_no_run_that_seems_to_be_running(
+    client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([MlflowException("the connection broke", TEMPORARILY_UNAVAILABLE), None])
+    creates = mlflow.MlflowClient.create_run
+
+    def create_run(self: mlflow.MlflowClient, *arguments: Any, **settings: Any) -> Any:
+        made = creates(self, *arguments, **settings)
+        if error := next(answers):
+            raise error
+        return made
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", create_run)
+    register(trained.easy, serve_precision="fp32")
+    runs = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert [run.info.status for run in runs if run.data.tags.get("kind") == "register"] == ["FINISHED"]
+
+
 def test_a_lost_response_does_not_create_a_second_version(
     client: mlflow.MlflowClient, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
