@@ -155,9 +155,15 @@ def test_no_calibration_is_worse_than_none(count: int, classes: int, scale: floa
         assert expected_calibration_error(softmax(calibration.scaled), labels) < before
 
 
-def test_a_model_without_errors_gets_a_finite_temperature() -> None:
-    logits = np.eye(3)[[0, 1, 2]]
-    assert 0.04 < fit_temperature(logits, np.arange(3)) < 0.1
+def test_few_images_without_a_mistake_do_not_make_all_answers_certain() -> None:
+    """The probability of the label is exp(1 / T) / (exp(1 / T) + 2), and 2.5 of 3 answers count as right."""
+    assert fit_temperature(np.eye(3), np.arange(3)) == pytest.approx(1 / np.log(10), rel=1e-4)
+    rng = np.random.default_rng(0)
+    labels = np.arange(20) % 2
+    logits = np.eye(2)[labels] * rng.uniform(0.5, 2, (20, 1))  # right, with confidences of 62 to 88 %
+    temperature = calibrate(logits, labels).temperature
+    assert softmax(logits, temperature).max(axis=1).mean() == pytest.approx(1 - 0.5 / 20, abs=1e-3)
+    assert softmax(np.array([[0.1, 0.0]]), temperature).max() < 0.7  # hardly one class more than the other
 
 
 def test_fitting_without_predictions_is_refused() -> None:
