@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest, chi2
+from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, f1_score
 
-from serving.monitoring.drift import FEATURES, LARGE, MINIMUM, SMALL, Reference, count, psi, shares_of
+from serving.monitoring.drift import (
+    FEATURES,
+    LARGE,
+    MINIMUM,
+    SMALL,
+    Reference,
+    chance,
+    count,
+    psi,
+    shares_of,
+)
 
 STEPS = {"10 seconds": "10s", "minute": "1min", "5 minutes": "5min", "hour": "1h", "day": "1D"}
 MAX_STEPS = 200
@@ -62,33 +72,35 @@ def drift(answers: pd.DataFrame, reference: Reference) -> pd.DataFrame:
 
     Returns:
         One row per feature: `feature`, `psi`, `verdict`, `chance` and `pictures` (the number of images).
-        `chance` is the 95th percentile of the index of as many images from the distribution of the reference
-        (Yurdakul and Naranjo 2020, see `DriftWindow`). Index and `chance` are NaN for too few images.
+        Index and `chance` (see the function of that name) are NaN for too few images.
     """
     rows: list[dict[str, Any]] = []
     for feature in FEATURES:
         values = answers[feature].dropna()
-        bins = len(shares_of(reference, feature))
-        index, chance = np.nan, np.nan
+        index, by_chance = np.nan, np.nan
         if len(values) >= MINIMUM:
             index = psi(reference, feature, count(reference, feature, values.to_numpy()))
-            chance = chi2.ppf(0.95, max(bins - 1, 1)) * (1 / len(values) + 1 / reference["images"])
+            by_chance = chance(reference, feature, len(values))
         rows.append(
             {
                 "feature": feature,
                 "psi": index,
-                "verdict": _verdict(index),
-                "chance": chance,
+                "verdict": _verdict(index, by_chance),
+                "chance": by_chance,
                 "pictures": len(values),
             }
         )
     return pd.DataFrame(rows)
 
 
-def _verdict(index: float) -> str:
+def _verdict(index: float, by_chance: float) -> str:
     if np.isnan(index):
         return f"too few images: {MINIMUM} are needed"
-    return "no change" if index < SMALL else "a change" if index < LARGE else "a large change"
+    if index < SMALL:
+        return "no change"
+    if index <= by_chance:
+        return "may be chance"
+    return "a change" if index < LARGE else "a large change"
 
 
 def bins(answers: pd.DataFrame, reference: Reference, feature: str) -> pd.DataFrame:

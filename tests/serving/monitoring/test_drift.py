@@ -1,9 +1,11 @@
 """Drift (PSI) of real images against a reference: the embedded sample, and photographs from scikit-learn."""
 
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -11,6 +13,7 @@ from sklearn.datasets import load_sample_images
 
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import load_dataset
+from serving.monitoring import analysis
 from serving.monitoring.drift import DriftWindow, Reference, image_statistics, reference_of
 from serving.monitoring.records import Record
 
@@ -121,6 +124,34 @@ def test_there_is_no_index_of_too_few_images(reference: Reference, shuffled: Ima
     assert psi_of(reference, shuffled[:199]) == {}
     assert psi_of(reference, shuffled[:200]) != {}
     assert psi_of(reference, shuffled[:50], minimum=50) != {}
+
+
+def test_hundreds_of_classes_do_not_raise_the_alarm_by_chance() -> None:
+    """1,000 images of the same kind have an index of 0.4 then, above that of a large change."""
+    rng = np.random.default_rng(0)
+    classes = [f"class {number}" for number in range(300)]
+    images = rng.integers(0, 256, (3000, 4, 4, 3), dtype=np.uint8)
+    probabilities = rng.dirichlet(np.ones(len(classes)), len(images))
+    reference = reference_of(images[:2000], probabilities[:2000], classes, "val")
+    served = []
+    window = DriftWindow(reference)
+    for item in range(2000, 3000):
+        (brightness, contrast), row = image_statistics(images[item]), probabilities[item]
+        served.append(
+            Record(
+                request_id="r", item=item, time=1.0, route="/predict", status=200, total_ms=1.0,
+                label=classes[row.argmax()], confidence=float(row.max()),
+                brightness=brightness, contrast=contrast,
+            )
+        )  # fmt: skip
+        window.observe(served[-1])
+    assert set(window.psi()) == {"confidence", "brightness", "contrast"}
+    table = analysis.drift(pd.DataFrame(map(asdict, served)), reference).set_index("feature")
+    assert table.loc["label", "psi"] > 0.25
+    assert table["verdict"].to_dict() == {
+        "label": "may be chance", "confidence": "no change", "brightness": "no change",
+        "contrast": "no change",
+    }  # fmt: skip
 
 
 def test_a_reference_of_equal_images_gives_a_finite_index(shuffled: Images) -> None:
