@@ -43,9 +43,10 @@ def find_duplicates(embeddings: NDArray[np.float32], reviewed: ReviewedImages) -
 
     Args:
         embeddings: float32 (N, D) of unit length. Only the 5 nearest neighbours of an image by cosine
-            similarity are compared with it.
+            similarity, and the 5 nearest ones in other splits, are compared with it.
     """
-    candidates = _neighbours(torch.from_numpy(embeddings))
+    _, split_of = np.unique(reviewed.splits, return_inverse=True)
+    candidates = _neighbours(torch.from_numpy(embeddings), torch.from_numpy(split_of))
     pairs = []
     for start in range(0, len(candidates), PAIRS_AT_A_TIME):
         some = candidates[start : start + PAIRS_AT_A_TIME]
@@ -115,17 +116,23 @@ def _correlation(ours: Tensor, theirs: Tensor) -> Tensor:
     return products / norms.clamp(min=1e-6)
 
 
-def _neighbours(embeddings: Tensor) -> NDArray[np.int64]:
-    """Return the pairs of an image and a near neighbour, int64 (P, 2), each once."""
+def _neighbours(embeddings: Tensor, split_of: Tensor) -> NDArray[np.int64]:
+    """Return the pairs of an image and a near neighbour, int64 (P, 2), each once.
+
+    Args:
+        split_of: int64 (N,), a number for the split of each image.
+    """
     count = min(NEIGHBOURS, len(embeddings) - 1)
     found = []
     for start in range(0, len(embeddings), ROWS_AT_A_TIME):
         rows = torch.arange(start, min(start + ROWS_AT_A_TIME, len(embeddings)))
         cosines = embeddings[rows] @ embeddings.T
         cosines[rows - start, rows] = -1
-        nearest = cosines.topk(count)
-        alike = nearest.values >= SMALLEST_COSINE
-        found.append(torch.stack([rows[:, None].expand_as(alike)[alike], nearest.indices[alike]], dim=1))
+        # An image with many copies in its split would otherwise be compared with these alone.
+        elsewhere = cosines.masked_fill(split_of[rows, None] == split_of, -1)
+        for nearest in (cosines.topk(count), elsewhere.topk(count)):
+            alike = nearest.values >= SMALLEST_COSINE
+            found.append(torch.stack([rows[:, None].expand_as(alike)[alike], nearest.indices[alike]], dim=1))
     pairs = torch.cat(found).sort(dim=1).values
     unique: NDArray[np.int64] = pairs.unique(dim=0).numpy()
     return unique

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image
 
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import load_dataset
-from cifar_mlflow.review.duplicates import SMALLEST_SIMILARITY, pixel_similarity
+from cifar_mlflow.review.duplicates import SMALLEST_SIMILARITY, find_duplicates, pixel_similarity
+from cifar_mlflow.review.images import ReviewedImages
 
 
 def recompressed(image: np.ndarray) -> np.ndarray:
@@ -48,3 +50,17 @@ def test_other_photos_and_plain_colours_are_not() -> None:
     plain = np.full((2, 32, 32, 3), 100, np.uint8)
     assert pixel_similarity(plain, plain).tolist() == [1, 1]
     assert pixel_similarity(plain, plain + 1).tolist() == [0, 0]
+
+
+def test_every_copy_of_a_test_image_is_a_leak_although_the_copies_are_more_alike(photos: Path) -> None:
+    """Frames of a video, for example: the five images most alike are all in the same split."""
+    names = {f"train/red/copy-{number}.jpg" for number in range(10)}
+    with Image.open(photos / "test/red/00.png") as original:
+        for name in names:
+            original.save(photos / name, quality=90, subsampling=0)
+    reviewed = ReviewedImages(load_dataset(DataConfig(dataset="folder", data_dir=photos)))
+    pixels = reviewed.images(np.arange(len(reviewed))).reshape(len(reviewed), -1).astype(np.float32)
+    pairs = find_duplicates(pixels / np.linalg.norm(pixels, axis=1, keepdims=True), reviewed)
+    leaks = [pair for pair in pairs if reviewed.splits[pair.first] != reviewed.splits[pair.second]]
+    assert {reviewed.names[pair.first] for pair in leaks} == names
+    assert {reviewed.names[pair.second] for pair in leaks} == {"test/red/00.png"}
