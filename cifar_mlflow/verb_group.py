@@ -66,7 +66,9 @@ class Group(click.Group):
             _report(f"{message}\n`{command} --help` lists the options.")
             ctx.exit(error.exit_code)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            # A full disk, or a place that is closed to the user; others are defects.
+            is_closed = isinstance(error, PermissionError) and error.filename is not None
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not is_closed:
                 raise
             _report(f"{error.filename or tempfile.gettempdir()}: {error.strerror}")
             ctx.exit(1)

@@ -638,6 +638,21 @@ def test_a_full_disk_is_one_line() -> None:
     assert_refused(CliRunner().invoke(verbs, ["write"]), 1, os.strerror(errno.ENOSPC))
 
 
+def test_a_place_without_permission_is_one_line() -> None:
+    """`Path.is_dir` raises this for a folder inside of one that is closed to the user."""
+
+    @click.group(cls=Group)
+    def verbs() -> None:
+        pass
+
+    @verbs.command()
+    def read() -> None:  # root, who may run the tests, may enter every folder
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/closed/photos")
+
+    refused = CliRunner().invoke(verbs, ["read"])
+    assert_refused(refused, 1, f"Error: /closed/photos: {os.strerror(errno.EACCES)}")
+
+
 def test_sigterm_leaves_nothing_in_the_temporary_folder(tmp_path: Path) -> None:
     @click.group(cls=Group)
     def verbs() -> None:
