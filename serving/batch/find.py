@@ -163,7 +163,7 @@ def _read_lines(path: str) -> list[str]:
     with storage_errors(path):
         content: bytes = system.cat_file(inside)
     try:
-        lines = content.decode().split("\n")
+        lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a list of paths: it is not UTF-8") from error
     return [line for line in (line.rstrip("\r") for line in lines) if line]

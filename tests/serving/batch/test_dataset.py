@@ -121,7 +121,8 @@ def test_every_kind_of_input_gives_the_rows_that_a_single_file_has(model: str, b
     bucket.pipe({"/in/x.png": good, "/in/bad.jpg": b"no", "/in/.hidden.png": good, "/in/notes.txt": b"no"})
     bucket.pipe("/more/y.png", good)
     Path("list.txt").write_text(
-        "photos/a.png\r\nphotos/missing.png\n\nmemory://more/y.png\nmemory://more/z.png\n"
+        "photos/a.png\r\nphotos/missing.png\n\nmemory://more/y.png\nmemory://more/z.png\n",
+        encoding="utf-8-sig",  # as some editors write it
     )
     inputs = [
         *("photos", "hub.parquet", "plain.parquet", "memory://in", "memory://mor*/y.png", "list.txt"),
