@@ -57,7 +57,7 @@ def evaluate(config: EvaluateConfig, *, on_training_data: bool = False) -> Resul
         )
     if dataset.digest == card.data_digest:  # only images that it was not trained on may validate it
         config = config.model_copy(update={"val_size": card.val_size, "split_seed": card.split_seed})
-    elif on_training_data:
+    elif on_training_data or (config.dataset == "folder" and dataset.name == card.data):
         logger.warning(
             "The images of %s have changed since the training: some of this split may have been trained on",
             dataset.name,

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import yaml
 from PIL import Image
 
 from cifar_mlflow.config import TrackingConfig, TrainConfig
-from tests.end_to_end.conftest import Project
+from tests.end_to_end.conftest import QUICK, Project
 
 pytestmark = pytest.mark.slow
 
@@ -272,6 +273,20 @@ def test_a_model_is_validated_on_images_it_was_not_trained_on(project: Project) 
     all_images = project.runs[0].info.run_id
     output = project.invoke("evaluate", "--model", all_images, *images, "--split", "val", code=2)
     assert "the val split of images0 is empty" in output
+
+
+@pytest.mark.thorough
+def test_evaluate_says_that_the_folder_has_changed_since_the_training(project: Project) -> None:
+    """The test images are drawn anew from all images, most of which were trained on."""
+    photos = project.folder / "photos"
+    shutil.copytree(project.images, photos)
+    data = ("--dataset", "folder", "--data-dir", str(photos))
+    project.invoke("train", *QUICK, *data, "--test", "false")
+    evaluate = ("evaluate", "--model", project.runs[0].info.run_id, *data, "--threads", "1")
+    changed = "The images of photos have changed since the training: some of this split may have been"
+    assert changed not in project.run(*evaluate)
+    shutil.copy(photos / "red/00.png", photos / "red/another.png")
+    assert changed in project.run(*evaluate)
 
 
 def test_a_registered_pickle_is_refused(project: Project) -> None:
