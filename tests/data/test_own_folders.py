@@ -247,7 +247,10 @@ def test_one_image_in_a_class_is_refused_with_the_smallest_number_that_works(tmp
         load(tmp_path)
     fill(tmp_path / "photos", "cat", "dog", count=3)
     assert summarize(load(tmp_path), config(tmp_path)).to_numpy().tolist() == [[1, 1, 1]] * 2
-    fill(tmp_path / "photos/val", "cat", "dog", count=1)
+    for split in ("train", "val"):
+        fill(tmp_path / "divided" / split, "cat", "dog", count=1)
+    with pytest.raises(UsageError, match=r"class cat has 1 image.*at least 2 images: add images"):
+        load(tmp_path, data_dir=tmp_path / "divided")
 
 
 @pytest.mark.parametrize(
