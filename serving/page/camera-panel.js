@@ -105,11 +105,13 @@ async function openCamera(live, cancelWork) {
   byId("camera-title").focus({ preventScroll: true });
   try {
     const { fit } = await currentModel();
+    if (byId("camera").hidden) return; // the user has left the panel while the service was slow
     video.classList.toggle("squash", fit === "squash");
     if (!(await camera.open())) return;
-    byId("turn").hidden = !(await camera.hasOther());
     setLive(live);
+    byId("turn").hidden = !(await camera.hasOther());
   } catch (error) {
+    if (byId("camera").hidden) return;
     showPanel("welcome");
     showNotice(/** @type {Error} */ (error).message);
     byId("open-camera").focus();

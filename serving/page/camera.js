@@ -26,28 +26,28 @@ export class Camera {
   }
 
   /**
-   * @returns {Promise<boolean>} False if it was closed again while the browser asked for permission.
+   * @returns {Promise<boolean>} False if it was closed again meanwhile, for example while the browser asked.
    * @throws {Error} with a message for the user, if there is no camera or it may not be used.
    */
   async open() {
     this.close();
     const count = this.#openCount;
-    let stream;
     try {
       const video = { facingMode: this.#facing, width: { ideal: 1280 }, height: { ideal: 960 } };
-      stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
+      const stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
+      if (count !== this.#openCount) {
+        for (const track of stream.getTracks()) track.stop();
+        return false;
+      }
+      this.#stream = stream;
+      this.video.srcObject = stream;
+      await this.video.play();
     } catch (error) {
+      if (count !== this.#openCount) return false; // denied too late to matter, or play() was ended by close()
       const { name, message } = /** @type {Error} */ (error);
       throw new Error(MESSAGES[name] ?? `The camera cannot be used: ${message}`);
     }
-    if (count !== this.#openCount) {
-      for (const track of stream.getTracks()) track.stop();
-      return false;
-    }
-    this.#stream = stream;
-    this.video.srcObject = stream;
-    await this.video.play();
-    return true;
+    return count === this.#openCount;
   }
 
   close() {

@@ -201,6 +201,50 @@ def test_a_missing_camera_is_reported(page: Page) -> None:
     expect(page.get_by_role("button", name="Take a photo")).to_be_focused()
 
 
+def test_a_camera_that_is_closed_while_the_server_is_slow_stays_off(page: Page) -> None:
+    held: list[Route] = []
+    page.route("**/model", lambda route: held.append(route))
+    page.reload()
+    page.evaluate(
+        """() => {
+            const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+            window.openings = 0;
+            devices.getUserMedia = (wanted) => { window.openings++; return open(wanted); };
+        }"""
+    )
+    page.get_by_role("button", name="Take a photo").click()
+    page.get_by_role("button", name="Close").click()
+    held[0].continue_()
+    expect(page.locator("#about")).to_contain_text("Model")  # the page has waited for the same response
+
+    assert page.evaluate("openings") == 0
+    page.get_by_role("button", name="Take a photo").click()
+    expect(page.get_by_label("Camera picture")).to_have_js_property("paused", False)
+    assert page.evaluate("openings") == 1
+
+
+@pytest.mark.parametrize("reason", ["NotAllowedError", "AbortError"])
+def test_a_camera_that_is_denied_after_a_photo_was_chosen_does_not_replace_the_answer(
+    page: Page, reason: str
+) -> None:
+    page.evaluate(
+        """(reason) => {
+            navigator.mediaDevices.getUserMedia = () => new Promise((_, reject) => {
+                window.deny = () => reject(new DOMException("", reason));
+            });
+        }""",
+        reason,
+    )
+    page.get_by_role("button", name="Take a photo").click()
+    expect(page.get_by_role("heading", name="Camera")).to_be_visible()
+    page.get_by_role("button", name="Example: dog").click()
+    expect_answer(page)
+    page.evaluate("deny()")
+
+    expect(page.get_by_role("heading", name="dog.png")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_an_example_can_be_clicked(page: Page) -> None:
     examples = page.get_by_role("list", name="Or try one of these").get_by_role("button")
     expect(examples).to_have_count(10)
