@@ -125,7 +125,10 @@ async function openCamera(live, cancelWork) {
 export function setUpCameraPanel(onFiles, cancelWork) {
   byId("open-camera").addEventListener("click", () => openCamera(false, cancelWork));
   byId("open-live").addEventListener("click", () => openCamera(true, cancelWork));
-  byId("shoot").addEventListener("click", async () => onFiles([await camera.photo()]));
+  byId("shoot").addEventListener("click", async () => {
+    const photo = await camera.photo();
+    if (photo) onFiles([photo]);
+  });
   toggle.addEventListener("click", () => setLive(!loop.running));
   byId("turn").addEventListener("click", () => camera.turn().catch((error) => onFailure(error.message)));
   byId("close-camera").addEventListener("click", () => {

@@ -69,14 +69,15 @@ export class Camera {
     return devices.filter((device) => device.kind === "videoinput").length > 1;
   }
 
-  /** @returns {Promise<File>} The whole picture at full size. */
+  /** @returns {Promise<File | null>} The whole picture at full size; null if the camera was closed meanwhile. */
   async photo() {
+    const count = this.#openCount;
     if (!this.video.videoWidth) {
       await new Promise((resolve) => this.video.addEventListener("loadeddata", resolve, { once: true }));
     }
     const { videoWidth, videoHeight } = this.video;
     const blob = await this.#jpeg(0, 0, videoWidth, videoHeight, videoWidth, videoHeight, 0.92);
-    return new File([blob], "photo.jpg", { type: "image/jpeg" });
+    return count === this.#openCount ? new File([blob], "photo.jpg", { type: "image/jpeg" }) : null;
   }
 
   /**

@@ -189,6 +189,27 @@ def test_it_can_be_switched_off_and_on_and_closed(page: Page) -> None:
     expect(page.get_by_role("button", name="Take a photo")).to_be_focused()
 
 
+def test_it_takes_no_photo_that_was_asked_for_before_the_camera_was_closed(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+            devices.getUserMedia = () => {
+                devices.getUserMedia = open;
+                return new Promise(() => {}); // the user does not answer the browser's question
+            };
+        }"""
+    )
+    page.get_by_role("button", name="Take a photo").click()
+    page.get_by_role("button", name="Take photo").click()
+    page.get_by_role("button", name="Close").click()
+    traffic = Traffic(page)
+    start_live_view(page)
+    traffic.wait_for_more(page)
+
+    assert {request.headers.get("x-live-frame") for request in traffic.requests} == {"1"}
+    expect(page.get_by_role("heading", name="Camera")).to_be_visible()
+
+
 def test_choosing_a_photo_ends_it(page: Page) -> None:
     start_live_view(page)
     page.get_by_role("button", name="Example: dog").click()
