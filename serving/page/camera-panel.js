@@ -10,12 +10,13 @@ import { PredictionView, spokenAnswer } from "./prediction-view.js";
 
 const FRAME_SIDE = 128; // pixels: a few kB, and still several times the network's input
 const STEADY_MS = 1000;
+const STOPPED = "The camera has stopped: it was unplugged, or the browser may no longer use it. Open it again.";
 
 /** @type {HTMLVideoElement} */
 const video = byId("video");
 const toggle = byId("live");
 const view = new PredictionView(byId("live-reading"));
-const camera = new Camera(video);
+const camera = new Camera(video, () => leaveCamera(STOPPED));
 const loop = new LiveLoop(video, { classify, onAnswer, onBusy, onFailure });
 
 /** @param {AbortSignal} signal */
@@ -88,6 +89,14 @@ export function closeCamera() {
   camera.close();
 }
 
+/** @param {string | null} problem Why the camera cannot be used; null if the user closes it. */
+function leaveCamera(problem) {
+  closeCamera();
+  showPanel("welcome");
+  showNotice(problem);
+  byId("open-camera").focus();
+}
+
 /**
  * @param {boolean} live Start the live view at once.
  * @param {() => void} cancelWork Cancels the requests of the panel that the camera replaces.
@@ -111,10 +120,7 @@ async function openCamera(live, cancelWork) {
     setLive(live);
     byId("turn").hidden = !(await camera.hasOther());
   } catch (error) {
-    if (byId("camera").hidden) return;
-    showPanel("welcome");
-    showNotice(/** @type {Error} */ (error).message);
-    byId("open-camera").focus();
+    if (!byId("camera").hidden) leaveCamera(/** @type {Error} */ (error).message);
   }
 }
 
@@ -131,9 +137,5 @@ export function setUpCameraPanel(onFiles, cancelWork) {
   });
   toggle.addEventListener("click", () => setLive(!loop.running));
   byId("turn").addEventListener("click", () => camera.turn().catch((error) => onFailure(error.message)));
-  byId("close-camera").addEventListener("click", () => {
-    closeCamera();
-    showPanel("welcome");
-    byId("open-camera").focus();
-  });
+  byId("close-camera").addEventListener("click", () => leaveCamera(null));
 }

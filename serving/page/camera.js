@@ -20,9 +20,13 @@ export class Camera {
   #openCount = 0;
   #canvas = element("canvas");
 
-  /** @param {HTMLVideoElement} video */
-  constructor(video) {
+  /**
+   * @param {HTMLVideoElement} video
+   * @param {() => void} onEnd Called when the camera ends by itself: it is unplugged, or may no longer be used.
+   */
+  constructor(video, onEnd) {
     this.video = video;
+    this.onEnd = onEnd;
   }
 
   /**
@@ -39,6 +43,7 @@ export class Camera {
         for (const track of stream.getTracks()) track.stop();
         return false;
       }
+      for (const track of stream.getTracks()) track.addEventListener("ended", this.onEnd); // not fired by stop()
       this.#stream = stream;
       this.video.srcObject = stream;
       await this.video.play();

@@ -218,6 +218,21 @@ def test_choosing_a_photo_ends_it(page: Page) -> None:
     expect(page.locator("#video")).to_have_js_property("srcObject", None)
 
 
+def test_a_camera_that_is_unplugged_is_reported(page: Page) -> None:
+    start_live_view(page)
+    page.evaluate(
+        """() => {
+            const [track] = document.getElementById("video").srcObject.getTracks();
+            track.dispatchEvent(new Event("ended"));
+        }"""
+    )
+
+    expect(page.get_by_role("alert")).to_contain_text("The camera has stopped")
+    expect(page.get_by_role("heading", name="Camera")).to_be_hidden()
+    expect(page.locator("#video")).to_have_js_property("srcObject", None)
+    expect(page.get_by_role("button", name="Take a photo")).to_be_focused()
+
+
 def test_it_pauses_when_the_rate_limit_is_reached(
     strict_server: Server, open_page: Callable[..., Page]
 ) -> None:
