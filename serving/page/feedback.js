@@ -59,10 +59,13 @@ function showQuestion(root, answer, classes) {
     try {
       await give(answer, feedback);
     } catch (error) {
-      problem.textContent = /** @type {Error} */ (error).message;
+      const { message } = /** @type {Error} */ (error);
+      if (!problem.isConnected) showNotice(`The feedback on an earlier photo was lost. ${message}`);
+      problem.textContent = message;
       problem.hidden = false;
       return;
     }
+    if (!problem.isConnected) return; // `root` shows another answer by now
     showGiven(root, answer, classes).focus(); // the pressed button no longer exists
   }
 

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from serving.monitoring.database import Database
 from tests.serving.page.conftest import Photos, Server
@@ -82,6 +82,39 @@ def test_feedback_can_be_corrected(page: Page, server: Server, photos: Photos) -
 
     expect(page.get_by_text("Noted: something else.")).to_be_focused()
     wait_for_feedback(server, request_id, (False, None))
+
+
+def test_late_feedback_on_a_photo_does_not_appear_below_the_next_one(
+    page: Page, server: Server, photos: Photos
+) -> None:
+    held: list[Route] = []
+    page.route("**/feedback", lambda route: held.append(route))
+    request_id = classify(page, photos)
+    page.get_by_role("button", name="Right").click()
+    page.set_input_files("#files", photos.unsure)
+    question = page.get_by_text(f"Is “{photos.unsure_label}” right?")
+    expect(question).to_be_visible()
+    with page.expect_response("**/feedback"):
+        held[0].continue_()
+    wait_for_feedback(server, request_id, (True, photos.sure_label))
+
+    expect(question).to_be_visible()
+    expect(page.get_by_text("Thank you.")).to_have_count(0)
+
+
+def test_feedback_that_is_lost_after_the_next_photo_was_chosen_is_reported(
+    page: Page, photos: Photos
+) -> None:
+    held: list[Route] = []
+    page.route("**/feedback", lambda route: held.append(route))
+    classify(page, photos)
+    page.get_by_role("button", name="Right").click()
+    page.set_input_files("#files", photos.unsure)
+    expect(page.get_by_role("heading", name="unsure.png")).to_be_visible()
+    held[0].abort()
+
+    alert = page.get_by_role("alert").filter(has_text="The feedback on an earlier photo was lost")
+    expect(alert).to_be_visible()
 
 
 def test_feedback_can_be_given_and_corrected_in_the_grid(page: Page, server: Server, photos: Photos) -> None:
