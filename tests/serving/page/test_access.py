@@ -174,6 +174,22 @@ def test_the_page_asks_for_a_key_only_if_the_server_requires_one(
     expect(guarded.locator("#reading .verdict")).to_have_text(photos.sure_label)
 
 
+def test_a_key_that_no_header_can_hold_is_not_taken_for_a_server_that_is_gone(
+    server_with_key: Server, open_page: Callable[..., Page]
+) -> None:
+    page = open_page(server_with_key.url)
+    dialog = page.get_by_role("dialog", name="This service requires an API key")
+    key = dialog.get_by_label("API key")
+    key.fill("а-клавиатура")  # another keyboard layout
+    page.keyboard.press("Enter")
+    expect(dialog.locator("input:invalid")).to_be_visible()
+    key.fill(KEY)
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#about")).to_contain_text("Model")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_cancelling_the_key_dialog_shows_an_error(
     server_with_key: Server, open_page: Callable[..., Page]
 ) -> None:
