@@ -60,6 +60,11 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES, live 
       if (explain && error instanceof ClassifierError && error.code === "no_explanation") {
         return predict(image, classes, { signal, tries, live });
       }
+      // Or one with fewer classes.
+      if (error instanceof ClassifierError && error.code === "bad_param") {
+        const current = (await getModel()).classes.length;
+        if (current < classes) return predict(image, current, { signal, tries, live, explain });
+      }
       const wait = error instanceof ClassifierError ? error.retryAfter : 0;
       if (!wait || attempt === tries) throw error;
       await new Promise((resolve) => setTimeout(resolve, wait * 1000));

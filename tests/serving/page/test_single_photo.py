@@ -317,6 +317,24 @@ def test_a_server_that_is_gone_is_reported(page: Page, photos: Photos) -> None:
     expect(page.locator("#reading .detail")).to_contain_text("The service does not answer")
 
 
+def test_a_model_with_fewer_classes_may_have_replaced_the_one_that_the_page_knows(
+    page: Page, photos: Photos
+) -> None:
+    def respond(route: Route) -> None:
+        model = route.fetch().json()
+        route.fulfill(json=model | {"version": "0", "classes": [*model["classes"], "eel", "owl"]})
+
+    page.route("**/model", respond)
+    page.reload()
+    expect(page.locator("#knows")).to_contain_text("owl")
+    page.unroute("**/model")
+    page.set_input_files("#files", photos.sure)
+
+    expect_answer(page)
+    expect(page.locator("#reading .verdict")).to_have_text(photos.sure_label)
+    expect(page.locator("#reading .bars").get_by_role("listitem")).to_have_count(10)
+
+
 def test_the_last_of_two_quick_choices_wins(page: Page, server: Server, photos: Photos) -> None:
     with server.frozen():
         page.set_input_files("#files", photos.unsure)
