@@ -63,8 +63,11 @@ class Classifier:
             One prediction per image, in order.
 
         Raises:
-            UsageError: an image cannot be read or decoded; the message gives its index in `images`.
+            UsageError: an image cannot be read or decoded; the message gives its index in `images`. Also if
+                `images` is a single one.
         """
+        if isinstance(images, str | Path | bytes) or (isinstance(images, np.ndarray) and images.ndim == 3):
+            raise UsageError("predict takes several images: put a single one into a list, as in [image]")
         pixels = [self._pixels(place, image) for place, image in enumerate(images)]
         if not pixels:
             return []

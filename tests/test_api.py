@@ -3,6 +3,7 @@
 import doctest
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,16 @@ def test_a_file_its_content_and_its_pixels_get_the_same_answer(
     assert answers[0].confidence == max(answers[0].probabilities.values())
     assert answers[0].probabilities[answers[0].label] == answers[0].confidence
     assert classifier.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    "image", ["cat.jpg", Path("cat.jpg"), b"\x89PNG\r\n", np.zeros((32, 32, 3), np.uint8)]
+)
+def test_a_single_image_that_is_not_in_a_list_is_refused(
+    classifier: cifar_mlflow.Classifier, image: Any
+) -> None:
+    with pytest.raises(UsageError, match=r"put a single one into a list, as in \[image\]"):
+        classifier.predict(image)
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
