@@ -23,15 +23,31 @@ function choicesFor({ prediction: { label } }, classes) {
 /** @param {Feedback} feedback */
 const nameOf = ({ label }) => label ?? "something else";
 
+/** @type {WeakMap<Answer, Promise<boolean>>} The newest feedback on each answer. */
+const newest = new WeakMap();
+
 /**
- * Send feedback and keep it in the answer, for the other view of it.
+ * Send feedback and keep it in the answer, for the other view of it. Feedback on one answer is sent one after the
+ * other, as a request may overtake an earlier one; what is replaced while it waits is not sent. (The arrow keys
+ * choose each entry of a menu on the way to the wanted one.)
  * @param {Answer} answer
  * @param {Feedback} feedback
+ * @returns {Promise<boolean>} Whether it has not been replaced.
  */
-async function give(answer, feedback) {
-  await answer.sendFeedback?.(feedback);
-  answer.feedback = feedback;
-  answer.onFeedback?.(feedback);
+function give(answer, feedback) {
+  const isNewest = () => newest.get(answer) === sent;
+  /** @type {Promise<boolean>} */
+  const sent = (newest.get(answer) ?? Promise.resolve(true))
+    .catch(() => {})
+    .then(async () => {
+      if (!isNewest()) return false;
+      await answer.sendFeedback?.(feedback);
+      answer.feedback = feedback;
+      if (isNewest()) answer.onFeedback?.(feedback);
+      return isNewest();
+    });
+  newest.set(answer, sent);
+  return sent;
 }
 
 /**
@@ -57,7 +73,7 @@ function showQuestion(root, answer, classes) {
   /** @param {Feedback} feedback */
   async function send(feedback) {
     try {
-      await give(answer, feedback);
+      if (!(await give(answer, feedback))) return;
     } catch (error) {
       const { message } = /** @type {Error} */ (error);
       if (!problem.isConnected) showNotice(`The feedback on an earlier photo was lost. ${message}`);
@@ -134,7 +150,7 @@ export function feedbackMenu(answer, classes, name) {
   menu.addEventListener("change", async () => {
     const choice = choices[Number(menu.value)];
     try {
-      await give(answer, choice);
+      if (!(await give(answer, choice))) return;
       showNotice(null);
       announce(`Noted: ${nameOf(choice)}.`);
     } catch (error) {

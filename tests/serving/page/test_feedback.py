@@ -146,6 +146,37 @@ def test_feedback_can_be_given_and_corrected_in_the_grid(page: Page, server: Ser
     expect(menu.locator("option:checked")).to_have_text("Right")
 
 
+def test_only_the_last_of_quick_choices_in_a_menu_is_logged(
+    page: Page, server: Server, photos: Photos
+) -> None:
+    """The arrow keys choose each class on the way to the wanted one."""
+    held: list[Route] = []
+    sent: list[str] = []
+
+    def hold_the_first(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or "")["label"])
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route("**/feedback", hold_the_first)
+    page.set_input_files("#files", [photos.sure, photos.unsure])
+    menu = page.get_by_label("Feedback on sure.png")
+    first, last = [name for name in photos.classes if name != photos.sure_label][:2]
+    for label in ("Right", first, last):
+        menu.select_option(label=label)
+    page.evaluate("fetch('ping').then(() => null)")  # requests that were sent before have been seen by then
+    assert sent == [photos.sure_label]
+    request_id = json.loads(held[0].request.post_data or "")["request_id"]
+    held[0].continue_()
+
+    expect(page.get_by_role("status")).to_have_text(f"Noted: {last}.")
+    expect(menu.locator("option:checked")).to_have_text(last)
+    assert sent == [photos.sure_label, last]
+    wait_for_feedback(server, request_id, (False, last))
+
+
 def test_feedback_can_be_sent_again_after_a_failure(page: Page, server: Server, photos: Photos) -> None:
     request_id = classify(page, photos)
     page.context.set_offline(True)
