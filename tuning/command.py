@@ -3,12 +3,16 @@
 import shlex
 from typing import Any
 
+from cifar_mlflow.names import printable
 from cifar_mlflow.redact import redact
 from cifar_mlflow.settings import option_name
 
 
 def command_line(verb: str, settings: dict[str, Any]) -> str:
     """Return the command line that gives exactly these settings, in their order and without passwords.
+
+    It goes to logs, files and MLflow, so bytes of a path that are not UTF-8 are escaped: to run the command,
+    such a path has to be typed anew.
 
     Args:
         settings: values by name; None and an empty list mean that the setting is not given.
@@ -22,7 +26,7 @@ def command_line(verb: str, settings: dict[str, Any]) -> str:
         elif isinstance(value, bool):
             value = str(value).lower()
         words += [option_name(name), str(value)]
-    return shlex.join(words)
+    return printable(shlex.join(words))
 
 
 def wrapped(command: str, width: int) -> str:

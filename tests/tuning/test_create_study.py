@@ -13,6 +13,7 @@ from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.data import load_dataset
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.tracking.store import connect
+from tests.data.test_folder import LATIN1, fill
 from tuning.create_study import create_study, is_alive
 from tuning.storage import Storage
 from tuning.study_spec import read_study_spec
@@ -53,6 +54,13 @@ def test_a_study_without_trials_is_replaced() -> None:
 def test_a_study_is_continued_with_the_same_settings_and_keeps_its_run() -> None:
     create(model="cnn").set_user_attr("parent_run_id", "a" * 32)
     assert create(model="cnn", trials=40).user_attrs["parent_run_id"] == "a" * 32
+
+
+def test_the_command_of_a_folder_whose_name_is_not_utf8_is_kept_escaped(folder: Path) -> None:
+    fill(folder / LATIN1, "cat", "dog")
+    create(dataset="folder", model="cnn", data_dir=folder / LATIN1, cache_dir=folder / "cache")
+    (command,) = (folder / "cache/studies").glob("*/command")
+    assert f"--data-dir '{folder}/K\\xe4tzchen'" in command.read_text()
 
 
 def test_a_waiting_trial_fixes_the_settings_and_the_error_names_the_differences_briefly() -> None:
