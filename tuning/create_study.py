@@ -27,6 +27,7 @@ def create_study(spec: StudySpec, storage: Storage, dataset: ImageDataset) -> op
     Raises:
         UsageError: a study of this name has other settings, or an enqueued run or the experiment of the warm
             start does not exist. Nothing is created then.
+        CifarError: the storage or MLflow does not answer.
     """
     search = spec.search
     # A grid includes the recipes' values itself, and would not know that they were tried.
@@ -35,24 +36,29 @@ def create_study(spec: StudySpec, storage: Storage, dataset: ImageDataset) -> op
     prior = experiment_id(search.warm_start) if search.warm_start else None
     identity = spec.identity(dataset.digest)
     database = storage.open()
-    with storage.exclusive():
-        drop_conflicting_empty_study(spec, identity, database)
-        directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(spec.objectives)]
-        study = optuna.create_study(
-            study_name=spec.name,
-            storage=database,
-            directions=directions,
-            load_if_exists=True,
-            sampler=build_sampler(search, spec.space, 0),
-            pruner=build_pruner(search),
-        )
-        if "identity" not in study.user_attrs:
-            study.set_user_attr("objectives", spec.objectives)
-            study.set_user_attr("first_tries", [])
-            study.set_user_attr("identity", identity)
-        _add_first_trials(study, first)
-        if prior:
-            study.add_trials(prior_trials(prior, spec.space, spec.fixed, dataset.digest, study))
+
+    def create() -> optuna.Study:
+        with storage.exclusive():
+            drop_conflicting_empty_study(spec, identity, database)
+            directions = [StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE][: len(spec.objectives)]
+            study = optuna.create_study(
+                study_name=spec.name,
+                storage=database,
+                directions=directions,
+                load_if_exists=True,
+                sampler=build_sampler(search, spec.space, 0),
+                pruner=build_pruner(search),
+            )
+            if "identity" not in study.user_attrs:
+                study.set_user_attr("objectives", spec.objectives)
+                study.set_user_attr("first_tries", [])
+                study.set_user_attr("identity", identity)
+            _add_first_trials(study, first)
+            if prior:
+                study.add_trials(prior_trials(prior, spec.space, spec.fixed, dataset.digest, study))
+            return study
+
+    study = storage.retry_on_outage(create)
     for name, text in (("space.yaml", spec.space_yaml), (STUDY_COMMAND, spec.command)):
         with atomic_write(storage.folder / name) as file:
             file.write_text(text)

@@ -14,7 +14,7 @@ import optuna
 import pandas as pd
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.console import spinner
 from cifar_mlflow.data import ImageDataset, load_dataset
@@ -75,7 +75,7 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
         close_stale_runs(base.cache_dir)
         storage = Storage(search.storage, spec.name, base.cache_dir, base.experiment)
         study = create_study(spec, storage, dataset)
-    finished = len(own_trials(study.get_trials(deepcopy=False, states=FINISHED)))
+    finished = len(own_trials(_trials(study, storage, FINISHED)))
     complete = search.trials is not None and finished >= search.trials
     if complete:
         logger.info(
@@ -92,7 +92,7 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
         _, val_split = divide_lazily(dataset, base)
         try:
             with TrialPlotter(storage.plots, val_split, dataset.classes):
-                if not complete or study.get_trials(deepcopy=False, states=UNFINISHED):
+                if not complete or _trials(study, storage, UNFINISHED):
                     with spinner("Training the trials"):
                         run_workers(
                             spec.worker_specs(storage, run.run_id),
@@ -120,19 +120,25 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
     """Yield the MLflow run of the study; start and end it unless another process already works on it."""
     client = mlflow.MlflowClient()
     project_run = os.environ.get("MLFLOW_RUN_ID")  # created by `mlflow run`
-    with storage.exclusive():
-        previous = study.user_attrs.get("parent_run_id")
-        if previous and is_alive(previous, spec.base):
-            logger.info("Joining the search of run %s", previous)
-            joined = TrackedRun(previous, spec.name)
-        else:
-            joined = None
+    chosen: str | None = None
+
+    def choose_run() -> tuple[str, bool]:
+        """Return the id of the run, and whether another process already works on it."""
+        nonlocal chosen
+        with storage.exclusive():
+            previous = study.user_attrs.get("parent_run_id")
+            if previous and previous != chosen and is_alive(previous, spec.base):
+                return previous, True
             if project_run and project_run != previous:
                 nest_trials(client, study, project_run)
-            run_id = project_run or previous or _create_run(client, spec)
-            study.set_user_attr("parent_run_id", run_id)
+            # An attempt that an outage ended may have created a run.
+            chosen = project_run or previous or chosen or _create_run(client, spec)
+            study.set_user_attr("parent_run_id", chosen)
+            return chosen, False
+
+    run_id, is_joined = storage.retry_on_outage(choose_run)
     name = spec.base.run_name or f"search-{spec.name}"
-    if joined is None:
+    if not is_joined:
         with tracked_run(
             kind="search", name=name, cache_dir=spec.base.cache_dir, resume=run_id, study=spec.name,
             tags={"mlflow.runName": name, "optuna.study": spec.name},
@@ -141,6 +147,8 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
             logger.info("Search %s: run %s (%s)", spec.name, run.name, run.run_id)
             yield run
         return
+    logger.info("Joining the search of run %s", run_id)
+    joined = TrackedRun(run_id, spec.name)
     try:
         yield joined
     except KeyboardInterrupt as interruption:  # includes Interrupted; `tracked_run` prints it for its own run
@@ -148,7 +156,7 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
         logger.warning("Stopped by %s; continue its study with: %s", reason, spec.command)
         raise
     joined.flush()
-    if not study.get_trials(deepcopy=False, states=UNFINISHED):
+    if not _trials(study, storage, UNFINISHED):
         call_mlflow(lambda: client.set_terminated(joined.run_id, "FINISHED"))
 
 
@@ -212,7 +220,11 @@ def retrain_best(
 
 
 def _count_finished(study: optuna.Study, storage: Storage) -> int:
-    return len(storage.retry_on_outage(lambda: study.get_trials(deepcopy=False, states=FINISHED)))
+    return len(_trials(study, storage, FINISHED))
+
+
+def _trials(study: optuna.Study, storage: Storage, states: tuple[TrialState, ...]) -> list[FrozenTrial]:
+    return storage.retry_on_outage(lambda: study.get_trials(deepcopy=False, states=states))
 
 
 def _heartbeat(study: optuna.Study, storage: Storage) -> Callable[[], None]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 
 from cifar_mlflow.data import load_dataset
+from cifar_mlflow.errors import CifarError
 from cifar_mlflow.tracking.store import connect
 from serving.registry.mlflow_server import free_port
 from tests.end_to_end.postgres import Postgres, missing
@@ -49,6 +51,34 @@ def test_a_command_that_joined_a_search_prints_how_to_continue_it(
     with study_run(spec, study, storage), pytest.raises(KeyboardInterrupt), study_run(spec, study, storage):
         raise KeyboardInterrupt
     assert f"Stopped by Ctrl-C; continue its study with: {spec.command}" in caplog.text
+
+
+def test_an_outage_at_the_start_of_a_search_is_an_error_that_says_what_to_do(
+    folder: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if reason := missing():
+        pytest.skip(reason)
+    monkeypatch.setenv("CIFAR_MLFLOW_PATIENCE", "0")
+    server = Postgres(free_port())
+
+    class StoppedAfterOpening(Storage):
+        def open(self) -> RDBStorage:
+            database = super().open()
+            server.stop()
+            return database
+
+    try:
+        spec, storage, study = new_study(server.url, folder, shared_cache)
+        dataset = load_dataset(spec.base.model_copy(update={"cache_dir": shared_cache}))
+        with pytest.raises(CifarError, match="Nothing is lost: run the same command"):
+            create_study(spec, StoppedAfterOpening(server.url, "mine", folder, "cifar10"), dataset)
+        with (
+            pytest.raises(CifarError, match="Nothing is lost: run the same command"),
+            study_run(spec, study, storage),
+        ):
+            pass
+    finally:
+        server.remove()
 
 
 def test_workers_that_ask_at_the_same_time_get_each_trial_once(
