@@ -71,8 +71,8 @@ def own_source(found: Found, image_size: int, cache_dir: Path, skip_unreadable: 
 
     Raises:
         UsageError: a class has too few images.
-        CifarError: files cannot be read; `read` raises it for files that are not images. The message
-            names the first ones and counts the others.
+        CifarError: files cannot be read; `read` raises it for files that are not images, or that have changed
+            since the digest was computed. The message names the first ones and counts the others.
     """
     splits, notes = found.splits, found.notes
     set_aside: tuple[int, ...] = ()
@@ -101,11 +101,21 @@ def own_source(found: Found, image_size: int, cache_dir: Path, skip_unreadable: 
             except (OSError, BadImage) as error:
                 raise _unreadable_error(found.place, splits, image_size, error) from None
             yield Split(images, files.labels[piece])
+        # The cache keeps the pixels under the digest for good. This reads files only if the first one could
+        # not be remembered, because a file was written less than two seconds before.
+        if compute_digest() != digest:
+            raise CifarError(
+                f"images in {found.place} changed while they were read: run the command again when all are "
+                "written"
+            )
 
-    try:
-        digest = _digest(found, splits, image_size, cache_dir)
-    except OSError as error:
-        raise _unreadable_error(found.place, splits, image_size, error) from None
+    def compute_digest() -> str:
+        try:
+            return _digest(found, splits, image_size, cache_dir)
+        except OSError as error:
+            raise _unreadable_error(found.place, splits, image_size, error) from None
+
+    digest = compute_digest()
     return Source(
         found.name,
         found.classes,

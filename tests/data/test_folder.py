@@ -219,6 +219,22 @@ def test_new_content_of_the_same_size_and_date_is_decoded(tmp_path: Path, old_fi
     assert {red for red, _ in labels_by_red(load(tmp_path))} == {200}
 
 
+def test_a_file_that_changes_before_it_is_decoded_is_not_cached_as_what_it_was(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    fill(photos, "a", "b")
+    dataset = load(tmp_path)
+    content = {path: path.read_bytes() for path in photos.rglob("*.png")}
+    for path in content:
+        save(path, (200, 0, 0))
+    with pytest.raises(CifarError, match=r"images in .*photos changed while they were read"):
+        dataset.split("train")
+    for path, data in content.items():
+        path.write_bytes(data)
+    again = load(tmp_path)
+    assert again.digest == dataset.digest
+    assert max(red for red, _ in labels_by_red(again)) < 200
+
+
 @pytest.fixture
 def old_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let digests of files that were just written be remembered."""
