@@ -159,7 +159,7 @@ def _without_repetitions(table: Path, rows: list[_Row]) -> tuple[list[_Row], int
     first: dict[str, _Row] = {}
     contradictions = []
     for row in rows:
-        known = first.setdefault(os.path.normpath(row.path), row)
+        known = first.setdefault(os.path.normpath(_locate(table.parent, row.path)), row)
         if (known.label, known.split) != (row.label, row.split):
             contradictions.append(f"{row.path} (rows {known.number} and {row.number})")
     if contradictions:

@@ -103,6 +103,14 @@ def test_a_repeated_row_counts_once(tmp_path: Path) -> None:
     assert note.startswith("Skipped 1 rows")
 
 
+@pytest.mark.parametrize("other", ["{folder}/images/0.png", "images\\0.png", "./images/0.png"])
+def test_an_image_in_two_splits_is_noticed_however_its_path_is_written(tmp_path: Path, other: str) -> None:
+    rows = [f"{name},{'dog' if i % 2 else 'cat'},train" for i, name in enumerate(images(tmp_path))]
+    leak = f"{other.format(folder=tmp_path)},cat,test"
+    with pytest.raises(UsageError, match=r"two labels or splits in .*0\.png \(rows 2 and 22\)"):
+        write(tmp_path, "\n".join(["path,label,split", *rows, leak]))
+
+
 def test_missing_files_are_named_at_once_or_skipped(tmp_path: Path) -> None:
     rows = [f"{name},{'dog' if i % 2 else 'cat'}" for i, name in enumerate(images(tmp_path))]
     for i in (2, 5):
