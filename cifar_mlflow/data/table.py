@@ -27,7 +27,7 @@ SPLIT_COLUMNS = ("split", "set", "subset", "partition")
 
 
 class _Row(NamedTuple):
-    number: int  # as an editor counts, with the header as row 1
+    number: int  # as an editor counts, with the header as row 1 and with empty rows
     path: str
     label: str
     split: SplitName
@@ -48,7 +48,7 @@ def find_in_table(table: Path) -> Found:
     path_column, label_column = (_column(table, header, names) for names in (PATH_COLUMNS, LABEL_COLUMNS))
     split_column = next((name for name in header if name.lower() in SPLIT_COLUMNS), None)
     wanted = [header.index(name) for name in (path_column, label_column, split_column) if name]
-    rows = _rows(table, ([row[i] if i < len(row) else "" for i in wanted] for row in cells))
+    rows = _rows(table, ((number, [row[i] if i < len(row) else "" for i in wanted]) for number, row in cells))
     unique, repeated = _without_repetitions(table, rows)
     classes = _sorted_classes({row.label for row in unique})
     if len(classes) < 2:
@@ -75,8 +75,8 @@ def find_in_table(table: Path) -> Found:
     )
 
 
-def _read(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
-    """Return the names of the columns, and the rows as text."""
+def _read(table: Path) -> tuple[list[str], list[tuple[int, Sequence[str]]]]:
+    """Return the names of the columns, and the rows as text with their numbers."""
     try:
         if table.suffix.lower() == ".parquet":
             return _read_parquet(table)
@@ -85,7 +85,8 @@ def _read(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
             first = file.readline()
             delimiter = max(",;\t", key=first.count)
             file.seek(0)
-            rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
+            reader = csv.reader(file, delimiter=delimiter)
+            rows = [(reader.line_num, row) for row in reader if row]
     except OSError as error:
         raise CifarError(f"Cannot read {table}: {error.strerror or error}") from None
     except csv.Error as error:
@@ -94,10 +95,11 @@ def _read(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
         raise UsageError(
             f"--data-dir: {table} is empty; its first row should name the columns path and label"
         )
-    return [name.strip() for name in rows[0]], rows[1:]
+    _, header = rows[0]
+    return [name.strip() for name in header], rows[1:]
 
 
-def _read_parquet(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
+def _read_parquet(table: Path) -> tuple[list[str], list[tuple[int, Sequence[str]]]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -117,7 +119,7 @@ def _read_parquet(table: Path) -> tuple[list[str], Iterable[Sequence[str]]]:
     except pyarrow.ArrowException as error:
         raise UsageError(f"--data-dir: {table} is not a Parquet file: {error}") from None
     texts = [["" if value is None else str(value) for value in columns[name]] for name in used]
-    return used, list(zip(*texts, strict=True))
+    return used, list(enumerate(zip(*texts, strict=True), 2))
 
 
 def _column(table: Path, header: list[str], names: tuple[str, ...]) -> str:
@@ -132,9 +134,9 @@ def _column(table: Path, header: list[str], names: tuple[str, ...]) -> str:
     )
 
 
-def _rows(table: Path, cells: Iterable[Sequence[str]]) -> list[_Row]:
+def _rows(table: Path, cells: Iterable[tuple[int, Sequence[str]]]) -> list[_Row]:
     rows, incomplete, unknown = [], [], []
-    for number, (path, label, *rest) in enumerate(cells, 2):
+    for number, (path, label, *rest) in cells:
         path, label = path.strip(), label.strip()
         split: SplitName | None = split_of(rest[0].strip()) if rest else "train"
         if not path or not label:

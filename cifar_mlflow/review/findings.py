@@ -169,7 +169,7 @@ def _rows(path: Path) -> Iterable[tuple[int, Mapping[str, str]]]:
             # A spreadsheet may have saved it with other delimiters.
             table = csv.DictReader(file, delimiter=max(",;\t", key=first.count), restval="")
             # It may also have saved empty rows below the table.
-            rows = [(number, row) for number, row in enumerate(table, 2) if any(row.values())]
+            rows = [(table.line_num, row) for row in table if any(row.values())]
             columns = table.fieldnames or ()
     except OSError as error:
         raise CifarError(f"Cannot read {path}: {error.strerror or error}") from None

@@ -133,6 +133,7 @@ def test_missing_files_are_named_at_once_or_skipped(tmp_path: Path) -> None:
         ("name,label\na,b", r"has no column path; its columns are name, label\. Other names .*filename"),
         ("path,kind\na,b", "has no column label; its columns are path, kind"),
         ("path,label\n0.png,cat\n1.png,\n2.png", "rows without a path or a label in .*: 3, 4"),
+        ("\npath,label\n\n0.png,cat\n\n1.png,\n", "rows without a path or a label in .*: 6$"),
         ("path,label\n0.png,cat\n1.png,cat", "at least 2 classes are needed in .*; found only cat"),
         ("path,label\n0.png,cat\n0.png,dog", r"two labels or splits in .*: 0\.png \(rows 2 and 3\)"),
         ("path,label,split\n0.png,cat,train\n1.png,dog,mine", r"unknown splits in .*: 'mine' \(row 3\)"),

@@ -66,6 +66,11 @@ def test_one_message_names_all_wrong_rows(photos: Path) -> None:
     assert refuse(photos, "--apply", "review.csv", "--output", "cleaned")
 
 
+def test_empty_rows_count_in_the_number_of_a_wrong_row(photos: Path) -> None:
+    Path("review.csv").write_text(f"{HEAD}train/red/00.png,red,drop\n\n,,\ntrain/red/01.png,red,bleu\n")
+    assert "row 5 of review.csv" in refuse(photos, "--apply", "review.csv", "--output", "cleaned")
+
+
 def test_empty_rows_below_the_table_are_ignored(photos: Path) -> None:
     Path("review.csv").write_text("decision;image;label\r\ndrop;train/red/00.png;red\r\n;;\r\n;;\r\n")
     command = ("review", "--dataset", "folder", "--data-dir", str(photos), "--apply", "review.csv")
