@@ -83,6 +83,8 @@ def _read(table: Path) -> tuple[list[str], list[tuple[int, Sequence[str]]]]:
         # A path may have bytes that are not UTF-8.
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline()
+            if "\0" in first:
+                raise UsageError(f"--data-dir: {table} is not UTF-8, perhaps UTF-16: save it as CSV in UTF-8")
             delimiter = max(",;\t", key=first.count)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter)

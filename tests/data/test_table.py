@@ -145,6 +145,13 @@ def test_a_wrong_table_is_refused_with_the_reason(tmp_path: Path, text: str, mes
         write(tmp_path, text)
 
 
+def test_utf16_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    # This is what a spreadsheet calls Unicode text.
+    (tmp_path / "labels.csv").write_text("path\tlabel\n0.png\tcat\n", encoding="utf-16")
+    with pytest.raises(UsageError, match=r"labels\.csv is not UTF-8, perhaps UTF-16: save it as CSV"):
+        load_dataset(config(tmp_path))
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text("[]")
     with pytest.raises(
