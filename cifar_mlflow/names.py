@@ -9,6 +9,13 @@ from typing import Any
 CIFAR10 = "cifar10"  # also the registered model
 PRETRAINED = "pretrained"  # stands for the network that is released with this package
 SAMPLE_NAME = "cifar10-sample"
+# Of the images that are found in a folder, to train on and to classify; training reads TIFF, too.
+# fmt: off
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif",
+    ".heic", ".heif", ".hif", ".avif",
+)
+# fmt: on
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")  # of a file that names the path and label of each image
 
 RUN_ID = re.compile(r"[0-9a-f]{32}")  # of MLflow

@@ -16,16 +16,11 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.names import printable
+from cifar_mlflow.names import IMAGE_SUFFIXES, printable
 from cifar_mlflow.scorer.phone_formats import bmp_file, in_common_format, on_white
 from cifar_mlflow.scorer.preprocess import BadImage, decode_image
 
-# fmt: off
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
-    ".heic", ".heif", ".hif", ".avif",
-)
-# fmt: on
+SUFFIXES = (*IMAGE_SUFFIXES, ".tif", ".tiff")
 # Folders that programs create beside the user's own; the second has smaller copies of the images.
 JUNK_FOLDERS = ("__MACOSX", "@eaDir")
 # The first bytes of images, for files without an image suffix. TIFF is left out: RAW photos begin like one.

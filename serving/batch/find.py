@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cifar_mlflow.errors import CifarError, UsageError
+from cifar_mlflow.names import IMAGE_SUFFIXES
 from serving.batch import tables
 from serving.batch.remote import Stamp, file_system, is_url, list_url, local_path, storage_errors
 from serving.batch.tables import TablePart, table_parts
 
 PATH_LIST = ".txt"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".heic", ".heif", ".avif")
 
 
 @dataclass
@@ -80,7 +80,7 @@ def find_images(paths: Sequence[str], exclude: Mapping[str, Path] | None = None)
             raise UsageError(f"{path}: no such file or folder")
     if not search.found.count:
         reasons = "".join(f"\n  {folder}: {why}" for folder, why in search.found.unreadable.items())
-        raise CifarError(f"no images in {', '.join(paths)} (looked for {' '.join(SUFFIXES)}){reasons}")
+        raise CifarError(f"no images in {', '.join(paths)} (looked for {' '.join(IMAGE_SUFFIXES)}){reasons}")
     return search.found
 
 
@@ -103,7 +103,7 @@ class _Search:
             self._add_named(path, os.path.realpath(path))
 
     def add_url(self, url: str) -> None:
-        for file, stamp in list_url(url, SUFFIXES).items():
+        for file, stamp in list_url(url, IMAGE_SUFFIXES).items():
             self._add_named(file, file)
             self.found.stamps[file] = stamp
 
@@ -143,7 +143,7 @@ class _Search:
                 target = os.path.realpath(inside) if entry.is_symlink() else inside
                 if _is_folder(entry):
                     subfolders.append((entry.path, target))
-                elif entry.name.lower().endswith(SUFFIXES):
+                elif entry.name.lower().endswith(IMAGE_SUFFIXES):
                     self._add_file(entry.path, target)
             pending += reversed(subfolders)
 

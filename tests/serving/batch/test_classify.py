@@ -117,6 +117,16 @@ def test_the_images_in_a_folder_are_sorted_by_name(scorer: Scorer) -> None:
     assert (summary.files, summary.failed, summary.exit_code) == (6, 0, 0)
 
 
+def test_photos_with_a_less_usual_suffix_are_found(scorer: Scorer) -> None:
+    for suffix in ("jfif", "jpe", "mpo"):
+        paint(f"photos/{suffix}.jpg").rename(f"photos/{suffix}.{suffix}")
+    assert list(labels(classify(["photos"], scorer))) == [
+        "photos/jfif.jfif",
+        "photos/jpe.jpe",
+        "photos/mpo.mpo",
+    ]
+
+
 def test_hidden_files_and_folders_are_skipped_unless_named(scorer: Scorer) -> None:
     paint("photos/a.png")
     paint("photos/.b.png")
