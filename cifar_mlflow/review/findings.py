@@ -186,6 +186,8 @@ def _rows(path: Path) -> Iterable[tuple[int, Mapping[str, str]]]:
 def _decision(text: str, classes: tuple[str, ...]) -> str:
     """Return `keep`, `drop` or a class; an empty cell means `keep`."""
     text = text.strip()
+    if text in classes and text.lower() in (KEEP, DROP):
+        raise UsageError(f"{text!r} is a class and a decision: rename the class, and review the data again")
     if text.lower() in ("", KEEP, DROP):
         return text.lower() or KEEP
     if known := _class_of(text, classes):

@@ -125,6 +125,14 @@ def test_classes_that_are_numbers_may_have_lost_their_zeros_in_a_spreadsheet(pho
     assert "unknown decision '3'" in refuse(photos, "--apply", "review.csv", "--output", "cleaned")
 
 
+def test_a_decision_that_is_also_the_name_of_a_class_is_refused(photos: Path) -> None:
+    for split in ("train", "test"):
+        (photos / split / "green").rename(photos / split / "drop")
+    Path("review.csv").write_text(HEAD + "train/red/00.png,red,drop\n")
+    line = refuse(photos, "--apply", "review.csv", "--output", "cleaned")
+    assert "row 2 of review.csv: 'drop' is a class and a decision: rename the class" in line
+
+
 def test_images_without_files_become_png_files(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(40) % 10
