@@ -98,7 +98,8 @@ def _copy(
     split = reviewed.splits[index]
     position = reviewed.position(index)
     source = dataset.paths(split)[position] if dataset.paths else None
-    name = source.name if source else f"{position:05}.png"
+    # A table may name hidden files, which a folder of images leaves out.
+    name = source.name.lstrip(".") or "image" if source else f"{position:05}.png"
     target = folder / split / label / name
     number = 1
     while target.exists():  # files of the same name in different folders

@@ -133,6 +133,22 @@ def test_a_decision_that_is_also_the_name_of_a_class_is_refused(photos: Path) ->
     assert "row 2 of review.csv: 'drop' is a class and a decision: rename the class" in line
 
 
+def test_hidden_files_of_a_table_are_visible_in_the_cleaned_folder(photos: Path) -> None:
+    rows = []
+    for path in sorted(photos.rglob("*.png")):
+        if path.name in ("00.png", "01.png"):
+            path = path.rename(path.with_name(f".{path.name}"))
+        split, name = path.parts[-3:-1]
+        rows.append(f"{path},{name},{split}\n")
+    Path("table.csv").write_text("path,label,split\n" + "".join(rows))
+    Path("review.csv").write_text(HEAD)
+    command = ("review", "--dataset", "folder", "--data-dir", "table.csv", "--apply", "review.csv")
+    done = CliRunner().invoke(main, [*command, "--output", "cleaned"])
+    assert done.exit_code == 0, done.output
+    dataset = load_dataset(DataConfig(dataset="folder", data_dir=Path("cleaned")))
+    assert (len(dataset.split("train")), len(dataset.split("test"))) == (72, 24)
+
+
 def test_images_without_files_become_png_files(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(40) % 10
