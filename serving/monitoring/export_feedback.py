@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ def export_feedback(feedback: pd.DataFrame, images_dir: Path, folder: Path) -> s
     """Copy each stored image with a known class to `folder/CLASS/`, and return a sentence about it.
 
     `folder/provenance.csv` has the answer, the model version and the time of the feedback of each image. An
-    image of an earlier export moves if newer feedback names another class; the others stay.
+    image of an earlier export moves if newer feedback names another class, and is removed if it only says
+    that the class is wrong; the others stay.
 
     Args:
         feedback: as `Database.read` returns it.
@@ -39,15 +41,25 @@ def export_feedback(feedback: pd.DataFrame, images_dir: Path, folder: Path) -> s
         )
     is_right = feedback["feedback_correct"].fillna(False).astype(bool)
     told = feedback["feedback_label"].astype(object)
-    known = feedback.assign(
+    judged = feedback.assign(
         answer=feedback["label"].astype(object),
         label=told.where(told.notna(), feedback["label"].astype(object).where(is_right)),
     )
-    known = known[known["label"].notna() & known["image_sha256"].notna()]
-    known = known.sort_values("feedback_time").drop_duplicates("image_sha256", keep="last")
+    judged = judged[judged["image_sha256"].notna()].sort_values("feedback_time")
+    latest = judged[judged["label"].notna()].drop_duplicates("image_sha256", keep="last")
+    rejected = _rejected(judged[judged["label"].isna()])
     rows = _read_provenance(folder / PROVENANCE)
+    for file, row in [*rows.items()]:
+        if _is_revoked(Path(file).stem, row, rejected):
+            (folder / file).unlink(missing_ok=True)
+            del rows[file]
+    known = [
+        record
+        for record in latest.to_dict("records")
+        if not _is_revoked(record["image_sha256"], record, rejected)
+    ]
     missing = 0
-    for record in known.to_dict("records"):
+    for record in known:
         source = _stored(images_dir, record["image_sha256"])
         if source is None:
             missing += 1
@@ -56,12 +68,27 @@ def export_feedback(feedback: pd.DataFrame, images_dir: Path, folder: Path) -> s
         rows = {file: row for file, row in rows.items() if Path(file).stem != source.stem}
         rows[name] = {column: record[column] for column in COLUMNS}
     count = len(known) - missing
-    if rows:
+    if rows or (folder / PROVENANCE).exists():
         _write_provenance(folder / PROVENANCE, rows)
     gone = f"; {missing:,} more are not in {images_dir} any more" if missing else ""
     unknown = len(feedback) - len(known)
     rest = f"; {unknown:,} have no known class, no image, or a later verdict" if unknown else ""
     return f"Feedback: {count:,} images copied to {folder}{gone}{rest}"
+
+
+def _rejected(wrong: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """Return the times of verdicts that name no class, by image and wrong class, and by request and item."""
+    times = {}
+    for record in wrong.to_dict("records"):
+        times[record["image_sha256"], record["answer"]] = record["feedback_time"]
+        times[record["request_id"], str(record["item"])] = record["feedback_time"]
+    return times
+
+
+def _is_revoked(sha256: str, row: Mapping[Any, Any], rejected: Mapping[tuple[str, str], float]) -> bool:
+    """Return whether a later verdict says that the class of an image is wrong, or replaces its verdict."""
+    keys = ((sha256, row["label"]), (row["request_id"], str(row["item"])))
+    return any(rejected.get(key, 0) > float(row["feedback_time"]) for key in keys)
 
 
 def _stored(images_dir: Path, sha256: str) -> Path | None:

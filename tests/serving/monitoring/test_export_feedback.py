@@ -101,6 +101,34 @@ def test_images_with_a_known_class_are_exported_with_their_provenance(
         assert {row["file"] for row in csv.DictReader(file)} == found
 
 
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_later_verdict_that_the_class_is_wrong_removes_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    right, told, again, other = (keep_image(tmp_path / "kept", (40 * i, 0, 0)) for i in range(4))
+    write_log(
+        {"right": right, "told": told, "again": again, "other": other},
+        {
+            "right": {"correct": True},
+            "told": {"label": "blue"},
+            "again": {"correct": True},
+            "other": {"label": "blue"},
+        },
+    )
+    export()
+    assert len(list(Path("corrected").rglob("*.png"))) == 4
+    # The same answers are judged again, and the same images with a new answer, which is red.
+    write_log({}, {"right": {"correct": False}, "told": {"correct": False}})
+    wrong = {"correct": False}
+    write_log({"again-2": again, "other-2": other}, {"again-2": wrong, "other-2": wrong})
+    assert "Feedback: 1 images copied to" in export()
+    found = [path.relative_to("corrected").as_posix() for path in Path("corrected").rglob("*.png")]
+    assert found == [f"blue/{other}.png"]  # red was wrong, as its class says
+    with Path("corrected/provenance.csv").open() as file:
+        assert [row["file"] for row in csv.DictReader(file)] == found
+
+
 def test_the_folder_of_the_images_must_be_named() -> None:
     done = CliRunner().invoke(main, ["monitor", "--export-feedback", "corrected"])
     assert done.exit_code == 2
