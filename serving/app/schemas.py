@@ -153,6 +153,7 @@ class ModelResponse(BaseModel):
     metrics: dict[str, float] = Field(description="Named as in the MLflow run; accuracies are from 0 to 1.")
     trained_on: TrainingData
     decision: str | None = Field(description="Why the network is fp32 or int8.")
+    promotion: str | None = Field(description="What it replaced as champion, and why, if it was forced.")
     promoted_at: str | None = Field(description="When it was promoted, in ISO 8601.")
 
 

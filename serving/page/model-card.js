@@ -9,7 +9,8 @@ import { currentModel } from "./model.js";
 /**
  * @typedef {Model & {
  *   alias: string | null, model: string | null, precision: string, run_id: string,
- *   promoted_at: string | null, trained_on: {data: string}, run_url: string | null, versions_url: string | null,
+ *   promotion: string | null, promoted_at: string | null, trained_on: {data: string},
+ *   run_url: string | null, versions_url: string | null,
  *   uncertain: {confidence_below: number, coverage: number | null, accuracy: number | null, reason?: string | null},
  *   metrics: Record<string, number>,
  * }} Card The response of GET /model.
@@ -58,7 +59,7 @@ function facts(card) {
     ["Network", card.model ?? ""],
     ["Precision", card.precision],
     ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"} in ${card.image_size} × ${card.image_size} pixels`],
-    ["Promoted", card.promoted_at ? new Date(card.promoted_at).toLocaleString() : ""],
+    ["Promoted", card.promoted_at ? `${new Date(card.promoted_at).toLocaleString()}: ${card.promotion}` : ""],
   ]; // prettier-ignore
 }
 

@@ -31,6 +31,7 @@ async def model(request: Request) -> ModelResponse:
         versions_url=f"{mlflow_url}/#/models/{quote(served.name)}" if mlflow_url and is_registered else None,
         trained_on=TrainingData(**card.model_dump()),
         decision=facts(served.tags).get("decision"),
+        promotion=served.tags.get("promoted"),
         promoted_at=served.tags.get("promoted_at"),
         **card.model_dump(),
     )

@@ -96,6 +96,15 @@ def test_a_promotion_under_load_drops_no_request_and_mixes_no_versions(
     assert metric(server, "cifar_model_info").count(f'version="{german}"') == 1
 
 
+def test_the_description_of_the_model_says_that_its_promotion_was_forced(
+    start: Callable[..., Server], store: Store
+) -> None:
+    said = "version 1 is now the champion of cifar10. It was forced: it is worse"
+    store.client.set_model_version_tag(NAME, "1", "promoted", said)
+    server = start(store.uri).wait()
+    assert requests.get(f"{server.url}/model", timeout=60).json()["promotion"] == said
+
+
 def test_a_version_that_cannot_be_served_is_refused(start: Callable[..., Server], store: Store) -> None:
     server = start(store.uri, *FOLLOW).wait()
     refused = {

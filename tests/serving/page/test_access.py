@@ -287,6 +287,19 @@ def test_the_model_and_its_run_are_one_click_away(
         server.stop()
 
 
+def test_the_dialog_about_the_model_says_that_its_promotion_was_forced(page: Page) -> None:
+    said = "version 2 is now the champion of cifar10. It was forced: it is worse"
+
+    def respond(route: Route) -> None:
+        promoted = {"promotion": said, "promoted_at": "2026-11-29T08:28:18+00:00"}
+        route.fulfill(json=route.fetch().json() | promoted)
+
+    page.route("**/model", respond)
+    page.reload()
+    page.get_by_role("button", name="About the model").click()
+    expect(page.locator("dt:text-is('Promoted') + dd")).to_contain_text(said)
+
+
 def test_the_precision_is_shown_without_the_statistics_behind_it(page: Page) -> None:
     decision = "int8 (loss 0.10 points on 5,000 images, 95 % interval -0.08 to 0.28, p = 0.19)"
 
