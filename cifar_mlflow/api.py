@@ -15,7 +15,7 @@ from cifar_mlflow.config import TtaName, resolve_train_config
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.evaluation.predict import predict_logits
-from cifar_mlflow.export.reference import load_classifier
+from cifar_mlflow.export.reference import load_classifier, with_model_of_weights
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.scorer.phone_formats import in_common_format
@@ -104,7 +104,8 @@ def train(**settings: Any) -> Result:
         UsageError: a setting is unknown or out of bounds.
         CifarError: something failed; the run is FAILED and has the error as a tag.
     """
-    return pipeline.train(resolve_train_config(settings), adapt_batch_size="batch_size" not in settings)
+    config = resolve_train_config(with_model_of_weights(settings))
+    return pipeline.train(config, adapt_batch_size="batch_size" not in settings)
 
 
 def load(reference: str) -> Classifier:

@@ -16,14 +16,7 @@ from typing import Any
 import click
 import yaml
 
-from cifar_mlflow.config import (
-    IMAGENET,
-    DataConfig,
-    ModelConfig,
-    TrainConfig,
-    check_tta,
-    resolve_train_config,
-)
+from cifar_mlflow.config import DataConfig, TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
@@ -165,7 +158,12 @@ def train(
         given = _like_run(settings_of, given, resume)
     if not resume:
         given, minutes = split_minutes(given)
-        config = resolve_train_config(_like_weights(given))
+        if given.get("weights"):
+            with loading():
+                from cifar_mlflow.export.reference import with_model_of_weights
+
+            given = with_model_of_weights(given)
+        config = resolve_train_config(given)
         check_tta(config)
         if print_config:
             return _print_config(minutes, registration, config)
@@ -240,24 +238,6 @@ def _like_run(run_id: str, given: dict[str, Any], resume: str | None) -> dict[st
     if "minutes" in given:
         del settings["epochs"]
     return {**settings, **given}
-
-
-def _like_weights(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, with the architecture of `weights` unless a model or a recipe is given."""
-    # Only the first process of torchrun reads the weights, and all must have the same settings.
-    weights = validate(ModelConfig, {"weights": given.get("weights")}).weights
-    if not weights or weights == IMAGENET or {"model", "recipe"} & given.keys() or world_size() > 1:
-        return given
-    from cifar_mlflow.export.reference import load_classifier
-    from cifar_mlflow.export.weights import is_model_file
-
-    if (path := Path(weights)).is_file() and not is_model_file(path):
-        raise UsageError(
-            f"{weights}: not a model of cifar_mlflow: if it holds the weights of a network of "
-            "torchvision or timm, name it, for example with --model torchvision/resnet18"
-        )
-    _, card = load_classifier(weights)
-    return {"model": card.model, "width": card.width, **given}
 
 
 @verb(

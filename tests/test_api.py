@@ -5,12 +5,14 @@ import io
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 from PIL import Image, features
 
 import cifar_mlflow
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.export.weights import save_weights
 from tests.export.models import untrained
 from tests.scorer.pictures import scene
 
@@ -27,6 +29,16 @@ def test_the_examples_of_the_page_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
         str(page), module_relative=False, optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
     )
     assert (failed, run > 5) == (0, True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mlflow_store")
+def test_a_training_takes_the_architecture_of_its_weights_as_the_command_does(tmp_path: Path) -> None:
+    weights = tmp_path / "given.safetensors"
+    save_weights(weights, *untrained("cnn"))
+    result = cifar_mlflow.train(weights=str(weights), dataset="sample", epochs=1, test=False)
+    params = mlflow.MlflowClient().get_run(result.run_id).data.params
+    assert (params["model"], params["width"]) == ("cnn", "0.25")
 
 
 @pytest.fixture(scope="module")

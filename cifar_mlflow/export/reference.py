@@ -6,18 +6,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from torch import nn
 
+from cifar_mlflow.config import IMAGENET, ModelConfig
+from cifar_mlflow.environment import world_size
 from cifar_mlflow.errors import CifarError, UsageError, first_line
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.export.program import load_program
+from cifar_mlflow.export.weights import is_model_file
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
 from cifar_mlflow.names import PRETRAINED, RUN_ID
+from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.locations import check_artifact_folder, check_training, find_model_version
 from cifar_mlflow.tracking.retry import call_mlflow, is_outage, no_answer
 
@@ -65,6 +70,26 @@ def load_classifier(reference: str) -> tuple[ImageClassifier, ModelCard]:
             "0-9a-f) nor a runs:/ or models:/ address"
         )
     return load_model_file(Path(path))
+
+
+def with_model_of_weights(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a training, with the architecture of `weights` unless a model or recipe is given.
+
+    Raises:
+        UsageError: the weights do not exist, or their file does not say of which network they are.
+        CifarError: MLflow does not answer, or the file is damaged.
+    """
+    # Only the first process of torchrun reads the weights, and all must have the same settings.
+    weights = validate(ModelConfig, {"weights": settings.get("weights")}).weights
+    if not weights or weights == IMAGENET or {"model", "recipe"} & settings.keys() or world_size() > 1:
+        return settings
+    if (path := Path(weights)).is_file() and not is_model_file(path):
+        raise UsageError(
+            f"{weights}: not a model of cifar_mlflow: if it holds the weights of a network of "
+            "torchvision or timm, name it, for example with --model torchvision/resnet18"
+        )
+    _, card = load_classifier(weights)
+    return {"model": card.model, "width": card.width, **settings}
 
 
 def is_released(card: ModelCard) -> bool:
