@@ -21,7 +21,6 @@ from benchmarks.results import (
     RESULTS,
     VARIANTS,
     Result,
-    best_accuracy,
     counts,
     grouped,
     mean,
@@ -244,14 +243,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def picture(groups: list[list[Result]]) -> Figure:
-    """Draw the accuracy of each group by its time: ours as circles, scripts of others as squares."""
+    """Draw the accuracy of each group by its time: ours as circles, scripts of others as squares.
+
+    The accuracy is that with test-time augmentation only if the time of all its trainings includes it.
+    """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for group in groups:
         first = group[0]
-        values = [result.accuracy_tta or result.accuracy for result in group]
-        seconds = [result.seconds or result.train_seconds for result in group]
-        x, y = fmean(seconds), best_accuracy(group)
+        with_tta = [(one.seconds, one.accuracy_tta) for one in group if one.seconds and one.accuracy_tta]
+        without = [(one.train_seconds, one.accuracy) for one in group]
+        seconds, values = zip(*(with_tta if len(with_tta) == len(group) else without), strict=True)
+        x, y = fmean(seconds), fmean(values)
         deviation = spread(values)
         axes.errorbar(
             x,
@@ -278,7 +281,7 @@ def picture(groups: list[list[Result]]) -> Figure:
     axes.set_xlabel("training time, seconds")
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.3)
-    title = "Accuracy and time include test-time augmentation where that was measured"
+    title = "Accuracy and time include test-time augmentation where its time was measured"
     if any(group[0].is_peer for group in groups):
         title += "\ncircles: recipes of this project; squares: published scripts"
     axes.set_title(title, fontsize=9)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.airbench import NAME
-from benchmarks.leaderboard import END, NONE_YET, START, Places, write
+from benchmarks.leaderboard import END, NONE_YET, START, Places, picture, write
 from benchmarks.results import Result, read_results, write_results
 from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.data.original import PUBLISHED
@@ -102,8 +102,8 @@ def test_the_pages_show_means_and_spreads_of_the_runs_beside_the_peers(places: P
     assert readme.endswith(f"{END}\n\nThe rest.\n")
     assert "91.00 ± 1.00 %" in line_with(readme, "`fast`")
     assert "90.70 %" in line_with(readme, NAME)
-    with Image.open(places.docs / "images/leaderboard.png") as picture:
-        assert picture.size == (1200, 675)
+    with Image.open(places.docs / "images/leaderboard.png") as image:
+        assert image.size == (1200, 675)
 
     before = places.results.read_bytes(), page, readme
     write(None, ["cifar10"], places)
@@ -152,3 +152,11 @@ def test_an_unknown_experiment_or_a_readme_without_the_comments_is_refused(place
     with pytest.raises(UsageError, match="needs the two lines"):
         write(None, ["cifar10"], places)
     assert not places.results.exists()
+
+
+@pytest.mark.parametrize(("seconds", "point"), [(1056.0, (1056, 90.7)), (None, (980, 90.1))])
+def test_the_picture_adds_augmentation_only_where_the_time_includes_it(
+    seconds: float | None, point: tuple[float, float]
+) -> None:
+    (axes,) = picture([[replace(PEER, seconds=seconds)]]).axes
+    assert tuple(axes.lines[0].get_xydata()[0]) == pytest.approx(point)
