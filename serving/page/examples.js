@@ -11,6 +11,8 @@ const EXAMPLES = [
 /** @param {string} file */
 const classOf = (file) => file.split(".")[0];
 
+let shown = "";
+
 /**
  * @param {readonly string[]} classes The model's classes; examples of other classes are hidden.
  * @param {(files: File[]) => void} onFiles
@@ -18,6 +20,8 @@ const classOf = (file) => file.split(".")[0];
 export function showExamples(classes, onFiles) {
   const known = EXAMPLES.filter((file) => classes.includes(classOf(file)));
   byId("gallery").hidden = known.length === 0;
+  if (known.join() === shown) return; // a new version of the model: the example that has the focus stays
+  shown = known.join();
   byId("examples").replaceChildren(...known.map((file) => element("li", {}, exampleButton(file, onFiles))));
 }
 

@@ -6,7 +6,7 @@ import { predict } from "./classifier.js";
 import { announce, byId, showNotice, showPanel } from "./dom.js";
 import { showExamples } from "./examples.js";
 import { joinWords } from "./format.js";
-import { currentModel, modelOf } from "./model.js";
+import { currentModel, modelOf, onModel } from "./model.js";
 import { showPhotoGrid } from "./photo-grid.js";
 import { onPhotos } from "./photo-input.js";
 import { showAnswer, showFailure, showPhoto } from "./single-photo.js";
@@ -85,8 +85,11 @@ function openRow(row, opener, model) {
   };
 }
 
-async function showModel() {
-  const { name, version, classes, metrics } = await currentModel();
+/**
+ * Describe the model, and offer the examples of its classes.
+ * @param {import("./answer.js").Model} model
+ */
+function showModel({ name, version, classes, metrics }) {
   showExamples(classes, onFiles);
   const listed = classes.length <= 20;
   byId("knows").textContent = listed
@@ -100,4 +103,5 @@ async function showModel() {
 
 onPhotos(onFiles);
 setUpCameraPanel(onFiles, cancelWork);
-showModel().catch((error) => showNotice(error.message));
+onModel(showModel);
+currentModel().catch((error) => showNotice(error.message));

@@ -7,14 +7,29 @@ import { getModel } from "./classifier.js";
 
 /** @type {Promise<Model> | null} */
 let fetched = null;
+/** @type {(model: Model) => void} */
+let describe = () => {};
+
+/** @param {(model: Model) => void} listener Called with each model that is fetched. */
+export function onModel(listener) {
+  describe = listener;
+}
 
 /** @returns {Promise<Model>} */
 export function currentModel() {
-  fetched ??= getModel().catch((error) => {
+  fetched ??= fetchModel();
+  return fetched;
+}
+
+async function fetchModel() {
+  try {
+    const model = await getModel();
+    describe(model);
+    return model;
+  } catch (error) {
     fetched = null; // the next photo tries again
     throw error;
-  });
-  return fetched;
+  }
 }
 
 /**

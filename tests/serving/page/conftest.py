@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image
-from playwright.sync_api import FilePayload, Page, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from cifar_mlflow.config import DataConfig
 from cifar_mlflow.data import load_dataset
@@ -124,6 +124,19 @@ def page(open_page: Callable[..., Page], server: Server) -> Page:
     page = open_page(server.url)
     expect(page.locator("#about")).to_contain_text("Model")
     return page
+
+
+def reload_before_promotion(page: Page, *classes: str) -> None:
+    """Load the page while another version is served, which has further classes; then the usual one is."""
+
+    def respond(route: Route) -> None:
+        model = route.fetch().json()
+        route.fulfill(json=model | {"version": "earlier", "classes": [*model["classes"], *classes]})
+
+    page.route("**/model", respond)
+    page.reload()
+    expect(page.locator("#knows")).to_contain_text(classes[-1])
+    page.unroute("**/model")
 
 
 def noise(width: int, height: int, kind: str = "JPEG", **options: Any) -> bytes:

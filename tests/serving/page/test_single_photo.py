@@ -12,7 +12,7 @@ from PIL import Image, features
 from playwright.sync_api import Page, Route, expect
 
 from tests.scorer_folders import CLASS_MAP, write_scorer_folder
-from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, upload
+from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, reload_before_promotion, upload
 
 pytestmark = pytest.mark.slow
 
@@ -320,19 +320,38 @@ def test_a_server_that_is_gone_is_reported(page: Page, photos: Photos) -> None:
 def test_a_model_with_fewer_classes_may_have_replaced_the_one_that_the_page_knows(
     page: Page, photos: Photos
 ) -> None:
-    def respond(route: Route) -> None:
-        model = route.fetch().json()
-        route.fulfill(json=model | {"version": "0", "classes": [*model["classes"], "eel", "owl"]})
-
-    page.route("**/model", respond)
-    page.reload()
-    expect(page.locator("#knows")).to_contain_text("owl")
-    page.unroute("**/model")
+    reload_before_promotion(page, "eel", "owl")
     page.set_input_files("#files", photos.sure)
 
     expect_answer(page)
     expect(page.locator("#reading .verdict")).to_have_text(photos.sure_label)
     expect(page.locator("#reading .bars").get_by_role("listitem")).to_have_count(10)
+
+
+def test_the_page_describes_the_model_that_was_promoted_since_it_was_opened(page: Page) -> None:
+    reload_before_promotion(page, "eel", "owl")
+    expect(page.locator("#about")).to_contain_text("version earlier")
+    example = page.get_by_role("button", name="Example: dog")
+    example.press("Enter")
+
+    expect_answer(page)
+    expect(page.locator("#about")).not_to_contain_text("version earlier")
+    expect(page.locator("#knows")).not_to_contain_text("owl")
+    expect(example).to_be_focused()
+
+
+def test_a_page_that_was_opened_while_the_server_was_gone_is_complete_after_the_next_photo(
+    page: Page, photos: Photos
+) -> None:
+    page.route("**/model", lambda route: route.abort())
+    page.reload()
+    expect(page.get_by_role("alert")).to_contain_text("The service does not answer")
+    page.unroute("**/model")
+    page.set_input_files("#files", photos.sure)
+
+    expect_answer(page)
+    expect(page.get_by_role("button", name=re.compile("^Example: "))).to_have_count(10)
+    expect(page.locator("#about")).to_contain_text("Model")
 
 
 def test_the_last_of_two_quick_choices_wins(page: Page, server: Server, photos: Photos) -> None:
