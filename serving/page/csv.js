@@ -5,10 +5,10 @@ import { element } from "./dom.js";
 
 /**
  * @param {readonly import("./photo-grid.js").Row[]} rows
- * @param {readonly string[]} classes
  * @returns {string} One row per photo, with one column per class for its probability.
  */
-export function toCsv(rows, classes) {
+export function toCsv(rows) {
+  const classes = [...new Set(rows.flatMap(({ model }) => model?.classes ?? []))];
   const header = ["file", "label", "confidence", "uncertain", ...classes, "error", "model", "request_id"];
   const lines = rows.map(({ file, answer, error }) => {
     if (!answer) return [file.name, "", "", "", ...classes.map(() => ""), error ?? "", "", ""];

@@ -55,9 +55,9 @@ async function classifyOne(file, signal, focus) {
  */
 async function classifySeveral(files, signal) {
   try {
-    const model = await currentModel();
+    await currentModel(); // without it, no photo gets an answer
     if (signal.aborted) return;
-    const shown = showPhotoGrid(files, model, signal, (row, opener) => openRow(row, opener, model));
+    const shown = showPhotoGrid(files, signal, openRow);
     showPanel("several"); // now that its cards give it a height to scroll to
     announce(`Classifying ${files.length} photos.`);
     await shown;
@@ -70,11 +70,10 @@ async function classifySeveral(files, signal) {
  * Show one photo of the grid in full, with a button that leads back.
  * @param {import("./photo-grid.js").Row} row
  * @param {HTMLElement} opener The element that has the focus again afterwards.
- * @param {import("./answer.js").Model} model
  */
-function openRow(row, opener, model) {
+function openRow(row, opener) {
   showPhoto(row.file);
-  if (row.answer) showAnswer(row.answer, model);
+  if (row.answer && row.model) showAnswer(row.answer, row.model);
   else showFailure(row.error ?? "");
   showPanel("single");
   byId("single-title").focus({ preventScroll: true }); // it would end the scrolling to the panel

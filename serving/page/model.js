@@ -38,8 +38,9 @@ async function fetchModel() {
  * @returns {Promise<Model>}
  */
 export async function modelOf({ model: { name, version } }) {
-  const known = await currentModel();
+  const asked = currentModel();
+  const known = await asked;
   if (known.name === name && known.version === version) return known;
-  fetched = null;
+  if (fetched === asked) fetched = null; // otherwise another answer has had it fetched again
   return currentModel();
 }

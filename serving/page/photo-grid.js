@@ -6,11 +6,12 @@ import { download, toCsv } from "./csv.js";
 import { announce, byId, element } from "./dom.js";
 import { feedbackMenu } from "./feedback.js";
 import { percent } from "./format.js";
+import { currentModel, modelOf } from "./model.js";
 import { isUnlike } from "./prediction-view.js";
 
 /** @typedef {import("./answer.js").Answer} Answer */
 /** @typedef {import("./answer.js").Model} Model */
-/** @typedef {{file: File, answer?: Answer, error?: string}} Row */
+/** @typedef {{file: File, answer?: Answer, model?: Model, error?: string}} Row `model`: the one that answered. */
 
 const MAX_IN_FLIGHT = 4; // enough to fill a batch of the network, and few enough to leave room for other users
 const THUMBNAIL_SIDE = 320; // pixels
@@ -24,20 +25,16 @@ const csv = byId("csv");
 
 /** @type {Row[]} */
 let rows = [];
-/** @type {string[]} */
-let classes = [];
-csv.addEventListener("click", () => download("answers.csv", toCsv(rows, classes)));
+csv.addEventListener("click", () => download("answers.csv", toCsv(rows)));
 
 /**
  * Classify the photos and show each answer as it arrives.
  * @param {File[]} files
- * @param {Model} model
  * @param {AbortSignal} signal
  * @param {(row: Row, opener: HTMLElement) => void} onOpen Called when the user opens one of the photos.
  */
-export async function showPhotoGrid(files, model, signal, onOpen) {
+export async function showPhotoGrid(files, signal, onOpen) {
   rows = files.map((file) => ({ file }));
-  classes = model.classes;
   csv.disabled = true;
   progress.hidden = false;
   progress.max = rows.length;
@@ -55,9 +52,9 @@ export async function showPhotoGrid(files, model, signal, onOpen) {
   async function worker() {
     while (next < rows.length) {
       const index = next++;
-      await Promise.all([drawThumbnail(rows[index].file, cards[index].thumb), classify(rows[index], model, signal)]);
+      await Promise.all([drawThumbnail(rows[index].file, cards[index].thumb), classify(rows[index], signal)]);
       if (signal.aborted) return;
-      showResult(cards[index], rows[index], model);
+      showResult(cards[index], rows[index]);
       showProgress(++done);
     }
   }
@@ -69,14 +66,16 @@ export async function showPhotoGrid(files, model, signal, onOpen) {
 }
 
 /**
- * Store the answer or the error in the row.
+ * Store the answer and its model, or the error, in the row.
  * @param {Row} row
- * @param {Model} model
  * @param {AbortSignal} signal
  */
-async function classify(row, model, signal) {
+async function classify(row, signal) {
   try {
-    row.answer = await predict(row.file, model.classes.length, { signal, explain: Boolean(model.class_map) });
+    const { classes, class_map } = await currentModel();
+    const answer = await predict(row.file, classes.length, { signal, explain: Boolean(class_map) });
+    row.model = await modelOf(answer);
+    row.answer = answer;
   } catch (error) {
     row.error = /** @type {Error} */ (error).message;
   }
@@ -118,11 +117,10 @@ function createCard(name) {
 /**
  * @param {ReturnType<typeof createCard>} card
  * @param {Row} row
- * @param {Model} model
  */
-function showResult({ item, open }, { file, answer, error }, model) {
+function showResult({ item, open }, { file, answer, model, error }) {
   open.disabled = false;
-  if (answer) {
+  if (answer && model) {
     const { label, confidence, uncertain } = answer.prediction;
     const unlike = isUnlike(answer.prediction, model) ? ", but unlike the training images" : "";
     item.classList.toggle("unsure", uncertain);

@@ -13,7 +13,7 @@ from PIL import Image
 from playwright.sync_api import FloatRect, Page, expect
 
 from tests.scorer_folders import write_scorer_folder
-from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, upload
+from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, reload_before_promotion, upload
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +95,23 @@ def test_the_csv_file_has_every_probability_and_no_formula(
     assert len(sure["request_id"]) == 32
     assert "HEIC" in heic["error"]
     assert heic["label"] == ""
+
+
+def test_menus_and_columns_have_the_classes_of_the_model_that_was_promoted_since(
+    page: Page, photos: Photos, tmp_path: Path
+) -> None:
+    reload_before_promotion(page, "eel", "owl")
+    page.set_input_files("#files", [photos.sure, photos.unsure])
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
+
+    choices = page.get_by_label("Feedback on sure.png").locator("option").all_text_contents()
+    others = [name for name in photos.classes if name != photos.sure_label]
+    assert choices == ["Is it right?", "Right", *others, "something else"]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download as CSV").click()
+    download.value.save_as(tmp_path / "answers.csv")
+    columns = ["file", "label", "confidence", "uncertain", *photos.classes, "error", "model", "request_id"]
+    assert list(rows_of(tmp_path / "answers.csv")[0]) == columns
 
 
 def test_long_names_and_long_photos_fit_screens_of_all_widths(page: Page) -> None:
