@@ -12,6 +12,8 @@ import { milliseconds } from "./format.js";
 const KEY = "cifar-mlflow-api-key";
 const MAX_TRIES = 5;
 const LARGE_BYTES = 8 * 2 ** 20;
+const NOT_FROM_SERVICE =
+  "The answer did not come from the service, or was cut off. If this network has a page to sign in, do so. Then try again.";
 
 let key = sessionStorage.getItem(KEY);
 /** @type {Promise<string | null> | null} */
@@ -19,7 +21,7 @@ let pendingKey = null;
 
 /** @returns {Promise<Model>} */
 export async function getModel() {
-  return (await send("model")).json();
+  return send("model");
 }
 
 /**
@@ -39,13 +41,12 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES, live 
   for (let attempt = 1; ; attempt++) {
     const start = performance.now();
     try {
-      const response = await send(`predict?top_k=${classes}&input=true&explain=${explain}`, {
+      const body = await send(`predict?top_k=${classes}&input=true&explain=${explain}`, {
         method: "POST",
         body: photo,
         headers: { "Content-Type": type, ...(live && { "X-Live-Frame": "1" }) },
         signal,
       });
-      const body = await response.json();
       const totalMs = performance.now() - start;
       return {
         requestId: body.request_id,
@@ -100,16 +101,18 @@ async function sendFeedback(requestId, feedback) {
  * Send a request, and ask the user for a key if the service requires one.
  * @param {string} path
  * @param {RequestInit} [init]
- * @returns {Promise<Response>} A response with a success status.
+ * @returns {Promise<any>} The content of the response; null if it has none.
  */
 async function send(path, init = {}) {
+  /** @param {string} message Why there is no answer, unless the request was cancelled. */
+  const failure = (message) => (/** @type {Error} */ error) => {
+    throw init.signal?.aborted ? error : new ClassifierError(message);
+  };
   for (;;) {
     const sentKey = key;
     const headers = { ...init.headers, ...(sentKey && { Authorization: `Bearer ${sentKey}` }) };
-    const response = await fetch(path, { ...init, headers }).catch((error) => {
-      throw init.signal?.aborted ? error : new ClassifierError(connectionError(init.body));
-    });
-    if (response.ok) return response;
+    const response = await fetch(path, { ...init, headers }).catch(failure(connectionError(init.body)));
+    if (response.ok) return response.status === 204 ? null : response.json().catch(failure(NOT_FROM_SERVICE));
     if (response.status !== 401 || !(key !== sentKey || (await newKey(sentKey !== null)))) {
       throw await responseError(response);
     }

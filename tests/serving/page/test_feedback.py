@@ -187,3 +187,13 @@ def test_feedback_can_be_sent_again_after_a_failure(page: Page, server: Server, 
     page.get_by_role("button", name="Right").click()
     expect(page.get_by_text(f"Thank you. Noted: {photos.sure_label}.")).to_be_visible()
     wait_for_feedback(server, request_id, (True, photos.sure_label))
+
+
+def test_feedback_that_a_captive_portal_answers_is_not_shown_as_noted(page: Page, photos: Photos) -> None:
+    classify(page, photos)
+    page.route("**/feedback", lambda route: route.fulfill(status=200, body="<!doctype html>"))
+    page.get_by_role("button", name="Right").click()
+
+    alert = page.get_by_role("alert").filter(has_text="did not come from the service")
+    expect(alert).to_be_visible()
+    expect(page.get_by_text("Thank you.")).to_have_count(0)

@@ -317,6 +317,18 @@ def test_a_server_that_is_gone_is_reported(page: Page, photos: Photos) -> None:
     expect(page.locator("#reading .detail")).to_contain_text("The service does not answer")
 
 
+@pytest.mark.parametrize("body", ["<!doctype html><title>Sign in</title>", '{"request_id": "5b'])
+def test_an_answer_of_a_captive_portal_or_one_that_was_cut_off_is_reported(
+    page: Page, photos: Photos, body: str
+) -> None:
+    page.route("**/predict*", lambda route: route.fulfill(status=200, body=body))
+    page.set_input_files("#files", photos.sure)
+
+    detail = page.locator("#reading .detail")
+    expect(detail).to_contain_text("The answer did not come from the service, or was cut off.")
+    expect(detail).to_contain_text("try again")
+
+
 def test_a_model_with_fewer_classes_may_have_replaced_the_one_that_the_page_knows(
     page: Page, photos: Photos
 ) -> None:
