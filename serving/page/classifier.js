@@ -12,8 +12,11 @@ import { milliseconds } from "./format.js";
 const KEY = "cifar-mlflow-api-key";
 const MAX_TRIES = 5;
 const LARGE_BYTES = 8 * 2 ** 20;
+const TIMEOUT_SECONDS = 60;
+const LIVE_TIMEOUT_SECONDS = 10;
+const SLOWEST_BYTES_PER_SECOND = 16 * 1024; // the slowest upload that the service accepts
 const NOT_FROM_SERVICE =
-  "The answer did not come from the service, or was cut off. If this network has a page to sign in, do so. Then try again.";
+  "The answer did not come from the service, or was cut off. Sign in to the network if needed, then try again.";
 
 let key = sessionStorage.getItem(KEY);
 /** @type {Promise<string | null> | null} */
@@ -38,15 +41,18 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES, live 
   const photo = await toCommonFormat(image);
   // Other files are sent as bytes: the service explains what is wrong with them.
   const type = photo.type.startsWith("image/") ? photo.type : "application/octet-stream";
+  const seconds = live ? LIVE_TIMEOUT_SECONDS : TIMEOUT_SECONDS + photo.size / SLOWEST_BYTES_PER_SECOND;
   for (let attempt = 1; ; attempt++) {
     const start = performance.now();
     try {
-      const body = await send(`predict?top_k=${classes}&input=true&explain=${explain}`, {
+      /** @type {RequestInit} */
+      const init = {
         method: "POST",
         body: photo,
         headers: { "Content-Type": type, ...(live && { "X-Live-Frame": "1" }) },
         signal,
-      });
+      };
+      const body = await send(`predict?top_k=${classes}&input=true&explain=${explain}`, init, seconds);
       const totalMs = performance.now() - start;
       return {
         requestId: body.request_id,
@@ -101,22 +107,42 @@ async function sendFeedback(requestId, feedback) {
  * Send a request, and ask the user for a key if the service requires one.
  * @param {string} path
  * @param {RequestInit} [init]
+ * @param {number} [seconds] Time until the request is given up.
  * @returns {Promise<any>} The content of the response; null if it has none.
  */
-async function send(path, init = {}) {
+async function send(path, init = {}, seconds = TIMEOUT_SECONDS) {
   /** @param {string} message Why there is no answer, unless the request was cancelled. */
   const failure = (message) => (/** @type {Error} */ error) => {
-    throw init.signal?.aborted ? error : new ClassifierError(message);
+    if (init.signal?.aborted) throw error;
+    throw new ClassifierError(error.name === "TimeoutError" ? timeoutError(seconds) : message);
   };
   for (;;) {
     const sentKey = key;
     const headers = { ...init.headers, ...(sentKey && { Authorization: `Bearer ${sentKey}` }) };
-    const response = await fetch(path, { ...init, headers }).catch(failure(connectionError(init.body)));
+    const signal = withTimeout(init.signal, seconds);
+    const response = await fetch(path, { ...init, headers, signal }).catch(failure(connectionError(init.body)));
     if (response.ok) return response.status === 204 ? null : response.json().catch(failure(NOT_FROM_SERVICE));
     if (response.status !== 401 || !(key !== sentKey || (await newKey(sentKey !== null)))) {
       throw await responseError(response);
     }
   }
+}
+
+/**
+ * @param {AbortSignal | null | undefined} signal
+ * @param {number} seconds
+ * @returns {AbortSignal | null | undefined} A signal that also ends a request whose connection is dead, as after a
+ *   change of network. Browsers before 2024 cannot combine signals; they give up by themselves after minutes.
+ */
+function withTimeout(signal, seconds) {
+  if (!AbortSignal.any) return signal;
+  const timeout = AbortSignal.timeout(seconds * 1000);
+  return signal ? AbortSignal.any([signal, timeout]) : timeout;
+}
+
+/** @param {number} seconds */
+function timeoutError(seconds) {
+  return `There was no answer within ${Math.round(seconds)} seconds. Check the connection, then try again.`;
 }
 
 /**

@@ -139,6 +139,16 @@ def reload_before_promotion(page: Page, *classes: str) -> None:
     page.unroute("**/model")
 
 
+def shorten_timeouts(page: Page) -> None:
+    """Have requests of the page time out after half a second."""
+    page.evaluate(
+        """() => {
+            const timeout = AbortSignal.timeout.bind(AbortSignal);
+            AbortSignal.timeout = () => timeout(500);
+        }"""
+    )
+
+
 def noise(width: int, height: int, kind: str = "JPEG", **options: Any) -> bytes:
     """Return an image that does not compress."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

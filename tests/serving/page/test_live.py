@@ -8,7 +8,7 @@ import pytest
 import requests
 from playwright.sync_api import Page, Request, Route, expect
 
-from tests.serving.page.conftest import Photos, Server
+from tests.serving.page.conftest import Photos, Server, shorten_timeouts
 
 pytestmark = pytest.mark.slow
 
@@ -249,3 +249,12 @@ def test_it_stops_with_a_message_when_the_server_cannot_be_reached(page: Page) -
 
     expect(page.get_by_role("alert")).to_contain_text("does not answer")
     expect(page.get_by_role("button", name="Live", exact=True)).to_have_attribute("aria-pressed", "false")
+
+
+def test_it_stops_with_a_message_when_the_connection_brings_no_answers(page: Page, server: Server) -> None:
+    start_live_view(page)
+    shorten_timeouts(page)
+    with server.frozen():
+        expect(page.get_by_role("alert")).to_contain_text("There was no answer within 10 seconds.")
+        live = page.get_by_role("button", name="Live", exact=True)
+        expect(live).to_have_attribute("aria-pressed", "false")

@@ -12,7 +12,16 @@ from PIL import Image, features
 from playwright.sync_api import Page, Route, expect
 
 from tests.scorer_folders import CLASS_MAP, write_scorer_folder
-from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, reload_before_promotion, upload
+from tests.serving.page.conftest import (
+    CAT,
+    HEIC,
+    Photos,
+    Server,
+    noise,
+    reload_before_promotion,
+    shorten_timeouts,
+    upload,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -327,6 +336,15 @@ def test_an_answer_of_a_captive_portal_or_one_that_was_cut_off_is_reported(
     detail = page.locator("#reading .detail")
     expect(detail).to_contain_text("The answer did not come from the service, or was cut off.")
     expect(detail).to_contain_text("try again")
+
+
+def test_a_connection_that_brings_no_answer_is_given_up(page: Page, server: Server, photos: Photos) -> None:
+    shorten_timeouts(page)
+    with server.frozen():
+        page.set_input_files("#files", photos.sure)
+        expect(page.locator("#reading .verdict")).to_have_text("No answer")
+        detail = page.locator("#reading .detail")
+        expect(detail).to_have_text(re.compile(r"^There was no answer within 6\d seconds\. .* try again\.$"))
 
 
 def test_a_model_with_fewer_classes_may_have_replaced_the_one_that_the_page_knows(
