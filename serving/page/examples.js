@@ -12,6 +12,13 @@ const EXAMPLES = [
 const classOf = (file) => file.split(".")[0];
 
 let shown = "";
+let loading = new AbortController();
+
+/** Stop loading an example: the user has chosen something else. */
+export function cancelExample() {
+  loading.abort();
+  loading = new AbortController();
+}
 
 /**
  * @param {readonly string[]} classes The model's classes; examples of other classes are hidden.
@@ -34,11 +41,15 @@ function exampleButton(file, onFiles) {
   const image = element("img", { src: address, alt: `Example: ${classOf(file)}`, width: 64, height: 64 });
   const button = element("button", { type: "button" }, image);
   button.addEventListener("click", async () => {
+    cancelExample();
+    const { signal } = loading;
     try {
-      const blob = await (await fetch(address)).blob();
+      const response = await fetch(address, { signal });
+      if (!response.ok) throw new Error(`status ${response.status}`);
+      const blob = await response.blob();
       onFiles([new File([blob], file, { type: blob.type })]);
     } catch {
-      showNotice("The example could not be loaded. Are you online?");
+      if (!signal.aborted) showNotice("The example could not be loaded. Are you online?");
     }
   });
   return button;

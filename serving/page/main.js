@@ -4,7 +4,7 @@
 import { closeCamera, setUpCameraPanel } from "./camera-panel.js";
 import { predict } from "./classifier.js";
 import { announce, byId, showNotice, showPanel } from "./dom.js";
-import { showExamples } from "./examples.js";
+import { cancelExample, showExamples } from "./examples.js";
 import { joinWords } from "./format.js";
 import { currentModel, modelOf, onModel } from "./model.js";
 import { showPhotoGrid } from "./photo-grid.js";
@@ -15,6 +15,7 @@ let work = new AbortController();
 
 /** Cancel the requests in progress: the user has chosen something else. */
 function cancelWork() {
+  cancelExample();
   work.abort();
   work = new AbortController();
 }
@@ -62,7 +63,7 @@ async function classifySeveral(files, signal) {
     announce(`Classifying ${files.length} photos.`);
     await shown;
   } catch (error) {
-    showNotice(/** @type {Error} */ (error).message);
+    if (!signal.aborted) showNotice(/** @type {Error} */ (error).message);
   }
 }
 

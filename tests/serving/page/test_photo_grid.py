@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 from PIL import Image
-from playwright.sync_api import FloatRect, Page, expect
+from playwright.sync_api import FloatRect, Page, Route, expect
 
 from tests.scorer_folders import write_scorer_folder
 from tests.serving.page.conftest import CAT, HEIC, Photos, Server, noise, reload_before_promotion, upload
@@ -219,3 +219,20 @@ def test_at_most_four_photos_are_in_flight(page: Page, photos: Photos) -> None:
     expect(page.get_by_role("heading", name="60 photos: 30 sure, 30 not sure", exact=True)).to_be_visible()
     expect(page.get_by_text("No answer")).to_have_count(0)
     assert 2 <= max_in_flight <= 4
+
+
+def test_photos_that_were_replaced_by_another_choice_report_no_error(page: Page, photos: Photos) -> None:
+    page.route("**/model", lambda route: route.abort())
+    page.reload()
+    expect(page.get_by_role("alert")).to_be_visible()
+    held: list[Route] = []
+    page.unroute("**/model")
+    page.route("**/model", lambda route: held.append(route))
+    with page.expect_request("**/model"):
+        page.set_input_files("#files", [photos.sure, photos.unsure])
+    page.set_input_files("#files", photos.sure)  # waits for the same response
+    expect(page.get_by_role("heading", name="sure.png", exact=True)).to_be_visible()
+    held[0].abort()
+
+    expect(page.locator("#reading .detail")).to_contain_text("The service does not answer")
+    expect(page.get_by_role("alert")).to_have_count(0)

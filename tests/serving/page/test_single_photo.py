@@ -263,6 +263,27 @@ def test_an_example_can_be_clicked(page: Page) -> None:
     expect(page.get_by_role("heading", name="frog.png")).to_be_visible()
 
 
+def test_an_example_that_the_server_does_not_have_is_reported(page: Page) -> None:
+    page.route("**/page/examples/dog.png", lambda route: route.fulfill(status=404, body="gone"))
+    page.get_by_role("button", name="Example: dog").click()
+
+    expect(page.get_by_role("alert")).to_contain_text("The example could not be loaded")
+    expect(page.get_by_role("heading", name="dog.png")).to_have_count(0)
+
+
+def test_a_slow_example_does_not_replace_a_photo_that_was_chosen_after_it(page: Page, photos: Photos) -> None:
+    held: list[Route] = []
+    page.route("**/page/examples/dog.png", lambda route: held.append(route))
+    with page.expect_request("**/page/examples/dog.png"):
+        page.get_by_role("button", name="Example: dog").click()
+    with page.expect_event("requestfailed", lambda request: request.url.endswith("dog.png")):
+        page.set_input_files("#files", photos.sure)
+
+    expect_answer(page)
+    expect(page.get_by_role("heading", name="sure.png", exact=True)).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_a_photo_of_twelve_megapixels_is_sent_unchanged(page: Page) -> None:
     large = noise(4000, 3000, quality=70)
     assert len(large) > 5 * 2**20
