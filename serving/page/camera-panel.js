@@ -6,6 +6,7 @@ import { predict } from "./classifier.js";
 import { announce, byId, showNotice, showPanel } from "./dom.js";
 import { LiveLoop } from "./live-loop.js";
 import { currentModel, modelOf } from "./model.js";
+import { completeGridIsShown } from "./photo-grid.js";
 import { PredictionView, spokenAnswer } from "./prediction-view.js";
 
 const FRAME_SIDE = 128; // pixels: a few kB, and still several times the network's input
@@ -18,6 +19,8 @@ const toggle = byId("live");
 const view = new PredictionView(byId("live-reading"));
 const camera = new Camera(video, () => leaveCamera(STOPPED));
 const loop = new LiveLoop(video, { classify, onAnswer, onBusy, onFailure });
+/** @type {"welcome" | "several"} */
+let panelAfter = "welcome"; // shown when the user closes the camera
 
 /** @param {AbortSignal} signal */
 async function classify(signal) {
@@ -92,7 +95,7 @@ export function closeCamera() {
 /** @param {string | null} problem Why the camera cannot be used; null if the user closes it. */
 function leaveCamera(problem) {
   closeCamera();
-  showPanel("welcome");
+  showPanel(panelAfter);
   showNotice(problem);
   byId("open-camera").focus();
 }
@@ -107,6 +110,7 @@ async function openCamera(live, cancelWork) {
     else byId("capture").click(); // a phone's own camera app needs no permission
     return;
   }
+  if (byId("camera").hidden) panelAfter = completeGridIsShown() ? "several" : "welcome";
   cancelWork();
   closeCamera();
   showNotice(null);

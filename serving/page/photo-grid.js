@@ -81,6 +81,11 @@ async function classify(row, signal) {
   }
 }
 
+/** Return whether the grid, or a photo of it in full, is shown, and all of its photos have their result. */
+export function completeGridIsShown() {
+  return progress.hidden && !(byId("several").hidden && byId("back").hidden);
+}
+
 /** @param {number} done */
 function showProgress(done) {
   progress.value = done;

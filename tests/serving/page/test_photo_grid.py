@@ -193,6 +193,23 @@ def test_a_photo_can_be_opened_in_full_and_closed(page: Page, photos: Photos) ->
     expect(page.get_by_role("heading", name=SIX, exact=True)).to_be_visible()
 
 
+def test_closing_the_camera_leads_back_to_a_complete_grid(page: Page, photos: Photos) -> None:
+    choose_six(page, photos)
+    title = page.get_by_role("heading", name=SIX, exact=True)
+    for in_full in (False, True):
+        if in_full:
+            page.get_by_title("sure.png", exact=True).click()
+        page.get_by_role("button", name="Take a photo").click()
+        page.get_by_role("button", name="Live view").click()
+        expect(title).to_be_hidden()
+        page.get_by_role("button", name="Close").click()
+        expect(title).to_be_visible()
+    page.set_input_files("#files", photos.sure)
+    page.get_by_role("button", name="Take a photo").click()
+    page.get_by_role("button", name="Close").click()
+    expect(page.get_by_text("The answer appears here.")).to_be_visible()
+
+
 def test_on_a_phone_an_opened_photo_shows_its_answer_without_scrolling(page: Page, photos: Photos) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     choose_six(page, photos)
