@@ -10,13 +10,17 @@ const MESSAGES = {
   NotReadableError: "The camera is in use by another program.",
 };
 
+/** @type {MediaTrackConstraints} */
+const DEFAULT_CAMERA = { facingMode: "environment" };
+
 /** Browsers allow the camera only on pages loaded over https or from this computer. */
 export const cameraAllowed = Boolean(navigator.mediaDevices?.getUserMedia);
 
 export class Camera {
   /** @type {MediaStream | null} */
   #stream = null;
-  #facing = "environment";
+  /** @type {MediaTrackConstraints} */
+  #choice = DEFAULT_CAMERA;
   #openCount = 0;
   #canvas = element("canvas");
 
@@ -37,7 +41,7 @@ export class Camera {
     this.close();
     const count = this.#openCount;
     try {
-      const video = { facingMode: this.#facing, width: { ideal: 1280 }, height: { ideal: 960 } };
+      const video = { ...this.#choice, width: { ideal: 1280 }, height: { ideal: 960 } };
       const stream = await navigator.mediaDevices.getUserMedia({ video, audio: false });
       if (count !== this.#openCount) {
         for (const track of stream.getTracks()) track.stop();
@@ -49,6 +53,7 @@ export class Camera {
       await this.video.play();
     } catch (error) {
       if (count !== this.#openCount) return false; // denied too late to matter, or play() was ended by close()
+      this.#choice = DEFAULT_CAMERA; // the chosen one may be unplugged
       const { name, message } = /** @type {Error} */ (error);
       throw new Error(MESSAGES[name] ?? `The camera cannot be used: ${message}`);
     }
@@ -62,16 +67,29 @@ export class Camera {
     this.video.srcObject = null;
   }
 
-  /** Switch to the camera on the other side of a phone. */
+  /** Switch to the camera on the other side of a phone, or to the next camera of a computer. */
   async turn() {
-    this.#facing = this.#facing === "environment" ? "user" : "environment";
+    const { deviceId, facingMode } = this.#stream?.getVideoTracks()[0].getSettings() ?? {};
+    if (facingMode) {
+      this.#choice = { facingMode: facingMode === "environment" ? "user" : "environment" };
+    } else {
+      const count = this.#openCount;
+      const ids = await this.#deviceIds();
+      if (count !== this.#openCount) return false; // closed meanwhile
+      const next = ids[(ids.indexOf(deviceId ?? "") + 1) % ids.length];
+      this.#choice = { deviceId: { exact: next } };
+    }
     return this.open();
   }
 
   /** Return whether there is another camera to switch to. */
   async hasOther() {
+    return (await this.#deviceIds()).length > 1;
+  }
+
+  async #deviceIds() {
     const devices = await navigator.mediaDevices.enumerateDevices();
-    return devices.filter((device) => device.kind === "videoinput").length > 1;
+    return devices.filter(({ kind }) => kind === "videoinput").map(({ deviceId }) => deviceId);
   }
 
   /** @returns {Promise<File | null>} The whole picture at full size; null if the camera was closed meanwhile. */

@@ -233,6 +233,39 @@ def test_a_camera_that_is_unplugged_is_reported(page: Page) -> None:
     expect(page.get_by_role("button", name="Take a photo")).to_be_focused()
 
 
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"deviceId": "one"}, {"deviceId": {"exact": "two"}}),
+        ({"deviceId": "two"}, {"deviceId": {"exact": "one"}}),
+        ({"deviceId": "one", "facingMode": "environment"}, {"facingMode": "user"}),
+    ],
+    ids=["computer", "last of a computer", "phone"],
+)
+def test_the_other_camera_is_the_next_of_a_computer_or_on_the_other_side_of_a_phone(
+    page: Page, settings: dict[str, str], asked: dict[str, object]
+) -> None:
+    page.evaluate(
+        """(settings) => {
+            const devices = navigator.mediaDevices, open = devices.getUserMedia.bind(devices);
+            window.asked = [];
+            devices.getUserMedia = ({ video: { width, height, ...choice } }) => {
+                window.asked.push(choice);
+                return open({ video: true });
+            };
+            devices.enumerateDevices = async () =>
+                ["one", "two"].map((deviceId) => ({ kind: "videoinput", deviceId }));
+            MediaStreamTrack.prototype.getSettings = () => settings;
+        }""",
+        settings,
+    )
+    page.get_by_role("button", name="Take a photo").click()
+    page.get_by_role("button", name="Other camera").click()
+
+    assert page.evaluate("asked") == [{"facingMode": "environment"}, asked]
+    expect(page.get_by_label("Camera picture")).to_have_js_property("paused", False)
+
+
 def test_it_pauses_when_the_rate_limit_is_reached(
     strict_server: Server, open_page: Callable[..., Page]
 ) -> None:
