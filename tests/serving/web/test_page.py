@@ -62,4 +62,6 @@ def test_a_missing_network_is_reported(open_page: Callable[..., Page], copy: Sit
     page.set_input_files("#files", CAT)
 
     expect(page.locator("#reading .verdict")).to_have_text("No answer")
-    expect(page.locator("#reading .detail")).to_contain_text("The network cannot be loaded")
+    detail = page.locator("#reading .detail")
+    expect(detail).to_contain_text("The network cannot be loaded")
+    expect(detail).to_contain_text("Reload the page to try again")

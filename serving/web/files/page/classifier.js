@@ -33,7 +33,7 @@ ready.then(installOfflineCopy, () => {}); // after the model: both would share t
 
 /** @param {string} reason */
 function notLoaded(reason) {
-  return `The network cannot be loaded: ${reason}. Are you online, and is this browser up to date?`;
+  return `The network cannot be loaded: ${reason}. Are you online, and is this browser up to date? Reload the page to try again.`;
 }
 
 /** Keep all files, so that the page opens without a connection. Needs https, or a page from this computer. */
