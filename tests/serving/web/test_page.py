@@ -65,3 +65,12 @@ def test_a_missing_network_is_reported(open_page: Callable[..., Page], copy: Sit
     detail = page.locator("#reading .detail")
     expect(detail).to_contain_text("The network cannot be loaded")
     expect(detail).to_contain_text("Reload the page to try again")
+
+
+def test_a_page_in_place_of_the_model_s_description_is_reported(
+    open_page: Callable[..., Page], copy: Site
+) -> None:
+    (copy.folder / "model" / "model.json").write_text("<!doctype html>")
+    page = open_page(copy.url)
+
+    expect(page.get_by_role("alert")).to_contain_text("model/model.json is missing")

@@ -56,8 +56,9 @@ export function getModel() {
 /** @returns {Promise<Model>} */
 async function fetchModel() {
   const response = await fetch("model/model.json").catch(() => null);
-  if (!response?.ok) throw new ClassifierError(notLoaded("model/model.json is missing"));
-  return response.json();
+  const model = response?.ok && (await response.json().catch(() => null)); // some hosts send a page for what is missing
+  if (!model) throw new ClassifierError(notLoaded("model/model.json is missing"));
+  return model;
 }
 
 /**
