@@ -28,7 +28,7 @@ async function onFiles(files) {
   showNotice(null);
   byId("back").hidden = true;
   if (files.length === 1) await classifyOne(files[0], work.signal, focusGetsLost);
-  else await classifySeveral(files, work.signal);
+  else await classifySeveral(files, work.signal, focusGetsLost);
 }
 
 /**
@@ -53,13 +53,15 @@ async function classifyOne(file, signal, focus) {
 /**
  * @param {File[]} files
  * @param {AbortSignal} signal
+ * @param {boolean} focus As in `classifyOne`.
  */
-async function classifySeveral(files, signal) {
+async function classifySeveral(files, signal, focus) {
   try {
     await currentModel(); // without it, no photo gets an answer
     if (signal.aborted) return;
     const shown = showPhotoGrid(files, signal, openRow);
     showPanel("several"); // now that its cards give it a height to scroll to
+    if (focus) byId("several-title").focus({ preventScroll: true });
     announce(`Classifying ${files.length} photos.`);
     await shown;
   } catch (error) {

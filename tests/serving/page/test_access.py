@@ -52,6 +52,26 @@ def test_the_page_can_be_used_with_the_keyboard_alone(page: Page, photos: Photos
     expect(page.get_by_role("heading", name="photo.jpg")).to_be_focused()
 
 
+def test_several_pasted_photos_take_the_focus_of_the_answer_that_they_replace(
+    page: Page, photos: Photos
+) -> None:
+    page.set_input_files("#files", photos.sure)
+    page.get_by_role("button", name="Right").focus()
+    page.evaluate(
+        """(data) => {
+            const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+            const clipboardData = new DataTransfer();
+            for (const name of ["one.png", "two.png"]) {
+                clipboardData.items.add(new File([bytes], name, { type: "image/png" }));
+            }
+            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData }));
+        }""",
+        base64.b64encode(photos.sure.read_bytes()).decode(),
+    )
+
+    expect(page.get_by_role("heading", name=re.compile("^2 photos"))).to_be_focused()
+
+
 def test_landmarks_and_controls_have_names(page: Page) -> None:
     expect(page).to_have_title("What is in the picture?")
     assert page.evaluate("document.documentElement.lang") == "en"
