@@ -14,6 +14,7 @@ const text = byId("key-text");
  */
 export function askForKey(wrong) {
   byId("key-wrong").hidden = !wrong;
+  text.setAttribute("aria-describedby", wrong ? "key-wrong" : ""); // read out with the field, which gets the focus
   text.value = "";
   dialog.returnValue = "";
   dialog.showModal();

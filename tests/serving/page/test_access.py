@@ -184,6 +184,7 @@ def test_the_page_asks_for_a_key_only_if_the_server_requires_one(
     guarded.keyboard.type("wrong")
     guarded.keyboard.press("Enter")
     expect(dialog.get_by_text("That key was not accepted.")).to_be_visible()
+    expect(key).to_have_accessible_description("That key was not accepted.")
     key.fill(KEY)
     dialog.get_by_role("button", name="Continue").click()
     expect(dialog).to_be_hidden()
