@@ -31,7 +31,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import Hardware, keep_freed_memory
 from cifar_mlflow.training.distributed import World
-from cifar_mlflow.training.progress import epoch_line
+from cifar_mlflow.training.progress import epoch_line, work_until
 from cifar_mlflow.training.schedules import lr_factor
 from cifar_mlflow.training.step import Step
 
@@ -139,6 +139,10 @@ class Training:
         return self.epoch * self.loader.steps_per_epoch + self.step
 
     @property
+    def _work_done(self) -> float:
+        return work_until(self._steps_done / self.loader.steps_per_epoch, self.config)
+
+    @property
     def _bar_label(self) -> str:
         return f"training, epoch {self.epoch + 1}/{self.config.epochs}"  # the bar is that of all epochs
 
@@ -169,11 +173,11 @@ class Training:
             target=importlib.import_module, args=("cifar_mlflow.evaluation.report",), name="imports"
         )
         with _running(self._imports), self.world.explained(), training_bar() as bar:
-            total = self.config.epochs * self.loader.steps_per_epoch
-            task = bar.add_task(self._bar_label, total=total, completed=self._steps_done, note="first step")
+            total = work_until(self.config.epochs, self.config)
+            task = bar.add_task(self._bar_label, total=total, completed=self._work_done, note="first step")
             while not (prune(self.history) or self.finished):
                 for _ in self._train_epoch():
-                    bar.update(task, completed=self._steps_done, description=self._bar_label)
+                    bar.update(task, completed=self._work_done, description=self._bar_label)
                     if bar.live.is_started and self._may_wait_for_device():
                         accuracy, speed = self.correct.item() / self.seen, self.seen / self.epoch_seconds
                         note = (
@@ -191,7 +195,7 @@ class Training:
                     checkpoint.save(self.state_dict())
                 recorder.log_metrics(metrics, step=self.epoch)
                 if self.world.is_main:
-                    logger.info("%s", epoch_line(self.history, self.config.epochs))
+                    logger.info("%s", epoch_line(self.history, self.config))
             self.peak_memory_mib = self.world.max(self.hardware.peak_memory_mib())
         if self.best_weights is not None:
             self.evaluated.load_state_dict(self.best_weights)

@@ -1,21 +1,31 @@
-"""The log line with the result of an epoch."""
+"""The progress of a training: how much is done, and the log line with the result of an epoch."""
 
+import math
 from collections.abc import Mapping, Sequence
 
+from cifar_mlflow.config import SMALL_IMAGES_SCALE, TrainConfig
 from cifar_mlflow.console import duration, percent
 
 AVERAGED_EPOCHS = 5
 
 
-def epoch_line(history: Sequence[Mapping[str, float]], epochs: int) -> str:
+def work_until(epoch: float, config: TrainConfig) -> float:
+    """Return the work from the start to a point within the epochs, in epochs with images of full size.
+
+    The time of a step with small images is to that of a step with full ones about as the numbers of pixels.
+    """
+    small = min(epoch, math.ceil(config.small_images * config.epochs))
+    return small * SMALL_IMAGES_SCALE**2 + epoch - small
+
+
+def epoch_line(history: Sequence[Mapping[str, float]], config: TrainConfig) -> str:
     """Return the line of the last epoch in `history`, in columns; it fits into 100 characters.
 
     Args:
         history: metrics by name, with `epoch` and the `seconds` since the start, for each completed epoch.
-        epochs: planned number of epochs.
     """
     *earlier, last = history
-    epoch = int(last["epoch"])
+    epoch, epochs = int(last["epoch"]), config.epochs
     columns = [f"epoch {f'{epoch}/{epochs}'.ljust(2 * len(str(epochs)) + 1)}"]
     for split in ("train", "val"):
         if f"{split}/loss" in last:
@@ -27,7 +37,9 @@ def epoch_line(history: Sequence[Mapping[str, float]], epochs: int) -> str:
     columns.append(f"{seconds:5.1f} s/epoch")
     if epoch < epochs:
         # The mean of some epochs: other work on the machine slows down single ones.
-        times = [0.0, *(row["seconds"] for row in history)][-AVERAGED_EPOCHS - 1 :]
-        mean = (times[-1] - times[0]) / (len(times) - 1)
-        columns.append(f"{duration((epochs - epoch) * mean)} left")
+        first = max(0, len(history) - AVERAGED_EPOCHS)
+        spent = last["seconds"] - (history[first - 1]["seconds"] if first else 0.0)
+        done, all_work = (work_until(point, config) for point in (epoch, epochs))
+        seconds_per_epoch = spent / (done - work_until(epoch - len(history[first:]), config))
+        columns.append(f"{duration((all_work - done) * seconds_per_epoch)} left")
     return "  ".join(columns)
