@@ -468,8 +468,8 @@ def test_help_shows_the_defaults_of_the_verb() -> None:
             [
                 "cifar10 (demo sample; finetune folder)",
                 "resnet18, or that of --recipe",
-                "30 (cnn 16; vgg 12; fast 8; demo 18; finetune 4), >= 1",
-                "0.1 (vgg 0.14; fast 0.17; demo 0.24; finetune 0.001), > 0",
+                "16 (vgg 12; fast 8; demo 18; finetune 4), >= 1",
+                "0.14 (cnn 0.1; fast 0.17; demo 0.24; finetune 0.001), > 0",
             ],
         ),
         ("tune", ["chosen by the search, > 0, <= 10", "9, >= 1"]),

@@ -12,7 +12,7 @@ from cifar_mlflow.effective import default_run_name, effective_settings
     ("given", "idle", "effective"),
     [
         (
-            {},
+            {"optimizer": "sgd"},
             {"aux_lr", "bias_lr", "width", "dropout", "image_size", "cache_dir", "experiment"},
             {"mirrors", "lr"},
         ),

@@ -26,9 +26,11 @@ from cifar_mlflow.verb_config import (
 )
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 from tests.test_cli import VERBS, command_of
-from tuning.config import SEARCHED, TuneAndPromoteConfig
+from tuning.config import SEARCHED, SearchConfig, TuneAndPromoteConfig
 
 ROOT = Path(__file__).parents[1]
+# Without --model and --recipe.
+RECIPE_OF_VERB = {"train": "resnet", "tune": "resnet", "review": "resnet", "demo": "demo"}
 
 
 def test_conda_yaml_repeats_the_ranges_of_pyproject() -> None:
@@ -76,7 +78,9 @@ def test_each_setting_is_an_option_with_its_help_and_default(verb: str, config_c
         assert isinstance(option, click.Option)
         assert field.description
         assert field.description in (option.help or "")
-        default = RECIPES["demo"].get(name, field.default) if verb == "demo" else field.default
+        default = RECIPES.get(RECIPE_OF_VERB.get(verb, ""), {}).get(name, field.default)
+        if verb == "tune" and name in SearchConfig.model_fields:
+            default = field.default
         searched = verb == "tune" and name in SEARCHED
         if isinstance(default, int | float) and not isinstance(default, bool) and not searched:
             assert f"default {default}" in (option.help or "")

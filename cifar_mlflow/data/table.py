@@ -88,7 +88,7 @@ def _read(table: Path) -> tuple[list[str], list[tuple[int, Sequence[str]]]]:
             delimiter = max(",;\t", key=first.count)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter)
-            rows = [(reader.line_num, row) for row in reader if row]
+            rows: list[tuple[int, Sequence[str]]] = [(reader.line_num, row) for row in reader if row]
     except OSError as error:
         raise CifarError(f"Cannot read {table}: {error.strerror or error}") from None
     except csv.Error as error:

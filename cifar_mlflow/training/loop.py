@@ -174,7 +174,8 @@ class Training:
         )
         with _running(self._imports), self.world.explained(), training_bar() as bar:
             total = work_until(self.config.epochs, self.config)
-            task = bar.add_task(self._bar_label, total=total, completed=self._work_done, note="first step")
+            task = bar.add_task(self._bar_label, total=total, note="first step")
+            bar.update(task, completed=self._work_done)
             while not (prune(self.history) or self.finished):
                 for _ in self._train_epoch():
                     bar.update(task, completed=self._work_done, description=self._bar_label)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -159,4 +160,5 @@ def test_the_picture_adds_augmentation_only_where_the_time_includes_it(
     seconds: float | None, point: tuple[float, float]
 ) -> None:
     (axes,) = picture([[replace(PEER, seconds=seconds)]]).axes
-    assert tuple(axes.lines[0].get_xydata()[0]) == pytest.approx(point)
+    (x,), (y,) = (np.asarray(values) for values in axes.lines[0].get_data())
+    assert (x, y) == pytest.approx(point)

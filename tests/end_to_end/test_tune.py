@@ -35,8 +35,10 @@ def trials_of(project: Project) -> list[Run]:
     return sorted(runs, key=lambda run: int(run.data.tags["optuna.trial"]))
 
 
-def study_of(project: Project, name: str = "folder") -> optuna.Study:
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{project.folder}/optuna.db")
+def study_of(project: Project, name: str | None = None) -> optuna.Study:
+    return optuna.load_study(
+        study_name=name or project.images.name, storage=f"sqlite:///{project.folder}/optuna.db"
+    )
 
 
 @pytest.fixture(scope="module")

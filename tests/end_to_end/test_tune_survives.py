@@ -168,7 +168,7 @@ def test_one_ctrl_c_saves_and_a_second_stops_at_once(project: Project) -> None:
 def test_a_trial_that_kills_its_process_repeatedly_is_given_up(project: Project) -> None:
     # Trial 0 of another study of the same name, whose storage is gone.
     experiment = project.client.create_experiment(project.images.name)
-    tags = {"optuna.study": "folder", "optuna.trial": "0", "mlflow.parentRunId": "f" * 32}
+    tags = {"optuna.study": project.images.name, "optuna.trial": "0", "mlflow.parentRunId": "f" * 32}
     other = project.client.create_run(experiment, tags=tags).info.run_id
     process = project.start(*command(project, "--trials", "2", "--batch-size", "1"))
 
@@ -241,7 +241,7 @@ def test_commands_on_several_machines_share_a_postgresql_that_may_go_away(
     assert (first.wait(timeout=240), second.wait(timeout=240)) == (0, 0), log.read_text() + project.output()
     assert (log.read_text() + project.output()).count("Joining the search of run") == 1
 
-    study = optuna.load_study(study_name="folder", storage=postgres.url)
+    study = optuna.load_study(study_name=project.images.name, storage=postgres.url)
     assert [trial.number for trial in study.trials] == list(range(8))
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
     runs = trials_of(project)
@@ -262,7 +262,8 @@ def test_the_trial_of_a_lost_machine_is_restarted_by_another(project: Project) -
     process.send_signal(signal.SIGKILL)
     process.wait()
     storage = optuna.storages.RDBStorage(f"sqlite:///{project.folder}/optuna.db")
-    trial_id = storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name("folder"), 0)
+    study_id = storage.get_study_id_from_name(project.images.name)
+    trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, 0)
     storage.set_trial_user_attr(trial_id, "host", "elsewhere")
     time.sleep(4)
     project.run(*command(project, "--trials", "2"))
@@ -317,7 +318,7 @@ def test_passwords_are_stored_and_printed_nowhere(
     output += project.run(*arguments, code=1)
     postgres.start()
 
-    study = optuna.load_study(study_name="folder", storage=postgres.url)
+    study = optuna.load_study(study_name=project.images.name, storage=postgres.url)
     texts = {"output": output, "study": repr([study.user_attrs, *study.trials])}
     for folder in (cache, project.folder):
         texts |= {

@@ -18,8 +18,8 @@ def test_models_that_share_a_recipe_have_a_trial_each(tmp_path: Path) -> None:
     space = Space.read(file)
     trials = first_trials(space, space.models, {}, (), None)
     assert [first["params"] for first in trials] == [
-        {"model": "resnet18", "lr": 0.1},
-        {"model": "resnet34", "lr": 0.1},
+        {"model": "resnet18", "lr": 0.14},
+        {"model": "resnet34", "lr": 0.14},
     ]
     assert len({first["origin"] for first in trials}) == 2  # a study recognizes by it which of them were run
 
