@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import mlflow
@@ -15,7 +16,6 @@ from cifar_mlflow.errors import UsageError
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.retry import call_mlflow
-from cifar_mlflow.verb_config import ExportConfig
 
 # The value of the setting `dataset` by the name in a model card; any other name is that of a folder.
 DATASETS = {"cifar10": "cifar10", "cifar10-sample": "sample"}
@@ -64,14 +64,13 @@ def data_of_run(params: Mapping[str, str], *names: str) -> dict[str, str]:
     return found
 
 
-def images_of_the_package(config: ExportConfig) -> tuple[Selection, EvalSet]:
+def images_of_the_package(cache_dir: Path) -> tuple[Selection, EvalSet]:
     """Return the training and test images of the sample that is included in the package.
 
     The released network can be exported with them where the images of its training, a JPEG copy of CIFAR-10,
     are missing. It was not trained on test images.
     """
-    places = config.model_dump(include={"cache_dir"})
-    sample = validate(DataConfig, {"dataset": "sample", **places})
+    sample = DataConfig(dataset="sample", cache_dir=cache_dir)
     dataset = load_dataset(sample)
     training, _ = divide_lazily(dataset, sample)
     return training, EvalSet("test", dataset.split("test"))

@@ -104,7 +104,7 @@ def export(reference: str, formats: Sequence[ExportFormat], config: ExportConfig
     classifier, card = load_classifier(reference)
     places = config.model_dump(include={*PlacesConfig.model_fields}, exclude_unset=True)
     if is_released(card) and "data_dir" not in places:
-        training, eval_set = images_of_the_package(config)
+        training, eval_set = images_of_the_package(config.cache_dir)
     else:
         training, eval_set = load_images(card, params_of_training(card), places)
     expected = predict_logits(classifier, eval_set.images.images).argmax(axis=1)

@@ -76,7 +76,7 @@ def with_model_of_weights(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings of a training, with the architecture of `weights` unless a model or recipe is given.
 
     Raises:
-        UsageError: the weights do not exist, or their file does not say of which network they are.
+        UsageError: the weights do not exist, or their file does not name its network.
         CifarError: MLflow does not answer, or the file is damaged.
     """
     # Only the first process of torchrun reads the weights, and all must have the same settings.

@@ -277,7 +277,7 @@ def test_a_model_is_validated_on_images_it_was_not_trained_on(project: Project) 
 
 @pytest.mark.thorough
 def test_evaluate_says_that_the_folder_has_changed_since_the_training(project: Project) -> None:
-    """The test images are drawn anew from all images, most of which were trained on."""
+    """The new test images include images of the training."""
     photos = project.folder / "photos"
     shutil.copytree(project.images, photos)
     data = ("--dataset", "folder", "--data-dir", str(photos))
