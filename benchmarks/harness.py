@@ -69,12 +69,11 @@ def markdown(rows: list[Row]) -> str:
 
 def conditions() -> str:
     """Describe the machine, the versions, and the load: figures of a busy machine mean little."""
-    import torch  # late: not every fresh process needs it
+    from cifar_mlflow.training.device import cpu_name  # late: not every fresh process needs torch
 
-    cpu = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "mlflow"))
     return (
-        f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}; "
+        f"{cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}; "
         f"load before: {os.getloadavg()[0]:.1f}"
     )
 

@@ -2,9 +2,9 @@
 
 The two train in turns, seed by seed, each in a fresh process with the same number of threads. Both train on
 all training images and evaluate six views of each test image. Our time is the wall-clock time from the first
-batch to the last logit of the test-time augmentation; it includes tracking, checkpoints and the evaluation
-without augmentation. The time of the peer is that of its own clock, which leaves out the evaluation after
-each epoch (see `benchmarks.airbench`).
+batch to the last logit of the test-time augmentation; it includes tracking and checkpoints. The time of the
+peer is that of its own clock (see `benchmarks.airbench`). Both leave out the evaluation without augmentation:
+ours follows, and the peer stops its clock.
 
 Each finished training is a row of results.csv. A second start keeps the rows of the peer that have the same
 file, number of epochs, images and hardware, and our rows that also have the same settings and commit.
@@ -127,7 +127,8 @@ def stopwatch() -> Iterator[Callable[[], float]]:
     def timed_predict(*arguments: Any, **options: Any) -> Any:
         nonlocal end
         logits = predict_logits(*arguments, **options)  # an array: a GPU has finished
-        end = time.perf_counter()
+        if options.get("tta", "none") != "none":
+            end = time.perf_counter()
         return logits
 
     with patch.object(Training, "fit", timed_fit), patch.object(report, "predict_logits", timed_predict):

@@ -99,13 +99,13 @@ def report_on(
         tta_precision: precision of that evaluation; a training passes its own, since six views take long.
         advance: called with the number of images of each batch; with `tta`, each image comes twice.
     """
-    logits = predict_logits(model, data.images, device=device, advance=advance)
     augmented = None
     if tta != "none":
         augmented_logits = predict_logits(
             model, data.images, device=device, precision=tta_precision, tta=tta, advance=advance
         )
         augmented = evaluate_logits(augmented_logits, data.labels, classes)
+    logits = predict_logits(model, data.images, device=device, advance=advance)
     report = report_of(logits, data.labels, classes, split, temperature, augmented)
     return replace(report, overlays=_mistakes_explained(model, report, data))
 

@@ -3,9 +3,11 @@
 import ctypes
 import os
 import platform
+import re
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -29,15 +31,13 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        """The name of the device for the user: `NVIDIA H100`, `AMD EPYC, 2 threads`."""
+        """The name of the device for the user: `NVIDIA H100`, `AMD EPYC (family 26), 2 threads`."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         if self.device.type == "mps":
             return "Apple GPU"
         count = torch.get_num_threads()
-        return (
-            f"{torch.cpu.get_capabilities().get('cpu_name', 'CPU')}, {count} thread{'s' if count > 1 else ''}"
-        )
+        return f"{cpu_name()}, {count} thread{'s' if count > 1 else ''}"
 
     def autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)
@@ -50,6 +50,17 @@ class Hardware:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak // (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def cpu_name() -> str:
+    """Return the name of the processor, on Linux with its family: `AMD EPYC (family 26)`.
+
+    Virtual machines give processors of several generations the same name, and their speeds differ twofold.
+    """
+    name = str(torch.cpu.get_capabilities().get("cpu_name", platform.machine()))
+    details = Path("/proc/cpuinfo")
+    family = re.search(r"^cpu family\s*: (\d+)$", details.read_text(), re.M) if details.exists() else None
+    return f"{name} (family {family[1]})" if family else name
 
 
 def set_up_hardware(
