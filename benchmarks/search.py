@@ -33,6 +33,7 @@ from benchmarks.harness import Row, progress
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.split import divide
+from cifar_mlflow.errors import CifarError
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.initial import build_classifier
 from cifar_mlflow.training.loop import History, Training
@@ -76,12 +77,24 @@ def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) 
             spec = read_study_spec({**given, "epochs_budget": budget})
             for name, peer in PEERS.items():
                 study = optuna.create_study(direction="maximize", **peer(seed))
-                curves[name].append(usual_search(spec, given, study, budget))
-            curves["ours"].append(curve_of(default_search(given, budget, Path(folder)), epochs))
+                curves[name].append(checked(name, usual_search(spec, given, study, budget)))
+            study = default_search(given, budget, Path(folder))
+            curves["ours"].append(checked("our search", curve_of(study, epochs)))
         for name, of_seeds in curves.items():
             line = ", ".join(f"{spent}: {value:.3f}" for spent, value in of_seeds[-1])
             progress(f"seed {seed}, {name}, best value by epochs trained: {line}")
     return [row for name in PEERS for row in rows_of(name, curves["ours"], curves[name])]
+
+
+def checked(side: str, curve: Curve) -> Curve:
+    """Return the curve of a side.
+
+    Raises:
+        CifarError: none of its trials was trained to its end.
+    """
+    if not curve:
+        raise CifarError(f"search: no trial was completed by {side}; there is nothing to compare")
+    return curve
 
 
 def rows_of(peer: str, ours: list[Curve], theirs: list[Curve]) -> list[Row]:
