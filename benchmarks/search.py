@@ -36,7 +36,7 @@ from cifar_mlflow.data.split import divide
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.initial import build_classifier
-from cifar_mlflow.training.loop import History, Training
+from cifar_mlflow.training.loop import History, NoRecorder, Training
 from tuning.optuna_output import silence_optuna
 from tuning.study import tune
 from tuning.study_spec import StudySpec, read_study_spec
@@ -51,13 +51,6 @@ PEERS: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 # The target was set against random search.
 AT_MOST = {RANDOM: 1 / 3}
-
-
-class NoTracking:
-    """Discards metrics."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        pass
 
 
 def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) -> list[Row]:
@@ -168,7 +161,7 @@ def train_alone(config: TrainConfig, dataset: ImageDataset, trial: optuna.Trial)
     training = Training(
         build_classifier(config, dataset, train, hardware), dataset.classes, train, val, config, hardware
     )
-    training.fit(NoTracking(), prune=prune)
+    training.fit(NoRecorder(), prune=prune)
     return training.history
 
 
