@@ -33,9 +33,10 @@ from benchmarks.harness import Row, progress
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.split import divide
+from cifar_mlflow.errors import CifarError
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.initial import build_classifier
-from cifar_mlflow.training.loop import History, Training
+from cifar_mlflow.training.loop import History, NoRecorder, Training
 from tuning.optuna_output import silence_optuna
 from tuning.study import tune
 from tuning.study_spec import StudySpec, read_study_spec
@@ -50,13 +51,6 @@ PEERS: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 # The target was set against random search.
 AT_MOST = {RANDOM: 1 / 3}
-
-
-class NoTracking:
-    """Discards metrics."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        pass
 
 
 def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) -> list[Row]:
@@ -76,12 +70,24 @@ def measure(seeds: int = 3, trials: int = 20, epochs: int = 9, **settings: Any) 
             spec = read_study_spec({**given, "epochs_budget": budget})
             for name, peer in PEERS.items():
                 study = optuna.create_study(direction="maximize", **peer(seed))
-                curves[name].append(usual_search(spec, given, study, budget))
-            curves["ours"].append(curve_of(default_search(given, budget, Path(folder)), epochs))
+                curves[name].append(checked(name, usual_search(spec, given, study, budget)))
+            study = default_search(given, budget, Path(folder))
+            curves["ours"].append(checked("our search", curve_of(study, epochs)))
         for name, of_seeds in curves.items():
             line = ", ".join(f"{spent}: {value:.3f}" for spent, value in of_seeds[-1])
             progress(f"seed {seed}, {name}, best value by epochs trained: {line}")
     return [row for name in PEERS for row in rows_of(name, curves["ours"], curves[name])]
+
+
+def checked(side: str, curve: Curve) -> Curve:
+    """Return the curve of a side.
+
+    Raises:
+        CifarError: none of its trials was trained to its end.
+    """
+    if not curve:
+        raise CifarError(f"search: no trial was completed by {side}; there is nothing to compare")
+    return curve
 
 
 def rows_of(peer: str, ours: list[Curve], theirs: list[Curve]) -> list[Row]:
@@ -155,7 +161,7 @@ def train_alone(config: TrainConfig, dataset: ImageDataset, trial: optuna.Trial)
     training = Training(
         build_classifier(config, dataset, train, hardware), dataset.classes, train, val, config, hardware
     )
-    training.fit(NoTracking(), prune=prune)
+    training.fit(NoRecorder(), prune=prune)
     return training.history
 
 

@@ -23,14 +23,13 @@ import yaml
 from optuna.trial import FrozenTrial
 
 from benchmarks.harness import Row, progress
-from benchmarks.search import NoTracking
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.data import ImageDataset, load_dataset
 from cifar_mlflow.data.split import divide
 from cifar_mlflow.evaluation.report import report_on
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.initial import build_classifier
-from cifar_mlflow.training.loop import Training
+from cifar_mlflow.training.loop import NoRecorder, Training
 from tuning.config import SearchConfig
 from tuning.optuna_output import silence_optuna
 from tuning.study import tune
@@ -88,7 +87,7 @@ def train(config: TrainConfig, dataset: ImageDataset) -> tuple[float, float]:
     torch.manual_seed(config.seed)
     classifier = build_classifier(config, dataset, train_split, hardware)
     training = Training(classifier, dataset.classes, train_split, val, config, hardware)
-    best = training.fit(NoTracking())
+    best = training.fit(NoRecorder())
     report_on(best, val, dataset.classes, "val", device=hardware.device)
     return training.seconds, time.perf_counter() - start - training.seconds
 

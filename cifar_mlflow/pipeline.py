@@ -41,7 +41,7 @@ from cifar_mlflow.training.checkpoint import CheckpointError
 from cifar_mlflow.training.device import set_up_hardware
 from cifar_mlflow.training.distributed import PeerLostError, World, this_world
 from cifar_mlflow.training.initial import build_classifier
-from cifar_mlflow.training.loop import History, Training, no_pruning
+from cifar_mlflow.training.loop import History, NoRecorder, Training, no_pruning
 from cifar_mlflow.training.plan import lower_batch_size, plan_epochs
 
 if TYPE_CHECKING:
@@ -226,13 +226,6 @@ def _load_splits(
     return dataset, train_split, val_split
 
 
-class _Unrecorded:
-    """Receives the metrics in a process that does not write the run."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        pass
-
-
 def _train_with_main(training: Training, resume: str | None) -> Result:
     """Take part in the training of the first process, which writes the run and the checkpoint."""
     world, config = training.world, training.config
@@ -242,7 +235,7 @@ def _train_with_main(training: Training, resume: str | None) -> Result:
         try:
             if resume:
                 training.load_state_dict(world.broadcast(None))
-            training.fit(_Unrecorded(), None, stop)
+            training.fit(NoRecorder(), None, stop)
         except PeerLostError:
             close_run_of_killed_process(config.cache_dir, result.run_id, SECONDS_TO_END_A_RUN)
             raise

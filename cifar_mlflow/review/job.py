@@ -196,7 +196,7 @@ def _by_trained_model(config: TrainConfig, model: str, hardware: Hardware) -> _J
         update={"image_size": card.image_size, "val_size": card.val_size, "split_seed": card.split_seed}
     )
     dataset, reviewed = _load(config)
-    judged = unseen_images(dataset, reviewed, card)
+    judged = unseen_images(dataset, reviewed, card, config)
     trained = trained.to(hardware.device)
     settings = {name: v for name, v in effective_settings(config).items() if name in WITH_TRAINED_MODEL}
 

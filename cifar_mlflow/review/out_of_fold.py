@@ -14,6 +14,7 @@ from cifar_mlflow.data.split import train_val_indices
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.calibration import softmax
 from cifar_mlflow.evaluation.predict import predict_features, predict_logits
+from cifar_mlflow.export.reference import is_released
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
@@ -118,19 +119,34 @@ def predict_unseen(
     return Predictions(judged, softmax(logits / temperature), np.concatenate(embeddings))
 
 
-def unseen_images(dataset: ImageDataset, reviewed: ReviewedImages, card: ModelCard) -> NDArray[np.int64]:
+def unseen_images(
+    dataset: ImageDataset, reviewed: ReviewedImages, card: ModelCard, config: DataConfig
+) -> NDArray[np.int64]:
     """Return the positions of the images that a model was not trained on: for validation and for the test.
+
+    The released network was trained on a JPEG copy of CIFAR-10 with the same test split, but in another
+    order. On other copies, and on the sample, only the test images are certainly new to it.
+
+    Args:
+        config: the settings of the data set.
 
     Raises:
         UsageError: it was trained on other images, so it is not known which of these it has seen.
     """
+    others = np.arange(len(reviewed.parts["train"]), len(reviewed))
     if card.data_digest != dataset.digest:
+        if config.dataset != "folder" and is_released(card):
+            logger.info(
+                "Only the %s test images are judged: the released network was trained on another copy of "
+                "CIFAR-10, so it is not known which of these training images it has seen",
+                f"{len(others):,}",
+            )
+            return others
         raise UsageError(
             f"--trained-model: it was trained on {card.data or 'unknown images'}, not on {dataset.name} as "
             "it is now, so it is not known which of the images it has seen: name a model that was trained on "
             "this data set, or leave it out, so that networks are trained for the review"
         )
-    others = np.arange(len(reviewed.parts["train"]), len(reviewed))
     if dataset.own_val:
         return others
     split = DataConfig(val_size=card.val_size, split_seed=card.split_seed)

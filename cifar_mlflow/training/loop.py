@@ -48,6 +48,13 @@ class Recorder(Protocol):
     def log_metrics(self, metrics: dict[str, float], step: int) -> None: ...
 
 
+class NoRecorder:
+    """Discards the metrics, as in a process that does not write the run."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        pass
+
+
 History = list[dict[str, float]]
 
 

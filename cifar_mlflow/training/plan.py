@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_mlflow.config import MOST_EPOCHS, TrainConfig
+from cifar_mlflow.data.cache import cache_errors
 from cifar_mlflow.data.loader import Batch
 from cifar_mlflow.environment import rank
 from cifar_mlflow.errors import UsageError
@@ -103,6 +104,7 @@ def plan_epochs(rehearsal: Training, minutes: float) -> int:
 
     Raises:
         UsageError: the budget is too short for one epoch.
+        CifarError: the cache folder cannot be written.
         PeerLostError: another process of the training is gone.
     """
     world, config = rehearsal.world, rehearsal.config
@@ -193,6 +195,7 @@ def _epoch_end_seconds(training: Training) -> float:
         validation = (time.perf_counter() - start) * mine / count
     start = time.perf_counter()
     if training.world.is_main:
-        with tempfile.TemporaryDirectory(dir=training.config.cache_dir) as folder:
+        cache_dir = training.config.cache_dir
+        with cache_errors(cache_dir), tempfile.TemporaryDirectory(dir=cache_dir) as folder:
             CheckpointFile(Path(folder, "checkpoint.pt")).save(training.state_dict())
     return validation + time.perf_counter() - start

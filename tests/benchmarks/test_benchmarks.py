@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import NAMES
 from benchmarks.harness import Row, in_fresh_process, markdown, measure
+from cifar_mlflow.errors import CifarError
 from tests.end_to_end.postgres import missing
 
 # One thread: on a busy machine, two threads that wait for each other are many times slower.
@@ -87,3 +88,11 @@ def test_each_benchmark_runs(name: str) -> None:
     # A difference between two measurements may have either sign; other figures are times, rates or ratios.
     assert all(row.figure > 0 for row in rows if not row.what.startswith(DIFFERENCES))
     assert [path.name for path in Path().iterdir()] == ["images"], "files are left in the working directory"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("images")
+def test_a_search_without_a_completed_trial_is_named() -> None:
+    settings = TINY["search"] | {"batch_size": 256, "accumulate": 100}  # each training fails: too few images
+    with pytest.raises(CifarError, match="no trial was completed by Optuna's default"):
+        in_fresh_process(measure, "search", **settings)

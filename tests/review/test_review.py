@@ -171,6 +171,26 @@ def test_a_trained_model_judges_the_images_that_it_has_not_seen(
 
 
 @pytest.mark.usefixtures("mlflow_store")
+def test_the_released_network_judges_the_test_images_of_another_copy_of_cifar10(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sample = load_dataset(DataConfig(dataset="sample"))
+    train, test = sample.split("train"), sample.split("test")
+    labels = test.labels[:200].copy()
+    labels[:20] = (labels[:20] + 1) % 10
+    write_cifar10(
+        tmp_path / "data", train=(train.images[:100], train.labels[:100]), test=(test.images[:200], labels)
+    )
+    arguments = ["review", "--data-dir", "data", "--trained-model", "pretrained", "--threads", "1"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "of 200 labels were predicted" in done.output
+    table = pd.read_csv("review.csv")
+    assert set(table["split"][table["issue"] == "label"]) == {"test"}
+
+
+@pytest.mark.usefixtures("mlflow_store")
 def test_without_cleanlab_one_line_says_how_to_get_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
     for name in [name for name in sys.modules if name.partition(".")[0] == "cleanlab"]:

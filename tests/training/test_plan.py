@@ -1,6 +1,7 @@
 """The plan of a training within a time budget: a function of the measured times, tested with chosen ones."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cifar_mlflow.config import MOST_EPOCHS, TrainConfig
-from cifar_mlflow.errors import UsageError
+from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.settings import validate
 from cifar_mlflow.training.plan import Speed, lower_batch_size, measure, plan_epochs
 from tests.training.test_loop import make_training
@@ -90,3 +91,10 @@ def test_a_budget_too_short_for_one_epoch_is_refused_with_one_that_suffices() ->
         plan_epochs(make_training(epochs=MOST_EPOCHS), 1e-5)
     smallest = float(str(error.value).partition("give --minutes ")[2].split()[0])
     assert plan_epochs(make_training(epochs=MOST_EPOCHS), smallest) >= 1
+
+
+def test_an_unwritable_cache_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    training = make_training(epochs=MOST_EPOCHS, cache_dir=tmp_path / "file")
+    with pytest.raises(CifarError, match=r"file: cannot be written .*choose another place with --cache-dir"):
+        plan_epochs(training, 0.01)
