@@ -50,7 +50,7 @@ MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
 SMALLEST_SIDE = {"vgg11": 32, "vgg13": 32, "vgg16": 32, "vgg19": 32}
 MOST_EPOCHS = 10_000
 IMAGENET = "imagenet"  # a value of `weights`
-SMALL_IMAGES_SCALE = 0.75  # of the side length, in the epochs set by `small_images`
+SMALL_SCALES = (0.75, 0.875)  # of the side length, each in half of the epochs set by `small_images`
 
 # Since June 2026 the original host sends 55 to 85 kB/s (pytorch/vision#9536). Every mirror must hold the
 # byte-identical archive; its md5 is checked.
@@ -191,7 +191,7 @@ class AugmentConfig(Settings):
     brightness: float = setting(0.0, "Brightness jitter: the factor is within 1 +- this value.", ge=0, le=1)
     contrast: float = setting(0.0, "Contrast jitter: the factor is within 1 +- this value.", ge=0, le=1)
     small_images: float = setting(
-        0.0, "Fraction of the epochs, the first ones, that train at 3/4 of the side length.", ge=0, le=1
+        0.0, "Fraction of the epochs that train smaller images first: half of them at 3/4, half at 7/8 of the side.", ge=0, le=1
     )
 
 
@@ -357,7 +357,7 @@ class TrainConfig(
     def _images_are_large_enough(self) -> Self:
         side, settings = self.image_size, f"image_size={self.image_size}"
         if self.small_images:
-            side = round(side * SMALL_IMAGES_SCALE)
+            side = round(side * SMALL_SCALES[0])
             settings += f" and small_images={self.small_images:g}, which trains at {side} pixels first"
         if side < SMALLEST_SIDE.get(self.model, 0):
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 
 # Muon with the label smoothing and the alternating flip of the CIFAR-10 speed record (arXiv 2404.00498, and
 # its later variant with Muon). Its batches have 2,000 images; on a CPU smaller ones cost nothing, and more
-# steps gain accuracy. Small images in half of the epochs save a quarter of the time.
+# steps gain accuracy. Smaller images in five of eight epochs save a quarter of the time.
 _MUON: dict[str, Any] = {
     "optimizer": "muon",
     "momentum": 0.6,
@@ -18,7 +18,7 @@ _MUON: dict[str, Any] = {
     "label_smoothing": 0.2,
     "crop_padding": 2,
     "flip": "alternating",
-    "small_images": 0.5,
+    "small_images": 0.625,
     "tta": "crops",
 }
 RECIPES: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "bias_lr": 2e-3,
         "crop_padding": 4,
         "cutout": 8,
-        "small_images": 0.6,
+        "small_images": 0.75,
     },
     "vgg": _MUON
     | {
@@ -50,12 +50,13 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fast": _MUON
     | {
         "model": "fast",
-        "epochs": 8,
+        "epochs": 9,
         "batch_size": 512,
         "lr": 0.17,
         "aux_lr": 0.032,
         "bias_lr": 0.053,
         "weight_decay": 2e-6,
+        "small_images": 0.5,
     },
 }
 # The sample has a tenth of the images, so it needs more epochs and, for enough steps, smaller batches. A
@@ -67,6 +68,7 @@ RECIPES["demo"] = RECIPES["fast"] | {
     "epochs": 18,
     "batch_size": 250,
     "lr": 0.24,
+    "small_images": 0.625,
 }
 RECIPES["finetune"] = {
     "dataset": "folder",

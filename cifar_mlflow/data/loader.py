@@ -4,18 +4,45 @@ All randomness is a function of (seed, epoch, step): a run resumed at any step s
 there is no generator state to save.
 """
 
+import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cifar_mlflow.config import SMALL_IMAGES_SCALE, TrainConfig
+from cifar_mlflow.config import SMALL_SCALES, TrainConfig
 from cifar_mlflow.data import augment
 from cifar_mlflow.data.dataset import SelectedImages
 from cifar_mlflow.data.summary import mean_std
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Epochs with images of one size.
+
+    Attributes:
+        stop: the first epoch after them, counted from 0.
+        scale: side length of the images, as a fraction of the full one.
+    """
+
+    stop: int
+    scale: float
+
+
+def stages(epochs: int, small_images: float) -> list[Stage]:
+    """Return the stages of a training; some may have no epoch.
+
+    Progressive resizing: the first epochs learn as much from small images, which take less time.
+
+    Args:
+        small_images: fraction of the epochs with smaller images.
+    """
+    small = math.ceil(small_images * epochs)
+    return [Stage(-(-small // 2), SMALL_SCALES[0]), Stage(small, SMALL_SCALES[1]), Stage(epochs, 1.0)]
 
 
 class TrainLoader:
@@ -154,12 +181,10 @@ class Batch:
         config, count = loader.config, len(index)
         self.loader = loader
         self.index = index
-        self.small = epoch < config.small_images * config.epochs
+        self.scale = next(s.scale for s in stages(config.epochs, config.small_images) if epoch < s.stop)
         self.shift = augment.random_shift(count, config.crop_padding, generator)
         self.mirrored = self._draw_mirrored(epoch, generator)
-        height, width = loader.image_shape
-        if self.small:
-            height, width = (round(SMALL_IMAGES_SCALE * side) for side in (height, width))
+        height, width = (round(self.scale * side) for side in loader.image_shape)
         self.jitter = self.corners = self.partner = None
         if config.brightness or config.contrast:
             self.jitter = augment.jitter_factors(count, config.brightness, config.contrast, generator)
@@ -204,8 +229,8 @@ class Batch:
         windows = loader.windows(index, self.shift[rows], self.mirrored[rows])
         # The channels of a pixel are adjacent in memory, so torch calls this view channels_last.
         pixels = windows.permute(0, 3, 1, 2)
-        if self.small:
-            pixels = augment.shrink(pixels, SMALL_IMAGES_SCALE)
+        if self.scale < 1:
+            pixels = augment.shrink(pixels, self.scale)
         images = pixels.float().div_(255)
         if self.jitter is not None:
             images = augment.jitter(images, *(factors[rows] for factors in self.jitter))

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_mlflow.config import MOST_EPOCHS, TrainConfig
+from cifar_mlflow.config import MOST_EPOCHS, SMALL_SCALES, TrainConfig
 from cifar_mlflow.data.cache import cache_errors
-from cifar_mlflow.data.loader import Batch
+from cifar_mlflow.data.loader import Batch, stages
 from cifar_mlflow.environment import rank
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
@@ -66,7 +66,8 @@ class Speed:
     Attributes:
         start: how much longer the first steps take than later ones: caches fill, `compile` compiles.
         step: a step with images of full size.
-        small_step: a step of the first epochs, if `small_images` makes their images smaller.
+        small_step: a step of the first epochs, if `small_images` makes their images smaller; the time of a
+            step with images of another size is interpolated by their number of pixels.
         epoch_end: validation and checkpoint after each epoch.
     """
 
@@ -81,8 +82,12 @@ class Speed:
         Args:
             small_images: fraction of the epochs, the first ones, with smaller images.
         """
-        small = min(math.ceil(small_images * epochs), epochs)
-        steps = small * self.small_step + (epochs - small) * self.step
+        smallest = SMALL_SCALES[0] ** 2
+        steps, start = 0.0, 0
+        for stage in stages(epochs, small_images):
+            share = (stage.scale**2 - smallest) / (1 - smallest)
+            steps += (stage.stop - start) * (self.small_step + share * (self.step - self.small_step))
+            start = stage.stop
         return self.start + steps_per_epoch * steps + epochs * self.epoch_end
 
     def epochs_within(self, seconds: float, steps_per_epoch: int, small_images: float) -> int:
@@ -133,7 +138,7 @@ def plan_epochs(rehearsal: Training, minutes: float) -> int:
 
 
 def measure(training: Training, seconds: float) -> Speed:
-    """Measure the times of a training, for both image sizes if `small_images` is set.
+    """Measure the times of a training, for the smallest and the full images if `small_images` is set.
 
     Args:
         training: its last epoch must have full-size images; it cannot be used afterwards.

@@ -1,10 +1,10 @@
 """The progress of a training: how much is done, and the log line with the result of an epoch."""
 
-import math
 from collections.abc import Mapping, Sequence
 
-from cifar_mlflow.config import SMALL_IMAGES_SCALE, TrainConfig
+from cifar_mlflow.config import TrainConfig
 from cifar_mlflow.console import duration, percent
+from cifar_mlflow.data.loader import stages
 
 AVERAGED_EPOCHS = 5
 
@@ -14,8 +14,11 @@ def work_until(epoch: float, config: TrainConfig) -> float:
 
     The time of a step with small images is to that of a step with full ones about as the numbers of pixels.
     """
-    small = min(epoch, math.ceil(config.small_images * config.epochs))
-    return small * SMALL_IMAGES_SCALE**2 + epoch - small
+    work = start = 0.0
+    for stage in stages(config.epochs, config.small_images):
+        work += stage.scale**2 * max(0.0, min(epoch, stage.stop) - start)
+        start = stage.stop
+    return work
 
 
 def epoch_line(history: Sequence[Mapping[str, float]], config: TrainConfig) -> str:

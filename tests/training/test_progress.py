@@ -48,8 +48,8 @@ def test_one_slow_epoch_hardly_changes_the_time_left() -> None:
 
 
 def test_the_time_left_knows_that_epochs_with_small_images_are_shorter() -> None:
-    history = [row(epoch, None, 9.0 * epoch) for epoch in (1, 2, 3, 4)]
-    # A full epoch has 16/9 of the pixels.
+    # Epochs at 24, 28 and 32 pixels have 9/16, 49/64 and all of the pixels.
+    history = [row(epoch, None, total) for epoch, total in enumerate((9.0, 18.0, 30.25, 42.5), 1)]
     assert epoch_line(history, of(8, small_images=0.5)).endswith("64 s left")
-    history.append(row(5, None, 36.0 + 16.0))
+    history.append(row(5, None, 42.5 + 16.0))
     assert epoch_line(history, of(8, small_images=0.5)).endswith("48 s left")
