@@ -245,10 +245,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def picture(groups: list[list[Result]]) -> Figure:
     """Draw the accuracy of each group by its time: ours as circles, scripts of others as squares.
 
-    The accuracy is that with test-time augmentation only if the time of all its trainings includes it.
+    Times on two machines cannot be compared, so each has its colour. The accuracy is that with test-time augmentation only if the time of all its trainings includes it.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(group[0].hardware for group in groups))}
     for group in groups:
         first = group[0]
         with_tta = [(one.seconds, one.accuracy_tta) for one in group if one.seconds and one.accuracy_tta]
@@ -261,7 +262,7 @@ def picture(groups: list[list[Result]]) -> Figure:
             100 * y,
             yerr=None if deviation is None else 100 * deviation,
             marker="s" if first.is_peer else "o",
-            color="tab:gray" if first.is_peer else "tab:blue",
+            color=colours[first.hardware],
             capsize=3,
         )
         label = first.name if first.is_peer or first.name == first.model else f"{first.name} ({first.model})"
@@ -285,4 +286,7 @@ def picture(groups: list[list[Result]]) -> Figure:
     if any(group[0].is_peer for group in groups):
         title += "\ncircles: recipes of this project; squares: published scripts"
     axes.set_title(title, fontsize=9)
+    for hardware, colour in colours.items():
+        axes.plot([], [], "o", color=colour, label=hardware)
+    axes.legend(fontsize=8, loc="lower right")
     return figure

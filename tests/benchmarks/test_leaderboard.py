@@ -162,3 +162,12 @@ def test_the_picture_adds_augmentation_only_where_the_time_includes_it(
     (axes,) = picture([[replace(PEER, seconds=seconds)]]).axes
     (x,), (y,) = (np.asarray(values) for values in axes.lines[0].get_data())
     assert (x, y) == pytest.approx(point)
+
+
+def test_the_picture_tells_machines_apart() -> None:
+    others = [replace(PEER, name="fast", hardware="another CPU, bf16"), replace(PEER, name="cnn")]
+    (axes,) = picture([[PEER], *([one] for one in others)]).axes
+    colours = [line.get_color() for line in axes.lines[:3]]
+    assert colours[0] == colours[2] != colours[1]
+    legend = axes.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["CPU, bf16", "another CPU, bf16"]
