@@ -20,6 +20,9 @@ from cifar_mlflow.models.fast import HEAD_SCALE, Fast
 from cifar_mlflow.models.vgg import Vgg
 
 
+EFFICIENTNET_STRIDE = 32  # all of them halve the image five times
+
+
 class Ending(NamedTuple):
     """The last layers of a network.
 
@@ -61,7 +64,20 @@ def ending(network: nn.Module) -> Ending | None:
         assert isinstance(head, nn.Linear)
         stride = 8 * first.stride[0] * (2 if "maxpool" in children else 1)
         return Ending(children["layer4"], 1, stride, head.weight, head.bias)
-    return None
+    return _ending_of_efficientnet(children)
+
+
+def _ending_of_efficientnet(children: dict[str, nn.Module]) -> Ending | None:
+    """Return the last layers of an EfficientNet of torchvision or timm, or of a network of the same form."""
+    if [*children][-2:] not in (["avgpool", "classifier"], ["global_pool", "classifier"]):
+        return None
+    *_, features, pool, classifier = children.values()
+    *dropouts, head = classifier if isinstance(classifier, nn.Sequential) else [classifier]
+    if not isinstance(head, nn.Linear) or not all(isinstance(layer, nn.Dropout) for layer in dropouts):
+        return None  # torchvision's MobileNetV3 and ConvNeXt have further layers after the pooling
+    if getattr(pool, "pool_type", "avg") != "avg":  # timm
+        return None
+    return Ending(features, 1, EFFICIENTNET_STRIDE, head.weight, head.bias)
 
 
 class WithClassMap(nn.Module):

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.models import get_model
 
 from cifar_mlflow.data import Split
 from cifar_mlflow.evaluation.class_map import class_map_info, class_maps_of, ending
@@ -19,6 +20,7 @@ from cifar_mlflow.scorer.engine import Engine
 from tests.export.models import CLASSES, block_images, untrained
 
 IMAGES = block_images(6, seed=3)
+EFFICIENTNETS = ["torchvision/efficientnet_b0", "timm/tf_efficientnet_lite0"]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,8 @@ IMAGES = block_images(6, seed=3)
         pytest.param("fast", 3, 8, marks=pytest.mark.slow),
         pytest.param("resnet18", 4, 8, marks=pytest.mark.thorough),
         pytest.param("vgg11", 2, 16, marks=pytest.mark.slow),
+        pytest.param(EFFICIENTNETS[0], 1, 32, marks=pytest.mark.thorough),
+        pytest.param(EFFICIENTNETS[1], 1, 32, marks=pytest.mark.slow),
     ],
 )
 def test_the_maps_of_the_served_files_sum_to_the_logits(
@@ -53,8 +57,10 @@ def test_the_maps_of_the_served_files_sum_to_the_logits(
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.95
 
 
-@pytest.mark.parametrize("name", ["cnn", "fast"])
-@pytest.mark.parametrize("size", [32, 45])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("cnn", 32), ("cnn", 45), ("fast", 32), ("fast", 45), *((name, 96) for name in EFFICIENTNETS)],
+)
 def test_a_class_can_be_chosen_and_any_image_size_is_exact(name: str, size: int) -> None:
     classifier, _ = untrained(name)
     images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
@@ -85,6 +91,17 @@ def test_a_report_explains_the_most_confident_mistakes() -> None:
     for picture in report.overlays:
         assert picture.shape == (32, 32, 3)
         assert min(np.abs(picture.astype(int) - image).mean() for image in IMAGES[:2]) < 60
+
+
+@pytest.mark.parametrize("name", EFFICIENTNETS)
+def test_the_maps_of_an_efficientnet_divide_the_image_into_squares_of_32_pixels(name: str) -> None:
+    classifier, _ = untrained(name)
+    assert class_map_info(classifier, 96) == ClassMapInfo(side=3, stride=32)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "convnext_tiny"])
+def test_layers_between_the_pooling_and_the_linear_layer_allow_no_map(name: str) -> None:
+    assert ending(get_model(name, num_classes=2)) is None
 
 
 def test_a_network_with_another_ending_gives_no_maps() -> None:
