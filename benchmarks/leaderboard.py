@@ -138,16 +138,22 @@ def trainings(client: mlflow.MlflowClient, experiments: Sequence[str]) -> Iterat
 
 
 def summary(groups: list[list[Result]]) -> str:
-    """Return the README's part: the best group of each model and peer, and the picture."""
+    """Return the README's part: a group of each model and peer, and the picture.
+
+    It is the group with the most seeds, since the best of several single trainings is partly luck; among
+    those with as many, the best one.
+    """
     if not groups:
         return NONE_YET + "\n"
     best: dict[tuple[str, str], list[Result]] = {}
     for group in groups:
-        best.setdefault((group[0].name if group[0].is_peer else "", group[0].model), group)
+        key = (group[0].name if group[0].is_peer else "", group[0].model)
+        if len(group) > len(best.get(key, [])):
+            best[key] = group
     header = ("recipe", "data", "seeds", "test accuracy", "with TTA", "time", "hardware", "command")
     rows = [
         (name_of(group), group[0].data, *accuracies(group), duration(group), group[0].hardware, how(group))
-        for group in [*best.values()][:BEST_ROWS]
+        for group in sorted(best.values(), key=groups.index)[:BEST_ROWS]
     ]
     return (
         f"{table(header, rows)}\n\n![Accuracy by time](docs/{PICTURE})\n\n"
@@ -245,7 +251,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def picture(groups: list[list[Result]]) -> Figure:
     """Draw the accuracy of each group by its time: ours as circles, scripts of others as squares.
 
-    Times on two machines cannot be compared, so each has its colour. The accuracy is that with test-time augmentation only if the time of all its trainings includes it.
+    Times on two machines cannot be compared, so each has its colour. The accuracy is that with test-time
+    augmentation only if the time of all its trainings includes it.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()

@@ -191,7 +191,10 @@ class AugmentConfig(Settings):
     brightness: float = setting(0.0, "Brightness jitter: the factor is within 1 +- this value.", ge=0, le=1)
     contrast: float = setting(0.0, "Contrast jitter: the factor is within 1 +- this value.", ge=0, le=1)
     small_images: float = setting(
-        0.0, "Fraction of the epochs that train smaller images first: half of them at 3/4, half at 7/8 of the side.", ge=0, le=1
+        0.0,
+        "Fraction of the epochs, the first ones, with smaller images: half at 3/4, half at 7/8 of the side.",
+        ge=0,
+        le=1,
     )
 
 

@@ -19,7 +19,6 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.fast import HEAD_SCALE, Fast
 from cifar_mlflow.models.vgg import Vgg
 
-
 EFFICIENTNET_STRIDE = 32  # all of them halve the image five times
 
 
