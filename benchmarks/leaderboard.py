@@ -257,6 +257,7 @@ def picture(groups: list[list[Result]]) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(group[0].hardware for group in groups))}
+    data = list(dict.fromkeys(group[0].data for group in groups))
     for group in groups:
         first = group[0]
         with_tta = [(one.seconds, one.accuracy_tta) for one in group if one.seconds and one.accuracy_tta]
@@ -274,7 +275,7 @@ def picture(groups: list[list[Result]]) -> Figure:
         )
         label = first.name if first.is_peer or first.name == first.model else f"{first.name} ({first.model})"
         axes.annotate(
-            f"{label}\n{first.data}",
+            label if len(data) == 1 else f"{label}\n{first.data}",
             (x, 100 * y),
             (9, 0),
             textcoords="offset points",
@@ -289,7 +290,8 @@ def picture(groups: list[list[Result]]) -> Figure:
     axes.set_xlabel("training time, seconds")
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.3)
-    title = "Accuracy and time include test-time augmentation where its time was measured"
+    title = f"{data[0]}: accuracy" if len(data) == 1 else "Accuracy"
+    title += " and time include test-time augmentation where its time was measured"
     if any(group[0].is_peer for group in groups):
         title += "\ncircles: recipes of this project; squares: published scripts"
     axes.set_title(title, fontsize=9)
