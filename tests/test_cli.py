@@ -468,7 +468,7 @@ def test_help_shows_the_defaults_of_the_verb() -> None:
             [
                 "cifar10 (demo sample; finetune folder)",
                 "resnet18, or that of --recipe",
-                "16 (vgg 12; fast 8; demo 18; finetune 4), >= 1",
+                "16 (vgg 12; fast 9; demo 18; finetune 4), >= 1",
                 "0.14 (cnn 0.1; fast 0.17; demo 0.24; finetune 0.001), > 0",
             ],
         ),

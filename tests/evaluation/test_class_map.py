@@ -54,7 +54,7 @@ def test_the_maps_of_the_served_files_sum_to_the_logits(
         maps.append(explained[:, plain.shape[1] :].reshape(len(IMAGES), len(CLASSES), side, side))
         np.testing.assert_allclose(maps[-1].sum((2, 3)), plain[:, : len(CLASSES)], atol=1e-4)
     assert class_map_info(classifier, 32) == ClassMapInfo(side=side, stride=stride)
-    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.95
+    assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.85  # int8 costs untrained networks much
 
 
 @pytest.mark.parametrize(
