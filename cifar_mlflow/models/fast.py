@@ -21,7 +21,7 @@ class Fast(nn.Module):
     def __init__(self, num_classes: int, width: float = 1.0) -> None:
         super().__init__()
         narrow, wide = round(64 * width), round(256 * width)
-        self.whiten = _Whiten(3, 2 * PATCH_SIZE, PATCH)
+        self.whiten = nn.Conv2d(3, 2 * PATCH_SIZE, PATCH)
         self.whiten.weight.requires_grad = False
         self.groups = nn.Sequential(_Group(2 * PATCH_SIZE, narrow), _Group(narrow, wide), _Group(wide, wide))
         self.head = nn.Linear(wide, num_classes, bias=False)
@@ -51,20 +51,6 @@ class Fast(nn.Module):
         self.whiten.weight.copy_(both)
         assert self.whiten.bias is not None
         self.whiten.bias.zero_()
-
-
-class _Whiten(nn.Conv2d):
-    """A convolution in fp32, also where the rest of the network computes in bf16.
-
-    Its filters amplify differences of neighbouring pixels up to forty times, and with them the rounding.
-    """
-
-    def forward(self, images: Tensor) -> Tensor:
-        kind = images.device.type
-        if not torch.is_autocast_enabled(kind):  # exporters need not know autocast
-            return super().forward(images)
-        with torch.autocast(kind, enabled=False):
-            return super().forward(images.float())
 
 
 class _Group(nn.Module):
