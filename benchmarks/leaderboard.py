@@ -26,6 +26,7 @@ from benchmarks.results import (
     mean,
     percent,
     read_results,
+    representatives,
     result_of,
     spread,
     write_results,
@@ -138,22 +139,13 @@ def trainings(client: mlflow.MlflowClient, experiments: Sequence[str]) -> Iterat
 
 
 def summary(groups: list[list[Result]]) -> str:
-    """Return the README's part: a group of each model and peer, and the picture.
-
-    It is the group with the most seeds, since the best of several single trainings is partly luck; among
-    those with as many, the best one.
-    """
+    """Return the README's part: a group of each model and peer, and the picture."""
     if not groups:
         return NONE_YET + "\n"
-    best: dict[tuple[str, str], list[Result]] = {}
-    for group in groups:
-        key = (group[0].name if group[0].is_peer else "", group[0].model)
-        if len(group) > len(best.get(key, [])):
-            best[key] = group
     header = ("recipe", "data", "seeds", "test accuracy", "with TTA", "time", "hardware", "command")
     rows = [
         (name_of(group), group[0].data, *accuracies(group), duration(group), group[0].hardware, how(group))
-        for group in sorted(best.values(), key=groups.index)[:BEST_ROWS]
+        for group in representatives(groups)[:BEST_ROWS]
     ]
     return (
         f"{table(header, rows)}\n\n![Accuracy by time](docs/{PICTURE})\n\n"

@@ -104,6 +104,19 @@ def grouped(results: Iterable[Result]) -> list[list[Result]]:
     return sorted(groups.values(), key=lambda group: -best_accuracy(group))
 
 
+def representatives(groups: list[list[Result]]) -> list[list[Result]]:
+    """Return a group of each model and of each script of others, in the given order.
+
+    It is the group with the most seeds, since the best of several single trainings is partly luck; among
+    those with as many, the newest one, since recipes change.
+    """
+    best: dict[tuple[str, str], list[Result]] = {}
+    for group in groups:
+        key = (group[0].name if group[0].is_peer else "", group[0].model)
+        best[key] = max(best.get(key, group), group, key=lambda one: (len(one), max(row.date for row in one)))
+    return sorted(best.values(), key=groups.index)
+
+
 def best_accuracy(group: Sequence[Result]) -> float:
     """Return the mean accuracy, with test-time augmentation if all of the group have it."""
     return mean([result.accuracy_tta for result in group]) or statistics.fmean(r.accuracy for r in group)

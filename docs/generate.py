@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from benchmarks.csv_file import read_rows
 from benchmarks.latency import MODELS, TIMES, Latency
-from benchmarks.results import grouped, percent, read_results
+from benchmarks.results import grouped, percent, read_results, representatives
 from cifar_mlflow.cli import HELP_WIDTH, main
 from cifar_mlflow.config import resolve_train_config
 from cifar_mlflow.data import CIFAR10_CLASSES
@@ -140,7 +140,7 @@ def page() -> str:
 
 def models() -> Iterator[str]:
     """Yield the lines of the table of models, and the machine that measured their times."""
-    groups = grouped(result for result in read_results() if not result.is_peer)
+    groups = representatives(grouped(result for result in read_results() if not result.is_peer))
     times = {row.model: row for row in read_rows(TIMES, Latency)}
     yield "| model | parameters | MB (fp32) | epochs | accuracy | with TTA | ms, fp32 | ms, int8 |"
     yield f"|{' --- |' * 8}"

@@ -120,6 +120,16 @@ def test_the_readme_shows_three_seeds_rather_than_a_single_better_one(places: Pl
     assert "95.00 %" in (places.docs / "leaderboard.md").read_text()
 
 
+def test_of_two_recipes_with_as_many_seeds_the_readme_shows_the_newer_one(places: Places) -> None:
+    log_run(0.9)
+    write(None, ["cifar10"], places)
+    (first,) = read_results(places.results)
+    older = replace(first, run_id="f" * 32, settings="00000000", accuracy=0.95, date="2020-01-01")
+    write_results([first, older], places.results)
+    write(None, ["cifar10"], places)
+    assert line_with(places.readme.read_text(), "`fast`").startswith("| `fast` | CIFAR-10 | 1 | 90.00 ")
+
+
 def test_rows_of_other_stores_stay_and_a_newer_training_of_a_seed_replaces_the_older(places: Places) -> None:
     log_run(0.85)
     write(None, ["cifar10"], places)
