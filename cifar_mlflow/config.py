@@ -46,8 +46,6 @@ TrainPrecision = Literal["auto", "fp32", "bf16", "fp16"]
 
 MODELS_WITH_WIDTH = ("cnn", "fast")
 MODELS_WITH_DROPOUT = ("cnn", "vgg11", "vgg13", "vgg16", "vgg19")
-# Smallest side in pixels: VGG halves the image five times.
-SMALLEST_SIDE = {"vgg11": 32, "vgg13": 32, "vgg16": 32, "vgg19": 32}
 MOST_EPOCHS = 10_000
 IMAGENET = "imagenet"  # a value of `weights`
 SMALL_SCALES = (0.75, 0.875)  # of the side length, each in half of the epochs set by `small_images`
@@ -362,11 +360,6 @@ class TrainConfig(
         if self.small_images:
             side = round(side * SMALL_SCALES[0])
             settings += f" and small_images={self.small_images:g}, which trains at {side} pixels first"
-        if side < SMALLEST_SIDE.get(self.model, 0):
-            raise ValueError(
-                f"model={self.model} needs images of at least {SMALLEST_SIDE[self.model]} pixels: it cannot "
-                f"be used with {settings}"
-            )
         for name, limit in (("cutout", side), ("crop_padding", side - 1)):
             if getattr(self, name) > limit:
                 raise ValueError(

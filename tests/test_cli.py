@@ -97,8 +97,6 @@ def test_an_option_without_its_value_names_the_help_of_its_verb(verb: str, optio
         (["--width", "2"], ["width", "resnet18 has none"]),
         (["--deterministic", "perhaps"], ["deterministic", "perhaps"]),
         (["--patience", "3", "--val-size", "0"], ["patience", "val_size"]),
-        (["--model", "vgg11", "--small-images", "0.5"], ["model=vgg11", "small_images=0.5", "32 pixels"]),
-        (["--model", "vgg16", "--small-images", "0.5", "--image-size", "40"], ["vgg16", "image_size=40"]),
         (["--cutout", "33"], ["cutout=33", "image_size=32"]),
         (["--cutout", "28", "--small-images", "0.2"], ["cutout=28", "small_images=0.2", "24 pixels"]),
         (["--epoch", "3"], ["--epoch", "--epochs"]),

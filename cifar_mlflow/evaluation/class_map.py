@@ -131,14 +131,16 @@ def class_maps_of(
 
 
 def _class_maps(features: Tensor, last: Ending) -> Tensor:
-    n, channels, height, width = features.shape
+    height, width = features.shape[2:]
     high, wide = (last.window, last.window) if last.window else (height, width)
+    if height % high or width % wide:
+        # VGG's pooling has smaller windows at the border. Its features, after a ReLU, are above -1.
+        features = nn.functional.pad(features, (0, -width % wide, 0, -height % high), value=-1.0)
+    n, channels, height, width = features.shape
     rows, columns = height // high, width // wide
-    positions = rows * high * columns * wide  # pooling ignores positions that do not fill a window
+    positions = height * width
     if last.window != 1:
-        windows = features[:, :, : rows * high, : columns * wide].reshape(
-            n, channels, rows, high, columns, wide
-        )
+        windows = features.reshape(n, channels, rows, high, columns, wide)
         decisive = (windows == windows.amax((3, 5), keepdim=True)).float()
         features = windows * decisive / decisive.sum((3, 5), keepdim=True)
     # Both divisions are constants of the exported graph.
@@ -146,4 +148,4 @@ def _class_maps(features: Tensor, last: Ending) -> Tensor:
     if last.bias is not None:
         # No plus sign: int8 would quantize the addition.
         maps = maps - (-last.bias / positions)[:, None]
-    return maps.reshape(n, len(last.weight), rows * high, columns * wide)
+    return maps.reshape(n, len(last.weight), height, width)

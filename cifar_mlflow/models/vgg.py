@@ -11,7 +11,7 @@ CHANNELS = (64, 128, 256, 512, 512)  # of the five stages; a max-pool follows ea
 
 
 class Vgg(nn.Module):
-    """Return logits (N, num_classes) of images of at least 32 pixels per side: five stages halve them.
+    """Return logits (N, num_classes) of images of any size: five stages halve them, rounded up.
 
     Args:
         depths: number of convolutions per stage.
@@ -27,7 +27,9 @@ class Vgg(nn.Module):
                 conv = nn.Conv2d(c_in, channels, 3, padding=1)
                 layers += [conv, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
                 c_in = channels
-            layers.append(nn.MaxPool2d(2))
+            # Rounded up, so that the smaller images of `small_images` keep as many positions as images of 32
+            # pixels have in the last two stages.
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
