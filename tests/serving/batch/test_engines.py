@@ -133,7 +133,7 @@ def test_each_image_has_one_row_although_a_worker_is_killed(
     process = start(arguments, tmp_path, log)
     try:
         workers = [pid for pid in descendants(process.pid) if WORKERS[engine] in command_line(pid)]
-        assert len(workers) == 2, log.read_text()
+        assert workers, log.read_text()  # the second one may still be starting
         os.kill(workers[0], signal.SIGKILL)
         done = len(list(answers.glob("part-*")))
         assert done < count / 1_000, "all was done before the worker was killed"
