@@ -215,7 +215,7 @@ def _next_steps(run_id: str, model: str | None, promote: str) -> str:
     """
     from cifar_mlflow.tracking.store import run_address, ui_command
 
-    compare = run_address(run_id) or f"{ui_command()}    (the runs in MLflow's UI)"
+    compare = run_address(run_id) or f"{ui_command()}    # the runs in MLflow's UI"
     name = f" --registered-model {shlex.quote(model)}" if model else ""
     uri = f" --model-uri {shlex.quote(f'models:/{model}@champion')}" if model else ""
     return f"""

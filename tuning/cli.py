@@ -25,7 +25,7 @@ DEFAULTS = {
     common=("trials", "dataset", "data_dir", "model", "epochs", "study", "workers", "promote"),
     hidden=("test",),
 )
-@switch("--promote", "Register the best trial at the end, and make it the champion if it is better.")
+@switch("--promote", "Register the best trial at the end, and make it the champion if it is not worse.")
 @click.pass_context
 def tune(ctx: click.Context, given: dict[str, Any], promote: bool) -> None:
     """Search hyperparameters: one MLflow run for the study, with a nested run for each trial.

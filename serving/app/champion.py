@@ -152,7 +152,7 @@ class Champion:
             if error.error_code in _NOT_FOUND:
                 raise UsageError(
                     f"there is no {self._model_uri} in {mlflow.get_registry_uri()}: {first_line(error)}; "
-                    "make one with: cifar-mlflow register RUN_ID, and cifar-mlflow promote"
+                    "see: cifar-mlflow models, or make one with: cifar-mlflow register RUN_ID --promote"
                 ) from error
             raise no_answer(mlflow.get_registry_uri(), error) from error
 

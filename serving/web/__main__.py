@@ -39,7 +39,7 @@ def main(model_uri: str, output: Path, port: int) -> None:
         server = create_server(output / f"{stem}-web", port)
     except OSError as error:
         click.echo(
-            f"Error: port {port} cannot be used ({error.strerror}): choose another with --port", err=True
+            f"Error: port {port} cannot be used ({error.strerror}): choose another (PORT or --port)", err=True
         )
         sys.exit(1)
     click.echo(f"http://127.0.0.1:{server.server_port}  until Ctrl-C")
