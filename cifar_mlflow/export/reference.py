@@ -23,6 +23,7 @@ from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.pretrained import RELEASED_WEIGHTS
 from cifar_mlflow.names import PRETRAINED, RUN_ID
 from cifar_mlflow.settings import validate
+from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.locations import check_artifact_folder, check_training, find_model_version
 from cifar_mlflow.tracking.retry import call_mlflow, is_outage, no_answer
 
@@ -123,7 +124,7 @@ def _load_weights(run_id: str) -> tuple[ImageClassifier, ModelCard]:
         check_training(run)
         check_artifact_folder(run.info.artifact_uri, f"run {run_id}")
         stopped = run.info.status in ("KILLED", "FAILED")
-        hint = f"; it ended early, go on with: cifar-mlflow train --resume {run_id}" if stopped else ""
+        hint = f"; it ended early, go on with: {RunDirectory.of_run(run).resume_command}" if stopped else ""
         raise UsageError(f"{missing}{hint}")
     # Not by run id and path: MLflow then reports any failure as a wrong path.
     uri = f"{run.info.artifact_uri}/{WEIGHTS_FILE}"

@@ -14,7 +14,8 @@ from mlflow.exceptions import MlflowException
 
 from cifar_mlflow.environment import patience_seconds
 from cifar_mlflow.errors import CifarError, first_line
-from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.names import printable
+from cifar_mlflow.tracking.local_state import CACHE_TAG, RunDirectory
 from cifar_mlflow.tracking.retry import call_mlflow, retry_on_outage
 from cifar_mlflow.tracking.run import TrackedRun, TrackingLostError, now_ms
 from cifar_mlflow.tracking.store import page_address, store_uri
@@ -71,7 +72,7 @@ def tracked_run(
         directory.write_owner(store_uri(), study)
         if resume:
             run.clear_error()
-        run.set_tags({"kind": kind})
+        run.set_tags({"kind": kind, CACHE_TAG: printable(str(cache_dir))})
         # If MLflow is configured to log system metrics, it does so itself.
         monitored = system_metrics and not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()
         with monitor_system(run.run_id) if monitored else nullcontext():

@@ -9,7 +9,6 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import RegisteredModel
 
 from cifar_mlflow.console import percent
-from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.locations import versions_of
@@ -114,9 +113,8 @@ def _find_runs(config: RunsConfig) -> list[Run]:
 
 def _after_runs(kind: str, runs: list[Run], registered: Container[str]) -> list[str]:
     """Return the next commands for runs of this kind, given the ids of the registered ones."""
-    ids = {run.info.run_id for run in runs}
-    resumable = RunDirectory.resumable(default_cache_dir(), store_uri(), None)
-    commands = [f"cifar-mlflow train --resume {run_id}" for run_id in resumable if run_id in ids]
+    directories = [RunDirectory.of_run(run) for run in runs]
+    commands = [each.resume_command for each in directories if each.is_resumable(store_uri(), None)]
     if kind == "search":
         # The best trial of the newest search that has one.
         search = next((run for run in runs if run.data.tags.get("best.run_id")), None)

@@ -1,6 +1,7 @@
 """The local files of an unfinished run: its checkpoint, and a lock that shows that it is alive."""
 
 import json
+import shlex
 import shutil
 import socket
 from collections.abc import Iterator
@@ -9,13 +10,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from mlflow.entities import Run
 
-from cifar_mlflow.errors import CifarError
+from cifar_mlflow.environment import default_cache_dir
+from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import atomic_write, write_errors
+from cifar_mlflow.names import printable
 from cifar_mlflow.training.checkpoint import CheckpointFile
 
 # In the directory of a run that belongs to a study: the command that continues the study.
 STUDY_COMMAND = "command"
+CACHE_TAG = "cache_dir"  # of a run: where its directory is
 CHOOSE_ANOTHER_PLACE = ": choose another place for checkpoints with --cache-dir"
 
 
@@ -50,6 +55,11 @@ class RunDirectory:
         return cls(cache_dir / "runs" / run_id)
 
     @classmethod
+    def of_run(cls, run: Run) -> "RunDirectory":
+        """Return the directory of a run in MLflow; runs of earlier releases do not name their cache."""
+        return cls.of(Path(run.data.tags.get(CACHE_TAG) or default_cache_dir()), run.info.run_id)
+
+    @classmethod
     def all(cls, cache_dir: Path) -> Iterator["RunDirectory"]:
         """Yield the directories with a known owner; one that is being created or removed has none."""
         for file in sorted(cache_dir.glob("runs/*/owner.json")):
@@ -60,12 +70,13 @@ class RunDirectory:
     @classmethod
     def resumable(cls, cache_dir: Path, tracking_uri: str, study: str | None) -> list[str]:
         """Return the ids of stopped runs, with a checkpoint, of this machine, store and study."""
+        return [run.path.name for run in cls.all(cache_dir) if run.is_resumable(tracking_uri, study)]
+
+    def is_resumable(self, tracking_uri: str, study: str | None) -> bool:
+        """Return whether the run stopped, with a checkpoint, and is of this machine, store and study."""
         owner = Owner(tracking_uri, socket.gethostname(), study)
-        return [
-            run.path.name
-            for run in cls.all(cache_dir)
-            if run.checkpoint.path.exists() and run.owner == owner and not run.is_alive()
-        ]
+        # The owner first: of a run in a folder that is closed to this user, it is None.
+        return self.owner == owner and self.checkpoint.path.exists() and not self.is_alive()
 
     def write_owner(self, tracking_uri: str, study: str | None = None) -> None:
         """Record which machine writes the run. Hold the lock: while it is free, the owner counts as dead.
@@ -100,7 +111,16 @@ class RunDirectory:
             return f"; continue its study, {owner.study}, with the command that started it"
         if not self.checkpoint.path.exists():
             return ""
-        return f"; continue with: cifar-mlflow train --resume {self.path.name}"
+        return f"; continue with: {self.resume_command}"
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run; it names the cache unless that is the default one."""
+        command, cache_dir = f"cifar-mlflow train --resume {self.path.name}", self.path.parents[1]
+        with suppress(UsageError):  # without a home directory, there is no default
+            if cache_dir == default_cache_dir().absolute():
+                return command
+        return printable(f"{command} --cache-dir {shlex.quote(str(cache_dir))}")
 
     def acquire(self) -> None:
         """Create the directory and hold its lock until `release` or the end of the process.

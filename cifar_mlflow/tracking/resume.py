@@ -40,7 +40,8 @@ def _settings_of_run(cache_dir: Path, run_id: str, study: str | None) -> dict[st
         known = RunDirectory.resumable(cache_dir, store_uri(), study)
         raise UsageError(
             f"run {run_id} cannot be resumed: it has no checkpoint in {directory.path.parent} "
-            f"(a finished run needs none). Resumable runs of {store_uri()}: {', '.join(known) or 'none'}"
+            "(a finished run needs none; if the run had a --cache-dir, give it again). "
+            f"Resumable runs of {store_uri()}: {', '.join(known) or 'none'}"
         )
     if directory.owner is None:
         raise UsageError(f"run {run_id} cannot be resumed: {directory.path}/owner.json is missing or damaged")

@@ -12,9 +12,11 @@ from typing import Any
 
 import mlflow
 import pytest
+from click.testing import CliRunner
 from mlflow.entities import Dataset, Metric
 from mlflow.exceptions import MlflowException
 
+from cifar_mlflow.cli import main
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.tracking import lifecycle, system_metrics
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, tracked_run
@@ -31,7 +33,7 @@ def _experiment(tmp_path: Path, mlflow_store: Path, monkeypatch: pytest.MonkeyPa
     connect("ends")
 
 
-def fail(cache_dir: Path, error: Exception, with_checkpoint: bool) -> tuple[str, RunDirectory]:
+def fail(cache_dir: Path, error: BaseException, with_checkpoint: bool) -> tuple[str, RunDirectory]:
     """Run a run that ends with this error; return its id and directory."""
     seen = []
     with suppress(type(error)), tracked_run(kind="train", name="a", cache_dir=cache_dir) as (run, directory):
@@ -47,6 +49,21 @@ def test_a_failed_run_without_a_checkpoint_leaves_nothing_on_this_machine(tmp_pa
     failed = mlflow.MlflowClient().get_run(run_id)
     assert (failed.info.status, failed.data.tags["error"]) == ("FAILED", "why")
     assert not directory.path.exists()
+
+
+@pytest.mark.parametrize("folder", ["default", "another place"])
+def test_the_commands_that_resume_a_run_name_a_cache_that_is_not_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, folder: str
+) -> None:
+    monkeypatch.setenv("CIFAR_MLFLOW_CACHE", str(tmp_path / "default"))
+    run_id, _ = fail(tmp_path / folder, KeyboardInterrupt(), with_checkpoint=True)
+    option = "" if folder == "default" else f" --cache-dir '{tmp_path / folder}'"
+    command = f"cifar-mlflow train --resume {run_id}{option}"
+    assert caplog.messages[-1] == f"Stopped by Ctrl-C; continue with: {command}"
+    assert f"\n  {command}\n" in CliRunner().invoke(main, ["runs"]).output
+    mlflow.MlflowClient().log_text(run_id, "", "notes.txt")  # as a run that has begun has files
+    refused = CliRunner().invoke(main, ["register", run_id])
+    assert refused.output.endswith(f"go on with: {command}\n"), refused.output
 
 
 def test_ctrl_c_while_a_run_ends_does_not_make_it_finished(
