@@ -8,22 +8,28 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
 import mlflow
 import numpy as np
 import pytest
+import yaml
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from cifar_mlflow.cli import main
+from cifar_mlflow.config import TrainConfig, resolve_train_config
+from cifar_mlflow.effective import effective_settings
 from cifar_mlflow.export import load_model_file
 from cifar_mlflow.export.weights import save_weights
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
 from cifar_mlflow.models.networks import build_network
+from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.local_state import RunDirectory
+from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.tracking.store import store_uri
 from cifar_mlflow.verb_group import VERBS_ELSEWHERE, Group
 from tuning.config import SEARCHED
@@ -139,6 +145,21 @@ def test_a_wrong_command_is_refused_like_a_wrong_value(arguments: list[str], mes
 def test_the_settings_of_a_run_that_is_no_training_are_refused() -> None:
     run_id = mlflow.MlflowClient().create_run("0").info.run_id
     assert_refused(invoke("train", "--settings-of", run_id), 2, run_id, "is not a training")
+
+
+@pytest.mark.usefixtures("mlflow_store")
+@pytest.mark.parametrize(
+    "given",
+    [{"recipe": "finetune", "weights": "none"}, {"recipe": "finetune"}, {"recipe": "fast", "val_size": 0}],
+    ids=lambda given: " ".join(map(str, given.values())),
+)
+def test_the_settings_of_a_run_give_the_same_training(given: dict[str, Any]) -> None:
+    settings = effective_settings(resolve_train_config({"dataset": "folder", "data_dir": "/photos", **given}))
+    run_id = mlflow.MlflowClient().create_run("0").info.run_id
+    TrackedRun(run_id, "a").log_params(settings)
+    printed = yaml.safe_load(invoke("train", "--settings-of", run_id, "--print-config").stdout)
+    again = {name: value for name, value in printed.items() if name in TrainConfig.model_fields}
+    assert effective_settings(validate(TrainConfig, again)) == settings
 
 
 def test_two_invalid_options_are_both_named() -> None:

@@ -15,10 +15,13 @@ def command_line(verb: str, settings: dict[str, Any]) -> str:
     such a path has to be typed anew.
 
     Args:
-        settings: values by name; None and an empty list mean that the setting is not given.
+        settings: values by name; None and an empty list mean that the setting is not given, except that
+            `weights` without a value replaces the weights of a recipe.
     """
     words = ["cifar-mlflow", verb]
     for name, value in without_passwords(settings).items():
+        if name == "weights" and value is None:
+            value = "none"
         if value is None or value == []:
             continue
         if isinstance(value, list | tuple):

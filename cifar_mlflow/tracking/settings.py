@@ -9,7 +9,7 @@ from cifar_mlflow.tracking.locations import check_training
 from cifar_mlflow.tracking.retry import call_mlflow
 
 
-def settings_of_run(run_id: str) -> dict[str, str]:
+def settings_of_run(run_id: str) -> dict[str, str | None]:
     """Return the settings of a training or trial, as text; those that depend on the machine are left out.
 
     Raises:
@@ -24,4 +24,6 @@ def settings_of_run(run_id: str) -> dict[str, str]:
     names = TrainConfig.model_fields.keys() - {*NEUTRAL}
     if run.data.params.get("dataset") == "folder":
         names |= {"data_dir"}
-    return {name: value for name, value in run.data.params.items() if name in names and value != "None"}
+    given = {name: value for name, value in run.data.params.items() if name in names and value != "None"}
+    # Settings that are None are no params. Of these, recipes set only the weights.
+    return {"weights": None, **given}

@@ -319,9 +319,10 @@ def test_the_recipe_is_named_if_it_is_the_best(tmp_path: Path) -> None:
         {"lr": "0.030", "dataset": "sample", "recipe": "demo", "seed": 4294967295},
         {"deterministic": True, "test": False, "data_dir": "/a folder/it's $HOME", "run_name": "-x; rm *"},
         {"mirrors": ["https://a/x?y=1&z", 'https://b/"q"'], "run_name": None, "weights": None},
+        {"recipe": "finetune", "data_dir": "/photos", "weights": None},
         {"model": "vgg16", "dropout": 0.1, "label_smoothing": 0.05, "flip": "alternating", "epochs": 3},
     ],
-    ids=["nothing", "floats", "texts", "switches and odd paths", "lists and nothing", "a trial"],
+    ids=["nothing", "floats", "texts", "odd paths", "lists and nothing", "no weights", "a trial"],
 )
 def test_the_command_of_a_trial_gives_exactly_its_settings(settings: dict[str, Any]) -> None:
     program, *arguments = shlex.split(reproduce_command(settings))

@@ -57,6 +57,11 @@ def test_the_command_has_no_settings_that_were_not_given() -> None:
     assert command == "cifar-mlflow tune --storage sqlite:////a/b.db --epochs 3 --dataset sample"
 
 
+def test_the_command_keeps_that_there_are_no_initial_weights() -> None:
+    spec = read_study_spec({"recipe": "finetune", "data_dir": "/photos", "weights": "none"})
+    assert read_command(spec.command).fixed == spec.fixed
+
+
 def test_the_command_promotes_if_the_search_did() -> None:
     spec = read_study_spec({"dataset": "sample"}, {"promote": True, "serve_precision": "fp32"})
     assert read_command(spec.command).promotion == {"promote": "true", "serve_precision": "fp32"}
