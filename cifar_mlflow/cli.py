@@ -7,7 +7,6 @@ answered at once.
 
 import gc
 import os
-import shlex
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +20,7 @@ from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.interrupt import stoppable
-from cifar_mlflow.names import CIFAR10, data_name, printable, registered_name
+from cifar_mlflow.names import champion_option, data_name, model_option, printable, registered_name
 from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
 from cifar_mlflow.settings import option_name, validate
@@ -189,10 +188,7 @@ def train(
     name = registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     name = registration.get("registered_model") or name
     promote = f"register {result.run_id}{_registration_options(registration)} --promote"
-    next_steps = _next_steps(
-        result.run_id, None if name == CIFAR10 else name, "promote" if register else promote
-    )
-    click.echo(next_steps)
+    click.echo(_next_steps(result.run_id, name, "promote" if register else promote))
     return None
 
 
@@ -206,24 +202,22 @@ def _registration_options(given: dict[str, Any]) -> str:
     )
 
 
-def _next_steps(run_id: str, model: str | None, promote: str) -> str:
+def _next_steps(run_id: str, model: str, promote: str) -> str:
     """Return the commands that probably follow a training.
 
     Args:
-        model: name of the registered model, unless it is that of CIFAR-10, the default of the commands.
+        model: name of the registered model.
         promote: the command that makes the trained network the champion, without the name of the model.
     """
     from cifar_mlflow.tracking.store import run_address, ui_command
 
     compare = run_address(run_id) or f"{ui_command()}    # the runs in MLflow's UI"
-    name = f" --registered-model {shlex.quote(model)}" if model else ""
-    uri = f" --model-uri {shlex.quote(f'models:/{model}@champion')}" if model else ""
     return f"""
 What next:
   compare   {compare}
   evaluate  cifar-mlflow evaluate --model-uri {run_id} --tta crops
-  promote   cifar-mlflow {promote}{name}
-  serve     cifar-mlflow serve{uri}
+  promote   cifar-mlflow {promote}{model_option(model)}
+  serve     cifar-mlflow serve{champion_option(model)}
   export    cifar-mlflow export {run_id} --format onnx --output exported"""
 
 

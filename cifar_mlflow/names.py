@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,16 @@ def registered_name(dataset: str | None, data: str) -> str:
         return CIFAR10
     name = re.sub(r"[^\w. -]", "_", data).strip(" .")[:90] or "images"
     return f"{name}-images" if name.lower() == CIFAR10 else name
+
+
+def model_option(name: str) -> str:
+    """Return a space and the option of `promote` and `rollback` for a registered model; empty for cifar10."""
+    return "" if name == CIFAR10 else f" --registered-model {shlex.quote(name)}"
+
+
+def champion_option(name: str) -> str:
+    """Return a space and the option of `serve` and `classify` for a champion; empty for that of cifar10."""
+    return "" if name == CIFAR10 else f" --model-uri {shlex.quote(f'models:/{name}@champion')}"
 
 
 def _escape(match: re.Match[str]) -> str:

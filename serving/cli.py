@@ -1,6 +1,5 @@
 """Commands that register, promote, serve and monitor a model."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,15 @@ import click
 from cifar_mlflow.config import TrainConfig, check_tta, resolve_train_config
 from cifar_mlflow.console import Steps, loading
 from cifar_mlflow.interrupt import stoppable
-from cifar_mlflow.names import CIFAR10, PRETRAINED, RUN_ID, data_name, registered_name
+from cifar_mlflow.names import (
+    CIFAR10,
+    PRETRAINED,
+    RUN_ID,
+    champion_option,
+    data_name,
+    model_option,
+    registered_name,
+)
 from cifar_mlflow.options import split_settings, switch, verb
 from cifar_mlflow.recipes import RECIPES
 from cifar_mlflow.settings import validate
@@ -62,13 +69,11 @@ def register(ctx: click.Context, given: dict[str, Any], run_id: str, promote: bo
             click.echo(str(reason))  # the training or search that registered it did not fail
     if not alone:
         return
-    name = shlex.quote(version.name)
     if promoted:
-        uri = "" if version.name == CIFAR10 else f" --model-uri models:/{name}@champion"
-        click.echo(f"Serve it: cifar-mlflow serve{uri}")
+        click.echo(f"Serve it: cifar-mlflow serve{champion_option(version.name)}")
     elif not promote:
-        option = "" if version.name == CIFAR10 else f" --registered-model {name}"
-        click.echo(f"It is not the champion. Promote it: cifar-mlflow promote {version.number}{option}")
+        command = f"cifar-mlflow promote {version.number}{model_option(version.name)}"
+        click.echo(f"It is not the champion. Promote it: {command}")
 
 
 @verb("promote", RegistryConfig)

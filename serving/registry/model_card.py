@@ -3,13 +3,15 @@
 MLflow shows it on the pages of the version and of the logged model. `scorer.json` has the same for programs.
 """
 
+import shlex
+
 import pandas as pd
 
 from cifar_mlflow.evaluation.metrics import Evaluation
 from cifar_mlflow.export.images import EvalSet
 from cifar_mlflow.markdown import markdown_table
 from cifar_mlflow.models.card import ServedCard
-from cifar_mlflow.names import listed
+from cifar_mlflow.names import listed, model_option
 from serving.registry.mlflow_model import MODEL_CARD_FILE
 from serving.registry.scorer_folder import USEFUL_AUROC, promise
 
@@ -62,11 +64,12 @@ def shorten(text: str) -> str:
 
 def registered_model_description(card: ServedCard, name: str) -> str:
     """Return the description of a new registered model, in Markdown; the first line is plain text."""
+    uri, option = shlex.quote(f"models:/{name}@champion"), model_option(name)
     return (
         f"Classifies images into {len(card.classes)} classes: {listed(card.classes, SHOWN_CLASSES)}\n\n"
-        f"The version with the alias `champion` is served: `cifar-mlflow serve --model-uri "
-        f"models:/{name}@champion` or `mlflow models serve -m models:/{name}@champion --env-manager local`. "
-        "`cifar-mlflow promote` moves the alias, and `cifar-mlflow rollback` moves it back.\n\n"
+        f"The version with the alias `champion` is served: `cifar-mlflow serve --model-uri {uri}` or "
+        f"`mlflow models serve -m {uri} --env-manager local`. `cifar-mlflow promote{option}` moves the "
+        f"alias, and `cifar-mlflow rollback{option}` moves it back.\n\n"
         "The description of each version is its model card: data, results by class, calibration, limits, and "
         "how to call it."
     )

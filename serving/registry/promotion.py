@@ -11,7 +11,6 @@ write at the same instant may both believe that they succeeded.
 import hashlib
 import logging
 import re
-import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 from cifar_mlflow.console import spinner
 from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.names import CIFAR10, RUN_ID, listed
+from cifar_mlflow.names import RUN_ID, listed, model_option
 from cifar_mlflow.tracking.locations import check_artifact_folder
 from serving.registry.mlflow_model import SCORER_PATH, code_digest, download
 from serving.registry.versions import RegisteredModel, Version
@@ -82,8 +81,7 @@ def promote(which: str | None, name: str, *, force: bool = False) -> Promotion:
         if objection and not force:
             raise NotPromotedError(
                 f"{version} does not become the champion of {name}: {objection}; to serve it all the same: "
-                f"cifar-mlflow promote {version.number} --force"
-                + ("" if name == CIFAR10 else f" --registered-model {shlex.quote(name)}")
+                f"cifar-mlflow promote {version.number} --force{model_option(name)}"
             )
         _make_champion(model, version, champion, previous)
         message = f"{version} is now the champion of {name}"

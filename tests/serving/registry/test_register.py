@@ -335,6 +335,20 @@ def test_a_model_of_own_images_is_named_after_the_folder_and_keeps_its_edited_de
     assert client.get_registered_model("vivid").description == "ours"
 
 
+def test_the_description_of_a_registered_model_has_its_commands(
+    client: mlflow.MlflowClient, trained: Trained
+) -> None:
+    register(trained.easy, serve_precision="fp32", registered_model="my photos")
+    commands = re.findall("`(.*?)`", client.get_registered_model("my photos").description)
+    assert commands == [
+        "champion",
+        "cifar-mlflow serve --model-uri 'models:/my photos@champion'",
+        "mlflow models serve -m 'models:/my photos@champion' --env-manager local",
+        "cifar-mlflow promote --registered-model 'my photos'",
+        "cifar-mlflow rollback --registered-model 'my photos'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
