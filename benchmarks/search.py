@@ -170,7 +170,8 @@ def default_search(given: dict[str, Any], budget: int, folder: Path) -> optuna.S
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
     mlflow.create_experiment(folder.name, artifact_location=f"{folder}/artifacts")
     storage = f"sqlite:///{folder}/optuna.db"
-    return tune({**given, "storage": storage, "epochs_budget": budget, "experiment": folder.name})
+    study, _ = tune({**given, "storage": storage, "epochs_budget": budget, "experiment": folder.name})
+    return study
 
 
 def curve_of(study: optuna.Study, epochs: int) -> Curve:

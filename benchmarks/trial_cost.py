@@ -98,7 +98,7 @@ def second_trial(given: dict[str, Any], folder: Path) -> FrozenTrial:
     mlflow.create_experiment(folder.name, artifact_location=f"{folder}/artifacts")
     space = folder / "space.yaml"
     space.write_text(yaml.safe_dump(SPACE))
-    study = tune(
+    study, _ = tune(
         {
             **given,
             "storage": f"sqlite:///{folder}/optuna.db",

@@ -20,7 +20,7 @@ from cifar_mlflow.console import loading, set_up_logging
 from cifar_mlflow.environment import rank, world_size
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.interrupt import stoppable
-from cifar_mlflow.names import champion_option, data_name, model_option, printable, registered_name
+from cifar_mlflow.names import data_name, model_option, printable, registered_name
 from cifar_mlflow.options import recipe_defaults, run_verb, split_settings, switch, verb
 from cifar_mlflow.redact import redact
 from cifar_mlflow.settings import option_name, validate
@@ -169,6 +169,7 @@ def train(
     gc.set_threshold(FEWER_COLLECTIONS)
     with loading(for_a_job=True):
         from cifar_mlflow import pipeline
+        from cifar_mlflow.tracking.result import next_steps, registration_options
         from cifar_mlflow.tracking.resume import resumable_config
         from cifar_mlflow.training.distributed import this_world
 
@@ -187,38 +188,12 @@ def train(
         run_verb(ctx, "register", run_id=result.run_id, **registration)
     name = registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     name = registration.get("registered_model") or name
-    promote = f"register {result.run_id}{_registration_options(registration)} --promote"
-    click.echo(_next_steps(result.run_id, name, "promote" if register else promote))
+    if register:
+        command = f"promote{model_option(name)}"
+    else:
+        command = f"register {result.run_id}{registration_options(registration)} --promote"
+    click.echo(next_steps(result.run_id, name, command))
     return None
-
-
-def _registration_options(given: dict[str, Any]) -> str:
-    """Return the options of the registration that a training got, for a `register` command later."""
-    fields = RegisterConfig.model_fields
-    return "".join(
-        f" {option_name(name)} {given[name]}"
-        for name in ("serve_precision", "target_accuracy")
-        if name in given and given[name] != fields[name].default
-    )
-
-
-def _next_steps(run_id: str, model: str, promote: str) -> str:
-    """Return the commands that probably follow a training.
-
-    Args:
-        model: name of the registered model.
-        promote: the command that makes the trained network the champion, without the name of the model.
-    """
-    from cifar_mlflow.tracking.store import run_address, ui_command
-
-    compare = run_address(run_id) or f"{ui_command()}    # the runs in MLflow's UI"
-    return f"""
-What next:
-  compare   {compare}
-  evaluate  cifar-mlflow evaluate --model-uri {run_id} --tta crops
-  promote   cifar-mlflow {promote}{model_option(model)}
-  serve     cifar-mlflow serve{champion_option(model)}
-  export    cifar-mlflow export {run_id} --format onnx --output exported"""
 
 
 def _like_run(run_id: str, given: dict[str, Any], resume: str | None) -> dict[str, Any]:

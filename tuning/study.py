@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import optuna
 import pandas as pd
+from mlflow.entities import Run
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from optuna.trial import FrozenTrial, TrialState
@@ -50,13 +51,16 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
-def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optuna.Study:
+def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> tuple[optuna.Study, list[Run]]:
     """Search hyperparameters as one MLflow run with a nested run per trial; continue an existing study.
 
     Args:
         given: settings of `TuneConfig`; training settings among them are the same in all trials.
         promotion: options of the registration that the caller will do, for the printed command that continues
             the search.
+
+    Returns:
+        The study, and the runs of the retrainings that the command asked for.
 
     Raises:
         CifarError: the request is wrong, no trial succeeded, or something outside of the trials failed;
@@ -90,6 +94,7 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
         budget = spec.search.model_dump(mode="json", include=set(BUDGET))
         run.set_tags({name: value for name, value in budget.items() if value is not None})
         _, val_split = divide_lazily(dataset, base)
+        retrained: list[Run] = []
         try:
             with TrialPlotter(storage.plots, val_split, dataset.classes):
                 if not complete or _trials(study, storage, UNFINISHED):
@@ -104,7 +109,7 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
                     if reason := storage.retry_on_outage(lambda: failure_reason(study)):
                         raise CifarError(reason)
                     if search.retrain_best:
-                        retrain_best(spec, study, storage, run, stop)
+                        retrained = retrain_best(spec, study, storage, run, stop)
         except CifarError:
             with suppress(CifarError):  # the first error matters more
                 log_study(run, storage.retry_on_outage(lambda: snapshot(study)))
@@ -112,7 +117,7 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
         with spinner("Drawing the plots of the search"):
             log_study(run, storage.retry_on_outage(lambda: snapshot(study)))
         stop.raise_if_asked()
-    return study
+    return study, retrained
 
 
 @contextmanager
@@ -191,8 +196,12 @@ def log_spec(run: TrackedRun, spec: StudySpec, dataset: ImageDataset) -> None:
 
 def retrain_best(
     spec: StudySpec, study: optuna.Study, storage: Storage, run: TrackedRun, stop: StopRequest
-) -> None:
-    """Train the best settings on all images, in a separate process, and log the test results."""
+) -> list[Run]:
+    """Train the best settings on all images, in a separate process, and log the test results.
+
+    Returns:
+        The finished runs; none if a signal arrived.
+    """
     (best,) = best_trials(study, 1)
     base = spec.base
     common = {
@@ -206,7 +215,7 @@ def retrain_best(
     with spinner("Retraining the best trial"):
         run_workers([worker], stop, lambda: len(retrained_runs(study, list(trainings))), lambda: None)
     if stop.signum:
-        return
+        return []
     client = mlflow.MlflowClient()
     runs = [call_mlflow(partial(client.get_run, id_)) for id_ in retrained_runs(study, list(trainings))]
     metrics = [finished.data.metrics for finished in runs]
@@ -217,6 +226,7 @@ def retrain_best(
         means |= {f"{name}_std": float(value) for name, value in results.std().items()}
     run.log_metrics(means, step=_count_finished(study, storage))
     logger.info("Retrained on all images: test accuracy %.4f", means["test/accuracy"])
+    return runs
 
 
 def _count_finished(study: optuna.Study, storage: Storage) -> int:

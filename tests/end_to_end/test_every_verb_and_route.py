@@ -76,9 +76,8 @@ def test_each_verb_and_each_route_works(
     assert "labels that are probably wrong" in commands.run("review", *train, "--epochs", "1", "--folds", "2")
     shown = commands.run("demo", *train, *named, "--epochs", "4", "--serve-precision", "fp32")
     assert "classifies cat.jpg as: " in shown
-    trained = commands.run(
-        "train", *train, "--epochs", "1", "--run-name", "second", "--lr", "1e-4", "--target-accuracy", "0.9"
-    )
+    chosen = (*named, "--target-accuracy", "0.9")
+    trained = commands.run("train", *train, *chosen, "--epochs", "1", "--run-name", "second", "--lr", "1e-4")
     assert re.search(
         r"^  time  training \d+ s, figures \d+ s, evaluation \d+ s, export \d+ s$", trained, re.M
     )
@@ -86,7 +85,7 @@ def test_each_verb_and_each_route_works(
     (run,) = mlflow.search_runs(
         search_all_experiments=True, filter_string="run_name = 'second'", output_format="list"
     )
-    assert f"cifar-mlflow register {run.info.run_id} --target-accuracy 0.9 --promote" in trained
+    assert f"cifar-mlflow register {run.info.run_id} {' '.join(chosen)} --promote\n" in trained
     assert "Evaluating" in commands.run("evaluate", "--model-uri", run.info.run_id)
     commands.run("export", run.info.run_id, "--output", "model.h5")
     assert Path("model.h5").exists()

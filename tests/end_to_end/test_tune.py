@@ -1,5 +1,6 @@
 """A search as a user runs it: its results in MLflow, the data that it reads, and its options."""
 
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -194,7 +195,7 @@ def test_warm_start_enqueue_space_and_retrain_best(project: Project) -> None:
         project,
         *("--space", "space.yaml", "--warm-start", project.images.name, "--enqueue", run.info.run_id),
         *("--trials", "2", "--pruner", "none", "--sampler", "random", "--study", "warm"),
-        *("--retrain-best", "--retrain-seeds", "2"),
+        *("--retrain-best", "--retrain-seeds", "2", "--serve-precision", "fp32"),
     )
     study = study_of(project, "warm")
     past, recipe, enqueued = study.trials
@@ -218,6 +219,11 @@ def test_warm_start_enqueue_space_and_retrain_best(project: Project) -> None:
     accuracies = [run.data.metrics["test/accuracy"] for run in retrained]
     assert parent.data.metrics["test/accuracy"] == pytest.approx(sum(accuracies) / 2)
     assert "test/accuracy_std" in parent.data.metrics
+    shown = re.findall(r"^Run retrain-\S+-seed-(\d) \((\w+)\)\n  test  accuracy \d", output, re.M)
+    assert shown == [(run.data.params["seed"], run.info.run_id) for run in reversed(retrained)], output
+    assert output.endswith(f" cifar-mlflow export {shown[0][1]} --format onnx --output exported\n")
+    assert f"cifar-mlflow register {shown[0][1]} --serve-precision fp32 --promote\n" in output
+    assert "What next, for trial" not in output
 
     search(  # the same again: nothing is done twice
         project,
