@@ -1,5 +1,7 @@
 """Commands that register, promote, serve and monitor a model."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,6 @@ from cifar_mlflow.verb_config import RegisterConfig, RegistryConfig, TrainAndReg
 from serving.config import ClassifyConfig, MonitorConfig, ServeConfig
 
 DEMO = RECIPES["demo"] | {"recipe": "demo"}
-REST_OF_DEMO = """
-The demo was stopped. `make demo` starts it anew. To continue it instead:
-  source .venv/bin/activate
-  cifar-mlflow train --resume RUN_ID --register      # the run above; then register the model
-  cifar-mlflow promote                               # make it the champion
-  make serve                                         # serve it over HTTP, until Ctrl-C"""
 
 
 @verb("register", RegisterConfig, common=("promote", "registered_model", "serve_precision"))
@@ -197,37 +193,63 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     given, registration = split_settings(given, TrainConfig, RegisterConfig)
     config = resolve_train_config({"recipe": "demo", **given})
     check_tta(config)
+    name = registration.get("registered_model")
+    name = name or registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     with loading(for_a_job=True):
         from cifar_mlflow import pipeline
+        from cifar_mlflow.tracking.local_state import RunDirectory
+        from cifar_mlflow.tracking.result import registration_options
+        from cifar_mlflow.tracking.store import ui_command
         from serving.demo import PHOTO, classify_over_http
 
     try:
         with stoppable():
             result = pipeline.train(config)
     except KeyboardInterrupt:
-        click.echo(REST_OF_DEMO, err=True)
+        resume = RunDirectory.of(config.cache_dir, "RUN_ID").resume_command
+        rest = [
+            *_activation(),
+            (f"{resume} --register{registration_options(registration)}", "the run above; register its model"),
+            (f"cifar-mlflow promote{model_option(name)}", "make it the champion"),
+            (f"cifar-mlflow serve{champion_option(name)}", "serve it over HTTP, until Ctrl-C"),
+        ]
+        click.echo(
+            "\nThe demo was stopped. The same command starts it anew. To continue it instead:", err=True
+        )
+        click.echo(_with_comments(rest), err=True)
         raise
     click.echo(result.summary())
     ctx.invoke(register, run_id=result.run_id, promote=True, **registration)
-    name = validate(RegisterConfig, registration).registered_model
-    name = name or registered_name(config.dataset, data_name(config.dataset, config.data_dir))
     champion = f"models:/{name}@champion"
-    with Steps().step("server", f"Starting `mlflow models serve -m {champion}`"):
+    server = f"`mlflow models serve -m {shlex.quote(champion)}`"
+    with Steps().step("server", f"Starting {server}"):
         answer = classify_over_http(champion)
-    click.echo(f"\n`mlflow models serve -m {champion}` classifies {PHOTO.name} as: {answer}")
+    click.echo(f"\n{server} classifies {PHOTO.name} as: {answer}")
     another = "cifar-mlflow train --dataset sample --model cnn"
     if config.val_size != TrainConfig.model_fields["val_size"].default:
         another += f" --val-size {config.val_size:g}"  # versions are compared on the same validation images
     photo = PHOTO.relative_to(Path.cwd()) if PHOTO.is_relative_to(Path.cwd()) else PHOTO
-    click.echo(
-        f"""
-What next:
-  make ui                                            # compare the runs: http://localhost:5000
-  source .venv/bin/activate                          # for the commands below
-  {another.ljust(50)} # another architecture, on the same split
-  cifar-mlflow train --recipe fast                   # all of CIFAR-10 (downloads 170 MB)
-  {f"cifar-mlflow classify {photo}".ljust(50)} # or your own photos and folders of them
-  make serve                                         # the same model over HTTP, until Ctrl-C
-  cifar-mlflow evaluate --model-uri {result.run_id}
-  cifar-mlflow export {result.run_id} --format hdf5-weights --output model.h5"""
-    )
+    classify_photo = f"cifar-mlflow classify{champion_option(name)} {shlex.quote(str(photo))}"
+    next_steps = [
+        (ui_command(), "compare the runs: http://localhost:5000"),
+        *_activation(),
+        (another, "another architecture, on the same split"),
+        ("cifar-mlflow train --recipe fast", "all of CIFAR-10 (downloads 170 MB)"),
+        (classify_photo, "or your own photos and folders of them"),
+        (f"cifar-mlflow serve{champion_option(name)}", "the same model over HTTP, until Ctrl-C"),
+        (f"cifar-mlflow evaluate --model-uri {result.run_id}", ""),
+        (f"cifar-mlflow export {result.run_id} --format hdf5-weights --output model.h5", ""),
+    ]
+    click.echo(f"\nWhat next:\n{_with_comments(next_steps)}")
+
+
+def _activation() -> list[tuple[str, str]]:
+    """Return the command that activates the environment of `make demo`, if this process belongs to it."""
+    if Path(".venv").exists() and Path(".venv").samefile(sys.prefix):
+        return [("source .venv/bin/activate", "for the commands below")]
+    return []
+
+
+def _with_comments(commands: list[tuple[str, str]]) -> str:
+    """Return commands for the terminal, each on a line with its comment."""
+    return "\n".join(f"  {command:50} {comment and f'# {comment}'}".rstrip() for command, comment in commands)

@@ -13,7 +13,7 @@ import click
 import mlflow
 import requests
 
-from cifar_mlflow.tracking.store import TRAINING_MODE, store_uri, trainings_page
+from cifar_mlflow.tracking.store import TRAINING_MODE, store_uri, trainings_page, ui_command
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.2
@@ -79,8 +79,10 @@ def _check_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
+            command = ui_command()
+            option = "PORT=5001" if command == "make ui" else "--port 5001"
             raise click.ClickException(
-                f"cannot listen on {HOST}:{port}: {error.strerror}; choose another port: make ui PORT=5001"
+                f"cannot listen on {HOST}:{port}: {error.strerror}; choose another port: {command} {option}"
             ) from error
 
 

@@ -38,14 +38,19 @@ def wait_for_epoch(project: Project, epoch: int) -> None:
 
 @pytest.mark.thorough
 def test_an_interrupted_demo_tells_how_to_get_the_rest(project: Project) -> None:
-    process = project.start("demo", *project.quick, *LONG)
+    cache = project.folder / "my cache"
+    named = ("--registered-model", "my photos")
+    process = project.start("demo", *project.quick, *LONG, *named, "--cache-dir", str(cache))
     wait_for_epoch(project, 1)
     assert project.stop(process, signal.SIGINT) == 130
     (run,) = project.runs
-    rest = project.output().partition(f"train --resume {run.info.run_id}")[2]
-    resume, promote = "cifar-mlflow train --resume RUN_ID --register", "cifar-mlflow promote"
-    assert resume in rest
-    assert promote in rest.partition(resume)[2]
+    assert f"train --resume {run.info.run_id} --cache-dir '{cache}'\n" in project.output()
+    rest = project.output().partition("To continue it instead:\n")[2]
+    assert [line.partition("#")[0].strip() for line in rest.splitlines()] == [
+        f"cifar-mlflow train --resume RUN_ID --cache-dir '{cache}' --register --registered-model 'my photos'",
+        "cifar-mlflow promote --registered-model 'my photos'",
+        "cifar-mlflow serve --model-uri 'models:/my photos@champion'",
+    ]
 
 
 @pytest.mark.parametrize(

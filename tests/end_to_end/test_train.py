@@ -379,6 +379,8 @@ def test_mlflow_run_trains_in_the_run_that_it_created(
         assert re.search(
             rf"models serve -m models:/{name}@champion` classifies cat.jpg as: (red|green|blue) \d", said
         )
+        for verb in ("serve", "classify"):
+            assert f"\n  cifar-mlflow {verb} --model-uri models:/{name}@champion " in said
 
 
 def test_mlflow_run_with_an_invalid_setting_tags_the_run_with_the_reason(

@@ -74,7 +74,7 @@ def test_the_page_of_another_server_is_not_shown_for_ours(tmp_path: Path) -> Non
         )  # fmt: skip
     assert done.returncode != 0
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
-    assert "make ui PORT=" in done.stderr
+    assert "choose another port: python -m cifar_mlflow.tracking.ui --port 5001" in done.stderr
     assert ADDRESS not in done.stderr
 
 
