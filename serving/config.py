@@ -163,7 +163,8 @@ class MonitorConfig(TrackingConfig):
     export_feedback: Path | None = setting(
         None,
         "Copy the images whose true class is known from feedback to this folder, one subfolder per class, "
-        "for training with --dataset cifar10+DIR.",
+        "for training with --dataset cifar10+DIR. It is feedback on the registered model of --model-uri; "
+        "without it, on the model that answered last.",
     )
     images_dir: Path | None = setting(
         None, "The folder of `serve --images-dir`, from which --export-feedback copies."

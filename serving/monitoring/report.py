@@ -86,10 +86,8 @@ def monitor(config: MonitorConfig) -> str:
             f" apart from {left_out:,} frames of live views (--live-frames includes them)" if left_out else ""
         )
         return f"{log} has no requests from {window}{besides}. --since looks further back."
-    exported = []
-    if config.export_feedback and config.images_dir:
-        exported = [export_feedback(feedback, config.images_dir, config.export_feedback)]
     versions = _find_versions(records, feedback, config.model_uri)
+    exported = _export_feedback(config, feedback, versions)
     experiment = connect(
         config.experiment
         if "experiment" in config.model_fields_set or not versions
@@ -135,6 +133,34 @@ def monitor(config: MonitorConfig) -> str:
             + (run_address(run.run_id) or ui_command()),
         ]
     return "\n".join(lines)
+
+
+def _export_feedback(
+    config: MonitorConfig, feedback: pd.DataFrame, versions: list[ServedVersion]
+) -> list[str]:
+    """Export the feedback on one model, as the config asks, and return sentences about it.
+
+    Other models may have other classes, which the data of this one do not have.
+    """
+    if not (config.export_feedback and config.images_dir and versions):
+        return []
+    named = re.match("models:/([^/@]+)[/@]", config.model_uri or "")
+    model = named[1] if named else _model_of(versions[-1].version)
+    models = feedback["model_version"].astype(object).map(_model_of, na_action="ignore")
+    own = feedback[models == model]
+    lines = [export_feedback(own, config.images_dir, config.export_feedback)]
+    if others := len(feedback) - len(own):
+        lines.append(
+            f"Feedback on other models than {model} left out: {others:,} (--model-uri models:/NAME@champion "
+            "exports that on another one)"
+        )
+    return lines
+
+
+def _model_of(version: str) -> str:
+    """Return the registered model of a version; a model that is not registered is its only version."""
+    name, _, number = version.rpartition("/")
+    return name if number.isdigit() else version
 
 
 def _find_versions(

@@ -40,13 +40,15 @@ def keep_image(folder: Path, colour: tuple[int, int, int]) -> str:
     return name
 
 
-def write_log(images: dict[str, str | None], feedback: dict[str, dict[str, Any]]) -> None:
+def write_log(
+    images: dict[str, str | None], feedback: dict[str, dict[str, Any]], version: str = "images/1"
+) -> None:
     log = RequestLog(LOG, **UNLIMITED)
     for number, (request_id, sha256) in enumerate(images.items()):
         log.put(
             record(
                 request_id, time=time.time() - 60 + number, label="red", confidence=0.9, uncertain=False,
-                model_version="images/1", image_sha256=sha256,
+                model_version=version, image_sha256=sha256,
             )
         )  # fmt: skip
     for request_id, given in feedback.items():
@@ -127,6 +129,23 @@ def test_a_later_verdict_that_the_class_is_wrong_removes_the_image(
     assert found == [f"blue/{other}.png"]  # red was wrong, as its class says
     with Path("corrected/provenance.csv").open() as file:
         assert [row["file"] for row in csv.DictReader(file)] == found
+
+
+def test_only_the_feedback_on_one_model_is_exported(
+    registered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(registered, tmp_path)
+    photo, car, ship = (keep_image(tmp_path / "kept", (40 * i, 0, 0)) for i in range(3))
+    write_log({"car": car}, {"car": {"label": "blue"}}, "cifar10/1")
+    write_log({"ship": ship}, {"ship": {"correct": True}}, "cifar10/2")
+    write_log({"photo": photo}, {"photo": {"label": "violet"}}, "photos/1")
+    assert "Feedback on other models than photos left out: 2 " in export()
+    exported = {"corrected": {f"violet/{photo}.png"}, "colours": {f"blue/{car}.png", f"red/{ship}.png"}}
+    uri = ("--model-uri", "models:/cifar10/1")
+    assert "than cifar10 left out: 1 " in export(*uri, "--export-feedback", "colours")
+    for folder, files in exported.items():
+        assert {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.png")} == files
 
 
 def test_the_folder_of_the_images_must_be_named() -> None:
