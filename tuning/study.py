@@ -23,6 +23,7 @@ from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.names import counted
 from cifar_mlflow.tracking.artifacts import log_data
 from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, create_run, tracked_run
@@ -79,9 +80,9 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> optu
     complete = search.trials is not None and finished >= search.trials
     if complete:
         logger.info(
-            "Study %s already has %d trials; raise --trials for more, or choose another --study",
+            "Study %s already has %s; raise --trials for more, or choose another --study",
             spec.name,
-            finished,
+            counted(finished, "trial"),
         )
 
     with StopRequest() as stop, study_run(spec, study, storage) as run:

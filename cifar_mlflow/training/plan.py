@@ -21,6 +21,7 @@ from cifar_mlflow.data.loader import Batch, stages
 from cifar_mlflow.environment import rank
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.names import counted
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.loop import STEPS_BETWEEN_CHECKS, Training
 
@@ -49,10 +50,9 @@ def lower_batch_size(config: TrainConfig, images: int, processes: int) -> TrainC
         return config
     if rank() == 0:
         logger.info(
-            "The recipe's batch size of %d would give %d step%s per epoch of %s images; it is lowered to %d",
+            "The recipe's batch size of %d would give %s per epoch of %s images; it is lowered to %d",
             config.batch_size,
-            steps,
-            "" if steps == 1 else "s",
+            counted(steps, "step"),
             f"{images:,}",
             lowered,
         )
@@ -127,9 +127,9 @@ def plan_epochs(rehearsal: Training, minutes: float) -> int:
         )
     if world.is_main:
         logger.info(
-            "Planned %d epochs of about %.3g s for %g minutes of training and validation; the final "
+            "Planned %s of about %.3g s for %g min of training and validation; the final "
             "evaluation and the export follow",
-            epochs,
+            counted(epochs, "epoch"),
             speed.seconds(epochs, *length) / epochs,
             minutes,
         )
