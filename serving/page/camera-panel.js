@@ -136,8 +136,12 @@ export function setUpCameraPanel(onFiles, cancelWork) {
   byId("open-camera").addEventListener("click", () => openCamera(false, cancelWork));
   byId("open-live").addEventListener("click", () => openCamera(true, cancelWork));
   byId("shoot").addEventListener("click", async () => {
-    const photo = await camera.photo();
-    if (photo) onFiles([photo]);
+    try {
+      const photo = await camera.photo();
+      if (photo) onFiles([photo]);
+    } catch (error) {
+      onFailure(/** @type {Error} */ (error).message);
+    }
   });
   toggle.addEventListener("click", () => setLive(!loop.running));
   byId("turn").addEventListener("click", () => camera.turn().catch((error) => onFailure(error.message)));

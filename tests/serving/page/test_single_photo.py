@@ -198,6 +198,15 @@ def test_a_photo_can_be_taken_with_the_camera(page: Page) -> None:
     expect(page.get_by_role("heading", name="photo.jpg")).to_be_focused()  # the focused button is hidden now
 
 
+def test_a_camera_that_gives_no_picture_is_reported(page: Page) -> None:
+    page.evaluate("() => { HTMLCanvasElement.prototype.toBlob = (done) => done(null); }")
+    page.get_by_role("button", name="Take a photo").click()
+    expect(page.get_by_label("Camera picture")).not_to_have_js_property("videoWidth", 0)
+    page.get_by_role("button", name="Take photo").click()
+
+    expect(page.get_by_role("alert")).to_have_text("The camera returned no picture.")
+
+
 def test_a_missing_camera_is_reported(page: Page) -> None:
     page.evaluate(
         """() => {
