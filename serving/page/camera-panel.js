@@ -8,6 +8,7 @@ import { LiveLoop } from "./live-loop.js";
 import { currentModel, modelOf } from "./model.js";
 import { completeGridIsShown } from "./photo-grid.js";
 import { PredictionView, spokenAnswer } from "./prediction-view.js";
+import { viewClosed, viewOpened } from "./views.js";
 
 const FRAME_SIDE = 128; // pixels: a few kB, and still several times the network's input
 const STEADY_MS = 1000;
@@ -88,6 +89,7 @@ function setLive(on) {
 }
 
 export function closeCamera() {
+  viewClosed(closeByUser);
   setLive(false);
   camera.close();
 }
@@ -99,6 +101,8 @@ function leaveCamera(problem) {
   showNotice(problem);
   byId("open-camera").focus();
 }
+
+const closeByUser = () => leaveCamera(null);
 
 /**
  * @param {boolean} live Start the live view at once.
@@ -114,6 +118,7 @@ async function openCamera(live, cancelWork) {
   cancelWork();
   closeCamera();
   showNotice(null);
+  viewOpened(closeByUser);
   showPanel("camera");
   byId("camera-title").focus({ preventScroll: true });
   try {
@@ -141,5 +146,5 @@ export function setUpCameraPanel(onFiles, cancelWork) {
   });
   toggle.addEventListener("click", () => setLive(!loop.running));
   byId("turn").addEventListener("click", () => camera.turn().catch((error) => onFailure(error.message)));
-  byId("close-camera").addEventListener("click", () => leaveCamera(null));
+  byId("close-camera").addEventListener("click", closeByUser);
 }

@@ -4,6 +4,7 @@
 import { byId, element, showNotice } from "./dom.js";
 import { joinWords, percent } from "./format.js";
 import { currentModel } from "./model.js";
+import { viewClosed, viewOpened } from "./views.js";
 
 /** @typedef {import("./answer.js").Model} Model */
 /**
@@ -18,6 +19,7 @@ import { currentModel } from "./model.js";
 
 /** @type {HTMLDialogElement} */
 const dialog = byId("card");
+const close = () => dialog.close();
 
 byId("open-card").addEventListener("click", async () => {
   try {
@@ -26,7 +28,8 @@ byId("open-card").addEventListener("click", async () => {
     showNotice(/** @type {Error} */ (error).message);
   }
 });
-byId("close-card").addEventListener("click", () => dialog.close());
+byId("close-card").addEventListener("click", close);
+dialog.addEventListener("close", () => viewClosed(close));
 
 /** @param {Card} card */
 function show(card) {
@@ -41,6 +44,7 @@ function show(card) {
     ...(card.versions_url ? [link(card.versions_url, "All versions in MLflow")] : []),
   );
   dialog.showModal();
+  viewOpened(close);
 }
 
 /**
