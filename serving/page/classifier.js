@@ -18,7 +18,14 @@ const SLOWEST_BYTES_PER_SECOND = 16 * 1024; // the slowest upload that the servi
 const NOT_FROM_SERVICE =
   "The answer did not come from the service, or was cut off. Sign in to the network if needed, then try again.";
 
-let key = sessionStorage.getItem(KEY);
+/** @type {Storage | null} Null if the user has the browser block cookies, and with them all storage. */
+let storage = null;
+try {
+  storage = sessionStorage;
+} catch {
+  // the key is asked for again after a reload
+}
+let key = storage?.getItem(KEY) ?? null;
 /** @type {Promise<string | null> | null} */
 let pendingKey = null;
 
@@ -152,8 +159,10 @@ function timeoutError(seconds) {
 async function newKey(wrong) {
   pendingKey ??= askForKey(wrong).finally(() => (pendingKey = null));
   const entered = await pendingKey;
-  if (entered) sessionStorage.setItem(KEY, (key = entered));
-  return entered !== null;
+  if (entered === null) return false;
+  key = entered;
+  storage?.setItem(KEY, key);
+  return true;
 }
 
 /** @param {BodyInit | null | undefined} body */

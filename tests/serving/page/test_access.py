@@ -221,6 +221,17 @@ def test_cancelling_the_key_dialog_shows_an_error(
     expect(page.get_by_role("alert")).to_contain_text("key")
 
 
+def test_the_page_works_in_a_browser_that_blocks_storage(page: Page, photos: Photos) -> None:
+    page.add_init_script(
+        """Object.defineProperty(window, "sessionStorage", {
+            get() { throw new DOMException("denied", "SecurityError"); },
+        });"""
+    )
+    page.reload()
+    page.set_input_files("#files", photos.sure)
+    expect(page.locator("#reading .verdict")).to_have_text(photos.sure_label)
+
+
 class InlineCode(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
