@@ -218,7 +218,7 @@ def test_cancelling_the_key_dialog_shows_an_error(
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
 
-    expect(page.get_by_role("alert")).to_contain_text("key")
+    expect(page.get_by_role("alert")).to_contain_text("This service requires an API key.")
 
 
 def test_the_page_works_in_a_browser_that_blocks_storage(page: Page, photos: Photos) -> None:

@@ -120,5 +120,5 @@ def test_it_closes_the_dialog_that_asks_for_the_key(
     expect(page.get_by_role("dialog")).to_be_visible()
     page.go_back()
     expect(page.get_by_role("dialog")).to_be_hidden()
-    expect(page.get_by_role("alert")).to_contain_text("key")
+    expect(page.get_by_role("alert")).to_contain_text("This service requires an API key.")
     expect_to_leave(page)

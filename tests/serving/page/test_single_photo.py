@@ -433,3 +433,43 @@ def test_requests_that_a_busy_server_refuses_are_sent_again(page: Page, photos: 
     expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
     assert len(refused) == 3
     expect(page.locator(".card").get_by_text(photos.sure_label)).to_have_count(6)
+
+
+def test_a_page_that_is_opened_while_the_server_is_busy_asks_again(page: Page) -> None:
+    refused: list[Route] = []
+
+    def respond(route: Route) -> None:
+        if refused:
+            route.continue_()
+            return
+        refused.append(route)
+        error = {"code": "overloaded", "message": "The server has too much to do."}
+        route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": error})
+
+    page.route("**/model", respond)
+    page.reload()
+
+    expect(page.get_by_role("button", name=re.compile("^Example: "))).to_have_count(10)
+    assert len(refused) == 1
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (413, {}, "The photo is too large for the server."),
+        (502, {}, "The service is not available at the moment (status 502)."),
+        (503, {"Retry-After": "3600"}, "The service is not available at the moment (status 503)."),
+    ],
+)
+def test_an_error_of_a_proxy_is_explained_at_once(
+    page: Page, photos: Photos, status: int, headers: dict[str, str], words: str
+) -> None:
+    page.route(
+        "**/predict*",
+        lambda route: route.fulfill(status=status, headers=headers, body="<!doctype html><h1>nginx</h1>"),
+    )
+    page.set_input_files("#files", photos.sure)
+
+    expect(page.locator("#reading .verdict")).to_have_text("No answer")
+    expect(page.locator("#reading .detail")).to_contain_text(words)
