@@ -12,6 +12,7 @@ import { viewClosed, viewOpened } from "./views.js";
 
 const FRAME_SIDE = 128; // pixels: a few kB, and still several times the network's input
 const STEADY_MS = 1000;
+const CALM_MS = 3000;
 const STOPPED = "The camera has stopped: it was unplugged, or the browser may no longer use it. Open it again.";
 
 /** @type {HTMLVideoElement} */
@@ -37,7 +38,7 @@ async function classify(signal) {
 async function onAnswer(answer, rate) {
   const model = await modelOf(answer);
   if (!loop.running) return;
-  showNotice(null);
+  if (performance.now() > busyUntil) showNotice(null);
   view.show(answer.prediction, model, { steady: true });
   byId("rate").textContent = `${Math.round(rate)} images per second, ${Math.round(answer.totalMs)} ms each`;
   announceWhenSteady(answer.prediction);
@@ -61,12 +62,18 @@ function announceWhenSteady(prediction) {
   announce(spokenAnswer(prediction));
 }
 
+let busyUntil = 0;
+
 /**
+ * Pauses may follow each other closely, with a few answers between them: the message stays until they end, as a screen
+ * reader would read it out each time.
  * @param {string} message
  * @param {number} seconds
  */
 function onBusy(message, seconds) {
-  showNotice(message);
+  const now = performance.now();
+  if (now > busyUntil) showNotice(message);
+  busyUntil = now + 1000 * seconds + CALM_MS;
   byId("rate").textContent = `Continues in ${seconds} s`;
 }
 
@@ -84,7 +91,7 @@ function setLive(on) {
   byId("camera").classList.toggle("is-live", on);
   byId("live-side").hidden = !on;
   byId("rate").textContent = "";
-  announced = "";
+  [announced, busyUntil] = ["", 0];
   view.clear("…");
 }
 

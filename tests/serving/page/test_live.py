@@ -291,3 +291,31 @@ def test_it_stops_with_a_message_when_the_connection_brings_no_answers(page: Pag
         expect(page.get_by_role("alert")).to_contain_text("There was no answer within 10 seconds.")
         live = page.get_by_role("button", name="Live", exact=True)
         expect(live).to_have_attribute("aria-pressed", "false")
+
+
+def test_pauses_that_follow_each_other_are_announced_once(page: Page) -> None:
+    answers = itertools.cycle([True, True, False])
+    refused: list[Route] = []
+
+    def respond(route: Route) -> None:
+        if next(answers):
+            route.continue_()
+            return
+        refused.append(route)
+        error = {"code": "too_many_requests", "message": "Too many requests."}
+        route.fulfill(status=429, headers={"Retry-After": "1"}, json={"error": error})
+
+    page.route("**/predict*", respond)
+    page.evaluate(
+        """() => {
+            window.changes = [];
+            const notice = document.getElementById("notice");
+            const note = () => notice.hidden || window.changes.push(notice.textContent);
+            new MutationObserver(note).observe(notice, { attributeFilter: ["hidden"], childList: true });
+        }"""
+    )
+    page.get_by_role("button", name="Live view").click()
+    while len(refused) < 3:
+        with page.expect_response("**/predict*"):
+            pass
+    assert page.evaluate("changes") == ["Too many requests."]
