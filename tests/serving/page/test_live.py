@@ -319,3 +319,18 @@ def test_pauses_that_follow_each_other_are_announced_once(page: Page) -> None:
         with page.expect_response("**/predict*"):
             pass
     assert page.evaluate("changes") == ["Too many requests."]
+
+
+def test_it_stops_with_a_message_when_the_model_that_answers_cannot_be_described(
+    page: Page, server: Server
+) -> None:
+    model = requests.get(f"{server.url}/model", timeout=60).json() | {"version": "next"}
+    scores = {"label": "cat", "confidence": 0.9}
+    prediction = scores | {"uncertain": False, "top_k": [scores], "input": ""}
+    answer = {"request_id": "1", "model": model, "predictions": [prediction], "timings_ms": {}}
+    start_live_view(page)
+    page.route("**/model", lambda route: route.abort())
+    page.route("**/predict*", lambda route: route.fulfill(json=answer))
+
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    expect(page.get_by_role("button", name="Live", exact=True)).to_have_attribute("aria-pressed", "false")
