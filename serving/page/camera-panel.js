@@ -105,8 +105,8 @@ export function closeCamera() {
 function leaveCamera(problem) {
   closeCamera();
   showPanel(panelAfter);
-  showNotice(problem);
   byId("open-camera").focus();
+  showNotice(problem);
 }
 
 const closeByUser = () => leaveCamera(null);

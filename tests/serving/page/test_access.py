@@ -131,6 +131,26 @@ def test_a_phone_shows_the_live_view_and_its_prediction(
     expect(page.locator("#video")).to_be_in_viewport()
 
 
+def test_on_a_phone_a_message_is_in_view(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url, **PHONE)
+    page.evaluate(
+        """() => {
+            const none = () => Promise.reject(new DOMException("", "NotFoundError"));
+            navigator.mediaDevices.getUserMedia = none;
+        }"""
+    )
+    page.get_by_role("button", name="Live view").tap()
+    expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
+
+    page.set_input_files("#files", [CAT] * 12)
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
+    page.context.set_offline(True)
+    menu = page.get_by_role("combobox").last
+    menu.scroll_into_view_if_needed()
+    menu.select_option(label="Right")
+    expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
+
+
 def luminance(colour: str) -> float:
     """Return the relative luminance, in 0..1, of rgb(…) (WCAG 2.2)."""
     parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
