@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image, features
 from playwright.sync_api import Page, Route, expect
 
@@ -473,3 +474,25 @@ def test_an_error_of_a_proxy_is_explained_at_once(
 
     expect(page.locator("#reading .verdict")).to_have_text("No answer")
     expect(page.locator("#reading .detail")).to_contain_text(words)
+
+
+def test_long_names_of_classes_fit_a_phone_in_full(page: Page, server: Server) -> None:
+    names = [f"golden_retriever_that_is_{age}_grown_up" for age in ("fully", "nearly")]
+    model = requests.get(f"{server.url}/model", timeout=60).json() | {"classes": names}
+    scores = [{"label": name, "confidence": 0.5} for name in names]
+    prediction = scores[0] | {"uncertain": False, "top_k": scores, "input": ""}
+    answer = {"request_id": "1", "model": model, "predictions": [prediction], "timings_ms": {}}
+    page.route("**/model", lambda route: route.fulfill(json=model))
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.reload()
+    page.route("**/predict*", lambda route: route.fulfill(json=answer))
+    page.set_input_files("#files", CAT)
+    page.get_by_role("button", name="Wrong").click()
+
+    expect(page.locator("#reading .verdict")).to_have_text(names[0])
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    cut = page.locator("#single *").evaluate_all(
+        "all => all.filter((each) => each.scrollWidth > each.clientWidth && each.clientWidth)"
+        ".map((each) => each.outerHTML)"
+    )
+    assert cut == []
