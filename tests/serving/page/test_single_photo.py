@@ -398,6 +398,7 @@ def test_a_page_that_was_opened_while_the_server_was_gone_is_complete_after_the_
     page.route("**/model", lambda route: route.abort())
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("The service does not answer")
+    expect(page.get_by_text("Or try one of these")).to_be_hidden()
     page.unroute("**/model")
     page.set_input_files("#files", photos.sure)
 
