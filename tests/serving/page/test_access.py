@@ -276,6 +276,15 @@ def test_the_content_security_policy_is_strict_and_the_page_has_no_inline_code(s
         assert not re.search(r"https?://(?!www\.w3\.org)", file.read_text()), file.name
 
 
+def test_browsers_ask_whether_a_file_of_the_page_has_changed(server: Server) -> None:
+    for path in ("/", "/page/examples/cat.jpg", "/page/main.js"):
+        answer = requests.get(f"{server.url}{path}", timeout=60)
+        assert answer.headers["Cache-Control"] == "no-cache"
+    headers = {"If-None-Match": answer.headers["ETag"]}
+    unchanged = requests.get(f"{server.url}/page/main.js", headers=headers, timeout=60)
+    assert unchanged.status_code == 304
+
+
 def test_the_javascript_of_the_docs_works(page: Page, server: Server, photos: Photos) -> None:
     docs = (ROOT / "docs" / "service.md").read_text()
     code = docs.partition("```js\n")[2].partition("```")[0].replace("http://127.0.0.1:8000", server.url)
