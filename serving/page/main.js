@@ -42,6 +42,7 @@ async function classifyOne(file, signal, focus) {
   showPhoto(file);
   showPanel("single");
   if (focus) byId("single-title").focus({ preventScroll: true });
+  announce("Classifying the photo.");
   try {
     const { classes, class_map } = await currentModel();
     const answer = await predict(file, classes.length, { signal, explain: Boolean(class_map) });

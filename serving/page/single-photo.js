@@ -42,7 +42,7 @@ export function showPhoto(file) {
   byId("seen-figure").hidden = explain.hidden = true;
   byId("timing").textContent = "";
   byId("feedback").replaceChildren();
-  view.clear("…");
+  view.clear("Classifying…");
 }
 
 /**

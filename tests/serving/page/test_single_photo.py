@@ -411,6 +411,8 @@ def test_the_last_of_two_quick_choices_wins(page: Page, server: Server, photos: 
     with server.frozen():
         page.set_input_files("#files", photos.unsure)
         expect(page.get_by_role("heading", name="unsure.png")).to_be_visible()
+        expect(page.get_by_role("status")).to_have_text("Classifying the photo.")
+        expect(page.locator("#reading .verdict")).to_have_text("Classifying…")
         page.set_input_files("#files", photos.sure)
         expect(page.get_by_role("heading", name="sure.png", exact=True)).to_be_visible()
 
