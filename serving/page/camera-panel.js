@@ -13,7 +13,7 @@ import { viewClosed, viewOpened } from "./views.js";
 const FRAME_SIDE = 128; // pixels: a few kB, and still several times the network's input
 const STEADY_MS = 1000;
 const CALM_MS = 3000;
-const STOPPED = "The camera has stopped: it was unplugged, or the browser may no longer use it. Open it again.";
+const STOPPED = "The camera has stopped: it was unplugged, or this page is no longer allowed to use it. Open it again.";
 
 /** @type {HTMLVideoElement} */
 const video = byId("video");

@@ -18,7 +18,7 @@ const LIVE_TIMEOUT_SECONDS = 10;
 const SLOWEST_BYTES_PER_SECOND = 16 * 1024; // the slowest upload that the service accepts
 const KEY_NEEDED = "This service requires an API key. Try again to enter it.";
 const NOT_FROM_SERVICE =
-  "The answer did not come from the service, or was cut off. Sign in to the network if needed, then try again.";
+  "The answer did not come from the service, or was cut off. Sign in to the Wi-Fi if needed, then try again.";
 
 /** @type {Storage | null} Null if the user has the browser block cookies, and with them all storage. */
 let storage = null;

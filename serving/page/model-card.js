@@ -62,7 +62,7 @@ function facts(card) {
     ["Marked as not sure", whenUnsure(card.uncertain)],
     ["Network", card.model ?? ""],
     ["Precision", card.precision],
-    ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"} in ${card.image_size} × ${card.image_size} pixels`],
+    ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"}, scaled to ${card.image_size} × ${card.image_size} pixels`],
     ["Promoted", card.promoted_at ? `${new Date(card.promoted_at).toLocaleString()}: ${card.promotion}` : ""],
   ]; // prettier-ignore
 }
@@ -72,7 +72,7 @@ function whenUnsure({ accuracy, confidence_below, reason }) {
   if (confidence_below > 1) return `Every answer: ${reason}`;
   const below = `Answers below ${percent(confidence_below)} confidence, and photos unlike the training images`;
   if (reason) return `${below}; ${reason}`;
-  return accuracy === null ? below : `${below}; on validation, ${percent(accuracy)} of the others are right`;
+  return accuracy === null ? below : `${below}; on the validation images, ${percent(accuracy)} of the other answers are right`;
 }
 
 /**

@@ -73,7 +73,7 @@ def test_several_pasted_photos_take_the_focus_of_the_answer_that_they_replace(
 
 
 def test_landmarks_and_controls_have_names(page: Page) -> None:
-    expect(page).to_have_title("What is in the picture?")
+    expect(page).to_have_title("What is in the photo?")
     assert page.evaluate("document.documentElement.lang") == "en"
     for landmark in ("banner", "main", "contentinfo"):
         expect(page.get_by_role(landmark)).to_have_count(1)

@@ -260,7 +260,7 @@ def test_the_other_camera_is_the_next_of_a_computer_or_on_the_other_side_of_a_ph
         settings,
     )
     page.get_by_role("button", name="Take a photo").click()
-    page.get_by_role("button", name="Other camera").click()
+    page.get_by_role("button", name="Switch camera").click()
 
     assert page.evaluate("asked") == [{"facingMode": "environment"}, asked]
     expect(page.get_by_label("Camera picture")).to_have_js_property("paused", False)

@@ -42,7 +42,7 @@ def test_a_chosen_photo_gets_a_class_bars_and_a_time(page: Page, photos: Photos)
     expect(page.locator("#reading .verdict")).to_have_text(photos.sure_label)
     expect(page.locator("#reading .detail")).to_have_text(re.compile(r"^>?\d+% sure$"))
     expect(page.get_by_role("status")).to_contain_text(photos.sure_label)
-    expect(page.get_by_alt_text("Your picture, sure.png")).to_be_visible()
+    expect(page.get_by_alt_text("Your photo, sure.png")).to_be_visible()
 
     bars = page.get_by_role("list", name="Probability of each class").get_by_role("listitem")
     expect(bars).to_have_count(10)
@@ -99,16 +99,16 @@ def test_the_network_s_view_can_show_what_decided(
         plain = page.get_by_alt_text("The same in 32 by 32 pixels, as the network sees it", exact=True)
         expect(plain).to_be_visible()
         source = plain.get_attribute("src")
-        page.get_by_role("button", name="Show what decided").click()
+        page.get_by_role("button", name="Show explanation").click()
         explained = page.get_by_alt_text(
             re.compile("Red parts speak for (red|green|blue), blue parts against it")
         )
         expect(explained).to_be_visible()
         assert explained.get_attribute("src") != source
-        page.get_by_role("button", name="Hide what decided").click()
+        page.get_by_role("button", name="Hide explanation").click()
         expect(plain).to_have_attribute("src", source or "")
         page.set_viewport_size({"width": 390, "height": 900})
-        button = page.get_by_role("button", name="Show what decided").bounding_box()
+        button = page.get_by_role("button", name="Show explanation").bounding_box()
         pictures = page.locator(".pictures").bounding_box()
         assert button
         assert pictures
@@ -121,7 +121,7 @@ def test_a_model_that_gives_no_maps_has_no_button_for_them(page: Page, photos: P
     page.set_input_files("#files", photos.sure)
 
     expect_answer(page)
-    expect(page.get_by_role("button", name="Show what decided")).to_have_count(0)
+    expect(page.get_by_role("button", name="Show explanation")).to_have_count(0)
 
 
 def test_an_uncertain_prediction_is_shown_as_not_sure_with_the_reason(page: Page, photos: Photos) -> None:
@@ -193,7 +193,7 @@ def test_a_photo_can_be_taken_with_the_camera(page: Page) -> None:
 
     expect_answer(page)
     expect(video).to_have_js_property("srcObject", None)  # the camera is off
-    photo = page.get_by_alt_text("Your picture, photo.jpg")
+    photo = page.get_by_alt_text("Your photo, photo.jpg")
     assert photo.evaluate("image => image.naturalWidth") >= 640
     expect(page.get_by_role("heading", name="photo.jpg")).to_be_focused()  # the focused button is hidden now
 
@@ -207,7 +207,7 @@ def test_a_missing_camera_is_reported(page: Page) -> None:
     )
     page.get_by_role("button", name="Take a photo").click()
 
-    expect(page.get_by_role("alert")).to_have_text("There is no camera.")
+    expect(page.get_by_role("alert")).to_have_text("No camera was found.")
     expect(page.get_by_role("button", name="Take a photo")).to_be_focused()
 
 
