@@ -1,7 +1,7 @@
 // @ts-check
 /** Classifies through the HTTP API. The addresses are relative, so that the page also works below a path prefix. */
 
-import { ClassifierError } from "./answer.js";
+import { ClassifierError, UNREADABLE } from "./answer.js";
 import { askForKey } from "./api-key.js";
 import { toCommonFormat } from "./convert.js";
 import { milliseconds } from "./format.js";
@@ -142,17 +142,17 @@ async function sendFeedback(requestId, feedback) {
  * @returns {Promise<any>} The content of the response; null if it has none.
  */
 async function send(path, init = {}, seconds = TIMEOUT_SECONDS) {
-  /** @param {string} message Why there is no answer, unless the request was cancelled. */
-  const failure = (message) => (/** @type {Error} */ error) => {
+  /** @param {() => string | Promise<string>} explain Tells why there is no answer, unless the request was cancelled. */
+  const failure = (explain) => async (/** @type {Error} */ error) => {
     if (init.signal?.aborted) throw error;
-    throw new ClassifierError(error.name === "TimeoutError" ? timeoutError(seconds) : message);
+    throw new ClassifierError(error.name === "TimeoutError" ? timeoutError(seconds) : await explain());
   };
   for (;;) {
     const sentKey = key;
     const headers = { ...init.headers, ...(sentKey && { Authorization: `Bearer ${sentKey}` }) };
     const signal = withTimeout(init.signal, seconds);
-    const response = await fetch(path, { ...init, headers, signal }).catch(failure(connectionError(init.body)));
-    if (response.ok) return response.status === 204 ? null : response.json().catch(failure(NOT_FROM_SERVICE));
+    const response = await fetch(path, { ...init, headers, signal }).catch(failure(() => connectionError(init.body)));
+    if (response.ok) return response.status === 204 ? null : response.json().catch(failure(() => NOT_FROM_SERVICE));
     if (response.status !== 401) throw await responseError(response);
     if (key === sentKey && !(await newKey(sentKey !== null))) throw new ClassifierError(KEY_NEEDED);
   }
@@ -189,9 +189,13 @@ async function newKey(wrong) {
 }
 
 /** @param {BodyInit | null | undefined} body */
-function connectionError(body) {
-  if (body instanceof Blob && body.size > LARGE_BYTES) {
-    return `The connection broke during the upload of ${Math.round(body.size / 2 ** 20)} MB: the photo may be too large.`;
+async function connectionError(body) {
+  if (body instanceof Blob) {
+    const isReadable = await body.arrayBuffer().then(() => true, () => false); // prettier-ignore
+    if (!isReadable) return UNREADABLE;
+    if (body.size > LARGE_BYTES) {
+      return `The connection broke during the upload of ${Math.round(body.size / 2 ** 20)} MB: the photo may be too large.`;
+    }
   }
   return "The service does not answer. Is it running, and are you online?";
 }

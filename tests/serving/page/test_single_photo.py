@@ -499,3 +499,18 @@ def test_long_names_of_classes_fit_a_phone_in_full(page: Page, server: Server) -
         ".map((each) => each.outerHTML)"
     )
     assert cut == []
+
+
+def test_a_file_that_can_no_longer_be_read_is_reported(page: Page, photos: Photos, tmp_path: Path) -> None:
+    held: list[Route] = []
+    page.route("**/model", lambda route: held.append(route))
+    page.reload()
+    file = tmp_path / "gone.png"
+    file.write_bytes(photos.sure.read_bytes())
+    page.set_input_files("#files", file)
+    expect(page.get_by_role("heading", name="gone.png")).to_be_visible()
+    file.unlink()
+    held[0].continue_()
+
+    detail = page.locator("#reading .detail")
+    expect(detail).to_have_text("The browser can no longer read this file. Choose it again.")
