@@ -1,4 +1,4 @@
-"""The browser's back button, and the back gesture of a phone, close what is open before they leave the page."""
+"""The back button of the browser closes what is open before it leaves the page."""
 
 import re
 from collections.abc import Callable
@@ -104,7 +104,7 @@ def test_forward_and_reload_show_the_plain_page(page: Page) -> None:
 def test_on_a_phone_a_photo_taken_with_the_camera_stays_in_view(
     open_page: Callable[..., Page], server: Server
 ) -> None:
-    """Closing the camera goes back in the history, for which a browser would scroll to where it was before."""
+    """Closing the camera goes back in the history, for which a browser would scroll to where it was."""
     page = open_page(server.url, viewport={"width": 390, "height": 700}, is_mobile=True, has_touch=True)
     page.get_by_role("button", name="Take a photo").tap()
     page.get_by_role("button", name="Take photo").tap()
