@@ -264,7 +264,7 @@ def test_the_other_camera_is_the_next_of_a_computer_or_on_the_other_side_of_a_ph
         settings,
     )
     page.get_by_role("button", name="Take a photo").click()
-    page.get_by_role("button", name="Other camera").click()
+    page.get_by_role("button", name="Switch camera").click()
 
     assert page.evaluate("asked") == [{"facingMode": "environment"}, asked]
     expect(page.get_by_label("Camera picture")).to_have_js_property("paused", False)
@@ -295,3 +295,46 @@ def test_it_stops_with_a_message_when_the_connection_brings_no_answers(page: Pag
         expect(page.get_by_role("alert")).to_contain_text("There was no answer within 10 seconds.")
         live = page.get_by_role("button", name="Live", exact=True)
         expect(live).to_have_attribute("aria-pressed", "false")
+
+
+def test_pauses_that_follow_each_other_are_announced_once(page: Page) -> None:
+    answers = itertools.cycle([True, True, False])
+    refused: list[Route] = []
+
+    def respond(route: Route) -> None:
+        if next(answers):
+            route.continue_()
+            return
+        refused.append(route)
+        error = {"code": "too_many_requests", "message": "Too many requests."}
+        route.fulfill(status=429, headers={"Retry-After": "1"}, json={"error": error})
+
+    page.route("**/predict*", respond)
+    page.evaluate(
+        """() => {
+            window.changes = [];
+            const notice = document.getElementById("notice");
+            const note = () => notice.hidden || window.changes.push(notice.textContent);
+            new MutationObserver(note).observe(notice, { attributeFilter: ["hidden"], childList: true });
+        }"""
+    )
+    page.get_by_role("button", name="Live view").click()
+    while len(refused) < 3:
+        with page.expect_response("**/predict*"):
+            pass
+    assert page.evaluate("changes") == ["Too many requests."]
+
+
+def test_it_stops_with_a_message_when_the_model_that_answers_cannot_be_described(
+    page: Page, server: Server
+) -> None:
+    model = requests.get(f"{server.url}/model", timeout=60).json() | {"version": "next"}
+    scores = {"label": "cat", "confidence": 0.9}
+    prediction = scores | {"uncertain": False, "top_k": [scores], "input": ""}
+    answer = {"request_id": "1", "model": model, "predictions": [prediction], "timings_ms": {}}
+    start_live_view(page)
+    page.route("**/model", lambda route: route.abort())
+    page.route("**/predict*", lambda route: route.fulfill(json=answer))
+
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    expect(page.get_by_role("button", name="Live", exact=True)).to_have_attribute("aria-pressed", "false")
