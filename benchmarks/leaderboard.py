@@ -54,6 +54,8 @@ time is that of the epochs, validation included; where it was measured, the time
 last logit of the test-time augmentation follows. The commit of a script of others is the first digits of the
 sha256 of its file.
 
+A row shows a recipe as it was at its commit: rows with the same command differ where the recipe has changed.
+
 The JPEG copy (quality about 75) has the 60,000 photos of CIFAR-10, but not its pixels: accuracy on it
 compares methods, and is some points below what is published for the lossless images.
 

@@ -41,6 +41,15 @@ def listed(texts: Iterable[str], limit: int = 10, separator: str = ", ") -> str:
     return separator.join([*every[:limit], *([f"and {more:,} more"] if more > 0 else [])])
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number and what it counts: `1 file`, `2,000 files`.
+
+    Args:
+        plural: the noun in the plural, if that is not only an s longer.
+    """
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 def data_name(dataset: Any, data_dir: Any = None) -> str:
     """Return the name of the data set that the settings `dataset` and `data_dir` select.
 

@@ -302,7 +302,13 @@ def test_an_option_wins_over_the_file_and_the_file_over_the_recipe(tmp_path: Pat
     assert "lr: 0.01\n" in printed
     assert "batch_size: 64\n" in printed
     assert "recipe: vgg\n" in printed
-    assert "crop_padding: 3\n" in printed
+    assert "crop_padding: 4\n" in printed
+
+
+def test_vgg_takes_the_smaller_images_of_the_first_epochs() -> None:
+    printed = invoke("train", "--model", "vgg11", "--small-images", "0.5", "--print-config")
+    assert printed.exit_code == 0, printed.output
+    assert "small_images: 0.5\n" in printed.output
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "nan", "inf", "", "1e9"])
@@ -487,7 +493,7 @@ def test_help_shows_the_defaults_of_the_verb() -> None:
             [
                 "cifar10 (demo sample; finetune folder)",
                 "resnet18, or that of --recipe",
-                "16 (vgg 12; fast 9; demo 18; finetune 4), >= 1",
+                "16 (fast 9; demo 18; finetune 4), >= 1",
                 "0.14 (cnn 0.1; fast 0.17; demo 0.24; finetune 0.001), > 0",
             ],
         ),

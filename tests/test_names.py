@@ -13,7 +13,7 @@ from PIL import Image
 
 from cifar_mlflow.cli import main
 from cifar_mlflow.errors import CifarError
-from cifar_mlflow.names import printable, registered_name
+from cifar_mlflow.names import counted, printable, registered_name
 from cifar_mlflow.settings import validate
 from cifar_mlflow.verb_config import RegistryConfig
 
@@ -35,6 +35,11 @@ ODD = "🐶 $x$\nй 猫 שלום"
 )
 def test_invalid_unicode_and_what_controls_a_terminal_are_escaped(name: str, expected: str) -> None:
     assert printable(name) == expected
+
+
+def test_a_count_has_its_noun_in_the_right_number() -> None:
+    assert [counted(count, "file") for count in (0, 1, 2_000)] == ["0 files", "1 file", "2,000 files"]
+    assert [counted(count, "class", "classes") for count in (1, 2)] == ["1 class", "2 classes"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_mlflow.markdown import markdown_table
+from cifar_mlflow.names import counted
 from tuning.command import command_line, wrapped
 from tuning.html_report import html_report
 from tuning.optuna_output import ignore_optuna_warnings
@@ -177,8 +178,8 @@ def _summary(study: optuna.Study) -> str:
     counts = Counter(trial.state for trial in own)
     states = ", ".join(f"{counts[state]} {name}" for state, name in STATES.items() if counts[state])
     prior = sum(trial.user_attrs.get("origin") == PRIOR_RUN for trial in trials)
-    also = f", and {prior} earlier runs" * bool(prior)
-    return f"Search {study.study_name}: {len(own)} trials ({states}){also}.".replace(" ()", "")
+    also = f", and {counted(prior, 'earlier run')}" * bool(prior)
+    return f"Search {study.study_name}: {counted(len(own), 'trial')} ({states}){also}.".replace(" ()", "")
 
 
 def _best_table(study: optuna.Study, trials: list[FrozenTrial]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from cifar_mlflow.console import duration, percent
+from cifar_mlflow.names import counted
 from tuning.warm_start import PRIOR_RUN
 
 # With fewer trials, the order of the parameters is hardly better than chance.
@@ -71,7 +72,8 @@ def headline(study: optuna.Study, trials: int | None, workers: int) -> str:
     """
     own = own_trials(study.get_trials(deepcopy=False))
     finished = [trial for trial in own if trial.state.is_finished()]
-    parts = [f"{len(finished)} of {trials} trials done" if trials else f"{len(finished)} trials done"]
+    of_all = f"{len(finished)} of " if trials else ""
+    parts = [f"{of_all}{counted(trials or len(finished), 'trial')} done"]
     if best := best_trials(study, 1):
         parts.append(f"best {percent(best[0].values[0]).strip()} by trial {trial_name(best[0])}")
     seconds = [trial.user_attrs["seconds"] for trial in finished if "seconds" in trial.user_attrs]
@@ -99,7 +101,8 @@ def failure_reason(study: optuna.Study) -> str | None:
         example = next(error for error in errors if re.sub(r"\d+", "0", error) == kind)
         reason = f"; most frequent reason ({count} of {len(errors)}): {example}"
     if not counts[TrialState.PRUNED]:
-        return f"all {len(own)} trials failed{reason}"
+        failed = "the only trial" if len(own) == 1 else f"all {len(own)} trials"
+        return f"{failed} failed{reason}"
     return f"no trial was completed: {len(errors)} failed, {counts[TrialState.PRUNED]} were pruned{reason}"
 
 

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 
 from cifar_mlflow import pipeline
 from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.names import counted
 from cifar_mlflow.tracking.local_state import RunDirectory
 from cifar_mlflow.tracking.retry import call_mlflow
 from tuning.config import SearchConfig
@@ -67,7 +68,7 @@ def retrain(
         run_id = study.user_attrs.get(name)
         if run_id and call_mlflow(partial(client.get_run, run_id)).info.status == "FINISHED":
             continue
-        logger.info("%s: %d epochs on all training images", name, config.epochs)
+        logger.info("%s: %s on all training images", name, counted(config.epochs, "epoch"))
         if run_id and RunDirectory.of(config.cache_dir, run_id).checkpoint.path.exists():
             config = resumable_config(run_id, {"cache_dir": config.cache_dir}, study.study_name)
         else:

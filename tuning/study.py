@@ -24,6 +24,7 @@ from cifar_mlflow.data.summary import log_notes
 from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.names import counted
 from cifar_mlflow.tracking.artifacts import log_data
 from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.lifecycle import close_stale_runs, create_run, tracked_run
@@ -83,9 +84,9 @@ def tune(given: dict[str, Any], promotion: dict[str, Any] | None = None) -> tupl
     complete = search.trials is not None and finished >= search.trials
     if complete:
         logger.info(
-            "Study %s already has %d trials; raise --trials for more, or choose another --study",
+            "Study %s already has %s; raise --trials for more, or choose another --study",
             spec.name,
-            finished,
+            counted(finished, "trial"),
         )
 
     with StopRequest() as stop, study_run(spec, study, storage) as run:
@@ -126,10 +127,11 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
     client = mlflow.MlflowClient()
     project_run = os.environ.get("MLFLOW_RUN_ID")  # created by `mlflow run`
     chosen: str | None = None
+    created: str | None = None
 
     def choose_run() -> tuple[str, bool]:
         """Return the id of the run, and whether another process already works on it."""
-        nonlocal chosen
+        nonlocal chosen, created
         with storage.exclusive():
             previous = study.user_attrs.get("parent_run_id")
             if previous and previous != chosen and is_alive(previous, spec.base):
@@ -137,11 +139,20 @@ def study_run(spec: StudySpec, study: optuna.Study, storage: Storage) -> Iterato
             if project_run and project_run != previous:
                 nest_trials(client, study, project_run)
             # An attempt that an outage ended may have created a run.
-            chosen = project_run or previous or chosen or _create_run(client, spec)
+            chosen = project_run or previous or created
+            if not chosen:
+                chosen = created = _create_run(client, spec)
             study.set_user_attr("parent_run_id", chosen)
             return chosen, False
 
-    run_id, is_joined = storage.retry_on_outage(choose_run)
+    run_id: str | None = None
+    try:
+        run_id, is_joined = storage.retry_on_outage(choose_run)
+    finally:
+        if created and created != run_id:  # an outage came before the study knew the run
+            with suppress(CifarError):
+                call_mlflow(partial(client.set_tag, created, "error", "the study does not know this run"))
+                call_mlflow(partial(client.set_terminated, created, "FAILED"))
     name = spec.base.run_name or f"search-{spec.name}"
     if not is_joined:
         with tracked_run(

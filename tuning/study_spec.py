@@ -11,7 +11,7 @@ import yaml
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.effective import NEUTRAL
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.names import data_name
+from cifar_mlflow.names import counted, data_name
 from cifar_mlflow.settings import validate
 from tuning.command import command_line
 from tuning.config import DEFAULT_TRIALS, SearchConfig, TuneConfig
@@ -156,8 +156,8 @@ def read_study_spec(given: dict[str, Any], promotion: dict[str, Any] | None = No
         search = search.model_copy(update={"trials": DEFAULT_TRIALS})
     if search.epochs_budget and search.epochs_budget < search.epochs:
         raise UsageError(
-            f"--epochs-budget: {search.epochs_budget} epochs do not suffice for one trial of "
-            f"{search.epochs}; raise --epochs-budget or lower --epochs"
+            f"--epochs-budget: {search.epochs_budget} is too small for one trial of "
+            f"{counted(search.epochs, 'epoch')}; raise --epochs-budget or lower --epochs"
         )
     texts = {name: value for name, value in given.items() if name not in SearchConfig.model_fields}
     space = Space.read(search.space) if search.space else Space.default()

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.effective import NEUTRAL, changed_settings, without_effect
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.names import counted
 from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.retry import call_mlflow
 from tuning.space import Space
@@ -99,9 +100,9 @@ def prior_trials(
         else:
             trials.append(trial)
     logger.info(
-        "Warm start: %d finished runs on the same data; skipped %d (other split, pruned, without a value, or "
+        "Warm start: %s on the same data; skipped %d (other split, pruned, without a value, or "
         "with other settings outside of the space)",
-        len(trials),
+        counted(len(trials), "finished run"),
         skipped,
     )
     return trials

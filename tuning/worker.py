@@ -26,6 +26,7 @@ from cifar_mlflow.config import TrainConfig, resolve_train_config
 from cifar_mlflow.effective import NEUTRAL, changes_in_words
 from cifar_mlflow.errors import CifarError
 from cifar_mlflow.interrupt import Interrupted, StopRequest, stoppable
+from cifar_mlflow.names import counted
 from cifar_mlflow.settings import validate
 from cifar_mlflow.tracking.retry import call_mlflow
 from cifar_mlflow.tracking.store import connect
@@ -116,7 +117,8 @@ class Worker:
         here = self.storage.host
         others = sum(trial.user_attrs.get("host", here) != here for trial in running)
         if others:
-            logger.info("Waiting for %d trials of other machines, to restart those of a lost one", others)
+            waiting = counted(others, "trial")
+            logger.info("Waiting for %s of other machines, to restart those of a lost one", waiting)
         return others > 0
 
     @ignore_optuna_warnings()

@@ -16,7 +16,7 @@ from cifar_mlflow.data.dataset import ImageDataset, Split
 from cifar_mlflow.data.image_files import list_images, name_strays, visible_folders
 from cifar_mlflow.data.own_images import Files, Found, own_source
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.names import printable
+from cifar_mlflow.names import counted, printable
 
 IMAGES_AT_A_TIME = 2_000
 
@@ -60,9 +60,9 @@ def with_extra_images(
 
     added = len(load("train")) - len(base.split("train"))
     left_out = len(found.splits["train"].paths) - added
-    note = f"{added:,} images of {folder} are added to the training images"
+    note = f"Added {counted(added, 'image')} of {folder} to the training images"
     if left_out:
-        note += f"; {left_out:,} are left out: unreadable, repeated or in the data set already"
+        note += f"; left out {left_out:,}: unreadable, repeated or in the data set already"
     return replace(base, split=load, extra_images=added, notes=(*base.notes, *source.notes, note))
 
 
@@ -86,7 +86,8 @@ def _find(base: ImageDataset, folder: Path) -> Found:
         strays += others
     if not paths:
         raise UsageError(f"--extra-dir: {folder} has no images in folders named after classes of {base.name}")
-    notes = (f"Skipped {len(strays):,} files in {folder} that are not images: {name_strays(strays)}",)
+    skipped = counted(len(strays), "non-image file")
+    notes = (f"Skipped {skipped} in {folder}: {name_strays(strays)}",)
     files = Files(paths, np.array(numbers, dtype=np.int64), [p.relative_to(folder).as_posix() for p in paths])
     nothing = Files([], np.zeros(0, dtype=np.int64), [])
     splits: dict[SplitName, Files] = {"train": files, "test": nothing}

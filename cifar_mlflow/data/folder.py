@@ -10,7 +10,7 @@ from cifar_mlflow.data.dataset import SOURCE_SPLITS
 from cifar_mlflow.data.image_files import images_directly_in, list_images, name_strays, visible_folders
 from cifar_mlflow.data.own_images import Files, Found
 from cifar_mlflow.errors import UsageError
-from cifar_mlflow.names import data_name, printable
+from cifar_mlflow.names import counted, data_name, printable
 
 # Usual names of the folders of a split, such as Training, valid, test_set, seg_train and val2017.
 _SPLIT = re.compile(
@@ -51,10 +51,10 @@ def find_in_folder(directory: Path) -> Found:
         classes = tuple(folders)
         found[split] = _list(directory, folders, strays)
     if unsorted := sum(len(images_directly_in(folder)) for folder in {directory, *roots.values()}):
-        notes.append(f"{unsorted:,} images in {directory} are in no class folder and are not used")
+        notes.append(f"Skipped {counted(unsorted, 'image')} outside of the class folders in {directory}")
     if strays:
-        files = f"{len(strays):,} file{'s' if len(strays) > 1 else ''}"
-        notes.append(f"Skipped {files} in {directory} that are not images: {name_strays(strays)}")
+        skipped = counted(len(strays), "non-image file")
+        notes.append(f"Skipped {skipped} in {directory}: {name_strays(strays)}")
     return Found("folder", directory, data_name("folder", directory), classes, found, tuple(notes))
 
 
@@ -84,7 +84,7 @@ def _split_roots(directory: Path) -> tuple[dict[SplitName, Path], list[str]]:
                 "or merge into one"
             )
     notes = [
-        f"The {len(images):,} images in {path} are not used, because it "
+        f"Skipped {counted(len(images), 'image')} in {path}, which "
         + ("has no class folders" if split_of(path.name) else "is not named like a split, such as val")
         for path in folders
         if path not in named and (images := list_images(path)[0])
@@ -147,8 +147,8 @@ def _hint(root: Path, folders: dict[str, Path]) -> str:
             return f". If the class folders are in it, give --data-dir {folder}"
     if images := len(images_directly_in(root)):
         return (
-            f". The {images:,} images directly in it have no class: sort them into one folder per class, or "
-            "give a CSV or Parquet file with the columns path and label as --data-dir"
+            f", but {counted(images, 'image')} without a class. Sort the images into one folder per class, "
+            "or give a CSV or Parquet file with the columns path and label as --data-dir"
         )
     return ""
 

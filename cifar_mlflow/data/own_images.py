@@ -18,7 +18,7 @@ from cifar_mlflow.data.dataset import Source, Split, UnreadableFile
 from cifar_mlflow.data.image_files import decode_file
 from cifar_mlflow.data.split import stratified_split
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.names import listed, printable
+from cifar_mlflow.names import counted, listed, printable
 from cifar_mlflow.scorer.preprocess import BadImage
 
 IMAGES_AT_A_TIME = 256
@@ -85,7 +85,8 @@ def own_source(found: Found, image_size: int, cache_dir: Path, skip_unreadable: 
             for split, files in splits.items()
         }
         if bad:
-            notes += (f"Skipped {_count(bad)} that cannot be read: {listed(map(str, bad), LISTED_FILES)}",)
+            files = counted(len(bad), "file")
+            notes += (f"Skipped {files} that cannot be read: {listed(map(str, bad), LISTED_FILES)}",)
         _check_classes(found, splits)
     if "test" not in splits:
         kept, held_out = _set_test_images_aside(found, splits["train"])
@@ -237,14 +238,10 @@ def _unreadable_error(
         )
     files = listed((f"{path} ({reason.rstrip('.')})" for path, reason in bad.items()), LISTED_FILES, "\n  ")
     return CifarError(
-        f"{_count(bad)} in {place} are not images that can be read; remove or replace them, or leave them "
-        f"out with --skip-unreadable:\n  {files}"
+        f"{len(bad):,} files in {place} are not images that can be read; remove or replace them, or leave "
+        f"them out with --skip-unreadable:\n  {files}"
     )
 
 
 def _reason(error: Exception) -> str:
     return f"{error.strerror or error}." if isinstance(error, OSError) else str(error)
-
-
-def _count(files: Mapping[Path, str]) -> str:
-    return f"{len(files):,} file{'s' if len(files) > 1 else ''}"

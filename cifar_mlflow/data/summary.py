@@ -8,6 +8,7 @@ import pandas as pd
 from cifar_mlflow.config import DataConfig, TrainConfig
 from cifar_mlflow.data.dataset import ImageDataset, SelectedImages
 from cifar_mlflow.data.split import train_val_indices
+from cifar_mlflow.names import counted
 
 CHANNELS = ("red", "green", "blue")
 IMAGES_AT_A_TIME = 500
@@ -61,7 +62,7 @@ def describe_training(
     lines = [
         f"{dataset.name}: {len(train):,} training and {len(val):,} validation images of "
         f"{len(dataset.classes):,} classes. Training images per class: {', '.join(listed)}",
-        f"{steps:,} step{'s' if steps > 1 else ''} per epoch. Always answering {dataset.classes[largest]}, "
+        f"{counted(steps, 'step')} per epoch. Always answering {dataset.classes[largest]}, "
         f"the largest class, would be right on {(judged == largest).mean():.1%} of the {split} images",
     ]
     ratio = counts.max() / counts.min()

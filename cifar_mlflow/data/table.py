@@ -13,7 +13,7 @@ from cifar_mlflow.data.dataset import SOURCE_SPLITS
 from cifar_mlflow.data.folder import split_of
 from cifar_mlflow.data.own_images import Files, Found
 from cifar_mlflow.errors import CifarError, UsageError
-from cifar_mlflow.names import data_name, listed, printable
+from cifar_mlflow.names import counted, data_name, listed, printable
 
 # Usual names of the columns, the best first.
 # fmt: off
@@ -65,7 +65,7 @@ def find_in_table(table: Path) -> Found:
             )
     if untrained := sorted(set(classes) - {row.label for row in unique if row.split == "train"}):
         raise UsageError(f"--data-dir: no training image in {table} has the label {listed(untrained)}")
-    notes = [f"Skipped {repeated:,} rows of {table} that repeat an image"] if repeated else []
+    notes = [f"Skipped {counted(repeated, 'repeated row')} of {table}"] if repeated else []
     if "val" in splits:
         notes.append(
             f"The column {split_column} of {table} sets the validation split; --val-size does not apply"

@@ -131,21 +131,21 @@ def class_maps_of(
 
 
 def _class_maps(features: Tensor, last: Ending) -> Tensor:
-    height, width = features.shape[2:]
-    high, wide = (last.window, last.window) if last.window else (height, width)
-    if height % high or width % wide:
-        # VGG's pooling has smaller windows at the border. Its features, after a ReLU, are above -1.
-        features = nn.functional.pad(features, (0, -width % wide, 0, -height % high), value=-1.0)
     n, channels, height, width = features.shape
-    rows, columns = height // high, width // wide
-    positions = height * width
+    high, wide = (last.window, last.window) if last.window else (height, width)
+    rows, columns = -(-height // high), -(-width // wide)
+    padding = (0, columns * wide - width, 0, rows * high - height)
+    if any(padding):
+        # VGG's pooling has smaller windows at the border. Zeros change nothing: its features follow a ReLU.
+        features = nn.functional.pad(features, padding)
     if last.window != 1:
         windows = features.reshape(n, channels, rows, high, columns, wide)
         decisive = (windows == windows.amax((3, 5), keepdim=True)).float()
         features = windows * decisive / decisive.sum((3, 5), keepdim=True)
     # Both divisions are constants of the exported graph.
-    maps = (last.weight / (rows * columns)) @ features.reshape(n, channels, positions)
+    maps = (last.weight / (rows * columns)) @ features.reshape(n, channels, rows * high * columns * wide)
     if last.bias is not None:
         # No plus sign: int8 would quantize the addition.
-        maps = maps - (-last.bias / positions)[:, None]
-    return maps.reshape(n, len(last.weight), height, width)
+        maps = maps - (-last.bias / (height * width))[:, None]
+    maps = maps.reshape(n, len(last.weight), rows * high, columns * wide)
+    return maps[:, :, :height, :width] if any(padding) else maps

@@ -160,10 +160,10 @@ def _with_weights(layer: layers.Layer, x: Tensor, *weights: np.ndarray) -> Tenso
 def _max_pool(node: _Node) -> Tensor:
     window, strides = node.attributes["kernel_shape"], node.attributes["strides"]
     plain = not any(node.attributes.get("pads", [0])) and set(node.attributes.get("dilations", [1])) == {1}
-    node.require(plain and (window == strides or not node.attributes.get("ceil_mode")), "with padding")
-    # Windows beside each other: "same" adds a smaller last window, as rounding up does.
-    padding = "same" if node.attributes.get("ceil_mode") else "valid"
-    return layers.MaxPooling2D(window, strides, padding)(node.images[0])
+    rounds_up = bool(node.attributes.get("ceil_mode"))
+    # Keras's "same" makes the last window smaller, as rounding up does. Larger windows it would also shift.
+    node.require(plain and (not rounds_up or window == strides == [2, 2]), "with padding")
+    return layers.MaxPooling2D(window, strides, "same" if rounds_up else "valid")(node.images[0])
 
 
 def _global_pool(layer: type[layers.Layer]) -> Callable[[_Node], Tensor]:

@@ -16,6 +16,7 @@ from cifar_mlflow.data import ImageDataset
 from cifar_mlflow.data.parquet import SIDE
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import write_errors
+from cifar_mlflow.names import counted
 from cifar_mlflow.review.images import ReviewedImages
 
 TABLE = "labels.csv"
@@ -64,14 +65,15 @@ def write_cleaned(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     changed = sum(label != reviewed.labels[index] for index, label in kept)
-    unreadable = f", {len(dataset.unreadable):,} unreadable files left out" if dataset.unreadable else ""
+    left_out = counted(len(dataset.unreadable), "unreadable file")
+    unreadable = f", {left_out} left out" if dataset.unreadable else ""
     # A folder has all classes in each split; a table need not.
     complete = {(split, label) for _, label, split, *_ in rows}
     place = folder if len(complete) == len(reviewed.parts) * len(dataset.classes) else folder / TABLE
     size = f" --image-size {dataset.image_size}" if dataset.image_size != SIDE else ""
     return (
-        f"{len(kept):,} images in {folder}: {changed:,} with another label, {len(labels) - len(kept):,} "
-        f"dropped{unreadable}\n"
+        f"{counted(len(kept), 'image')} in {folder}: {changed:,} with another label, "
+        f"{len(labels) - len(kept):,} dropped{unreadable}\n"
         f"Train on them: cifar-mlflow train --dataset folder --data-dir {shlex.quote(str(place))}{size}"
     )
 

@@ -11,7 +11,7 @@ import pandas as pd
 from cifar_mlflow.data import ImageDataset
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import atomic_write
-from cifar_mlflow.names import listed
+from cifar_mlflow.names import counted, listed
 from cifar_mlflow.review.duplicates import Pair
 from cifar_mlflow.review.images import ReviewedImages
 from cifar_mlflow.review.label_errors import LabelError
@@ -154,7 +154,7 @@ def read_decisions(path: Path, dataset: ImageDataset, reviewed: ReviewedImages) 
         more = len(complaints) - SHOWN_COMPLAINTS
         shown = [
             *complaints[:SHOWN_COMPLAINTS],
-            *([f"and {more:,} more rows like these"] if more > 0 else []),
+            *([f"and {counted(more, 'more row')} like these"] if more > 0 else []),
         ]
         raise UsageError("\n".join(f"--apply: {complaint}" for complaint in shown))
     return decisions

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from cifar_mlflow.data import ImageDataset
 from cifar_mlflow.evaluation.figures import image_grid, side_by_side
 from cifar_mlflow.evaluation.labels import label
+from cifar_mlflow.names import counted
 from cifar_mlflow.review.duplicates import Pair
 from cifar_mlflow.review.images import ReviewedImages
 from cifar_mlflow.review.label_errors import LabelError
@@ -58,7 +59,7 @@ def duplicate_gallery(pairs: Sequence[Pair], dataset: ImageDataset, reviewed: Re
         for side in ([pair.first for pair in shown], [pair.second for pair in shown])
     )
     images = [side_by_side(*pair) for pair in zip(first, second, strict=True)]
-    title = f"{dataset.name}: near-duplicates, {len(shown)} of {len(pairs):,} pairs"
+    title = f"{dataset.name}: near-duplicates, {len(shown)} of {counted(len(pairs), 'pair')}"
     return image_grid(images, captions, title, columns=3)
 
 

@@ -16,7 +16,7 @@ from cifar_mlflow.environment import commit_link, library_versions
 from cifar_mlflow.markdown import markdown_table
 from cifar_mlflow.models.card import ModelCard
 from cifar_mlflow.models.classifier import ImageClassifier
-from cifar_mlflow.names import listed
+from cifar_mlflow.names import counted, listed
 from cifar_mlflow.redact import redact
 from cifar_mlflow.tracking.datasets import dataset_entities
 from cifar_mlflow.tracking.run import TrackedRun
@@ -50,7 +50,9 @@ def log_start(
         }
     )
     if dataset.extra_images:
-        run.set_tags({"extra_images": f"{dataset.extra_images:,} training images of {config.extra_dir}"})
+        run.set_tags(
+            {"extra_images": f"{counted(dataset.extra_images, 'training image')} of {config.extra_dir}"}
+        )
     run.log_datasets(datasets_of_training(dataset, config, with_validation=len(val_split) > 0))
 
 

@@ -15,6 +15,7 @@ from cifar_mlflow.config import HardwareConfig, TrainPrecision
 from cifar_mlflow.environment import available_cores
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.predict import ComputePrecision, autocast
+from cifar_mlflow.names import counted
 from cifar_mlflow.training.distributed import World
 
 # Parameters of glibc's mallopt(3).
@@ -37,7 +38,7 @@ class Hardware:
         if self.device.type == "mps":
             return "Apple GPU"
         count = torch.get_num_threads()
-        return f"{cpu_name()}, {count} thread{'s' if count > 1 else ''}"
+        return f"{cpu_name()}, {counted(count, 'thread')}"
 
     def autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)
@@ -112,8 +113,9 @@ def _own_device(device: torch.device, world: World) -> torch.device:
         return device
     if world.local_size > torch.cuda.device_count():
         raise UsageError(
-            f"--device: this machine has {torch.cuda.device_count()} GPUs for the {world.local_size} "
-            "processes that torchrun started on it: lower --nproc-per-node, or choose --device cpu"
+            f"--device: this machine has {counted(torch.cuda.device_count(), 'GPU')} for the "
+            f"{world.local_size} processes that torchrun started on it: "
+            "lower --nproc-per-node, or choose --device cpu"
         )
     own = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(own)

@@ -28,6 +28,7 @@ from cifar_mlflow.errors import TrainingDivergedError, UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.interrupt import StopRequest
 from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.names import counted
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.device import Hardware, keep_freed_memory
 from cifar_mlflow.training.distributed import World
@@ -124,8 +125,9 @@ class Training:
         needed = self.world.size * self.config.accumulate
         smallest = len(self.loader.labels) // self.loader.steps_per_epoch
         if smallest < needed:
+            processes = counted(self.world.size, "process", "processes")
             raise UsageError(
-                f"{self.world.size} processes and accumulate={self.config.accumulate} need at least {needed} "
+                f"{processes} and accumulate={self.config.accumulate} need at least {needed} "
                 f"images per step, but with batch_size={self.config.batch_size} the smallest batch has "
                 f"{smallest}"
             )

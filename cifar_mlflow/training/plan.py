@@ -21,6 +21,7 @@ from cifar_mlflow.data.loader import Batch, stages
 from cifar_mlflow.environment import rank
 from cifar_mlflow.errors import UsageError
 from cifar_mlflow.evaluation.predict import predict_logits
+from cifar_mlflow.names import counted
 from cifar_mlflow.training.checkpoint import CheckpointFile
 from cifar_mlflow.training.loop import STEPS_BETWEEN_CHECKS, Training
 
@@ -49,10 +50,9 @@ def lower_batch_size(config: TrainConfig, images: int, processes: int) -> TrainC
         return config
     if rank() == 0:
         logger.info(
-            "The recipe's batch size of %d would give %d step%s per epoch of %s images; it is lowered to %d",
+            "The recipe's batch size of %d would give %s per epoch of %s images; it is lowered to %d",
             config.batch_size,
-            steps,
-            "" if steps == 1 else "s",
+            counted(steps, "step"),
             f"{images:,}",
             lowered,
         )
@@ -82,11 +82,10 @@ class Speed:
         Args:
             small_images: fraction of the epochs, the first ones, with smaller images.
         """
-        smallest = SMALL_SCALES[0] ** 2
         steps, start = 0.0, 0
         for stage in stages(epochs, small_images):
-            share = (stage.scale**2 - smallest) / (1 - smallest)
-            steps += (stage.stop - start) * (self.small_step + share * (self.step - self.small_step))
+            step = self.small_step + _share(stage.scale) * (self.step - self.small_step)
+            steps += (stage.stop - start) * step
             start = stage.stop
         return self.start + steps_per_epoch * steps + epochs * self.epoch_end
 
@@ -128,30 +127,40 @@ def plan_epochs(rehearsal: Training, minutes: float) -> int:
         )
     if world.is_main:
         logger.info(
-            "Planned %d epochs of about %.3g s for %g minutes of training and validation; the final "
+            "Planned %s of about %.3g s for %g min of training and validation; the final "
             "evaluation and the export follow",
-            epochs,
+            counted(epochs, "epoch"),
             speed.seconds(epochs, *length) / epochs,
             minutes,
         )
     return epochs
 
 
+def _share(scale: float) -> float:
+    """Return where the pixels of images of this scale lie between the smallest (0) and the full ones (1)."""
+    smallest = SMALL_SCALES[0] ** 2
+    return (scale**2 - smallest) / (1 - smallest)
+
+
 def measure(training: Training, seconds: float) -> Speed:
-    """Measure the times of a training, for the smallest and the full images if `small_images` is set.
+    """Measure the times of a training, for the smallest and the largest images if `small_images` is set.
 
     Args:
-        training: its last epoch must have full-size images; it cannot be used afterwards.
+        training: cannot be used afterwards.
         seconds: about how long to measure the steps of each image size.
     """
     # A training imports this in a thread during its first epoch; do it now, so that no step is slowed.
     importlib.import_module("cifar_mlflow.evaluation.report")
     training.classifier.train()
-    first, step = _step_seconds(training, training.config.epochs - 1, seconds)
+    last = training.config.epochs - 1
+    first, step = _step_seconds(training, last, seconds)
     start, small_step = first - step, step
     if training.config.small_images:
         first_small, small_step = _step_seconds(training, 0, seconds)
         start += first_small - small_step
+        # With `small_images` of 1, no epoch has images of full size.
+        largest = next(training.loader.epoch(last)).scale
+        step = small_step + (step - small_step) / _share(largest)
     return Speed(max(start, 0.0), step, small_step, _epoch_end_seconds(training))
 
 

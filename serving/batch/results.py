@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import atomic_write, write_errors
+from cifar_mlflow.names import counted
 from cifar_mlflow.scorer.phone_formats import BRANDS, can_decode
 from serving.batch.formats import (
     Csv,
@@ -192,8 +193,9 @@ class ResultsFile:
                 "choose another --output, or remove the file"
             )
         if row["top_k"] is not None and len(row["top_k"]) != self._top_k:
+            held = counted(len(row["top_k"]), "class", "classes")
             raise UsageError(
-                f"{self.path} holds {len(row['top_k'])} classes per file, not {self._top_k}: "
+                f"{self.path} holds {held} per file, not {self._top_k}: "
                 f"choose another --output, or --top-k {len(row['top_k'])}"
             )
         if row["path"] in self._latest:

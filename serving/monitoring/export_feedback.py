@@ -11,6 +11,7 @@ import pandas as pd
 
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.files import atomic_write
+from cifar_mlflow.names import counted
 from serving.monitoring.images import EXTENSIONS
 
 PROVENANCE = "provenance.csv"
@@ -70,10 +71,12 @@ def export_feedback(feedback: pd.DataFrame, images_dir: Path, folder: Path) -> s
     count = len(known) - missing
     if rows or (folder / PROVENANCE).exists():
         _write_provenance(folder / PROVENANCE, rows)
-    gone = f"; {missing:,} more are not in {images_dir} any more" if missing else ""
+    gone = f"; {missing:,} more no longer in {images_dir}" if missing else ""
     unknown = len(feedback) - len(known)
-    rest = f"; {unknown:,} have no known class, no image, or a later verdict" if unknown else ""
-    return f"Feedback: {count:,} images copied to {folder}{gone}{rest}"
+    rest = (
+        f"; {unknown:,} without a known class, without an image, or with a later verdict" if unknown else ""
+    )
+    return f"Feedback: {counted(count, 'image')} copied to {folder}{gone}{rest}"
 
 
 def _rejected(wrong: pd.DataFrame) -> dict[tuple[str, str], float]:

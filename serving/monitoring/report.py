@@ -15,6 +15,7 @@ from cifar_mlflow.environment import default_cache_dir
 from cifar_mlflow.errors import CifarError, UsageError
 from cifar_mlflow.evaluation.figures import confusion_matrix
 from cifar_mlflow.interrupt import StopRequest
+from cifar_mlflow.names import counted
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.run import TrackedRun
 from cifar_mlflow.tracking.store import connect, run_address, ui_command
@@ -282,7 +283,7 @@ def _log_version(run: TrackedRun, served: ServedVersion) -> None:
         }.items():
             chosen = {feature: tables[feature] for feature in features}
             title = (
-                f"{version}: {shown}\n{len(answers):,} images served, "
+                f"{version}: {shown}\n{counted(len(answers), 'image')} served, "
                 f"{served.reference['images']:,} in the reference"
             )
             run.log_figure(figures.beside_reference(chosen, AXES, title), f"{folder}/{name}.png")
@@ -291,7 +292,7 @@ def _log_version(run: TrackedRun, served: ServedVersion) -> None:
         run.log_csv(served.drift.rename(columns={"feature": "what"}), f"{folder}/drift.csv")
     if served.feedback is not None and served.feedback.known:
         live = served.feedback
-        title = f"{version}: {live.known:,} answers whose true class is known"
+        title = f"{version}: {counted(live.known, 'answer')} whose true class is known"
         run.log_figure(confusion_matrix(live.confusion, live.classes, title), f"{folder}/live_confusion.png")
         table = pd.DataFrame(live.confusion, pd.Index(live.classes, name="true"), list(live.classes))
         run.log_csv(table, f"{folder}/live_confusion.csv", index=True)
@@ -301,8 +302,9 @@ def _summary(served: ServedVersion) -> list[str]:
     lines = []
     if len(served.answers):
         share, usual = served.answers["uncertain"].mean(), served.uncertain_on_validation
+        answers = counted(len(served.answers), "answer")
         beside = "" if usual is None else f"; {usual:.1%} on the validation images"
-        lines.append(f"{served.version}: {share:.1%} of {len(served.answers):,} answers uncertain{beside}")
+        lines.append(f"{served.version}: {share:.1%} of {answers} uncertain{beside}")
     if served.drift is None:
         lines.append(f"{served.version}: drift is unknown: {served.problem}")
     elif served.drift["psi"].isna().all():
@@ -325,10 +327,9 @@ def _summary(served: ServedVersion) -> list[str]:
             if live.known
             else ""
         )
-        answers = "answer" if live.judged == 1 else "answers"
         lines.append(
-            f"{served.version}: of {live.judged:,} {answers} with feedback, {live.accuracy:.1%} were right "
-            f"(95 % confidence interval {low:.1%} to {high:.1%}, provided that people judged a random "
+            f"{served.version}: of {counted(live.judged, 'answer')} with feedback, {live.accuracy:.1%} were "
+            f"right (95 % confidence interval {low:.1%} to {high:.1%}, provided that people judged a random "
             f"sample).{f1}"
         )
     return lines

@@ -10,6 +10,7 @@ from itertools import islice
 import sqlalchemy as sa
 
 from cifar_mlflow.errors import UsageError
+from cifar_mlflow.names import counted
 from serving.monitoring.database import LOCK_SECONDS, Database, Entry, Feedback, FoundAnswer
 from serving.monitoring.records import Record
 
@@ -120,7 +121,7 @@ class RequestLog:
             lost = len(self._queue)
             self.dropped += lost
         if lost:
-            logger.error("%d rows of the request log are lost: %s", lost, self.failing)
+            logger.error("Lost %s of the request log: %s", counted(lost, "row"), self.failing)
 
     def _work(self) -> None:
         while not self._closing.wait(RETRY_SECONDS if self._failing else self._flush_seconds):

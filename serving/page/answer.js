@@ -44,6 +44,9 @@
  * @property {{confidence_below?: number, reason?: string | null}} [uncertain]
  */
 
+/** The file was deleted, moved or changed after it was chosen, or an app of the phone has withdrawn it. */
+export const UNREADABLE = "The browser can no longer read this file. Choose it again.";
+
 /** There is no answer; the message is for the user. */
 export class ClassifierError extends Error {
   /**

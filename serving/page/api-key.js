@@ -2,11 +2,13 @@
 /** The dialog that asks for the API key; it opens only if the service requires one. */
 
 import { byId } from "./dom.js";
+import { viewClosed, viewOpened } from "./views.js";
 
 /** @type {HTMLDialogElement} */
 const dialog = byId("key");
 /** @type {HTMLInputElement} */
 const text = byId("key-text");
+const close = () => dialog.close();
 
 /**
  * @param {boolean} wrong The service has rejected the previous key.
@@ -18,6 +20,7 @@ export function askForKey(wrong) {
   text.value = "";
   dialog.returnValue = "";
   dialog.showModal();
+  viewOpened(close);
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => resolve(dialog.returnValue || null), { once: true });
   });
@@ -27,4 +30,5 @@ dialog.addEventListener("submit", (event) => {
   event.preventDefault();
   dialog.close(text.value);
 });
-byId("key-cancel").addEventListener("click", () => dialog.close());
+byId("key-cancel").addEventListener("click", close);
+dialog.addEventListener("close", () => viewClosed(close));

@@ -8,10 +8,12 @@ import { LiveLoop } from "./live-loop.js";
 import { currentModel, modelOf } from "./model.js";
 import { completeGridIsShown } from "./photo-grid.js";
 import { PredictionView, spokenAnswer } from "./prediction-view.js";
+import { viewClosed, viewOpened } from "./views.js";
 
 const FRAME_SIDE = 128; // pixels: a few kB, and still several times the network's input
 const STEADY_MS = 1000;
-const STOPPED = "The camera has stopped: it was unplugged, or the browser may no longer use it. Open it again.";
+const CALM_MS = 3000;
+const STOPPED = "The camera has stopped: it was unplugged, or this page is no longer allowed to use it. Open it again.";
 
 /** @type {HTMLVideoElement} */
 const video = byId("video");
@@ -36,7 +38,7 @@ async function classify(signal) {
 async function onAnswer(answer, rate) {
   const model = await modelOf(answer);
   if (!loop.running) return;
-  showNotice(null);
+  if (performance.now() > busyUntil) showNotice(null);
   view.show(answer.prediction, model, { steady: true });
   byId("rate").textContent = `${Math.round(rate)} images per second, ${Math.round(answer.totalMs)} ms each`;
   announceWhenSteady(answer.prediction);
@@ -60,12 +62,18 @@ function announceWhenSteady(prediction) {
   announce(spokenAnswer(prediction));
 }
 
+let busyUntil = 0;
+
 /**
+ * Pauses may follow each other closely, with a few answers between them: the message stays until they end, as a screen
+ * reader would read it out each time.
  * @param {string} message
  * @param {number} seconds
  */
 function onBusy(message, seconds) {
-  showNotice(message);
+  const now = performance.now();
+  if (now > busyUntil) showNotice(message);
+  busyUntil = now + 1000 * seconds + CALM_MS;
   byId("rate").textContent = `Continues in ${seconds} s`;
 }
 
@@ -83,11 +91,12 @@ function setLive(on) {
   byId("camera").classList.toggle("is-live", on);
   byId("live-side").hidden = !on;
   byId("rate").textContent = "";
-  announced = "";
+  [announced, busyUntil] = ["", 0];
   view.clear("…");
 }
 
 export function closeCamera() {
+  viewClosed(closeByUser);
   setLive(false);
   camera.close();
 }
@@ -96,9 +105,11 @@ export function closeCamera() {
 function leaveCamera(problem) {
   closeCamera();
   showPanel(panelAfter);
-  showNotice(problem);
   byId("open-camera").focus();
+  showNotice(problem);
 }
+
+const closeByUser = () => leaveCamera(null);
 
 /**
  * @param {boolean} live Start the live view at once.
@@ -114,6 +125,7 @@ async function openCamera(live, cancelWork) {
   cancelWork();
   closeCamera();
   showNotice(null);
+  viewOpened(closeByUser);
   showPanel("camera");
   byId("camera-title").focus({ preventScroll: true });
   try {
@@ -136,10 +148,14 @@ export function setUpCameraPanel(onFiles, cancelWork) {
   byId("open-camera").addEventListener("click", () => openCamera(false, cancelWork));
   byId("open-live").addEventListener("click", () => openCamera(true, cancelWork));
   byId("shoot").addEventListener("click", async () => {
-    const photo = await camera.photo();
-    if (photo) onFiles([photo]);
+    try {
+      const photo = await camera.photo();
+      if (photo) onFiles([photo]);
+    } catch (error) {
+      onFailure(/** @type {Error} */ (error).message);
+    }
   });
   toggle.addEventListener("click", () => setLive(!loop.running));
   byId("turn").addEventListener("click", () => camera.turn().catch((error) => onFailure(error.message)));
-  byId("close-camera").addEventListener("click", () => leaveCamera(null));
+  byId("close-camera").addEventListener("click", closeByUser);
 }

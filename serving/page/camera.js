@@ -5,8 +5,8 @@ import { element } from "./dom.js";
 
 /** @type {Record<string, string>} */
 const MESSAGES = {
-  NotAllowedError: "The browser may not use the camera. Allow it in the browser's settings for this page.",
-  NotFoundError: "There is no camera.",
+  NotAllowedError: "This page is not allowed to use the camera. Allow it in the browser's settings for this page.",
+  NotFoundError: "No camera was found.",
   NotReadableError: "The camera is in use by another program.",
 };
 

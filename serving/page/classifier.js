@@ -1,7 +1,7 @@
 // @ts-check
 /** Classifies through the HTTP API. The addresses are relative, so that the page also works below a path prefix. */
 
-import { ClassifierError } from "./answer.js";
+import { ClassifierError, UNREADABLE } from "./answer.js";
 import { askForKey } from "./api-key.js";
 import { toCommonFormat } from "./convert.js";
 import { milliseconds } from "./format.js";
@@ -11,20 +11,29 @@ import { milliseconds } from "./format.js";
 
 const KEY = "cifar-mlflow-api-key";
 const MAX_TRIES = 5;
+const MAX_WAIT_SECONDS = 30; // before another try; the page says nothing meanwhile
 const LARGE_BYTES = 8 * 2 ** 20;
 const TIMEOUT_SECONDS = 60;
 const LIVE_TIMEOUT_SECONDS = 10;
 const SLOWEST_BYTES_PER_SECOND = 16 * 1024; // the slowest upload that the service accepts
+const KEY_NEEDED = "This service requires an API key. Try again to enter it.";
 const NOT_FROM_SERVICE =
-  "The answer did not come from the service, or was cut off. Sign in to the network if needed, then try again.";
+  "The answer did not come from the service, or was cut off. Sign in to the Wi-Fi if needed, then try again.";
 
-let key = sessionStorage.getItem(KEY);
+/** @type {Storage | null} Null if the user has the browser block cookies, and with them all storage. */
+let storage = null;
+try {
+  storage = sessionStorage;
+} catch {
+  // the key is asked for again after a reload
+}
+let key = storage?.getItem(KEY) ?? null;
 /** @type {Promise<string | null> | null} */
 let pendingKey = null;
 
 /** @returns {Promise<Model>} */
-export async function getModel() {
-  return send("model");
+export function getModel() {
+  return retryWhileBusy(() => send("model"));
 }
 
 /**
@@ -42,38 +51,58 @@ export async function predict(image, classes, { signal, tries = MAX_TRIES, live 
   // Other files are sent as bytes: the service explains what is wrong with them.
   const type = photo.type.startsWith("image/") ? photo.type : "application/octet-stream";
   const seconds = live ? LIVE_TIMEOUT_SECONDS : TIMEOUT_SECONDS + photo.size / SLOWEST_BYTES_PER_SECOND;
-  for (let attempt = 1; ; attempt++) {
+  /** @returns {Promise<Answer>} */
+  async function ask() {
     const start = performance.now();
+    /** @type {RequestInit} */
+    const init = {
+      method: "POST",
+      body: photo,
+      headers: { "Content-Type": type, ...(live && { "X-Live-Frame": "1" }) },
+      signal,
+    };
+    const body = await send(`predict?top_k=${classes}&input=true&explain=${explain}`, init, seconds);
+    const totalMs = performance.now() - start;
+    return {
+      requestId: body.request_id,
+      model: body.model,
+      prediction: body.predictions[0],
+      totalMs,
+      timing: describe(totalMs, body.timings_ms),
+      sendFeedback: (feedback) => sendFeedback(body.request_id, feedback),
+    };
+  }
+  try {
+    return await retryWhileBusy(ask, tries, signal);
+  } catch (error) {
+    // A model without explanations may have been promoted since the page was opened.
+    if (explain && error instanceof ClassifierError && error.code === "no_explanation") {
+      return predict(image, classes, { signal, tries, live });
+    }
+    // Or one with fewer classes.
+    if (error instanceof ClassifierError && error.code === "bad_param") {
+      const current = (await getModel()).classes.length;
+      if (current < classes) return predict(image, current, { signal, tries, live, explain });
+    }
+    throw error;
+  }
+}
+
+/**
+ * Ask again while the service is busy and says when to.
+ * @template T
+ * @param {() => Promise<T>} ask
+ * @param {number} [tries] Maximum number of tries.
+ * @param {AbortSignal} [signal]
+ * @returns {Promise<T>}
+ */
+async function retryWhileBusy(ask, tries = MAX_TRIES, signal) {
+  for (let attempt = 1; ; attempt++) {
     try {
-      /** @type {RequestInit} */
-      const init = {
-        method: "POST",
-        body: photo,
-        headers: { "Content-Type": type, ...(live && { "X-Live-Frame": "1" }) },
-        signal,
-      };
-      const body = await send(`predict?top_k=${classes}&input=true&explain=${explain}`, init, seconds);
-      const totalMs = performance.now() - start;
-      return {
-        requestId: body.request_id,
-        model: body.model,
-        prediction: body.predictions[0],
-        totalMs,
-        timing: describe(totalMs, body.timings_ms),
-        sendFeedback: (feedback) => sendFeedback(body.request_id, feedback),
-      };
+      return await ask();
     } catch (error) {
-      // A model without explanations may have been promoted since the page was opened.
-      if (explain && error instanceof ClassifierError && error.code === "no_explanation") {
-        return predict(image, classes, { signal, tries, live });
-      }
-      // Or one with fewer classes.
-      if (error instanceof ClassifierError && error.code === "bad_param") {
-        const current = (await getModel()).classes.length;
-        if (current < classes) return predict(image, current, { signal, tries, live, explain });
-      }
       const wait = error instanceof ClassifierError ? error.retryAfter : 0;
-      if (!wait || attempt === tries) throw error;
+      if (!wait || wait > MAX_WAIT_SECONDS || attempt === tries) throw error;
       await new Promise((resolve) => setTimeout(resolve, wait * 1000));
       signal?.throwIfAborted();
     }
@@ -96,11 +125,13 @@ function describe(totalMs, { decode, score }) {
  * @param {import("./answer.js").Feedback} feedback
  */
 async function sendFeedback(requestId, feedback) {
-  await send("feedback", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ request_id: requestId, item: 0, ...feedback }),
-  });
+  await retryWhileBusy(() =>
+    send("feedback", {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ request_id: requestId, item: 0, ...feedback }),
+    }),
+  );
 }
 
 /**
@@ -111,20 +142,19 @@ async function sendFeedback(requestId, feedback) {
  * @returns {Promise<any>} The content of the response; null if it has none.
  */
 async function send(path, init = {}, seconds = TIMEOUT_SECONDS) {
-  /** @param {string} message Why there is no answer, unless the request was cancelled. */
-  const failure = (message) => (/** @type {Error} */ error) => {
+  /** @param {() => string | Promise<string>} explain Tells why there is no answer, unless the request was cancelled. */
+  const failure = (explain) => async (/** @type {Error} */ error) => {
     if (init.signal?.aborted) throw error;
-    throw new ClassifierError(error.name === "TimeoutError" ? timeoutError(seconds) : message);
+    throw new ClassifierError(error.name === "TimeoutError" ? timeoutError(seconds) : await explain());
   };
   for (;;) {
     const sentKey = key;
     const headers = { ...init.headers, ...(sentKey && { Authorization: `Bearer ${sentKey}` }) };
     const signal = withTimeout(init.signal, seconds);
-    const response = await fetch(path, { ...init, headers, signal }).catch(failure(connectionError(init.body)));
-    if (response.ok) return response.status === 204 ? null : response.json().catch(failure(NOT_FROM_SERVICE));
-    if (response.status !== 401 || !(key !== sentKey || (await newKey(sentKey !== null)))) {
-      throw await responseError(response);
-    }
+    const response = await fetch(path, { ...init, headers, signal }).catch(failure(() => connectionError(init.body)));
+    if (response.ok) return response.status === 204 ? null : response.json().catch(failure(() => NOT_FROM_SERVICE));
+    if (response.status !== 401) throw await responseError(response);
+    if (key === sentKey && !(await newKey(sentKey !== null))) throw new ClassifierError(KEY_NEEDED);
   }
 }
 
@@ -152,14 +182,20 @@ function timeoutError(seconds) {
 async function newKey(wrong) {
   pendingKey ??= askForKey(wrong).finally(() => (pendingKey = null));
   const entered = await pendingKey;
-  if (entered) sessionStorage.setItem(KEY, (key = entered));
-  return entered !== null;
+  if (entered === null) return false;
+  key = entered;
+  storage?.setItem(KEY, key);
+  return true;
 }
 
 /** @param {BodyInit | null | undefined} body */
-function connectionError(body) {
-  if (body instanceof Blob && body.size > LARGE_BYTES) {
-    return `The connection broke during the upload of ${Math.round(body.size / 2 ** 20)} MB: the photo may be too large.`;
+async function connectionError(body) {
+  if (body instanceof Blob) {
+    const isReadable = await body.arrayBuffer().then(() => true, () => false); // prettier-ignore
+    if (!isReadable) return UNREADABLE;
+    if (body.size > LARGE_BYTES) {
+      return `The connection broke during the upload of ${Math.round(body.size / 2 ** 20)} MB: the photo may be too large.`;
+    }
   }
   return "The service does not answer. Is it running, and are you online?";
 }
@@ -170,6 +206,14 @@ async function responseError(response) {
     (body) => body?.error,
     () => null, // an HTML page of a proxy
   );
-  const message = error?.message ?? `The service responded with status ${response.status}.`;
+  const message = error?.message ?? proxyError(response.status);
   return new ClassifierError(message, Number(response.headers.get("Retry-After")) || 0, error?.code);
+}
+
+/** @param {number} status Of a response that has no message of the service. */
+function proxyError(status) {
+  if (status === 413) return "The photo is too large for the server.";
+  return status >= 500
+    ? `The service is not available at the moment (status ${status}). Try again in a minute.`
+    : `The service responded with status ${status}.`;
 }

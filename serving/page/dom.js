@@ -59,4 +59,5 @@ const notice = byId("notice");
 export function showNotice(text) {
   notice.textContent = text ?? "";
   notice.hidden = !text;
+  if (text) notice.scrollIntoView({ block: "nearest" }); // on a phone it may be far from what was tapped
 }

@@ -135,7 +135,8 @@ export function feedbackMenu(answer, classes, name) {
   const menu = element(
     "select",
     { className: "menu" },
-    element("option", { value: "", hidden: true }, "Is it right?"),
+    // Disabled, too: iPhones show hidden entries, and this one would count as the first choice.
+    element("option", { value: "", hidden: true, disabled: true, selected: true }, "Is it right?"),
     right,
     element("optgroup", { label: "Wrong, it is:" }, ...others),
   );

@@ -26,7 +26,7 @@ export class LiveLoop {
    * @param {HTMLVideoElement} video
    * @param {object} callbacks
    * @param {(signal: AbortSignal) => Promise<Answer>} callbacks.classify Classify the current frame of the video.
-   * @param {(answer: Answer, rate: number) => void} callbacks.onAnswer `rate`: recent answers per second.
+   * @param {(answer: Answer, rate: number) => Promise<void>} callbacks.onAnswer `rate`: recent answers per second.
    * @param {(message: string, seconds: number) => void} callbacks.onBusy The loop pauses for `seconds`.
    * @param {(message: string) => void} callbacks.onFailure The loop has stopped.
    */
@@ -71,7 +71,7 @@ export class LiveLoop {
       const answer = await this.callbacks.classify(signal);
       if (signal.aborted || number < this.#shown) return;
       this.#shown = number;
-      this.callbacks.onAnswer(answer, this.#rate());
+      await this.callbacks.onAnswer(answer, this.#rate());
     } catch (error) {
       if (!signal.aborted) this.#handleError(/** @type {Error} */ (error));
     } finally {

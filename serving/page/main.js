@@ -10,11 +10,13 @@ import { currentModel, modelOf, onModel } from "./model.js";
 import { showPhotoGrid } from "./photo-grid.js";
 import { onPhotos } from "./photo-input.js";
 import { showAnswer, showFailure, showPhoto } from "./single-photo.js";
+import { viewClosed, viewOpened } from "./views.js";
 
 let work = new AbortController();
 
 /** Cancel the requests in progress: the user has chosen something else. */
 function cancelWork() {
+  viewClosed(closeRow);
   cancelExample();
   work.abort();
   work = new AbortController();
@@ -40,6 +42,7 @@ async function classifyOne(file, signal, focus) {
   showPhoto(file);
   showPanel("single");
   if (focus) byId("single-title").focus({ preventScroll: true });
+  announce("Classifying the photo.");
   try {
     const { classes, class_map } = await currentModel();
     const answer = await predict(file, classes.length, { signal, explain: Boolean(class_map) });
@@ -69,22 +72,28 @@ async function classifySeveral(files, signal, focus) {
   }
 }
 
+let opener = byId("grid"); // the button of the photo that is shown in full
+
 /**
  * Show one photo of the grid in full, with a button that leads back.
  * @param {import("./photo-grid.js").Row} row
- * @param {HTMLElement} opener The element that has the focus again afterwards.
+ * @param {HTMLElement} button The element that has the focus again afterwards.
  */
-function openRow(row, opener) {
+function openRow(row, button) {
   showPhoto(row.file);
   if (row.answer && row.model) showAnswer(row.answer, row.model);
   else showFailure(row.error ?? "");
   showPanel("single");
   byId("single-title").focus({ preventScroll: true }); // it would end the scrolling to the panel
   byId("back").hidden = false;
-  byId("back").onclick = () => {
-    showPanel("several");
-    opener.focus();
-  };
+  opener = button;
+  viewOpened(closeRow);
+}
+
+function closeRow() {
+  viewClosed(closeRow);
+  showPanel("several");
+  opener.focus();
 }
 
 /**
@@ -105,5 +114,10 @@ function showModel({ name, version, classes, metrics }) {
 
 onPhotos(onFiles);
 setUpCameraPanel(onFiles, cancelWork);
+byId("back").addEventListener("click", closeRow);
+byId("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // its entry in the history would close the view, see views.js
+  byId("answer").focus();
+});
 onModel(showModel);
 currentModel().catch((error) => showNotice(error.message));

@@ -4,6 +4,7 @@
 import { byId, element, showNotice } from "./dom.js";
 import { joinWords, percent } from "./format.js";
 import { currentModel } from "./model.js";
+import { viewClosed, viewOpened } from "./views.js";
 
 /** @typedef {import("./answer.js").Model} Model */
 /**
@@ -18,6 +19,7 @@ import { currentModel } from "./model.js";
 
 /** @type {HTMLDialogElement} */
 const dialog = byId("card");
+const close = () => dialog.close();
 
 byId("open-card").addEventListener("click", async () => {
   try {
@@ -26,7 +28,8 @@ byId("open-card").addEventListener("click", async () => {
     showNotice(/** @type {Error} */ (error).message);
   }
 });
-byId("close-card").addEventListener("click", () => dialog.close());
+byId("close-card").addEventListener("click", close);
+dialog.addEventListener("close", () => viewClosed(close));
 
 /** @param {Card} card */
 function show(card) {
@@ -41,6 +44,7 @@ function show(card) {
     ...(card.versions_url ? [link(card.versions_url, "All versions in MLflow")] : []),
   );
   dialog.showModal();
+  viewOpened(close);
 }
 
 /**
@@ -58,7 +62,7 @@ function facts(card) {
     ["Marked as not sure", whenUnsure(card.uncertain)],
     ["Network", card.model ?? ""],
     ["Precision", card.precision],
-    ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"} in ${card.image_size} × ${card.image_size} pixels`],
+    ["Input", `${card.fit === "crop" ? "The central square" : "The whole photo"}, scaled to ${card.image_size} × ${card.image_size} pixels`],
     ["Promoted", card.promoted_at ? `${new Date(card.promoted_at).toLocaleString()}: ${card.promotion}` : ""],
   ]; // prettier-ignore
 }
@@ -68,7 +72,7 @@ function whenUnsure({ accuracy, confidence_below, reason }) {
   if (confidence_below > 1) return `Every answer: ${reason}`;
   const below = `Answers below ${percent(confidence_below)} confidence, and photos unlike the training images`;
   if (reason) return `${below}; ${reason}`;
-  return accuracy === null ? below : `${below}; on validation, ${percent(accuracy)} of the others are right`;
+  return accuracy === null ? below : `${below}; on the validation images, ${percent(accuracy)} of the other answers are right`;
 }
 
 /**

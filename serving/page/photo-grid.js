@@ -158,6 +158,6 @@ async function drawThumbnail(file, thumb) {
     bitmap.close();
     thumb.append(canvas);
   } catch {
-    thumb.append("no preview"); // not an image, or a format that the browser cannot show
+    thumb.append("No preview"); // not an image, or a format that the browser cannot show
   }
 }

@@ -34,6 +34,6 @@ export function onPhotos(onFiles) {
     drop.classList.remove("over");
     const files = [...(event.dataTransfer?.files ?? [])];
     if (files.length) onFiles(files);
-    else showNotice("That was a link or text, not a file. Save the picture first, then drop the file.");
+    else showNotice("That was a link or text, not a file. Save the image first, then drop the file.");
   });
 }

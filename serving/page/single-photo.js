@@ -35,14 +35,14 @@ explain.addEventListener("click", () => {
 export function showPhoto(file) {
   URL.revokeObjectURL(photo.src);
   photo.src = URL.createObjectURL(file);
-  photo.alt = `Your picture, ${file.name}`;
+  photo.alt = `Your photo, ${file.name}`;
   photo.hidden = false;
   byId("photo-missing").hidden = true;
   byId("single-title").textContent = file.name;
   byId("seen-figure").hidden = explain.hidden = true;
   byId("timing").textContent = "";
   byId("feedback").replaceChildren();
-  view.clear("…");
+  view.clear("Classifying…");
 }
 
 /**
@@ -67,7 +67,7 @@ export function showAnswer(answer, model) {
  */
 function showSeen({ input, explanation }, { image_size: size }) {
   explain.hidden = !explanation;
-  explain.textContent = explaining ? "Hide what decided" : "Show what decided";
+  explain.textContent = explaining ? "Hide explanation" : "Show explanation";
   const alt = `The same in ${size} by ${size} pixels, as the network sees it`;
   if (explaining && explanation) {
     seen.src = explanation.overlay;

@@ -59,7 +59,7 @@ def test_validation_and_test_stay_the_same(tmp_path: Path, shared_cache: Path) -
     assert table[["val", "test"]].to_numpy().sum() == 0
     (note,) = dataset.notes
     assert note == (
-        f"3 images of {more} are added to the training images; 4 are left out: unreadable, repeated or in "
+        f"Added 3 images of {more} to the training images; left out 4: unreadable, repeated or in "
         "the data set already"
     )
     save(more / "cat/1.png", (1, 2, 3))

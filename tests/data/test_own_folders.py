@@ -135,10 +135,9 @@ def test_images_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
     save(photos / "train/IMG_1.jpg")
     save(photos / "test/1.jpg")
     notes = "\n".join(load(tmp_path).notes)
-    assert f"The 20 images in {photos / 'extra'} are not used, because it is not named like a split" in notes
-    assert f"The 1 images in {photos / 'test'} are not used, because it has no class folders" in notes
-    assert "1 images" in notes
-    assert "in no class folder" in notes
+    assert f"Skipped 20 images in {photos / 'extra'}, which is not named like a split, such as val" in notes
+    assert f"Skipped 1 image in {photos / 'test'}, which has no class folders" in notes
+    assert f"Skipped 1 image outside of the class folders in {photos}" in notes
 
 
 def test_a_wrong_level_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -148,7 +147,7 @@ def test_a_wrong_level_is_refused_with_what_to_do(tmp_path: Path) -> None:
     for i in range(3):
         save(tmp_path / f"flat/{i}.png")
     with pytest.raises(
-        UsageError, match=r"found none\. The 3 images directly in it .*columns path and label"
+        UsageError, match=r"found none, but 3 images without a class\. .*columns path and label"
     ):
         load(tmp_path, data_dir=tmp_path / "flat")
 
@@ -164,7 +163,7 @@ def test_stray_files_are_skipped_counted_and_named_once(tmp_path: Path) -> None:
     dataset = load(tmp_path)
     assert count(dataset) == 20
     (note,) = dataset.notes
-    assert note.startswith(f"Skipped 5 files in {photos} that are not images: Thumbs.db (2), ")
+    assert note.startswith(f"Skipped 5 non-image files in {photos}: Thumbs.db (2), ")
     assert all(name in note for name in (".DS_Store", "notes.txt", "@eaDir"))
 
 

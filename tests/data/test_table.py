@@ -100,7 +100,7 @@ def test_a_repeated_row_counts_once(tmp_path: Path) -> None:
     dataset = write(tmp_path, "\n".join(["path,label", *rows, "images/../images/0.png,cat"]))
     assert len(dataset.split("train")) + len(dataset.split("test")) == 20
     (note,) = dataset.notes
-    assert note.startswith("Skipped 1 rows")
+    assert note.startswith("Skipped 1 repeated row of ")
 
 
 @pytest.mark.parametrize("other", ["{folder}/images/0.png", "images\\0.png", "./images/0.png"])

@@ -31,7 +31,7 @@ def test_a_training_on_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.Mo
     done = CliRunner().invoke(main, [*command, "--skip-unreadable", "--class-weights", "balanced"])
     assert done.exit_code == 0, done.output
     for text in (
-        "that are not images: notes.txt",
+        "Skipped 1 non-image file in ",
         "Skipped 1 file that cannot be read",
         "batch size of 256 would give 1 step per epoch of 195 images; it is lowered to 32",
         "photos: 195 training and 21 validation images of 3 classes",

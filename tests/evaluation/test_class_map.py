@@ -16,29 +16,32 @@ from cifar_mlflow.export.on_demand import compute_on_demand
 from cifar_mlflow.export.onnx import save_onnx
 from cifar_mlflow.export.quantize import quantize
 from cifar_mlflow.models.card import ClassMapInfo
+from cifar_mlflow.models.classifier import ImageClassifier
+from cifar_mlflow.models.networks import build_network
 from cifar_mlflow.scorer.engine import Engine
-from tests.export.models import CLASSES, block_images, untrained
+from tests.export.models import CLASSES, MEAN, STD, block_images, untrained
 
 IMAGES = block_images(6, seed=3)
 EFFICIENTNETS = ["torchvision/efficientnet_b0", "timm/tf_efficientnet_lite0"]
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "stride"),
+    ("name", "size", "side", "stride"),
     [
-        ("cnn", 4, 8),
-        pytest.param("fast", 3, 8, marks=pytest.mark.slow),
-        pytest.param("resnet18", 4, 8, marks=pytest.mark.thorough),
-        pytest.param("vgg11", 2, 16, marks=pytest.mark.slow),
-        pytest.param(EFFICIENTNETS[0], 1, 32, marks=pytest.mark.thorough),
-        pytest.param(EFFICIENTNETS[1], 1, 32, marks=pytest.mark.slow),
+        ("cnn", 32, 4, 8),
+        pytest.param("fast", 32, 3, 8, marks=pytest.mark.slow),
+        pytest.param("resnet18", 32, 4, 8, marks=pytest.mark.thorough),
+        pytest.param("vgg11", 32, 2, 16, marks=pytest.mark.slow),
+        pytest.param("vgg11", 40, 3, 16, marks=pytest.mark.slow),
+        pytest.param(EFFICIENTNETS[0], 32, 1, 32, marks=pytest.mark.thorough),
+        pytest.param(EFFICIENTNETS[1], 32, 1, 32, marks=pytest.mark.slow),
     ],
 )
 def test_the_maps_of_the_served_files_sum_to_the_logits(
-    name: str, side: int, stride: int, tmp_path: Path
+    name: str, size: int, side: int, stride: int, tmp_path: Path
 ) -> None:
-    classifier, card = untrained(name)
-    training = block_images(40, seed=1)
+    classifier, card = untrained(name, size)
+    training, images = block_images(40, 1, size), block_images(6, 3, size)
     distance = fit_distance(classifier, training, training, card.temperature)
     fp32, int8 = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
     save_onnx(fp32, classifier, card, distance, class_map=True)
@@ -47,13 +50,13 @@ def test_the_maps_of_the_served_files_sum_to_the_logits(
     for path in (fp32, int8):
         compute_on_demand(path)
         engine = Engine(path)
-        plain, explained = engine.run(IMAGES), engine.run(IMAGES, explain=True)
+        plain, explained = engine.run(images), engine.run(images, explain=True)
         engine.close()
-        assert plain.shape == (len(IMAGES), len(CLASSES) + 1)  # the distance
+        assert plain.shape == (len(images), len(CLASSES) + 1)  # the distance
         np.testing.assert_allclose(explained[:, : plain.shape[1]], plain, atol=1e-5)
-        maps.append(explained[:, plain.shape[1] :].reshape(len(IMAGES), len(CLASSES), side, side))
+        maps.append(explained[:, plain.shape[1] :].reshape(len(images), len(CLASSES), side, side))
         np.testing.assert_allclose(maps[-1].sum((2, 3)), plain[:, : len(CLASSES)], atol=1e-4)
-    assert class_map_info(classifier, 32) == ClassMapInfo(side=side, stride=stride)
+    assert class_map_info(classifier, size) == ClassMapInfo(side=side, stride=stride)
     assert np.corrcoef(maps[0].ravel(), maps[1].ravel())[0, 1] > 0.85  # int8 costs untrained networks much
 
 
@@ -68,6 +71,18 @@ def test_a_class_can_be_chosen_and_any_image_size_is_exact(name: str, size: int)
     for classes in ([0, 1, 2], [3, 3, 0]):
         maps = class_maps_of(classifier, images, np.array(classes))
         np.testing.assert_allclose(maps.sum((1, 2)), logits[range(3), classes], atol=1e-4)
+
+
+@pytest.mark.parametrize(("size", "side"), [(24, 2), (32, 2), (40, 3), (48, 3)])
+def test_the_map_of_vgg_covers_smaller_windows_at_the_border(size: int, side: int) -> None:
+    torch.manual_seed(0)
+    classifier = ImageClassifier(build_network("vgg11", len(CLASSES)), MEAN, STD).eval()
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    maps = class_maps_of(classifier, images, np.array([0, 1, 3]))
+    assert maps.shape == (3, side, side)
+    logits = predict_logits(classifier, images)[range(3), [0, 1, 3]]
+    np.testing.assert_allclose(maps.sum((1, 2)), logits, rtol=1e-4, atol=1e-5)
+    assert class_map_info(classifier, size) == ClassMapInfo(side=side, stride=16)
 
 
 def test_only_the_position_of_each_maximum_counts_in_a_max_pooling() -> None:

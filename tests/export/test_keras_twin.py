@@ -9,6 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from cifar_mlflow.errors import CifarError
+from cifar_mlflow.evaluation.calibration import softmax
+from cifar_mlflow.evaluation.predict import predict_logits
 from cifar_mlflow.export.keras import H5, KERAS, prepare_tensorflow
 from cifar_mlflow.verb_config import ExportConfig
 from tests.export.models import block_images, to_export
@@ -33,6 +35,14 @@ def test_keras_loads_both_files_without_our_code_and_can_train_them(tmp_path: Pa
         assert np.abs(loaded.predict(images, verbose=0)["probabilities"] - before).max() > 0
 
 
+def test_smaller_windows_at_the_border_give_the_probabilities_of_the_trained_network(tmp_path: Path) -> None:
+    model = to_export("vgg11", size=40)  # the last two stages have 5 and 3 positions per side
+    images = block_images(8, 3, 40)
+    expected = softmax(predict_logits(model.classifier, images), model.card.temperature)
+    answers = KERAS.load(KERAS.write(model, tmp_path))(images)
+    np.testing.assert_allclose(answers, expected, atol=1e-4)
+
+
 def node(operator: str, *more_inputs: str, **attributes: Any) -> onnx.NodeProto:
     return helper.make_node(operator, ["images", *more_inputs], ["logits"], **attributes)
 
@@ -44,6 +54,10 @@ def node(operator: str, *more_inputs: str, **attributes: Any) -> onnx.NodeProto:
         (node("Transpose", perm=[0, 2, 1, 3]), "Transpose is not supported except before"),
         (node("Conv", "kernel", group=3), "Conv is not supported in groups"),
         (node("Add", "kernel"), "Add is not supported with a constant"),
+        (
+            node("MaxPool", kernel_shape=[3, 3], strides=[3, 3], ceil_mode=1),
+            "MaxPool is not supported with padding",
+        ),
         (node("Reshape", "kernel"), "Reshape is not supported except after global pooling"),
     ],
 )

@@ -35,6 +35,18 @@ def test_logits_have_one_row_per_image_and_one_column_per_class(name: ModelName)
         assert logits.isfinite().all()
 
 
+@pytest.mark.parametrize("side", [24, 28, 32])
+def test_the_last_stage_of_vgg_has_four_positions_for_smaller_images_too(side: int) -> None:
+    network = build_network("vgg11", 3).eval()
+    seen: list[torch.Size] = []
+    features = network.get_submodule("features")
+    last = [module for module in features.modules() if isinstance(module, nn.Conv2d)][-1]
+    last.register_forward_hook(lambda _module, _inputs, output: seen.append(output.shape))
+    with torch.inference_mode():
+        assert network(torch.rand(2, 3, side, side)).shape == (2, 3)
+    assert seen == [(2, 512, 2, 2)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fast", "vgg16", "resnet18"])
 def test_large_images_are_accepted(name: ModelName) -> None:

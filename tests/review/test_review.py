@@ -105,7 +105,7 @@ def test_errors_are_found_and_the_decisions_on_them_make_a_cleaned_copy(
         )
     done = review(photos, "--apply", "decided.csv", "--output", "cleaned")
     assert done.exit_code == 0, done.output
-    assert "2 with another label, 2 dropped, 1 unreadable files left out" in done.output
+    assert "2 with another label, 2 dropped, 1 unreadable file left out" in done.output
     cleaned = content(Path("cleaned"))
     assert cleaned["train/blue/wrong.png"] == original["train/red/wrong.png"]
     assert cleaned["train/green/wrong.png"] == original["train/blue/wrong.png"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from cifar_mlflow.config import MOST_EPOCHS, TrainConfig
 from cifar_mlflow.errors import CifarError, UsageError
@@ -86,6 +87,23 @@ def test_each_part_of_an_epoch_is_measured(settings: dict[str, Any]) -> None:
     speed = measure(make_training(epochs=MOST_EPOCHS, **settings), 0.01)
     assert all(value > 0 for value in dataclasses.astuple(speed)[1:])
     assert (speed.step == speed.small_step) is ("small_images" not in settings)
+
+
+@pytest.mark.parametrize("small_images", [0.5, 1.0])
+def test_steps_are_measured_by_the_size_of_their_images(
+    small_images: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = make_training(epochs=MOST_EPOCHS, small_images=small_images)
+    clock = 0  # a step takes a second per pixel of an image
+    monkeypatch.setattr("time.perf_counter", lambda: clock)
+
+    def advance(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal clock
+        clock += args[0].shape[-2] * args[0].shape[-1]
+
+    training.classifier.register_forward_pre_hook(advance)
+    speed = measure(training, 1)
+    assert (speed.start, speed.step, speed.small_step) == pytest.approx((0, 32**2, 24**2))
 
 
 def test_a_budget_too_short_for_one_epoch_is_refused_with_one_that_suffices() -> None:

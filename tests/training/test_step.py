@@ -49,7 +49,7 @@ def test_two_ways_to_balance_the_classes_exclude_each_other() -> None:
 
 def test_more_parts_than_the_smallest_batch_has_images_are_refused_with_the_numbers() -> None:
     with pytest.raises(
-        UsageError, match=r"need at least 17 images .* batch_size=17 the smallest batch has 16"
+        UsageError, match=r"^1 process and accumulate=17 need at least 17 images .* smallest batch has 16$"
     ):
         make_training(batch_size=17, accumulate=17)
     with pytest.raises(UsageError, match="accumulate=17 divides a batch into more parts"):

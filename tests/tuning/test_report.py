@@ -251,7 +251,7 @@ def test_prior_runs_are_shown_but_not_counted_as_trials(tmp_path: Path) -> None:
     assert (run.data.metrics["trials"], run.data.metrics["epochs"]) == (2, 18)
     assert run.data.tags["trials.complete"] == "2"
     assert run.data.tags["best.run_id"] == "from before"
-    assert "2 trials (2 complete), and 1 earlier runs" in leaderboard(study)
+    assert "2 trials (2 complete), and 1 earlier run." in leaderboard(study)
 
 
 def test_epochs_of_an_interrupted_trial_count(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ PRIOR = trial(values=(0.5,), origin="earlier run")
             [FAILED_C, FAILED_A, FAILED_B],
             "all 3 trials failed; most frequent reason (2 of 3): the loss became nan in epoch 3",
         ),
-        ([FAILED_C], "all 1 trials failed; most frequent reason (1 of 1): out of memory"),
-        ([PRIOR, FAILED_C], "all 1 trials failed; most frequent reason (1 of 1): out of memory"),
+        ([FAILED_C], "the only trial failed; most frequent reason (1 of 1): out of memory"),
+        ([PRIOR, FAILED_C], "the only trial failed; most frequent reason (1 of 1): out of memory"),
         (
             [PRUNED, FAILED_C],
             "no trial was completed: 1 failed, 1 were pruned; most frequent reason (1 of 1): out of memory",
@@ -110,6 +110,7 @@ def test_the_headline_tells_how_far_the_search_is() -> None:
     assert headline(study, 3, 1) == "3 of 3 trials done, best 80.8 % by trial 1"
     assert headline(study, None, 1) == "3 trials done, best 80.8 % by trial 1"
     assert headline(make_study([]), 20, 1) == "0 of 20 trials done"
+    assert headline(make_study([]), 1, 1) == "0 of 1 trial done"
 
 
 def test_a_trial_says_where_its_settings_are_from_unless_the_sampler_chose_them() -> None:

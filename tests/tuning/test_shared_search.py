@@ -1,10 +1,14 @@
 """Commands and workers that share a search."""
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import optuna
 import pytest
 from optuna.storages import RDBStorage
@@ -79,6 +83,25 @@ def test_an_outage_at_the_start_of_a_search_is_an_error_that_says_what_to_do(
             pass
     finally:
         server.remove()
+
+
+def test_no_run_is_left_running_if_the_study_cannot_note_it(
+    folder: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, storage, study = new_study(f"sqlite:///{folder / 'optuna.db'}", folder, shared_cache)
+    create_run = mlflow.MlflowClient.create_run
+
+    def create_run_and_damage_study(*arguments: Any, **options: Any) -> Any:
+        run = create_run(*arguments, **options)
+        with closing(sqlite3.connect(folder / "optuna.db")) as database:
+            database.execute("DROP TABLE study_user_attributes")
+        return run
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", create_run_and_damage_study)
+    with pytest.raises(CifarError, match="study mine no longer exists"), study_run(spec, study, storage):
+        pass
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", "the study does not know this run")
 
 
 def test_workers_that_ask_at_the_same_time_get_each_trial_once(

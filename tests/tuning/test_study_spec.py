@@ -111,7 +111,7 @@ def test_searches_of_two_folders_are_two_studies() -> None:
 
 
 def test_a_budget_below_one_trial_is_refused() -> None:
-    with pytest.raises(UsageError, match="--epochs-budget: 8 epochs do not suffice for one trial of 9"):
+    with pytest.raises(UsageError, match="--epochs-budget: 8 is too small for one trial of 9 epochs"):
         read_study_spec({"epochs_budget": "8"})
     assert read_study_spec({"epochs_budget": "9"}).search.epochs_budget == 9
 

@@ -203,7 +203,10 @@ def until(condition: Callable[[], Any], seconds: float = 60) -> Any:
 def children(pid: int) -> list[int]:
     """Return the worker processes, the oldest first, without the resource tracker of multiprocessing."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    commands = {int(each): Path(f"/proc/{each}/cmdline").read_bytes() for each in found}
+    commands = {}
+    for each in found:
+        with suppress(OSError):  # it has ended meanwhile
+            commands[int(each)] = Path(f"/proc/{each}/cmdline").read_bytes()
     return [each for each, command in commands.items() if b"resource_tracker" not in command]
 
 

@@ -84,7 +84,7 @@ def test_images_with_a_known_class_are_exported_with_their_provenance(
     )
     output = export()
     assert "Feedback: 2 images copied to" in output
-    assert "1 more are not in" in output
+    assert "; 1 more no longer in " in output
     found = {path.relative_to("corrected").as_posix() for path in Path("corrected").rglob("*.png")}
     assert found == {f"red/{right}.png", f"blue/{wrong}.png"}
     with Path("corrected/provenance.csv").open() as file:
@@ -124,7 +124,7 @@ def test_a_later_verdict_that_the_class_is_wrong_removes_the_image(
     write_log({}, {"right": {"correct": False}, "told": {"correct": False}})
     wrong = {"correct": False}
     write_log({"again-2": again, "other-2": other}, {"again-2": wrong, "other-2": wrong})
-    assert "Feedback: 1 images copied to" in export()
+    assert "Feedback: 1 image copied to" in export()
     found = [path.relative_to("corrected").as_posix() for path in Path("corrected").rglob("*.png")]
     assert found == [f"blue/{other}.png"]  # red was wrong, as its class says
     with Path("corrected/provenance.csv").open() as file:

@@ -127,10 +127,15 @@ def test_a_server_that_hangs_blocks_neither_feedback_nor_the_end(postgres_url: s
     log = open_log(postgres_url)
     log.put(record("a"))
     wait_until(lambda: len(rows(postgres_url)) == 1, "the first row")
-    with sa.create_engine(postgres_url, poolclass=sa.NullPool).connect() as other:
+    # Without a transaction, in which the list would not change.
+    engine = sa.create_engine(postgres_url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as other:
         backends = sa.text(
-            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend'"
         )
+        # The process of a connection that has just been closed may still exist.
+        wait_until(lambda: len(other.scalars(backends).all()) == 1, "only the log is connected")
         (pid,) = other.scalars(backends)
     os.kill(pid, signal.SIGSTOP)
     try:

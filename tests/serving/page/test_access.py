@@ -73,7 +73,7 @@ def test_several_pasted_photos_take_the_focus_of_the_answer_that_they_replace(
 
 
 def test_landmarks_and_controls_have_names(page: Page) -> None:
-    expect(page).to_have_title("What is in the picture?")
+    expect(page).to_have_title("What is in the photo?")
     assert page.evaluate("document.documentElement.lang") == "en"
     for landmark in ("banner", "main", "contentinfo"):
         expect(page.get_by_role(landmark)).to_have_count(1)
@@ -129,6 +129,26 @@ def test_a_phone_shows_the_live_view_and_its_prediction(
 
     expect(page.locator("#live-reading .verdict")).to_be_in_viewport()
     expect(page.locator("#video")).to_be_in_viewport()
+
+
+def test_on_a_phone_a_message_is_in_view(open_page: Callable[..., Page], server: Server) -> None:
+    page = open_page(server.url, **PHONE)
+    page.evaluate(
+        """() => {
+            const none = () => Promise.reject(new DOMException("", "NotFoundError"));
+            navigator.mediaDevices.getUserMedia = none;
+        }"""
+    )
+    page.get_by_role("button", name="Live view").tap()
+    expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
+
+    page.set_input_files("#files", [CAT] * 12)
+    expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
+    page.context.set_offline(True)
+    menu = page.get_by_role("combobox").last
+    menu.scroll_into_view_if_needed()
+    menu.select_option(label="Right")
+    expect(page.get_by_role("alert")).to_be_in_viewport(ratio=1)
 
 
 def luminance(colour: str) -> float:
@@ -218,7 +238,18 @@ def test_cancelling_the_key_dialog_shows_an_error(
     expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
 
-    expect(page.get_by_role("alert")).to_contain_text("key")
+    expect(page.get_by_role("alert")).to_contain_text("This service requires an API key.")
+
+
+def test_the_page_works_in_a_browser_that_blocks_storage(page: Page, photos: Photos) -> None:
+    page.add_init_script(
+        """Object.defineProperty(window, "sessionStorage", {
+            get() { throw new DOMException("denied", "SecurityError"); },
+        });"""
+    )
+    page.reload()
+    page.set_input_files("#files", photos.sure)
+    expect(page.locator("#reading .verdict")).to_have_text(photos.sure_label)
 
 
 class InlineCode(HTMLParser):
@@ -243,6 +274,15 @@ def test_the_content_security_policy_is_strict_and_the_page_has_no_inline_code(s
     assert parts.inline == []
     for file in (ROOT / "serving" / "page").iterdir():
         assert not re.search(r"https?://(?!www\.w3\.org)", file.read_text()), file.name
+
+
+def test_browsers_ask_whether_a_file_of_the_page_has_changed(server: Server) -> None:
+    for path in ("/", "/page/examples/cat.jpg", "/page/main.js"):
+        answer = requests.get(f"{server.url}{path}", timeout=60)
+        assert answer.headers["Cache-Control"] == "no-cache"
+    headers = {"If-None-Match": answer.headers["ETag"]}
+    unchanged = requests.get(f"{server.url}/page/main.js", headers=headers, timeout=60)
+    assert unchanged.status_code == 304
 
 
 def test_the_javascript_of_the_docs_works(page: Page, server: Server, photos: Photos) -> None:

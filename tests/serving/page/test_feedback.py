@@ -197,3 +197,13 @@ def test_feedback_that_a_captive_portal_answers_is_not_shown_as_noted(page: Page
     alert = page.get_by_role("alert").filter(has_text="did not come from the service")
     expect(alert).to_be_visible()
     expect(page.get_by_text("Thank you.")).to_have_count(0)
+
+
+def test_on_an_iphone_the_menu_neither_takes_its_title_for_an_answer_nor_zooms_in(
+    page: Page, photos: Photos
+) -> None:
+    page.set_input_files("#files", [photos.sure, photos.unsure])
+    menu = page.get_by_label("Feedback on sure.png")
+    expect(menu.locator("option:checked")).to_have_text("Is it right?")
+    expect(menu.locator("option:checked")).to_be_disabled()  # iPhones show hidden entries
+    assert float(menu.evaluate("menu => parseFloat(getComputedStyle(menu).fontSize)")) >= 16

@@ -55,6 +55,11 @@ class HeldRequests:
         else:
             self.routes.append(route)
 
+    def wait_for_two(self, page: Page) -> None:
+        """Wait until two are held: before that, the browser had others in flight."""
+        while len(self.routes) < 2:
+            watch_frames(page, 1)
+
     def release(self) -> None:
         self._released = True
         for route in self.routes:
@@ -119,8 +124,7 @@ def test_frames_are_marked_and_photos_are_not(page: Page, photos: Photos) -> Non
 def test_frames_are_dropped_while_two_requests_have_no_response(page: Page) -> None:
     start_live_view(page)
     held = HeldRequests(page)
-    with page.expect_request("**/predict*"):
-        pass
+    held.wait_for_two(page)
     watch_frames(page, 4 * FRAMES)
     assert len(held.routes) == 2
 
@@ -132,7 +136,7 @@ def test_frames_are_dropped_while_two_requests_have_no_response(page: Page) -> N
 def test_an_older_answer_does_not_replace_a_newer_one(page: Page) -> None:
     start_live_view(page)
     held = HeldRequests(page)
-    watch_frames(page, 2 * FRAMES)
+    held.wait_for_two(page)
     older, newer = held.routes
     answer = newer.fetch()
     body = answer.json()
@@ -260,7 +264,7 @@ def test_the_other_camera_is_the_next_of_a_computer_or_on_the_other_side_of_a_ph
         settings,
     )
     page.get_by_role("button", name="Take a photo").click()
-    page.get_by_role("button", name="Other camera").click()
+    page.get_by_role("button", name="Switch camera").click()
 
     assert page.evaluate("asked") == [{"facingMode": "environment"}, asked]
     expect(page.get_by_label("Camera picture")).to_have_js_property("paused", False)
@@ -291,3 +295,46 @@ def test_it_stops_with_a_message_when_the_connection_brings_no_answers(page: Pag
         expect(page.get_by_role("alert")).to_contain_text("There was no answer within 10 seconds.")
         live = page.get_by_role("button", name="Live", exact=True)
         expect(live).to_have_attribute("aria-pressed", "false")
+
+
+def test_pauses_that_follow_each_other_are_announced_once(page: Page) -> None:
+    answers = itertools.cycle([True, True, False])
+    refused: list[Route] = []
+
+    def respond(route: Route) -> None:
+        if next(answers):
+            route.continue_()
+            return
+        refused.append(route)
+        error = {"code": "too_many_requests", "message": "Too many requests."}
+        route.fulfill(status=429, headers={"Retry-After": "1"}, json={"error": error})
+
+    page.route("**/predict*", respond)
+    page.evaluate(
+        """() => {
+            window.changes = [];
+            const notice = document.getElementById("notice");
+            const note = () => notice.hidden || window.changes.push(notice.textContent);
+            new MutationObserver(note).observe(notice, { attributeFilter: ["hidden"], childList: true });
+        }"""
+    )
+    page.get_by_role("button", name="Live view").click()
+    while len(refused) < 3:
+        with page.expect_response("**/predict*"):
+            pass
+    assert page.evaluate("changes") == ["Too many requests."]
+
+
+def test_it_stops_with_a_message_when_the_model_that_answers_cannot_be_described(
+    page: Page, server: Server
+) -> None:
+    model = requests.get(f"{server.url}/model", timeout=60).json() | {"version": "next"}
+    scores = {"label": "cat", "confidence": 0.9}
+    prediction = scores | {"uncertain": False, "top_k": [scores], "input": ""}
+    answer = {"request_id": "1", "model": model, "predictions": [prediction], "timings_ms": {}}
+    start_live_view(page)
+    page.route("**/model", lambda route: route.abort())
+    page.route("**/predict*", lambda route: route.fulfill(json=answer))
+
+    expect(page.get_by_role("alert")).to_contain_text("does not answer")
+    expect(page.get_by_role("button", name="Live", exact=True)).to_have_attribute("aria-pressed", "false")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image, features
 from playwright.sync_api import Page, Route, expect
 
@@ -41,7 +42,7 @@ def test_a_chosen_photo_gets_a_class_bars_and_a_time(page: Page, photos: Photos)
     expect(page.locator("#reading .verdict")).to_have_text(photos.sure_label)
     expect(page.locator("#reading .detail")).to_have_text(re.compile(r"^>?\d+% sure$"))
     expect(page.get_by_role("status")).to_contain_text(photos.sure_label)
-    expect(page.get_by_alt_text("Your picture, sure.png")).to_be_visible()
+    expect(page.get_by_alt_text("Your photo, sure.png")).to_be_visible()
 
     bars = page.get_by_role("list", name="Probability of each class").get_by_role("listitem")
     expect(bars).to_have_count(10)
@@ -98,16 +99,16 @@ def test_the_network_s_view_can_show_what_decided(
         plain = page.get_by_alt_text("The same in 32 by 32 pixels, as the network sees it", exact=True)
         expect(plain).to_be_visible()
         source = plain.get_attribute("src")
-        page.get_by_role("button", name="Show what decided").click()
+        page.get_by_role("button", name="Show explanation").click()
         explained = page.get_by_alt_text(
             re.compile("Red parts speak for (red|green|blue), blue parts against it")
         )
         expect(explained).to_be_visible()
         assert explained.get_attribute("src") != source
-        page.get_by_role("button", name="Hide what decided").click()
+        page.get_by_role("button", name="Hide explanation").click()
         expect(plain).to_have_attribute("src", source or "")
         page.set_viewport_size({"width": 390, "height": 900})
-        button = page.get_by_role("button", name="Show what decided").bounding_box()
+        button = page.get_by_role("button", name="Show explanation").bounding_box()
         pictures = page.locator(".pictures").bounding_box()
         assert button
         assert pictures
@@ -120,7 +121,7 @@ def test_a_model_that_gives_no_maps_has_no_button_for_them(page: Page, photos: P
     page.set_input_files("#files", photos.sure)
 
     expect_answer(page)
-    expect(page.get_by_role("button", name="Show what decided")).to_have_count(0)
+    expect(page.get_by_role("button", name="Show explanation")).to_have_count(0)
 
 
 def test_an_uncertain_prediction_is_shown_as_not_sure_with_the_reason(page: Page, photos: Photos) -> None:
@@ -187,14 +188,24 @@ def test_an_image_can_be_pasted(page: Page) -> None:
 def test_a_photo_can_be_taken_with_the_camera(page: Page) -> None:
     page.get_by_role("button", name="Take a photo").click()
     video = page.get_by_label("Camera picture")
-    expect(video).to_have_js_property("paused", False)
+    # Its first picture changes its height, and a button that moves during the click is not clicked.
+    expect(video).not_to_have_js_property("videoWidth", 0)
     page.get_by_role("button", name="Take photo").click()
 
     expect_answer(page)
     expect(video).to_have_js_property("srcObject", None)  # the camera is off
-    photo = page.get_by_alt_text("Your picture, photo.jpg")
+    photo = page.get_by_alt_text("Your photo, photo.jpg")
     assert photo.evaluate("image => image.naturalWidth") >= 640
     expect(page.get_by_role("heading", name="photo.jpg")).to_be_focused()  # the focused button is hidden now
+
+
+def test_a_camera_that_gives_no_picture_is_reported(page: Page) -> None:
+    page.evaluate("() => { HTMLCanvasElement.prototype.toBlob = (done) => done(null); }")
+    page.get_by_role("button", name="Take a photo").click()
+    expect(page.get_by_label("Camera picture")).not_to_have_js_property("videoWidth", 0)
+    page.get_by_role("button", name="Take photo").click()
+
+    expect(page.get_by_role("alert")).to_have_text("The camera returned no picture.")
 
 
 def test_a_missing_camera_is_reported(page: Page) -> None:
@@ -206,7 +217,7 @@ def test_a_missing_camera_is_reported(page: Page) -> None:
     )
     page.get_by_role("button", name="Take a photo").click()
 
-    expect(page.get_by_role("alert")).to_have_text("There is no camera.")
+    expect(page.get_by_role("alert")).to_have_text("No camera was found.")
     expect(page.get_by_role("button", name="Take a photo")).to_be_focused()
 
 
@@ -397,6 +408,7 @@ def test_a_page_that_was_opened_while_the_server_was_gone_is_complete_after_the_
     page.route("**/model", lambda route: route.abort())
     page.reload()
     expect(page.get_by_role("alert")).to_contain_text("The service does not answer")
+    expect(page.get_by_text("Or try one of these")).to_be_hidden()
     page.unroute("**/model")
     page.set_input_files("#files", photos.sure)
 
@@ -409,6 +421,8 @@ def test_the_last_of_two_quick_choices_wins(page: Page, server: Server, photos: 
     with server.frozen():
         page.set_input_files("#files", photos.unsure)
         expect(page.get_by_role("heading", name="unsure.png")).to_be_visible()
+        expect(page.get_by_role("status")).to_have_text("Classifying the photo.")
+        expect(page.locator("#reading .verdict")).to_have_text("Classifying…")
         page.set_input_files("#files", photos.sure)
         expect(page.get_by_role("heading", name="sure.png", exact=True)).to_be_visible()
 
@@ -433,3 +447,80 @@ def test_requests_that_a_busy_server_refuses_are_sent_again(page: Page, photos: 
     expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
     assert len(refused) == 3
     expect(page.locator(".card").get_by_text(photos.sure_label)).to_have_count(6)
+
+
+def test_a_page_that_is_opened_while_the_server_is_busy_asks_again(page: Page) -> None:
+    refused: list[Route] = []
+
+    def respond(route: Route) -> None:
+        if refused:
+            route.continue_()
+            return
+        refused.append(route)
+        error = {"code": "overloaded", "message": "The server has too much to do."}
+        route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": error})
+
+    page.route("**/model", respond)
+    page.reload()
+
+    expect(page.get_by_role("button", name=re.compile("^Example: "))).to_have_count(10)
+    assert len(refused) == 1
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "words"),
+    [
+        (413, {}, "The photo is too large for the server."),
+        (502, {}, "The service is not available at the moment (status 502)."),
+        (503, {"Retry-After": "3600"}, "The service is not available at the moment (status 503)."),
+    ],
+)
+def test_an_error_of_a_proxy_is_explained_at_once(
+    page: Page, photos: Photos, status: int, headers: dict[str, str], words: str
+) -> None:
+    page.route(
+        "**/predict*",
+        lambda route: route.fulfill(status=status, headers=headers, body="<!doctype html><h1>nginx</h1>"),
+    )
+    page.set_input_files("#files", photos.sure)
+
+    expect(page.locator("#reading .verdict")).to_have_text("No answer")
+    expect(page.locator("#reading .detail")).to_contain_text(words)
+
+
+def test_long_names_of_classes_fit_a_phone_in_full(page: Page, server: Server) -> None:
+    names = [f"golden_retriever_that_is_{age}_grown_up" for age in ("fully", "nearly")]
+    model = requests.get(f"{server.url}/model", timeout=60).json() | {"classes": names}
+    scores = [{"label": name, "confidence": 0.5} for name in names]
+    prediction = scores[0] | {"uncertain": False, "top_k": scores, "input": ""}
+    answer = {"request_id": "1", "model": model, "predictions": [prediction], "timings_ms": {}}
+    page.route("**/model", lambda route: route.fulfill(json=model))
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.reload()
+    page.route("**/predict*", lambda route: route.fulfill(json=answer))
+    page.set_input_files("#files", CAT)
+    page.get_by_role("button", name="Wrong").click()
+
+    expect(page.locator("#reading .verdict")).to_have_text(names[0])
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    cut = page.locator("#single *").evaluate_all(
+        "all => all.filter((each) => each.scrollWidth > each.clientWidth && each.clientWidth)"
+        ".map((each) => each.outerHTML)"
+    )
+    assert cut == []
+
+
+def test_a_file_that_can_no_longer_be_read_is_reported(page: Page, photos: Photos, tmp_path: Path) -> None:
+    held: list[Route] = []
+    page.route("**/model", lambda route: held.append(route))
+    page.reload()
+    file = tmp_path / "gone.png"
+    file.write_bytes(photos.sure.read_bytes())
+    page.set_input_files("#files", file)
+    expect(page.get_by_role("heading", name="gone.png")).to_be_visible()
+    file.unlink()
+    held[0].continue_()
+
+    detail = page.locator("#reading .detail")
+    expect(detail).to_have_text("The browser can no longer read this file. Choose it again.")

@@ -1,7 +1,7 @@
 // @ts-check
 /** Decodes an image file to the pixels that the network's preprocessing takes: upright RGB, transparent parts white. */
 
-import { ClassifierError } from "./answer.js";
+import { ClassifierError, UNREADABLE } from "./answer.js";
 import { decodePng } from "./png.js";
 
 /** @typedef {{width: number, height: number, rgb: Uint8Array}} Pixels RGB without padding. */
@@ -29,6 +29,7 @@ const MORE_FORMATS = /^.{4}ftyp/s; // HEIC, AVIF: some browsers decode them
 export async function decode(file, size, fit) {
   if (!file.size) throw new ClassifierError("The picture is empty (0 bytes).");
   const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 32).arrayBuffer()));
+  if (!start) throw new ClassifierError(UNREADABLE); // Chromium reads nothing of a file that is gone
   const kind = UNSUPPORTED.find(([, signature]) => signature.test(start));
   if (kind) throw new ClassifierError(`${kind[0]} is not supported; ${WANTED}.`);
   try {
