@@ -10,7 +10,8 @@ const MAX_SIDE = 2048; // pixels: a multiple of what networks take, and a fracti
  * @returns {Promise<Blob>} The image itself if it has another format, or if the browser cannot decode it.
  */
 export async function toCommonFormat(image) {
-  if ((await image.slice(4, 8).text()) !== "ftyp") return image;
+  const signature = image.slice(4, 8);
+  if ((await signature.text().catch(() => "")) !== "ftyp") return image; // sending explains what cannot be read
   const bitmap = await createImageBitmap(image).catch(() => null);
   if (!bitmap) return image; // the service reads it or explains what to do
   const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));

@@ -511,10 +511,18 @@ def test_long_names_of_classes_fit_a_phone_in_full(page: Page, server: Server) -
     assert cut == []
 
 
-def test_a_file_that_can_no_longer_be_read_is_reported(page: Page, photos: Photos, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "script",
+    ["", "Blob.prototype.text = () => Promise.reject(new DOMException('', 'NotReadableError'));"],
+    ids=["Chromium reads nothing", "others fail"],
+)
+def test_a_file_that_can_no_longer_be_read_is_reported(
+    page: Page, photos: Photos, tmp_path: Path, script: str
+) -> None:
     held: list[Route] = []
     page.route("**/model", lambda route: held.append(route))
     page.reload()
+    page.evaluate(f"() => {{ {script} }}")
     file = tmp_path / "gone.png"
     file.write_bytes(photos.sure.read_bytes())
     page.set_input_files("#files", file)

@@ -46,6 +46,22 @@ def test_a_photo_can_be_pasted(page: Page) -> None:
     expect(page.locator("#timing")).to_have_text(ANSWERED)
 
 
+def test_a_file_that_can_no_longer_be_read_is_reported(page: Page) -> None:
+    page.set_input_files("#files", CAT)
+    expect(page.locator("#timing")).to_have_text(ANSWERED)
+    (worker,) = page.workers
+    worker.evaluate(
+        """() => {
+            const gone = () => Promise.reject(new DOMException("", "NotReadableError"));
+            Blob.prototype.arrayBuffer = gone;
+        }"""
+    )
+    page.set_input_files("#files", CAT)
+
+    detail = page.locator("#reading .detail")
+    expect(detail).to_have_text("The browser can no longer read this file. Choose it again.")
+
+
 def test_nothing_is_left_that_needs_a_server(page: Page, site: Site) -> None:
     page.set_input_files("#files", CAT)
     expect(page.locator("#timing")).to_have_text(ANSWERED)

@@ -28,8 +28,10 @@ const MORE_FORMATS = /^.{4}ftyp/s; // HEIC, AVIF: some browsers decode them
  */
 export async function decode(file, size, fit) {
   if (!file.size) throw new ClassifierError("The picture is empty (0 bytes).");
-  const start = String.fromCharCode(...new Uint8Array(await file.slice(0, 32).arrayBuffer()));
-  if (!start) throw new ClassifierError(UNREADABLE); // Chromium reads nothing of a file that is gone
+  const head = file.slice(0, 32);
+  const bytes = await head.arrayBuffer().catch(() => new ArrayBuffer(0));
+  const start = String.fromCharCode(...new Uint8Array(bytes));
+  if (!start) throw new ClassifierError(UNREADABLE); // some browsers fail, and Chromium reads nothing
   const kind = UNSUPPORTED.find(([, signature]) => signature.test(start));
   if (kind) throw new ClassifierError(`${kind[0]} is not supported; ${WANTED}.`);
   try {
