@@ -189,6 +189,27 @@ def test_feedback_can_be_sent_again_after_a_failure(page: Page, server: Server, 
     wait_for_feedback(server, request_id, (True, photos.sure_label))
 
 
+def test_feedback_that_a_busy_server_refuses_is_sent_again(
+    page: Page, server: Server, photos: Photos
+) -> None:
+    refused: list[Route] = []
+
+    def respond(route: Route) -> None:
+        if refused:
+            route.continue_()
+            return
+        refused.append(route)
+        error = {"code": "overloaded", "message": "The server has too much to do."}
+        route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": error})
+
+    page.route("**/feedback", respond)
+    request_id = classify(page, photos)
+    page.get_by_role("button", name="Right").click()
+
+    expect(page.get_by_text(f"Thank you. Noted: {photos.sure_label}.")).to_be_visible()
+    wait_for_feedback(server, request_id, (True, photos.sure_label))
+
+
 def test_feedback_that_a_captive_portal_answers_is_not_shown_as_noted(page: Page, photos: Photos) -> None:
     classify(page, photos)
     page.route("**/feedback", lambda route: route.fulfill(status=200, body="<!doctype html>"))
