@@ -143,8 +143,10 @@ def _export_feedback(
 
     Other models may have other classes, which the data of this one do not have.
     """
-    if not (config.export_feedback and config.images_dir and versions):
+    if not (config.export_feedback and config.images_dir):
         return []
+    if not versions:  # nothing was answered
+        return [export_feedback(feedback, config.images_dir, config.export_feedback)]
     named = re.match("models:/([^/@]+)[/@]", config.model_uri or "")
     model = named[1] if named else _model_of(versions[-1].version)
     models = feedback["model_version"].astype(object).map(_model_of, na_action="ignore")

@@ -148,6 +148,16 @@ def test_only_the_feedback_on_one_model_is_exported(
         assert {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.png")} == files
 
 
+@pytest.mark.usefixtures("mlflow_store")
+def test_an_export_says_that_nothing_was_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = RequestLog(LOG, **UNLIMITED)
+    log.put(record("refused", status=503, error_code="overloaded"))
+    log.close()
+    Path("kept").mkdir()
+    assert "Feedback: 0 images copied to " in export()
+
+
 def test_the_folder_of_the_images_must_be_named() -> None:
     done = CliRunner().invoke(main, ["monitor", "--export-feedback", "corrected"])
     assert done.exit_code == 2
