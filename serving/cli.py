@@ -231,8 +231,8 @@ def demo(ctx: click.Context, given: dict[str, Any]) -> None:
     photo = PHOTO.relative_to(Path.cwd()) if PHOTO.is_relative_to(Path.cwd()) else PHOTO
     classify_photo = f"cifar-mlflow classify{champion_option(name)} {shlex.quote(str(photo))}"
     next_steps = [
-        (ui_command(), "compare the runs: http://localhost:5000"),
         *_activation(),
+        (ui_command(), "compare the runs: http://localhost:5000"),
         (another, "another architecture, on the same split"),
         ("cifar-mlflow train --recipe fast", "all of CIFAR-10 (downloads 170 MB)"),
         (classify_photo, "or your own photos and folders of them"),

@@ -5,6 +5,7 @@ import importlib
 import json
 import pkgutil
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +75,13 @@ def test_each_verb_and_each_route_works(
 
     assert "green" in commands.run("data", *data)
     assert "labels that are probably wrong" in commands.run("review", *train, "--epochs", "1", "--folds", "2")
+    Path(".venv").symlink_to(sys.prefix)
     shown = commands.run("demo", *train, *named, "--epochs", "4", "--serve-precision", "fp32")
     assert "classifies cat.jpg as: " in shown
     after = shown.partition("What next:\n")[2]
-    assert after.startswith("  python -m cifar_mlflow.tracking.ui ")
+    assert re.match(r"  source \.venv/bin/activate +#.*\n  python -m cifar_mlflow\.tracking\.ui +#", after)
     assert re.search("^  cifar-mlflow serve +#", after, re.M)
-    assert not re.search("^  (make|source) ", after, re.M)  # not in the folder of the Makefile
+    assert not re.search("^  make ", after, re.M)  # not in the folder of the Makefile
     chosen = (*named, "--target-accuracy", "0.9")
     trained = commands.run("train", *train, *chosen, "--epochs", "1", "--run-name", "second", "--lr", "1e-4")
     assert re.search(
