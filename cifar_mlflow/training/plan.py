@@ -146,7 +146,8 @@ def measure(training: Training, seconds: float) -> Speed:
     """Measure the times of a training, for the smallest and the largest images if `small_images` is set.
 
     Args:
-        training: cannot be used afterwards.
+        training: of at least two epochs, so that the last one has larger images than the first; it cannot be
+            used afterwards.
         seconds: about how long to measure the steps of each image size.
     """
     # A training imports this in a thread during its first epoch; do it now, so that no step is slowed.
