@@ -103,7 +103,7 @@ def failure_reason(study: optuna.Study) -> str | None:
     if not counts[TrialState.PRUNED]:
         failed = "the only trial" if len(own) == 1 else f"all {len(own)} trials"
         return f"{failed} failed{reason}"
-    return f"no trial was completed: {len(errors)} failed, {counts[TrialState.PRUNED]} were pruned{reason}"
+    return f"no trial was completed: {len(errors)} failed, {counts[TrialState.PRUNED]} pruned{reason}"
 
 
 def varying_parameters(trials: list[FrozenTrial]) -> list[str]:

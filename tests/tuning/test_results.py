@@ -63,9 +63,9 @@ PRIOR = trial(values=(0.5,), origin="earlier run")
         ([PRIOR, FAILED_C], "the only trial failed; most frequent reason (1 of 1): out of memory"),
         (
             [PRUNED, FAILED_C],
-            "no trial was completed: 1 failed, 1 were pruned; most frequent reason (1 of 1): out of memory",
+            "no trial was completed: 1 failed, 1 pruned; most frequent reason (1 of 1): out of memory",
         ),
-        ([PRUNED], "no trial was completed: 0 failed, 1 were pruned"),
+        ([PRUNED], "no trial was completed: 0 failed, 1 pruned"),
         ([], "no trial was run: the budget was used up before the first one could start"),
         ([PRIOR], "no trial was run: the budget was used up before the first one could start"),
     ],
