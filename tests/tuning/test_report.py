@@ -21,6 +21,7 @@ from PIL import Image
 
 from cifar_mlflow.cli import main
 from cifar_mlflow.config import resolve_train_config
+from cifar_mlflow.names import counted
 from cifar_mlflow.tracking.lifecycle import tracked_run
 from cifar_mlflow.tracking.store import connect
 from tests.tuning.studies import ONE, RUNNING, TWO, WAITING, make_study, search, trial
@@ -184,7 +185,7 @@ def test_charts_that_need_more_trials_are_left_out_and_the_report_says_why(
     assert reason in Page(folder / "study.html").text
     assert ("best.value" in run.data.tags) == ("best.json" in expected)
     assert run.data.metrics["trials"] == len(states)
-    assert f"{len(states)} trials" in leaderboard(study)
+    assert counted(len(states), "trial") in leaderboard(study)
 
 
 def test_trials_without_attributes_are_shown(tmp_path: Path) -> None:
