@@ -111,7 +111,7 @@ def test_a_pipe_that_nobody_reads_does_not_block_the_event_loop(programs: list[P
     reader.join()
     lines = [json.loads(line) for line in b"".join(packets).splitlines()]
     numbers = [line["number"] for line in lines if line["event"] == "structured"]
-    assert numbers == list(range(len(numbers)))
+    assert numbers == sorted(set(numbers))  # in their order; while the pipe fills, the queue may lose some
     # Every line was written or counted as lost, also the first "one more", which may find the queue full.
     lost = sum(line["lines"] for line in lines if line["event"] == "log lines dropped")
     written = sum(line["event"] != "log lines dropped" for line in lines)
