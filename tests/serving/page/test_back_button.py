@@ -55,6 +55,7 @@ def test_it_closes_the_newest_view_first(page: Page, photos: Photos) -> None:
 def test_going_back_by_two_entries_closes_two_views(page: Page) -> None:
     """As from the list that a long press of the button shows."""
     page.get_by_role("button", name="Live view").click()
+    expect(page.locator("#rate")).to_contain_text("per second")  # from now on, the page does not move
     page.get_by_role("button", name="About the model").click()
     expect(page.get_by_role("dialog")).to_be_visible()
     page.evaluate("history.go(-2)")
@@ -65,6 +66,7 @@ def test_going_back_by_two_entries_closes_two_views(page: Page) -> None:
 
 def test_views_that_were_closed_in_another_way_need_no_going_back(page: Page, photos: Photos) -> None:
     page.get_by_role("button", name="About the model").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
     page.keyboard.press("Escape")
     wait_until_nothing_is_open(page)
     page.set_input_files("#files", [photos.sure, photos.unsure])
@@ -123,6 +125,7 @@ def test_on_a_phone_a_photo_taken_with_the_camera_stays_in_view(
     """Closing the camera goes back in the history, for which a browser would scroll to where it was."""
     page = open_page(server.url, viewport={"width": 390, "height": 700}, is_mobile=True, has_touch=True)
     page.get_by_role("button", name="Take a photo").tap()
+    expect(page.get_by_label("Camera picture")).not_to_have_js_property("videoWidth", 0)
     page.get_by_role("button", name="Take photo").tap()
     wait_until_nothing_is_open(page)
     expect(page.locator("#timing")).to_have_text(re.compile("Answered in"))
