@@ -149,6 +149,22 @@ def shorten_timeouts(page: Page) -> None:
     )
 
 
+def refuse_at_first(page: Page, pattern: str, status: int, times: int = 1) -> list[Route]:
+    """Answer the first requests as a busy service does; return them, as they come."""
+    refused: list[Route] = []
+
+    def respond(route: Route) -> None:
+        if len(refused) == times:
+            route.continue_()
+            return
+        refused.append(route)
+        error = {"code": "overloaded", "message": "The server has too much to do."}
+        route.fulfill(status=status, headers={"Retry-After": "1"}, json={"error": error})
+
+    page.route(pattern, respond)
+    return refused
+
+
 def noise(width: int, height: int, kind: str = "JPEG", **options: Any) -> bytes:
     """Return an image that does not compress."""
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from serving.monitoring.database import Database
-from tests.serving.page.conftest import Photos, Server
+from tests.serving.page.conftest import Photos, Server, refuse_at_first
 
 pytestmark = pytest.mark.slow
 
@@ -192,21 +192,12 @@ def test_feedback_can_be_sent_again_after_a_failure(page: Page, server: Server, 
 def test_feedback_that_a_busy_server_refuses_is_sent_again(
     page: Page, server: Server, photos: Photos
 ) -> None:
-    refused: list[Route] = []
-
-    def respond(route: Route) -> None:
-        if refused:
-            route.continue_()
-            return
-        refused.append(route)
-        error = {"code": "overloaded", "message": "The server has too much to do."}
-        route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": error})
-
-    page.route("**/feedback", respond)
+    refused = refuse_at_first(page, "**/feedback", 503)
     request_id = classify(page, photos)
     page.get_by_role("button", name="Right").click()
 
     expect(page.get_by_text(f"Thank you. Noted: {photos.sure_label}.")).to_be_visible()
+    assert len(refused) == 1
     wait_for_feedback(server, request_id, (True, photos.sure_label))
 
 

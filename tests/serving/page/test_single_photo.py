@@ -19,6 +19,7 @@ from tests.serving.page.conftest import (
     Photos,
     Server,
     noise,
+    refuse_at_first,
     reload_before_promotion,
     shorten_timeouts,
     upload,
@@ -431,17 +432,7 @@ def test_the_last_of_two_quick_choices_wins(page: Page, server: Server, photos: 
 
 
 def test_requests_that_a_busy_server_refuses_are_sent_again(page: Page, photos: Photos) -> None:
-    refused: list[Route] = []
-
-    def respond(route: Route) -> None:
-        if len(refused) == 3:
-            route.continue_()
-            return
-        refused.append(route)
-        error = {"code": "too_many_requests", "message": "Try again."}
-        route.fulfill(status=429, headers={"Retry-After": "1"}, json={"error": error})
-
-    page.route("**/predict*", respond)
+    refused = refuse_at_first(page, "**/predict*", 429, times=3)
     page.set_input_files("#files", [photos.sure] * 6)
 
     expect(page.get_by_role("button", name="Download as CSV")).to_be_enabled()
@@ -450,17 +441,7 @@ def test_requests_that_a_busy_server_refuses_are_sent_again(page: Page, photos: 
 
 
 def test_a_page_that_is_opened_while_the_server_is_busy_asks_again(page: Page) -> None:
-    refused: list[Route] = []
-
-    def respond(route: Route) -> None:
-        if refused:
-            route.continue_()
-            return
-        refused.append(route)
-        error = {"code": "overloaded", "message": "The server has too much to do."}
-        route.fulfill(status=503, headers={"Retry-After": "1"}, json={"error": error})
-
-    page.route("**/model", respond)
+    refused = refuse_at_first(page, "**/model", 503)
     page.reload()
 
     expect(page.get_by_role("button", name=re.compile("^Example: "))).to_have_count(10)
